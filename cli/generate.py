@@ -1,0 +1,209 @@
+"""`ldm generate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ldm.pipeline import Progress, Request
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+DTYPES = ("float32", "bfloat16", "float16")
+
+Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT...", help="@prompts.txt: a prompt a line.")]
+Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
+Guidance = Annotated[float, typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.")]
+Negative = Annotated[str, typer.Option(help="What to guide away from.")]
+Steps = Annotated[int, typer.Option(help="Sampling steps.")]
+SamplerName = Annotated[str, typer.Option(help="ddim or ddpm.")]
+Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0; ddpm: 1]")]
+Seed = Annotated[int, typer.Option(help="Of the first picture of each prompt; the next have the next seeds.")]
+Num = Annotated[int, typer.Option(help="Pictures of each prompt.")]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
+Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
+Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+
+
+def generate(
+    prompts: Prompts,
+    model: Model = "emoji",
+    cfg: Guidance = 3.0,
+    negative: Negative = "",
+    steps: Steps = 30,
+    sampler: SamplerName = "ddim",
+    eta: Eta = None,
+    seed: Seed = 0,
+    num: Num = 1,
+    size: Size = None,
+    out: Out = Path("pictures"),
+    grid: Grid = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw pictures of prompts."""
+    texts = read_prompts(prompts)
+    paths = output_paths(out, texts, num, grid)
+    width_and_height = parse_size(size)
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: give {', '.join(DTYPES)}")
+    check_writable(paths)
+
+    import torch
+
+    from ldm.pipeline import Request, TextToImage
+
+    request = Request(
+        prompts=tuple(texts),
+        negative_prompt=negative,
+        guidance_scale=cfg,
+        num_inference_steps=steps,
+        num_images=num,
+        seed=seed,
+        sampler=sampler,
+        eta=eta,
+        size=width_and_height,
+    )
+    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device)
+    facts = parameters(request, model, pipe.size(request))
+    with progress_bar() as progress:
+        images = pipe.draw(request, progress=progress)
+        if grid:
+            from ldm.data.pictures import contact_sheet
+
+            columns = num if num > 1 else math.ceil(math.sqrt(len(texts)))
+            save(contact_sheet(list(images), columns), paths[0], "\n".join(texts), facts | {"seed": seed})
+            typer.echo(paths[0])
+            return
+        for path, image, (prompt, picture_seed) in zip(paths, images, request.pictures, strict=True):
+            save(image, path, prompt, facts | {"seed": picture_seed})
+            typer.echo(path)
+
+
+def read_prompts(arguments: Sequence[str]) -> list[str]:
+    """The prompts given, with `@file` replaced by the file's lines; raises UserError when it has none."""
+    prompts: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("@"):
+            prompts.append(argument)
+            continue
+        path = Path(argument[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read prompts from {path}: {getattr(error, 'strerror', None) or error}") from None
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise UserError(f"{path} has no prompts: give it one a line")
+        prompts += found
+    return prompts
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height out of "WxH"."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text.lower())
+    if not match:
+        raise UserError(f"--size {text}: give width and height such as 96x64")
+    return int(match[1]), int(match[2])
+
+
+def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
+    """The files to write, in the order of the pictures; makes the folder if `out` is one."""
+    count = 1 if grid else len(prompts) * num
+    if out.suffix.lower() in PICTURE_SUFFIXES:
+        return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    if grid:
+        return [out / "grid.png"]
+    slugs = [slug(prompt) for prompt in prompts for _ in range(num)]
+    return [out / f"{name}-{i}.png" for i, name in enumerate(slugs)]
+
+
+def slug(prompt: str) -> str:
+    """A prompt's letters and digits as the beginning of a file's name."""
+    return re.sub(r"[\W_]+", "-", prompt.lower())[:50].strip("-") or "picture"
+
+
+def check_writable(paths: Sequence[Path]) -> None:
+    """Raise UserError, before any work is done, if the files could not be written after it."""
+    folder = paths[0].parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder")
+
+
+def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str, object]:
+    """What besides prompt and seed makes the picture what it is."""
+    import ldm
+    from ldm.diffusion.samplers import make_sampler
+
+    return {
+        "negative_prompt": request.negative_prompt,
+        "steps": request.num_inference_steps,
+        "sampler": request.sampler,
+        "eta": make_sampler(request.sampler, request.eta).eta,
+        "guidance_scale": request.guidance_scale,
+        "model": model,
+        "size": f"{size[0]}x{size[1]}",
+        "ldm_version": ldm.__version__,
+    }
+
+
+def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object]) -> None:
+    """Write a picture; a PNG tells in its text chunks how it was made."""
+    from PIL.PngImagePlugin import PngInfo
+
+    notes = PngInfo()
+    notes.add_text("prompt", prompt)
+    notes.add_text("negative_prompt", str(facts["negative_prompt"]))
+    notes.add_text("parameters", json.dumps(facts))
+    try:
+        image.save(path, pnginfo=notes)  # other formats have no use for it
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """What the sampler reports its steps to: a bar with rate and time left on a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    speed = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, rate="")
+
+        def report(done: int, total: int) -> None:
+            rate = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate=f"{rate:.1f} steps/s" if rate else "")
+
+        yield report

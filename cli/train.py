@@ -1,0 +1,121 @@
+"""`ldm train-vae` and `ldm train-unet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ldm.config import Config
+
+ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
+Data = Annotated[str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, parquet, or a Hub id.")]
+Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps in total.")]
+MaxTime = Annotated[str | None, typer.Option(help="Stop, save and finish after this long, such as 9m or 1h30m.")]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures in a step, all processes together.")]
+SaveEvery = Annotated[int | None, typer.Option(help="Optimiser steps between saves.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one option of the configuration.")
+]
+
+
+def train_vae(
+    data: Data,
+    config: ConfigArgument = "tiny",
+    out: Out = None,
+    resume: Resume = False,
+    max_steps: MaxSteps = None,
+    max_time: MaxTime = None,
+    batch_size: BatchSize = None,
+    save_every: SaveEvery = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    settings: Set = None,
+) -> None:
+    """Train an autoencoder on pictures."""
+    loaded = _config(config, settings, "autoencoder", max_steps, batch_size, save_every, seed)
+    path = Path(out or f"runs/{Path(config).stem}-vae")
+    _train("autoencoder", loaded, data, path, resume, max_time, dry_run)
+
+
+def train_unet(
+    data: Data,
+    config: ConfigArgument = "tiny",
+    vae: Annotated[str | None, typer.Option(help="A train-vae run, a pipeline or an autoencoder's folder.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from this trained model instead of from nothing.")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    max_steps: MaxSteps = None,
+    max_time: MaxTime = None,
+    batch_size: BatchSize = None,
+    save_every: SaveEvery = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    settings: Set = None,
+) -> None:
+    """Train a U-Net and its text encoder on an autoencoder's latents."""
+    loaded = _config(config, settings, "unet", max_steps, batch_size, save_every, seed)
+    path = Path(out or f"runs/{Path(config).stem}-unet")
+    _train("unet", loaded, data, path, resume, max_time, dry_run, vae=vae, init=init)
+
+
+def _config(
+    name: str,
+    settings: list[str] | None,
+    stage: str,
+    max_steps: int | None,
+    batch_size: int | None,
+    save_every: int | None,
+    seed: int | None,
+) -> Config:
+    """The configuration with the command's own options as the last overrides."""
+    from ldm import config
+
+    overrides = list(settings or [])
+    for option, value in (("max_steps", max_steps), ("batch_size", batch_size), ("save_every", save_every)):
+        if value is not None:
+            overrides.append(f"training.{stage}.{option}={value}")
+    if seed is not None:
+        overrides.append(f"training.seed={seed}")
+    return config.load(name, overrides)
+
+
+def _train(
+    stage_name: str,
+    config: Config,
+    data: str,
+    out: Path,
+    resume: bool,
+    max_time: str | None,
+    dry_run: bool,
+    **starting_points: Any,
+) -> None:
+    from ldm.training.loop import Limits, parse_duration
+
+    limits = Limits(parse_duration(max_time) if max_time else None)
+    if dry_run:
+        from ldm.training.plan import plan
+
+        typer.echo(plan(stage_name, config, data))
+        return
+    from ldm import build
+    from ldm.data.sources import open_source
+    from ldm.training.loop import start_accelerator, train
+    from ldm.training.run import Run
+
+    run = Run(out, resume)
+    settings = getattr(config.training, stage_name)
+    accelerator = start_accelerator(settings, config.training.seed)
+    with accelerator.main_process_first():  # one process renders or downloads, the others find it done
+        source = open_source(data, config.data)
+    if stage_name == "autoencoder":
+        stage: Any = build.autoencoder_stage(config, source, accelerator)
+    else:
+        stage = build.unet_stage(config, source, accelerator, run, **starting_points)
+    train(stage, source, config, run, limits)

@@ -1,0 +1,32 @@
+"""Latent text-to-image diffusion: train an autoencoder and a U-Net on your own pictures, and draw with them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldm.checkpoint.pretrained import Autoencoder, UNet
+    from ldm.pipeline import TextToImage
+
+__all__ = ["Autoencoder", "TextToImage", "UNet"]
+__version__ = "0.1.0"
+
+# In a checkout `ldm.cli`, `ldm.configs` and `ldm.weights` lie beside this folder, not in it.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "cli").is_dir():
+    __path__.append(str(_checkout))
+
+_rooms = {
+    "Autoencoder": "ldm.checkpoint.pretrained",
+    "TextToImage": "ldm.pipeline",
+    "UNet": "ldm.checkpoint.pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes when they are first asked for, so that `import ldm` stays instant."""
+    if name in _rooms:
+        return getattr(importlib.import_module(_rooms[name]), name)
+    raise AttributeError(f"module 'ldm' has no attribute {name!r}")

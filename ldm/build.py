@@ -1,0 +1,100 @@
+"""Configuration -> objects; the only place that maps a `kind` to a class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import Config
+from ldm.data.sources import Source
+from ldm.errors import UserError
+from ldm.models.text import BertTextEncoder, Tokenizer
+from ldm.training.autoencoder import AutoencoderStage
+from ldm.training.latents import MomentsCache
+from ldm.training.run import Run
+from ldm.training.unet import UNetStage
+
+TEXT_ENCODERS = {"bert": BertTextEncoder}
+
+
+def autoencoder_stage(config: Config, source: Source, accelerator: Accelerator) -> AutoencoderStage:
+    """A new autoencoder and all that trains it."""
+    sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
+    return AutoencoderStage(Autoencoder(sized), config, accelerator, source)
+
+
+def unet_stage(
+    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+) -> UNetStage:
+    """A new U-Net and text encoder, or those of `init`, on the latents of the autoencoder `vae`, ready to train."""
+    parts = _initial_parts(config, source, accelerator, run, vae, init)
+    cache = None
+    if config.training.unet.cache_latents:
+        autoencoder = parts.autoencoder.to(accelerator.device).eval()
+        cache = MomentsCache(run.path / "moments.npy", autoencoder, source, config.data.size, accelerator)
+    return UNetStage(parts, config, accelerator, cache)
+
+
+def _initial_parts(
+    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+) -> Parts:
+    steps = run.steps()
+    if steps:  # a resumed run: its own autoencoder and tokenizer; the weights follow from its state
+        saved = load_pipeline(steps[-1])
+        tokenizer, autoencoder = saved.tokenizer, saved.autoencoder
+        return _new_parts(config, autoencoder, tokenizer)
+    if init is not None:
+        parts = load_pipeline(resolve(init))
+        autoencoder = load_autoencoder(find_autoencoder(vae)) if vae else parts.autoencoder
+        _check_autoencoder(autoencoder, config, vae or init)
+        return Parts(autoencoder, parts.unet, parts.text_encoder, parts.tokenizer, config.diffusion)
+    if vae is None:
+        raise UserError(
+            "train-unet needs an autoencoder: --vae (a train-vae run, a pipeline or an autoencoder's folder)"
+        )
+    autoencoder = load_autoencoder(find_autoencoder(vae))
+    _check_autoencoder(autoencoder, config, vae)
+    return _new_parts(config, autoencoder, _tokenizer(config, source, accelerator))
+
+
+def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -> Parts:
+    text_encoder = TEXT_ENCODERS[config.text.kind](config.text, tokenizer.vocab_size)
+    side = config.data.size // autoencoder.config.downsampling_factor
+    unet = UNet(config.unet.model_copy(update={"sample_size": side}))
+    return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
+
+
+def _check_autoencoder(autoencoder: Autoencoder, config: Config, where: str | Path) -> None:
+    if autoencoder.config.scaling_factor is None:
+        raise UserError(f"the autoencoder of {where} has no latent statistics: its training has not ended")
+    if autoencoder.config.latent_channels != config.unet.out_channels:
+        raise UserError(
+            f"the autoencoder of {where} has {autoencoder.config.latent_channels} latent channels, "
+            f"unet.out_channels is {config.unet.out_channels}"
+        )
+    if config.data.size % autoencoder.config.downsampling_factor:
+        raise UserError(
+            f"data.size {config.data.size} is not divisible by {autoencoder.config.downsampling_factor}, the "
+            f"downsampling factor of the autoencoder of {where}"
+        )
+
+
+def _tokenizer(config: Config, source: Source, accelerator: Accelerator) -> Tokenizer:
+    """A vocabulary made from the captions by the main process and given to the others."""
+    from accelerate.utils import broadcast_object_list
+
+    made: list[str | None] = [None]
+    if accelerator.is_main_process:
+        made[0] = Tokenizer.train(_captions(source), config.text.vocab_size, config.text.max_length).to_json()
+    broadcast_object_list(made)
+    assert made[0] is not None
+    return Tokenizer.from_json(made[0], config.text.max_length)
+
+
+def _captions(source: Source) -> Iterable[str]:
+    for index in range(len(source)):
+        yield from source.captions(index)

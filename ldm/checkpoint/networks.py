@@ -1,0 +1,147 @@
+"""Single networks and the tokenizer <-> their folders in the layout of diffusers and transformers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.fields import load_fields
+from ldm.checkpoint.network_fields import (
+    autoencoder_from_fields,
+    autoencoder_to_fields,
+    text_from_fields,
+    text_to_fields,
+    unet_from_fields,
+    unet_to_fields,
+)
+from ldm.checkpoint.store import load_text, save_json, save_text
+from ldm.checkpoint.weights import SHARD_SIZE, build, load_weights, save_weights
+from ldm.config import AutoencoderConfig
+from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.text import SPECIAL_TOKENS, BertTextEncoder, Tokenizer
+from ldm.models.unet import UNet
+
+A = TypeVar("A", bound=Autoencoder)
+U = TypeVar("U", bound=UNet)
+
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+
+# Names that diffusers gave the autoencoder's attention before version 0.15; Stable Diffusion 1's still has them.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def read_autoencoder(kind: type[A], folder: Path, dtype: torch.dtype) -> A:
+    """An autoencoder of class `kind` out of a folder with `config.json` and weights; UserError if it is not whole."""
+    config = autoencoder_from_fields(load_fields(folder / "config.json"), folder / "config.json")
+    tensors = {_new_name(name): tensor for name, tensor in load_weights(folder, DIFFUSERS_STEM).items()}
+    return build(lambda: kind(config), tensors, dtype, folder)
+
+
+def _new_name(name: str) -> str:
+    start, attention, rest = name.partition(".mid_block.attentions.0.")
+    layer, dot, parameter = rest.partition(".")
+    return f"{start}{attention}{OLD_ATTENTION.get(layer, layer)}{dot}{parameter}"
+
+
+def write_autoencoder(
+    autoencoder: Autoencoder, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE
+) -> None:
+    """Write an autoencoder, its weights as `dtype` if given, with its statistics folded into one scaling factor."""
+    config, tensors = fold_statistics(autoencoder.config, autoencoder.state_dict())
+    save_weights(folder, DIFFUSERS_STEM, tensors, dtype, shard_size)
+    save_json(folder / "config.json", autoencoder_to_fields(config))
+
+
+def fold_statistics(
+    config: AutoencoderConfig, tensors: dict[str, Tensor]
+) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
+    """The same latents and pictures with a single scaling factor s, all that StableDiffusionPipeline knows.
+
+    With ratios r_c = s_c / s, the encoder's last layer gives mean' = (mean - shift_c) r_c and
+    log-variance' = log-variance + 2 log r_c; the decoder's first layer undoes it, z = z' / r_c + shift_c.
+    """
+    scaling = config.scaling_factor
+    if not isinstance(scaling, tuple) and not config.shift_factor:
+        return config, tensors
+    channels = config.latent_channels
+    scales = scaling if isinstance(scaling, tuple) else (1.0 if scaling is None else scaling,) * channels
+    common = math.exp(sum(math.log(s) for s in scales) / channels) if isinstance(scaling, tuple) else scales[0]
+    ratios = torch.tensor(scales, dtype=torch.float64) / common
+    shifts = torch.tensor(config.shift_factor or 0.0, dtype=torch.float64).expand(channels)
+
+    encoder_weight, encoder_bias = (tensors[f"quant_conv.{name}"].double().cpu() for name in ("weight", "bias"))
+    mean_bias, log_variance_bias = encoder_bias.chunk(2)
+    decoder_weight, decoder_bias = (tensors[f"post_quant_conv.{name}"].double().cpu() for name in ("weight", "bias"))
+    folded = {
+        "quant_conv.weight": encoder_weight * torch.cat([ratios, torch.ones(channels)])[:, None, None, None],
+        "quant_conv.bias": torch.cat([(mean_bias - shifts) * ratios, log_variance_bias + 2 * ratios.log()]),
+        "post_quant_conv.weight": decoder_weight / ratios[None, :, None, None],
+        "post_quant_conv.bias": decoder_bias + decoder_weight[:, :, 0, 0] @ shifts,
+    }
+    folded = {name: tensor.to(tensors[name].dtype) for name, tensor in folded.items()}
+    unmeasured = config.scaling_factor is None
+    update = {"scaling_factor": None if unmeasured else common, "shift_factor": None}
+    return config.model_copy(update=update), tensors | folded
+
+
+def read_unet(kind: type[U], folder: Path, dtype: torch.dtype) -> U:
+    """A U-Net of class `kind` out of a folder with `config.json` and weights; UserError if it is not whole."""
+    config = unet_from_fields(load_fields(folder / "config.json"), folder / "config.json")
+    return build(lambda: kind(config), load_weights(folder, DIFFUSERS_STEM), dtype, folder)
+
+
+def write_unet(unet: UNet, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
+    """Write a U-Net, its weights as `dtype` if given."""
+    save_weights(folder, DIFFUSERS_STEM, unet.state_dict(), dtype, shard_size)
+    save_json(folder / "config.json", unet_to_fields(unet.config))
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> BertTextEncoder:
+    """A text encoder out of a folder that transformers wrote, or we; UserError if it is not whole."""
+    config = text_from_fields(load_fields(folder / "config.json"), folder / "config.json")
+    tensors = load_weights(folder, TRANSFORMERS_STEM)
+    # Buffers of old versions, and the pooler, which the context does not pass through.
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(("embeddings.position_ids", "pooler."))}
+    return build(lambda: BertTextEncoder(config, config.vocab_size), tensors, dtype, folder)
+
+
+def save_text_encoder(
+    text_encoder: BertTextEncoder, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE
+) -> None:
+    """Write a text encoder as transformers' BertModel, which wants a pooler: it gets one of zeros."""
+    width = text_encoder.config.hidden_size
+    tensors = text_encoder.state_dict()
+    like = tensors["embeddings.LayerNorm.weight"]
+    pooler = {"pooler.dense.weight": like.new_zeros(width, width), "pooler.dense.bias": like.new_zeros(width)}
+    save_weights(folder, TRANSFORMERS_STEM, tensors | pooler, dtype, shard_size)
+    save_json(folder / "config.json", text_to_fields(text_encoder.config, text_encoder.vocab_size))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer out of a folder with `tokenizer.json` and `tokenizer_config.json`; UserError if it is not whole."""
+    max_length = load_fields(folder / "tokenizer_config.json").get("model_max_length")
+    if not isinstance(max_length, int) or not 2 <= max_length < 2**20:  # transformers writes 1e30 for "none"
+        raise UserError(f"{folder / 'tokenizer_config.json'} has no model_max_length: give it the number of tokens")
+    try:
+        return Tokenizer.from_json(load_text(folder / "tokenizer.json"), max_length)
+    except ValueError as error:
+        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer that transformers' BertTokenizer and AutoTokenizer load as well."""
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    fields = {
+        "tokenizer_class": "BertTokenizer",
+        "model_max_length": tokenizer.max_length,
+        "do_lower_case": True,
+        **dict(zip(names, SPECIAL_TOKENS, strict=True)),
+    }
+    save_text(folder / "vocab.txt", "\n".join(tokenizer.pieces) + "\n")
+    save_text(folder / "tokenizer.json", tokenizer.to_json())
+    save_json(folder / "tokenizer_config.json", fields)

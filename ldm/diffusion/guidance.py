@@ -1,0 +1,47 @@
+"""Guidance: denoisers made from denoisers, so that samplers know nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoised, Denoiser
+from ldm.diffusion.level import Level
+from ldm.diffusion.prediction import Prediction
+
+
+def classifier_free(
+    condition: Callable[[Tensor], Denoiser],
+    context: Tensor,
+    negative: Tensor,
+    prediction: Prediction,
+    scale: float,
+    rescale: float = 0.0,
+) -> Denoiser:
+    """Classifier-free guidance: output = negative + scale * (positive - negative) (Ho and Salimans 2022, eq. 6).
+
+    `condition` makes a denoiser for a context; `context` and `negative` (the empty or a negative prompt) are
+    (B, L, D). Their two halves share one network call. A `scale` of 1 is no guidance: the denoiser of `context`
+    itself. `rescale` between 0 and 1 draws the output's standard deviation back to that of the unguided one (Lin et
+    al. 2024, eq. 15 and 16), which models with zero terminal signal-to-noise ratio need at large scales.
+    """
+    if scale == 1:
+        return condition(context)
+    both = condition(torch.cat([negative, context]))
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        without, positive = both(torch.cat([x, x]), level).output.chunk(2)
+        output = without + scale * (positive - without)
+        if rescale:
+            output = _rescaled(output, positive, rescale)
+        return Denoised(prediction.to_x0(x, output, level), output)
+
+    return denoise
+
+
+def _rescaled(output: Tensor, positive: Tensor, share: float) -> Tensor:
+    axes = tuple(range(1, output.ndim))
+    ratio = positive.std(axes, keepdim=True) / output.std(axes, keepdim=True)  # (B, 1, ...)
+    return output * (share * ratio + (1 - share))

@@ -1,0 +1,67 @@
+"""A level: one point of the path from picture to noise, and the grid of levels that a sampler walks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """A point of the path x_t = alpha * x0 + sigma * noise, and the `t` that the network is told there.
+
+    The three tensors have one shape: () for one level, (B,) for one a sample.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    t: Tensor
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio alpha^2 / sigma^2, infinite where there is no noise."""
+        return (self.alpha / self.sigma).square()
+
+    def like(self, x: Tensor) -> Level:
+        """The same level, shaped to multiply `x` (B, ...).
+
+        A single level stays a float64 scalar: PyTorch lets it multiply a tensor on any device without changing that
+        tensor's type. One a sample becomes (B, 1, ...) of the type of `x`.
+        """
+        if self.alpha.ndim == 0:
+            return self
+        shape = (-1, *(1,) * (x.ndim - 1))
+        return Level(self.alpha.to(x).view(shape), self.sigma.to(x).view(shape), self.t.to(x.device).view(shape))
+
+    def noisy(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """A sample of q(x_t | x_0) for standard normal `noise` (Ho et al. 2020, eq. 4)."""
+        level = self.like(x0)
+        return level.alpha * x0 + level.sigma * noise
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels that a sampler visits, noisiest first; at the last one, the result's, the network is not called.
+
+    `initial_scale` is what standard normal noise is multiplied by to start.
+    """
+
+    levels: tuple[Level, ...]
+    initial_scale: float = 1.0
+
+    def __len__(self) -> int:
+        """Number of steps, one fewer than levels."""
+        return len(self.levels) - 1
+
+    @property
+    def t(self) -> Tensor:
+        """What the network is told at each step, (steps,)."""
+        return torch.stack([level.t for level in self.levels[:-1]])
+
+    def steps(self) -> Iterator[tuple[Level, Level]]:
+        """Pairs (level, next level)."""
+        return itertools.pairwise(self.levels)

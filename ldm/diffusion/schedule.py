@@ -1,0 +1,122 @@
+"""Schedules: tables of (alpha, sigma) over the training timesteps, and the grids that sampling takes through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm.config import ScheduleConfig
+from ldm.diffusion.level import Grid, Level
+from ldm.errors import UserError
+
+
+class Schedule:
+    """The variance-preserving levels of a discrete diffusion, computed in float64.
+
+    alpha_t = sqrt(prod_{s <= t} (1 - beta_s)), sigma_t = sqrt(1 - alpha_t^2) (Ho et al. 2020, eq. 4).
+    """
+
+    def __init__(self, config: ScheduleConfig) -> None:
+        self.config = config
+        alpha = (1 - _betas[config.kind](config)).cumprod(0).sqrt()
+        if config.zero_terminal_snr:
+            alpha = rescale_zero_terminal_snr(alpha)
+        self.alpha = alpha  # (T,)
+        self.sigma = (1 - alpha.square()).sqrt()  # (T,)
+
+    def level(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Level:
+        """The levels at integer timesteps `t` of any shape, on its device."""
+        table = torch.stack([self.alpha, self.sigma]).to(dtype).to(t.device)
+        alpha, sigma = table[:, t]
+        return Level(alpha, sigma, t)
+
+    def sample(self, uniform: Tensor) -> Level:
+        """Levels for training, t = floor(u T), from uniform numbers (B,) in [0, 1)."""
+        total = self.config.num_train_timesteps
+        return self.level((uniform * total).long().clamp(max=total - 1))  # the product may round up to the total
+
+    def grid(self, steps: int) -> Grid:
+        """The levels that sampling visits in so many steps, in float64, with the field's conventions.
+
+        The network sees the timesteps of Lin et al. 2024, table 2, as diffusers rounds them. Each step ends where the
+        next begins, also where diffusers' DDIM strides by T // steps past it (linspace; trailing if steps does not
+        divide T). After the last comes no noise at all (`set_alpha_to_one`) or the level of timestep 0.
+        Raises UserError when the schedule does not have so many steps.
+        """
+        total = self.config.num_train_timesteps
+        if not 1 <= steps <= total:
+            raise UserError(f"{steps} sampling steps: the model was trained with {total}, so give 1 to {total}")
+        t = _spacings[self.config.spacing](self.config, steps)
+        if t[0] >= total:
+            raise UserError(
+                f"{steps} sampling steps with steps_offset {self.config.steps_offset} start at timestep {int(t[0])} "
+                f"of 0 to {total - 1}: give fewer steps"
+            )
+        levels = [self.level(timestep, torch.float64) for timestep in t]
+        return Grid((*levels, self._final_level()))
+
+    def _final_level(self) -> Level:
+        if not self.config.set_alpha_to_one:
+            return self.level(torch.tensor(0), torch.float64)
+        one = torch.ones((), dtype=torch.float64)
+        return Level(one, one - 1, torch.tensor(-1))  # the network never sees this t
+
+
+def rescale_zero_terminal_snr(alpha: Tensor) -> Tensor:
+    """Shift and scale alpha (T,) so that the last is exactly 0 and the first stays (Lin et al. 2024, algorithm 1)."""
+    return (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+
+
+# --- betas (T,) -------------------------------------------------------------------------------------------------------
+
+
+def _linear(config: ScheduleConfig) -> Tensor:
+    """Ho et al. 2020, section 4."""
+    return torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps, dtype=torch.float64)
+
+
+def _scaled_linear(config: ScheduleConfig) -> Tensor:
+    """Linear in the square root, the schedule of latent diffusion (Rombach et al. 2022, their released code)."""
+    start, end = math.sqrt(config.beta_start), math.sqrt(config.beta_end)
+    return torch.linspace(start, end, config.num_train_timesteps, dtype=torch.float64).square()
+
+
+def _cosine(config: ScheduleConfig) -> Tensor:
+    """Nichol and Dhariwal 2021, eq. 17, with its offset s = 0.008 and its cap on beta."""
+    time = torch.linspace(0, 1, config.num_train_timesteps + 1, dtype=torch.float64)
+    signal = torch.cos((time + 0.008) / 1.008 * math.pi / 2).square()
+    return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+
+
+_betas: dict[str, Callable[[ScheduleConfig], Tensor]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "cosine": _cosine,
+}
+
+# --- timesteps (steps,), noisiest first -------------------------------------------------------------------------------
+
+
+def _leading(config: ScheduleConfig, steps: int) -> Tensor:
+    stride = config.num_train_timesteps // steps
+    return torch.arange(steps).flip(0) * stride + config.steps_offset
+
+
+def _trailing(config: ScheduleConfig, steps: int) -> Tensor:
+    total = config.num_train_timesteps
+    stride = total - (total - total / steps)  # in the rounding of numpy.arange(total, 0, -stride), for equal ties
+    return (total - stride * torch.arange(steps, dtype=torch.float64)).round().long() - 1
+
+
+def _linspace(config: ScheduleConfig, steps: int) -> Tensor:
+    return torch.linspace(0, config.num_train_timesteps - 1, steps, dtype=torch.float64).round().long().flip(0)
+
+
+_spacings: dict[str, Callable[[ScheduleConfig, int], Tensor]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+}

@@ -1,0 +1,1 @@
+"""Networks: what they compute, and nothing about diffusion, data or files."""

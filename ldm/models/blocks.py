@@ -1,0 +1,112 @@
+"""Levels of the autoencoder and of the U-Net: ResNet blocks, attention after each where asked for, a change of size.
+
+The U-Net hands its blocks two iterators: `shifts`, projected time embeddings, one for every ResNet block, and
+`projected`, keys and values of the context, one for every cross-attention; each block takes what is its own, in the
+order in which they run. The autoencoder has neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat, zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.attention import KeysValues
+from ldm.models.layers import BlockOptions, Downsample, ResNetBlock, Upsample
+
+MakeAttention = Callable[[], nn.Module]
+Shifts = Iterator[Tensor | None]
+Projected = Iterator[KeysValues | None]
+
+NOTHING: Iterator[None] = repeat(None)  # for networks without time or context
+
+
+class DownBlock(nn.Module):
+    """ResNet blocks of one level on the way down; `downsample` halves the sides at the end."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        options: BlockOptions,
+        attention: MakeAttention | None = None,
+        downsample: Downsample | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        self.resnets = nn.ModuleList(ResNetBlock(width, out_channels, options) for width in widths)
+        self.attentions = nn.ModuleList(attention() for _ in range(layers) if attention)
+        self.downsamplers = nn.ModuleList([downsample] if downsample else [])
+
+    def forward(
+        self, x: Tensor, shifts: Shifts = NOTHING, projected: Projected = NOTHING, skips: list[Tensor] | None = None
+    ) -> Tensor:
+        """x (B, C, H, W) to (B, C', H / 2, W / 2) or (B, C', H, W); everything made on the way is put on `skips`."""
+        made = []
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
+            x = resnet(x, next(shifts))
+            x = attention(x, projected) if attention else x
+            made.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            made.append(x)
+        if skips is not None:
+            skips.extend(made)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Two ResNet blocks at the coarsest level, with attention between them where asked for."""
+
+    def __init__(self, channels: int, options: BlockOptions, attention: MakeAttention | None = None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResNetBlock(channels, channels, options) for _ in range(2))
+        self.attentions = nn.ModuleList([attention()] if attention else [])
+
+    def forward(self, x: Tensor, shifts: Shifts = NOTHING, projected: Projected = NOTHING) -> Tensor:
+        """x (B, C, H, W) to the same shape."""
+        x = self.resnets[0](x, next(shifts))
+        for attention in self.attentions:
+            x = attention(x, projected)
+        return self.resnets[1](x, next(shifts))
+
+
+class UpBlock(nn.Module):
+    """ResNet blocks of one level on the way up; `upsample` doubles the sides at the end.
+
+    `skip_channels` has one entry for every ResNet block, the width of the skip that is joined to its input: 0, none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        skip_channels: Sequence[int],
+        options: BlockOptions,
+        attention: MakeAttention | None = None,
+        upsample: Upsample | None = None,
+    ) -> None:
+        super().__init__()
+        layers = len(skip_channels)
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        self.resnets = nn.ModuleList(
+            ResNetBlock(width + skip, out_channels, options) for width, skip in zip(widths, skip_channels, strict=True)
+        )
+        self.attentions = nn.ModuleList(attention() for _ in range(layers) if attention)
+        self.upsamplers = nn.ModuleList([upsample] if upsample else [])
+
+    def forward(
+        self, x: Tensor, shifts: Shifts = NOTHING, projected: Projected = NOTHING, skips: list[Tensor] | None = None
+    ) -> Tensor:
+        """x (B, C, H, W) to (B, C', 2H, 2W) or (B, C', H, W); a skip is taken off `skips` for every ResNet block."""
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
+            if skips is not None:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = resnet(x, next(shifts))
+            x = attention(x, projected) if attention else x
+        for upsample in self.upsamplers:
+            x = upsample(x, size=tuple(skips[-1].shape[2:]) if skips else None)
+        return x

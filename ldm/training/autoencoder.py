@@ -1,0 +1,159 @@
+"""Stage one: the autoencoder against its reconstruction losses and a patch discriminator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.checkpoint.diffusers import save_autoencoder
+from ldm.checkpoint.pretrained import Autoencoder
+from ldm.config import Config
+from ldm.data.draws import Draws
+from ldm.data.loader import Batch, fit
+from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
+from ldm.data.sources import Source
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.training.ema import EMA
+from ldm.training.latents import measure
+from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+from ldm.training.stage import Stage, frozen
+
+SHOWN = 16  # pictures in a sample grid
+
+
+class Reconstruction(nn.Module):
+    """The autoencoder and the learned log-variance of its loss: all that one optimiser trains, in one forward pass."""
+
+    def __init__(self, autoencoder: Autoencoder, log_variance: float, learned: bool) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.log_variance = nn.Parameter(torch.tensor(log_variance), requires_grad=learned)
+
+    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance ()."""
+        reconstructions, posterior = self.autoencoder(pictures, noise)
+        return reconstructions, posterior.kl(), self.log_variance * 1.0
+
+
+class AutoencoderStage(Stage):
+    """Trains an autoencoder; generator and discriminator take their steps on the same pictures."""
+
+    name = "autoencoder"
+    needs_pictures = True
+
+    def __init__(self, autoencoder: Autoencoder, config: Config, accelerator: Accelerator, source: Source) -> None:
+        self.config = config.training.autoencoder
+        self.accelerator, self.draws = accelerator, Draws(config.training.seed)
+        self.loss_config, self.data = config.loss, config.data
+        self.loss = AutoencoderLoss(config.loss, accelerator.device)
+        reconstruction = config.loss.reconstruction
+        variance = (reconstruction.initial_log_variance, reconstruction.learned_log_variance)
+        network = self.place(Reconstruction(autoencoder, *variance))
+        self.ema = EMA(network, self.config.ema_decay)
+        self.optimizers = {"reconstruction": self.optimizer(network, self.config.learning_rate)}
+        self.networks = {"reconstruction": accelerator.prepare(network)}
+        adversarial = config.loss.adversarial
+        if adversarial.weight:
+            discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
+            rate = adversarial.learning_rate or self.config.learning_rate
+            self.optimizers["discriminator"] = self.optimizer(discriminator, rate)
+            self.networks["discriminator"] = accelerator.prepare(discriminator)
+        self.latent_shape = self._latent_shape(config)
+        self.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
+        self._shown = pictures_of(source, range(min(SHOWN, len(source))), config.data.size)
+
+    @staticmethod
+    def _latent_shape(config: Config) -> tuple[int, int, int]:
+        side = config.data.size // config.autoencoder.downsampling_factor
+        return (config.autoencoder.latent_channels, side, side)
+
+    def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
+        """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
+        adversarial = self.loss_config.adversarial
+        playing = bool(adversarial.weight) and step >= adversarial.start_step
+        pairs, found = [], []
+        for batch in self.micro_batches(batches, self.networks["reconstruction"]):
+            assert batch.pictures is not None
+            pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
+            noise = self.draws.normal("posterior", step, batch.slots, self.latent_shape).to(pictures.device)
+            reconstructions, kl, log_variance = self.networks["reconstruction"](pictures, noise)
+            terms = self.loss.terms(pictures, reconstructions, kl, log_variance)
+            if playing:
+                terms |= self._adversarial_terms(terms["nll"], reconstructions)
+                terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]
+            self.accelerator.backward(terms["total"] / len(batches))
+            pairs.append((pictures, reconstructions.detach()))
+            found.append({name: term.detach() for name, term in terms.items()})
+        self.update("reconstruction")
+        network = self.accelerator.unwrap_model(self.networks["reconstruction"])
+        self.ema.update(network, step)
+        losses = _mean(found)
+        losses["loss"] = losses.pop("total")
+        if playing:
+            losses["discriminator"] = self._train_discriminator(batches, pairs)
+        return losses
+
+    def _adversarial_terms(self, nll: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+        config = self.loss_config.adversarial
+        # The unwrapped network: its weights get no gradient here, so there is nothing to synchronise.
+        with frozen(self.accelerator.unwrap_model(self.networks["discriminator"])) as discriminator:
+            generator = generator_loss(discriminator(reconstructions).float())
+        weight = torch.tensor(config.weight, device=nll.device)
+        if config.adaptive:
+            last = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder.last_layer
+            gradients = [torch.autograd.grad(term, last, retain_graph=True)[0] for term in (nll, generator)]
+            # The norms are those of all processes' gradient, not of one process' share.
+            nll_gradient, generator_gradient = (self.accelerator.reduce(g.float(), "mean") for g in gradients)
+            weight = weight * adaptive_weight(nll_gradient, generator_gradient)
+        return {"generator": generator, "adversarial_weight": weight}
+
+    def _train_discriminator(self, batches: list[Batch], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        discriminator, found = self.networks["discriminator"], []
+        for (pictures, reconstructions), _ in zip(pairs, self.micro_batches(batches, discriminator), strict=True):
+            # One forward pass over both halves: DistributedDataParallel allows one for each backward pass.
+            logits = discriminator(torch.cat([pictures, reconstructions]))
+            real, fake = logits.float().chunk(2)
+            loss = discriminator_loss(real, fake, self.loss_config.adversarial.kind)
+            self.accelerator.backward(loss / len(batches))
+            found.append(loss.detach())
+        self.update("discriminator")
+        return torch.stack(found).mean()
+
+    @property
+    def average(self) -> Autoencoder:
+        """The EMA of the autoencoder."""
+        network = self.ema.network
+        assert isinstance(network, Reconstruction)
+        return network.autoencoder
+
+    def save(self, folder: Path) -> None:
+        """Write the autoencoder to `folder/vae`."""
+        save_autoencoder(self.average, folder / "vae")
+
+    def finish(self, source: Source) -> dict[str, Any]:
+        """Measure the latent statistics over many pictures and all processes, and keep them with the autoencoder."""
+        return measure(self.average, source, self.data.size, self.config.statistics_pictures, self.accelerator)
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image:
+        """The same pictures each time, every row of them above the row of their reconstructions."""
+        pictures = self._shown.to(self.accelerator.device)
+        made = self.average.decode(self.average.encode(pictures).mode())
+        originals, copies, columns = to_bytes(pictures), to_bytes(made), SHOWN // 2
+        rows = [half[at : at + columns] for at in range(0, len(pictures), columns) for half in (originals, copies)]
+        return contact_sheet(np.concatenate(rows), columns)
+
+
+def pictures_of(source: Source, indices: range, size: int) -> Tensor:
+    """Pictures of a source, centre-cropped, (B, 3, size, size) in [-1, 1]."""
+    return to_tensor(np.stack([fit(source.picture(index), size) for index in indices]))
+
+
+def _mean(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}

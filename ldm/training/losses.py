@@ -1,0 +1,60 @@
+"""What the autoencoder and its discriminator minimise (Rombach et al. 2022, section 3.1 and appendix G).
+
+Sums over a picture's values are divided by their number, so that a term's size does not depend on the resolution;
+the published ratios between the terms, such as 1e-6 for KL, keep their meaning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.config import LossConfig
+from ldm.training.perceptual import PerceptualDistance
+
+
+class AutoencoderLoss:
+    """Reconstruction, perceptual and KL terms."""
+
+    def __init__(self, config: LossConfig, device: torch.device) -> None:
+        self.config = config
+        self.perceptual: PerceptualDistance | None = None
+        if config.perceptual.weight:
+            self.perceptual = PerceptualDistance(config.perceptual.net).to(device)
+
+    def terms(self, pictures: Tensor, reconstructions: Tensor, kl: Tensor, log_variance: Tensor) -> dict[str, Tensor]:
+        """Scalars for pictures and reconstructions (B, 3, H, W) and kl (B,) in nats; `nll` and `total` are minimised.
+
+        nll = distance / exp(log_variance) + log_variance, the negative log-likelihood of a Laplace (l1) or normal (l2)
+        distribution up to a constant; the distance has the perceptual one added.
+        """
+        difference = reconstructions.float() - pictures
+        distance = difference.abs() if self.config.reconstruction.kind == "l1" else difference.square()
+        terms = {"reconstruction": distance.mean()}
+        distance_mean = terms["reconstruction"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(reconstructions.float(), pictures).mean()
+            distance_mean = distance_mean + self.config.perceptual.weight * terms["perceptual"]
+        terms["nll"] = distance_mean * torch.exp(-log_variance) + log_variance
+        terms["kl"] = kl.mean() / pictures[0].numel()
+        terms["total"] = terms["nll"] + self.config.kl.weight * terms["kl"]
+        return terms
+
+
+def generator_loss(logits_fake: Tensor) -> Tensor:
+    """-E[D(G(x))], for both kinds of adversarial loss (Lim and Ye 2017, equation 8)."""
+    return -logits_fake.mean()
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, kind: str) -> Tensor:
+    """Hinge loss (Lim and Ye 2017, equation 7) or the vanilla one (Goodfellow et al. 2014), halved as in VQGAN."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+
+
+def adaptive_weight(nll_gradient: Tensor, generator_gradient: Tensor) -> Tensor:
+    """|grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7), at most 1e4."""
+    ratio = nll_gradient.float().norm() / (generator_gradient.float().norm() + 1e-4)
+    return ratio.clamp(0.0, 1e4).detach()

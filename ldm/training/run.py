@@ -1,0 +1,125 @@
+"""A run directory: `step-N` folders that are whole or not there, the log, and the newest model at the top."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ldm import config as configuration
+from ldm.checkpoint.store import load_tree, save_tree
+from ldm.config import Config
+from ldm.errors import UserError
+
+STEP = re.compile(r"step-(\d+)")
+
+
+class Run:
+    """The folder of one training run.
+
+    Raises UserError when the folder holds a run and `resume` was not asked for, or cannot be written to.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path} is a file, not a folder")
+        if not resume and (self.steps() or (path / "log.jsonl").exists()):
+            raise UserError(f"{path} holds a run: continue it with --resume, or choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from error
+
+    def steps(self) -> list[Path]:
+        """The whole `step-N` folders, oldest first."""
+        return step_folders(self.path)
+
+    def load_state(self) -> tuple[int, dict[str, Any], Path] | None:
+        """Step, state and folder of the newest save; None in an empty run."""
+        steps = self.steps()
+        if not steps:
+            return None
+        tree = load_tree(steps[-1] / "state")
+        return int(tree["step"]), tree["stage"], steps[-1]
+
+    def save(self, step: int, write_model: Callable[[Path], None], state: dict[str, Any], config: Config) -> Path:
+        """Write `step-N` under a temporary name, flush it to the disk and rename it."""
+        final = self.path / f"step-{step:06d}"
+        work = self.path / f".{final.name}.tmp"
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            write_model(work)
+            (work / "config.yaml").write_text(configuration.dump(config))
+            save_tree(work / "state", {"step": step, "stage": state})
+            _flush(work)
+            if final.exists():  # the same step, saved again after a resume
+                shutil.rmtree(final)
+            work.rename(final)
+            _flush_folder(self.path)
+        except OSError as error:
+            shutil.rmtree(work, ignore_errors=True)
+            raise UserError(f"{final} could not be written: {error.strerror}; older steps are untouched") from error
+        return final
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the `keep` newest steps."""
+        for folder in self.steps()[:-keep]:
+            shutil.rmtree(folder)
+
+    def unpublish(self) -> None:
+        """Training goes on: what lies at the top is no longer the newest."""
+        (self.path / "model_index.json").unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Copy the newest step's model to the top; `model_index.json` comes last."""
+        newest = self.steps()[-1]
+        self.unpublish()
+        for source in sorted(newest.iterdir()):
+            if source.name in ("state", "model_index.json"):
+                continue
+            target, work = self.path / source.name, self.path / f".{source.name}.tmp"
+            if source.is_dir():
+                shutil.rmtree(work, ignore_errors=True)
+                shutil.copytree(source, work)
+                shutil.rmtree(target, ignore_errors=True)
+                work.rename(target)
+            else:
+                shutil.copyfile(source, work)
+                work.replace(target)
+        if (newest / "model_index.json").is_file():
+            shutil.copyfile(newest / "model_index.json", self.path / ".model_index.tmp")
+            (self.path / ".model_index.tmp").replace(self.path / "model_index.json")
+
+
+def step_folders(path: Path) -> list[Path]:
+    """The `step-N` folders of a run, oldest first."""
+    if not path.is_dir():
+        return []
+    numbered = [(match, folder) for folder in path.iterdir() if (match := STEP.fullmatch(folder.name))]
+    return [folder for match, folder in sorted(numbered, key=lambda pair: int(pair[0].group(1)))]
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _flush_folder(path)
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,119 @@
+"""Stage two: the U-Net, and with it the text encoder, on the latents of a trained autoencoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.checkpoint.diffusers import Parts, save_pipeline
+from ldm.config import Config
+from ldm.data.draws import Draws
+from ldm.data.loader import Batch
+from ldm.data.pictures import contact_sheet
+from ldm.diffusion.loss import DenoisingLoss
+from ldm.diffusion.schedule import Schedule
+from ldm.models.text import BertTextEncoder
+from ldm.models.unet import UNet
+from ldm.pipeline import TextToImage
+from ldm.training.ema import EMA
+from ldm.training.latents import MomentsCache
+from ldm.training.stage import Stage
+
+
+class TextConditioned(nn.Module):
+    """Text encoder and U-Net as one network: what is trained together, in one forward pass."""
+
+    def __init__(self, unet: UNet, text_encoder: BertTextEncoder) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: Tensor, t: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The U-Net's output (B, C, h, w) for noisy latents at `t` (B,) given captions of token ids (B, L)."""
+        return self.unet(noisy, t, self.text_encoder(token_ids, mask))
+
+
+class UNetStage(Stage):
+    """Trains a U-Net and its text encoder on the noise levels of a schedule."""
+
+    name = "unet"
+
+    def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: MomentsCache | None) -> None:
+        self.config = config.training.unet
+        self.accelerator, self.draws = accelerator, Draws(config.training.seed)
+        self.parts, self.cache, self.needs_pictures = parts, cache, cache is None
+        self.schedule = Schedule(config.diffusion.schedule)
+        self.loss = DenoisingLoss(config.diffusion)
+        self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
+        network = self.place(TextConditioned(parts.unet, parts.text_encoder))
+        self.ema = EMA(network, self.config.ema_decay)
+        self.optimizers = {"unet": accelerator.prepare(self.optimizer(network, self.config.learning_rate))}
+        self.networks = {"unet": accelerator.prepare(network)}
+
+    def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
+        """One step: noise the latents to random levels and regress the prediction's target."""
+        network, found = self.networks["unet"], []
+        for batch in self.micro_batches(batches, network):
+            latents = self._latents(batch)
+            level = self.schedule.sample(self.draws.uniform("level", step, batch.slots).to(latents.device))
+            noise = self.draws.normal("noise", step, batch.slots, latents.shape[1:]).to(latents.device)
+            token_ids, mask = (t.to(latents.device) for t in self.parts.tokenizer(self._captions(batch)))
+            output = network(level.noisy(latents, noise), level.t, token_ids, mask)
+            target = self.loss.prediction.target(latents, noise, level)
+            loss = self.loss(output, target, level).mean()
+            self.accelerator.backward(loss / len(batches))
+            found.append(loss.detach())
+        norm = self.update("unet")
+        self.ema.update(self.accelerator.unwrap_model(network), step)
+        losses = {"loss": torch.stack(found).mean()}
+        return losses if norm is None else losses | {"gradient_norm": norm.detach()}
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch) -> Tensor:
+        """A sample of each picture's posterior, scaled, (B, C, h, w)."""
+        if self.cache is not None:
+            posterior = self.autoencoder.posterior(self.cache[list(batch.indices)].to(self.accelerator.device))
+        else:
+            assert batch.pictures is not None
+            posterior = self.autoencoder.encode(batch.pictures.to(self.accelerator.device, non_blocking=True))
+        shape = posterior.mode().shape[1:]
+        noise = self.draws.normal("posterior", batch.step, batch.slots, shape)
+        return posterior.sample(noise=noise.to(self.accelerator.device))
+
+    def _captions(self, batch: Batch) -> list[str]:
+        """The captions, a share of them replaced by the empty prompt (Ho and Salimans 2022)."""
+        draws = self.draws.uniform("condition", batch.step, batch.slots).tolist()
+        pairs = zip(batch.captions, draws, strict=True)
+        return ["" if draw < self.config.condition_dropout else caption for caption, draw in pairs]
+
+    @property
+    def average(self) -> Parts:
+        """The pipeline with EMA weights."""
+        network = self.ema.network
+        assert isinstance(network, TextConditioned)
+        parts = self.parts
+        return Parts(parts.autoencoder, network.unet, network.text_encoder, parts.tokenizer, parts.diffusion)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole pipeline in diffusers layout."""
+        save_pipeline(self.average, folder)
+
+    def sample(self) -> Image.Image | None:
+        """Pictures of the configured prompts, one a prompt, always with the same seed."""
+        prompts: Sequence[str] = self.config.sample_prompts
+        if not prompts:
+            return None
+        pipe = TextToImage(self.average)
+        images = pipe(
+            list(prompts),
+            guidance_scale=self.config.sample_guidance_scale,
+            num_inference_steps=self.config.sample_steps,
+            seed=0,
+        )
+        return contact_sheet(images, columns=math.ceil(math.sqrt(1.5 * len(images))))
+

@@ -1,0 +1,308 @@
+"""Networks and pipelines come back from their folders bit by bit; a folder that is not whole is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.checkpoint import diffusers
+from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, resolve, save_pipeline
+from ldm.checkpoint.networks import load_text_encoder, load_tokenizer, write_unet
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig, WeightingConfig
+from ldm.errors import UserError
+from ldm.models.text import BertTextEncoder, Tokenizer
+
+AUTOENCODER = AutoencoderConfig(
+    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.7
+)
+UNET = UNetConfig(
+    block_out_channels=(8, 16),
+    transformer_layers=(0, 1),
+    num_attention_heads=2,
+    norm_num_groups=4,
+    cross_attention_dim=16,
+    layers_per_block=1,
+    sample_size=8,
+)
+DIFFUSION = DiffusionConfig(
+    prediction="v",
+    schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"),
+    weighting=WeightingConfig(kind="min_snr", gamma=3.0),
+)
+
+
+def make_parts() -> Parts:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["a dog playing a trumpet", "three blue cats"], 100, 12)
+    text = TextConfig(max_length=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    unet = UNet(UNET)
+    for weight in unet.parameters():
+        nn.init.normal_(weight, 0.0, 0.1)
+    return Parts(Autoencoder(AUTOENCODER), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, DIFFUSION)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return make_parts()
+
+
+@pytest.fixture(scope="module")
+def saved(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_pipeline(parts, folder)
+    return folder
+
+
+@pytest.fixture
+def pipeline(saved: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "pipeline"))
+
+
+def assert_same_weights(made: nn.Module, expected: nn.Module) -> None:
+    assert made.state_dict().keys() == expected.state_dict().keys()
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(made.state_dict()[name], weight), name
+
+
+def test_a_pipeline_comes_back_bit_by_bit(parts: Parts, pipeline: Path) -> None:
+    loaded = load_pipeline(pipeline)
+    for name in ("autoencoder", "unet", "text_encoder"):
+        assert_same_weights(getattr(loaded, name), getattr(parts, name))
+        assert not getattr(loaded, name).training
+    assert loaded.autoencoder.config == AUTOENCODER
+    assert loaded.unet.config == UNET
+    assert loaded.diffusion == DIFFUSION
+    assert torch.equal(loaded.tokenizer(["two dogs"])[0], parts.tokenizer(["two dogs"])[0])
+
+
+def test_loaded_weights_can_be_trained(pipeline: Path) -> None:
+    unet = UNet.from_pretrained(pipeline / "unet").train()
+    unet(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 3, 16)).sum().backward()
+    assert all(weight.grad is not None for weight in unet.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_written_and_read_as_asked(parts: Parts, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_pipeline(parts, tmp_path, dtype)
+    loaded = load_pipeline(tmp_path, torch.float32)
+    for name, weight in parts.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], weight.to(dtype).float())
+    assert load_pipeline(tmp_path, dtype).text_encoder.embeddings.LayerNorm.weight.dtype == dtype
+
+
+def test_shards_come_back_and_give_way_to_one_file(parts: Parts, tmp_path: Path) -> None:
+    write_unet(parts.unet, tmp_path, shard_size=20_000)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"diffusion_pytorch_model-00001-of-{len(files):05d}.safetensors"
+    assert_same_weights(UNet.from_pretrained(tmp_path), parts.unet)
+    write_unet(parts.unet, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert_same_weights(UNet.from_pretrained(tmp_path), parts.unet)
+
+
+def test_a_half_precision_variant_is_read_where_there_is_nothing_else(parts: Parts, tmp_path: Path) -> None:
+    write_unet(parts.unet, tmp_path, torch.float16)
+    stem = tmp_path / "diffusion_pytorch_model"
+    stem.with_suffix(".safetensors").rename(stem.with_suffix(".fp16.safetensors"))
+    assert UNet.from_pretrained(tmp_path).conv_in.weight.dtype == torch.float32
+
+
+def test_an_autoencoder_whose_statistics_were_not_measured_says_so_when_it_comes_back(tmp_path: Path) -> None:
+    config = AUTOENCODER.model_copy(update={"scaling_factor": None, "statistics": "channel"})
+    Autoencoder(config).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["scaling_factor"] == 1.0
+    assert Autoencoder.from_pretrained(tmp_path).config == config
+
+
+def test_the_names_that_stable_diffusion_1_has_in_its_autoencoder_are_understood(tmp_path: Path) -> None:
+    from ldm.checkpoint.store import load_tensors, save_tensors
+
+    autoencoder = Autoencoder(AUTOENCODER)
+    autoencoder.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    old = {}
+    for name, tensor in load_tensors(weights).items():
+        for new_part, old_part in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            name = name.replace(f"attentions.0.{new_part}.", f"attentions.0.{old_part}.")
+        old[name] = tensor.clone()
+    assert "decoder.mid_block.attentions.0.proj_attn.bias" in old
+    save_tensors(weights, old)
+    assert_same_weights(Autoencoder.from_pretrained(tmp_path), autoencoder)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+UNKNOWN = {
+    "unet/config.json": [
+        ("only_cross_attention", True),
+        ("class_embed_type", "timestep"),
+        ("time_embedding_type", "fourier"),
+        ("mid_block_type", None),
+        ("num_attention_heads", 4),
+        ("down_block_types", ["AttnDownBlock2D", "DownBlock2D"]),
+        ("up_block_types", ["UpBlock2D", "UpBlock2D"]),
+        ("transformer_layers_per_block", [1, [1, 2]]),
+        ("block_out_channels", 8),
+        ("sample_size", None),
+        ("a_field_of_tomorrow", 3),
+    ],
+    "vae/config.json": [
+        ("act_fn", "relu"),
+        ("use_quant_conv", False),
+        ("latents_mean", [0.0]),
+        ("down_block_types", ["AttnDownEncoderBlock2D"] * 2),
+        ("sample_size", [16, 32]),
+        ("norm_num_groups", 3),
+    ],
+    "scheduler/scheduler_config.json": [
+        ("clip_sample", True),
+        ("trained_betas", [0.1]),
+        ("beta_schedule", "sigmoid"),
+        ("prediction_type", "noise"),
+        ("thresholding", True),
+        ("_class_name", "FlowMatchEulerDiscreteScheduler"),
+    ],
+    "text_encoder/config.json": [
+        ("model_type", "clip_text_model"),
+        ("hidden_act", "relu"),
+        ("intermediate_size", 17),
+        ("hidden_dropout_prob", 0.1),
+        ("type_vocab_size", 1),
+    ],
+    "model_index.json": [
+        ("_class_name", "StableDiffusionXLPipeline"),
+        ("text_encoder", ["transformers", "CLIPTextModel"]),
+        ("text_encoder_2", ["transformers", "CLIPTextModel"]),
+    ],
+    "tokenizer/tokenizer_config.json": [("model_max_length", 10**30), ("model_max_length", None)],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"), [(file, *change) for file, changes in UNKNOWN.items() for change in changes]
+)
+def test_a_field_that_asks_for_what_we_do_not_have_is_refused_by_name(
+    pipeline: Path, file: str, field: str, value: object
+) -> None:
+    edit(pipeline / file, **{field: value})
+    with pytest.raises(UserError) as raised:
+        load_pipeline(pipeline)
+    message = str(raised.value)
+    assert file in message
+    assert "\n" not in message
+    assert (field in message) or (str(value) in message)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)
+def test_a_missing_or_cut_off_file_is_an_error_of_one_line(
+    pipeline: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    damage(pipeline / file)
+    with pytest.raises(UserError, match=str(pipeline)) as raised:
+        load_pipeline(pipeline)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_the_config_does_not_ask_for_are_refused_by_name(pipeline: Path) -> None:
+    for change, name in (
+        ({"layers_per_block": 2}, "lack .*resnets.1"),
+        ({"cross_attention_dim": 32}, r"attn2.to_k.weight .* has shape \(16, 16\)"),
+        ({"use_linear_projection": False}, "proj_in.weight .* has shape"),
+    ):
+        fields = json.loads((pipeline / "unet" / "config.json").read_text())
+        edit(pipeline / "unet" / "config.json", **change)
+        with pytest.raises(UserError, match=name):
+            UNet.from_pretrained(pipeline / "unet")
+        (pipeline / "unet" / "config.json").write_text(json.dumps(fields))
+    edit(pipeline / "text_encoder" / "config.json", num_hidden_layers=0)
+    with pytest.raises(UserError, match=r"hold encoder.layer.0.*and \d+ more, which config.json does not ask for"):
+        load_text_encoder(pipeline / "text_encoder")
+
+
+def test_parts_that_do_not_fit_are_refused(pipeline: Path) -> None:
+    edit(pipeline / "tokenizer" / "tokenizer_config.json", model_max_length=8)
+    with pytest.raises(UserError, match="do not fit"):
+        load_pipeline(pipeline)
+
+
+def test_pickled_weights_are_not_read(pipeline: Path) -> None:
+    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match="ldm convert"):
+        load_pipeline(pipeline)
+
+
+def test_the_index_is_gone_while_a_pipeline_is_written(
+    parts: Parts, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert not (pipeline / "model_index.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diffusers, "save_scheduler", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_pipeline(parts, pipeline)
+    with pytest.raises(UserError, match="no whole pipeline"):
+        load_pipeline(pipeline)
+
+
+def test_a_run_means_its_top_or_else_its_newest_step(tmp_path: Path) -> None:
+    for step in ("step-000500", "step-002000", "step-1000", ".step-003000.tmp", "step-x"):
+        (tmp_path / step / "vae").mkdir(parents=True)
+    assert resolve(tmp_path) == tmp_path / "step-002000"
+    assert find_autoencoder(tmp_path) == tmp_path / "step-002000" / "vae"
+    (tmp_path / "model_index.json").write_text("{}")
+    assert resolve(tmp_path) == tmp_path
+
+
+def test_an_autoencoder_is_found_in_its_own_folder_and_in_a_pipeline(pipeline: Path) -> None:
+    assert find_autoencoder(pipeline) == find_autoencoder(pipeline / "vae") == pipeline / "vae"
+    with pytest.raises(UserError, match="holds no autoencoder"):
+        find_autoencoder(pipeline / "scheduler")
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "a/b/c", "../up", ""])
+def test_an_unknown_model_is_an_error_that_names_the_possibilities(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir("/")
+    if name in ("../up", ""):
+        monkeypatch.setattr(Path, "is_dir", lambda self: False)
+    with pytest.raises(UserError, match=r"neither a run, a diffusers directory, a built-in model .* nor a Hub id"):
+        resolve(name)
+
+
+def test_a_tokenizer_that_is_no_bert_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 12}')
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match=r"tokenizer.json is no tokenizer"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,52 @@
+"""What several tests need: the real command line, and the built-in data rendered once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of this session's own: nothing that lies on the machine is used, nothing is left on it."""
+    path = tmp_path_factory.mktemp("cache")
+    os.environ["LDM_CACHE"] = str(path)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return path
+
+
+@pytest.fixture(scope="session")
+def ldm() -> Command:
+    """Runs `ldm ...` as a person would, in a process of its own; `check` asserts success."""
+
+    def run(*words: object, check: bool = True, timeout: float = 240, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "ldm", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(ldm: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `ldm train-vae tiny` of a few steps."""
+    run = tmp_path_factory.mktemp("runs") / "vae"
+    ldm("train-vae", "tiny", "--data", "scenes", "--out", run, "--max-steps", 4, *SMALL)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(ldm: Command, tiny_vae: Path) -> Path:
+    """A run of `ldm train-unet tiny` of a few steps on `tiny_vae`."""
+    run = tiny_vae.parent / "unet"
+    ldm("train-unet", "tiny", "--data", "scenes", "--vae", tiny_vae, "--out", run, "--max-steps", 4, *SMALL)
+    return run
+
+
+SMALL = ("--batch-size", 8, "--set", "data.scenes.num=64")

@@ -1,0 +1,64 @@
+"""The order of the data: who takes what, on however many processes, from wherever a run continues."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.config import DataConfig
+from ldm.data.loader import Order, Share, TrainingData, make_loader
+
+
+class Numbers:
+    """A source whose picture number i is i everywhere."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def picture(self, index: int) -> np.ndarray:
+        return np.full((8, 8, 3), index, dtype=np.uint8)
+
+    def captions(self, index: int) -> list[str]:
+        return [f"picture {index}", f"number {index}"]
+
+
+def batches(share: Share, start: int = 1, end: int = 6, workers: int = 0) -> list:
+    data = TrainingData(Numbers(), DataConfig(size=8), share, seed=0)
+    return list(make_loader(data, start, end, workers))
+
+
+def test_each_epoch_holds_every_picture_once_in_an_order_of_its_own() -> None:
+    order = Order(20, seed=0)
+    epochs = [[order(20 * epoch + n) for n in range(20)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_processes_and_micro_batches_together_take_what_one_process_takes(processes: int, accumulation: int) -> None:
+    whole = batches(Share(8))
+    parts = [batches(Share(8, rank, processes, accumulation)) for rank in range(processes)]
+    for step in range(6):
+        mine = [part[step * accumulation + micro] for micro in range(accumulation) for part in parts]
+        assert [i for batch in mine for i in batch.indices] == list(whole[step].indices)
+        assert [s for batch in mine for s in batch.slots] == list(whole[step].slots)
+        assert [c for batch in mine for c in batch.captions] == list(whole[step].captions)
+        assert torch.equal(torch.cat([batch.pictures for batch in mine]), whole[step].pictures)
+
+
+def test_a_run_continues_where_it_stopped() -> None:
+    whole, rest = batches(Share(8)), batches(Share(8), start=4)
+    assert [batch.indices for batch in whole[3:]] == [batch.indices for batch in rest]
+
+
+def test_loader_processes_change_nothing() -> None:
+    for here, there in zip(batches(Share(4)), batches(Share(4), workers=2), strict=True):
+        assert here.indices == there.indices
+        assert here.captions == there.captions
+        assert torch.equal(here.pictures, there.pictures)
+
+
+def test_all_captions_of_a_picture_are_used() -> None:
+    data = TrainingData(Numbers(), DataConfig(size=8), Share(20), seed=0, pictures=False)
+    captions = {caption for batch in make_loader(data, 1, 20) for caption in batch.captions}
+    assert len(captions) == 40
+    assert next(iter(make_loader(data, 1, 1))).pictures is None

@@ -1,0 +1,104 @@
+"""A pipeline we wrote is one of diffusers', without a word of complaint; its parts give the same numbers there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from ldm.checkpoint.diffusers import Parts, load_pipeline, save_pipeline
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.models.text import BertTextEncoder, Tokenizer
+
+CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(CAPTIONS, 100, 12)
+    text = TextConfig(max_length=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    autoencoder = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16)
+    unet = UNet(
+        UNetConfig(
+            block_out_channels=(8, 16),
+            transformer_layers=(0, 1),
+            num_attention_heads=2,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            sample_size=8,
+        )
+    )
+    for weight in unet.parameters():
+        torch.nn.init.normal_(weight, 0.0, 0.1)
+    diffusion = DiffusionConfig(prediction="v", schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"))
+    parts = Parts(Autoencoder(autoencoder), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, diffusion)
+    parts.autoencoder.set_statistics(torch.tensor([1.0, 0.0, -2.0, 0.3]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
+    return parts
+
+
+@pytest.fixture(scope="module")
+def folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    save_pipeline(parts, folder)
+    return folder
+
+
+class Complaints(logging.Handler):
+    """Keeps what was said at warning level or above."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_it_loads_and_draws_there_with_no_word_about_keys_or_fields(folder: Path) -> None:
+    complaints = Complaints()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for logger in loggers:
+        logger.addHandler(complaints)
+    try:
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(complaints)
+    # Its annotation says CLIPTextModel; a BertModel is used all the same.
+    assert [m for m in complaints.messages if not m.startswith("Expected types for text_encoder")] == []
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe("a dog", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    assert pictures.shape == (1, 16, 16, 3)
+    assert pictures.std() > 0
+
+
+def test_its_prompts_latents_outputs_and_pictures_are_ours(folder: Path, parts: Parts) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    for network in (parts.unet, parts.autoencoder, parts.text_encoder):
+        network.eval()
+    with torch.no_grad():
+        context, empty = pipe.encode_prompt(CAPTIONS[0], torch.device("cpu"), 1, True)
+        for made, caption in ((context, CAPTIONS[0]), (empty, "")):
+            torch.testing.assert_close(made, parts.text_encoder(*parts.tokenizer([caption])), rtol=1e-5, atol=1e-5)
+        latents, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
+        output = pipe.unet(latents, t, context).sample
+        torch.testing.assert_close(parts.unet(latents, t, context), output, rtol=1e-5, atol=1e-5)
+        pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        torch.testing.assert_close(parts.autoencoder.decode(latents), pictures, rtol=1e-4, atol=1e-5)
+
+
+def test_what_diffusers_saves_again_is_ours(folder: Path, tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.save_pretrained(tmp_path)
+    ours, again = load_pipeline(folder), load_pipeline(tmp_path)
+    assert again.autoencoder.config == ours.autoencoder.config
+    assert (again.unet.config, again.diffusion) == (ours.unet.config, ours.diffusion)
+    for name in ("autoencoder", "unet", "text_encoder"):
+        expected = getattr(ours, name).state_dict()
+        assert all(torch.equal(w, expected[key]) for key, w in getattr(again, name).state_dict().items())

@@ -1,0 +1,111 @@
+"""The whole path through the real command line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.checkpoint.diffusers import load_pipeline
+from ldm.checkpoint.store import load_tensors
+from tests.conftest import SMALL, Command
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_help_is_instant_and_does_without_torch(ldm: Command) -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = ldm("--help")
+        times.append(time.perf_counter() - began)
+    assert "train-unet" in done.stdout
+    assert min(times) < 0.4
+    code = "import sys, ldm.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_command_explains_itself(ldm: Command) -> None:
+    for command in (["generate"], ["train-vae"], ["train-unet"], ["data", "scenes"]):
+        assert "--seed" in re.sub(r"\x1b\[[0-9;]*m", "", ldm(*command, "--help").stdout)
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_pipeline_in_under_three_minutes(ldm: Command, tmp_path: Path) -> None:
+    began = time.perf_counter()
+    vae, unet = tmp_path / "vae", tmp_path / "unet"
+    ldm("train-vae", "tiny", "--data", "scenes", "--out", vae)
+    ldm("train-unet", "tiny", "--data", "scenes", "--vae", vae, "--out", unet)
+    assert time.perf_counter() - began < 180
+    for run, fall in ((vae, 0.5), (unet, 0.8)):
+        course = losses(run)
+        assert np.mean(course[-5:]) < fall * course[0], course
+    assert load_pipeline(unet).autoencoder.config.scaling_factor is not None
+    out = tmp_path / "dog.png"
+    ldm("generate", "a dog", "--model", unet, "--steps", 5, "--out", out)
+    assert Image.open(out).size == (32, 32)
+
+
+def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
+    ldm: Command, tiny_vae: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    for name, reference, extra in (("vae", tiny_vae, ()), ("unet", tiny_pipeline, ("--vae", tiny_vae))):
+        run = tmp_path / name
+        options = (f"train-{name}", "tiny", "--data", "scenes", *extra, "--out", run, *SMALL)
+        # The schedule of the learning rate is that of four steps; the first half stops at a save.
+        ldm(*options, "--max-steps", 4, "--save-every", 2, "--set", f"training.{'autoencoder' if name == 'vae' else name}.keep=9")
+        stopped = tmp_path / f"{name}-stopped"
+        stopped.mkdir()
+        (run / "step-000002").rename(stopped / "step-000002")
+        (stopped / "log.jsonl").write_text((run / "log.jsonl").read_text())
+        ldm(*options[:-len(SMALL) - 1], stopped, *SMALL, "--max-steps", 4, "--resume")
+        assert losses(stopped) == losses(run)
+        for end in (run, stopped):
+            for path in sorted(reference.glob("step-000004/**/*.safetensors")):
+                ours = load_tensors(end / path.relative_to(reference))
+                for key, tensor in load_tensors(path).items():
+                    assert torch.equal(ours[key], tensor), f"{path} {key}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vae", "unet"])
+def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, stage: str) -> None:
+    part = "autoencoder" if stage == "vae" else "unet"
+    options = ["--data", "scenes", "--max-steps", "20", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
+    options += ["--vae", str(tiny_vae)] if stage == "unet" else []
+    alone, together = tmp_path / "one", tmp_path / "two"
+    ldm(f"train-{stage}", "tiny", *options, "--out", alone)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", f"train-{stage}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command += ["tiny", *options, "--out", str(together)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
+    from ldm.checkpoint.diffusers import load_autoencoder, save_autoencoder
+
+    autoencoder = load_autoencoder(tiny_vae / "vae")
+    autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": None, "shift_factor": None})
+    save_autoencoder(autoencoder, tmp_path / "vae")
+    options = ("--data", "scenes", "--vae", tmp_path / "vae", "--out", tmp_path / "run", *SMALL)
+    done = ldm("train-unet", "tiny", *options, check=False)
+    assert done.returncode == 2
+    assert "no latent statistics" in done.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:
+    done = ldm("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run", "--dry-run")
+    assert "400 of 32 pictures" in done.stdout
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,229 @@
+"""TextToImage with tiny random networks: what decides a picture, what it costs, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.cli.generate import generate
+from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.errors import UserError
+from ldm.models.text import BertTextEncoder, Tokenizer
+from ldm.pipeline import Request, SeededNoise, TextToImage, find_device
+
+CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]
+
+
+def random_parts() -> Parts:
+    text = TextConfig(max_length=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    tokenizer = Tokenizer.train(CAPTIONS * 3, vocab_size=80, max_length=text.max_length)
+    autoencoder = AutoencoderConfig(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.8
+    )
+    unet = UNetConfig(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_layers=(1, 1),
+        num_attention_heads=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    schedule = ScheduleConfig(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = (Autoencoder(autoencoder), UNet(unet), BertTextEncoder(text, tokenizer.vocab_size))
+        for weight in (weight for network in networks for weight in network.parameters()):
+            if weight.ndim > 1:  # what starts at zero must speak, or no picture depends on anything
+                nn.init.normal_(weight, 0.0, 1.2 * weight[0].numel() ** -0.5)
+    return Parts(*networks, tokenizer, DiffusionConfig(schedule=schedule, prediction="v"))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> TextToImage:
+    return TextToImage(random_parts())
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def assert_equal(images: list[Image.Image], others: list[Image.Image]) -> None:
+    """Equal but for the rounding of convolutions that run over other batch sizes."""
+    for image, other in zip(images, others, strict=True):
+        assert np.abs(pixels(image) - pixels(other)).max() <= 1
+
+
+def differ(image: Image.Image, other: Image.Image) -> bool:
+    return bool(np.abs(pixels(image) - pixels(other)).max() > 8)
+
+
+def draw(pipe: TextToImage, prompt: Any = "a red dog", **options: Any) -> list[Image.Image]:
+    return pipe(prompt, **({"num_inference_steps": 4} | options))
+
+
+def test_pictures_are_rgb_of_the_size_learned(pipe: TextToImage) -> None:
+    (image,) = draw(pipe)
+    assert (image.mode, image.size) == ("RGB", (16, 16))
+    assert pixels(image).std() > 5
+
+
+def test_a_size_is_width_and_height(pipe: TextToImage) -> None:
+    assert draw(pipe, size=(24, 16))[0].size == (24, 16)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_picture_depends_on_its_seed_alone_not_on_its_batch(pipe: TextToImage, eta: float) -> None:
+    together = draw(pipe, num_images=4, seed=5, eta=eta)
+    assert_equal(together, draw(pipe, num_images=4, seed=5, eta=eta, batch_size=3))
+    assert_equal(together, [draw(pipe, seed=5 + i, eta=eta)[0] for i in range(4)])
+    assert all(differ(together[0], other) for other in together[1:])
+
+
+def test_each_prompt_starts_from_the_same_seed(pipe: TextToImage) -> None:
+    both = draw(pipe, CAPTIONS[:2], num_images=2, seed=3)
+    assert_equal(both, [draw(pipe, prompt, seed=3 + i)[0] for prompt in CAPTIONS[:2] for i in range(2)])
+    assert differ(both[0], both[2])
+
+
+def test_the_same_call_gives_the_same_bytes(pipe: TextToImage) -> None:
+    first, second = (draw(pipe, eta=0.5)[0] for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+
+
+def test_ddpm_is_ddim_with_eta_1(pipe: TextToImage) -> None:
+    assert_equal(draw(pipe, sampler="ddpm"), draw(pipe, sampler="ddim", eta=1.0))
+    assert differ(draw(pipe, sampler="ddpm")[0], draw(pipe)[0])
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(1.0, 2), (3.0, 4)])
+def test_a_step_costs_one_network_call_and_constants_are_computed_once(
+    pipe: TextToImage, monkeypatch: pytest.MonkeyPatch, scale: float, batch: int
+) -> None:
+    batches: list[int] = []
+    calls = {"embed_time": 0, "project_context": 0}
+    unet = pipe.parts.unet
+    denoise = unet.denoise
+
+    def counted(name: str) -> Any:
+        original = getattr(unet, name)
+
+        def call(*arguments: Tensor) -> Any:
+            calls[name] += 1
+            return original(*arguments)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(unet, name, counted(name))
+    monkeypatch.setattr(unet, "denoise", lambda x, *rest: batches.append(len(x)) or denoise(x, *rest))
+    draw(pipe, num_images=2, guidance_scale=scale, num_inference_steps=5)
+    assert batches == [batch] * 5
+    assert calls == {"embed_time": 1, "project_context": 1}
+
+
+def test_prompt_negative_prompt_and_scale_change_the_picture(pipe: TextToImage) -> None:
+    (plain,) = draw(pipe)
+    assert differ(plain, draw(pipe, "two blue cats")[0])
+    assert differ(plain, draw(pipe, negative_prompt="two blue cats", guidance_scale=8.0)[0])
+    assert differ(plain, draw(pipe, guidance_scale=1.0)[0])
+    assert differ(draw(pipe, guidance_scale=8.0)[0], draw(pipe, guidance_scale=8.0, guidance_rescale=0.7)[0])
+
+
+def test_given_latents_are_what_sampling_starts_from(pipe: TextToImage) -> None:
+    latents = SeededNoise([7, 8])(torch.empty(2, 4, 8, 8))
+    assert_equal(draw(pipe, num_images=2, latents=latents, batch_size=1), draw(pipe, num_images=2, seed=7))
+    wide = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert draw(pipe, latents=wide)[0].size == (24, 16)
+
+
+def test_progress_is_told_of_every_step_of_every_batch(pipe: TextToImage) -> None:
+    told: list[tuple[int, int]] = []
+    draw(pipe, num_images=3, batch_size=2, progress=lambda done, total: told.append((done, total)))
+    assert told == [(i, 8) for i in range(1, 9)]
+
+
+def test_pictures_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
+    told: list[int] = []
+    request = Request(prompts=("a red dog",), num_images=2, batch_size=1, num_inference_steps=4)
+    images = pipe.draw(request, progress=lambda done, total: told.append(done))
+    next(images)
+    assert told == [1, 2, 3, 4]
+
+
+def test_networks_in_bfloat16_draw_nearly_the_same_picture(pipe: TextToImage) -> None:
+    parts = random_parts()
+    for network in (parts.autoencoder, parts.unet, parts.text_encoder):
+        network.to(torch.bfloat16)
+    half, full = (pixels(draw(pipeline, guidance_scale=1.0)[0]) for pipeline in (TextToImage(parts), pipe))
+    assert 0 < np.abs(half - full).mean() < 8  # of 255, from random networks that amplify every rounding
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0: it must be at least 1"),
+        ({"num_inference_steps": 1001}, "1001 sampling steps.*1 to 1000"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"eta": 1.5}, "eta 1.5 is not between 0"),
+        ({"eta": float("nan")}, "eta nan is not between 0"),
+        ({"sampler": "ddpm", "eta": 0.0}, "sampler ddpm has eta 1, not 0"),
+        ({"sampler": "euler"}, "no sampler 'euler': there are ddim and ddpm"),
+        ({"guidance_scale": float("nan")}, "guidance scale nan"),
+        ({"guidance_scale": float("inf")}, "guidance scale inf"),
+        ({"guidance_scale": 1.0, "negative_prompt": "a cat"}, "a negative prompt needs guidance"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale 2.0"),
+        ({"seed": -1}, "seed -1 is not between"),
+        ({"seed": 2**63}, "is not between"),
+        ({"size": (18, 16)}, "size 18x16: width and height must be multiples of 4 for this model"),
+        ({"size": (0, 16)}, "size 0x16"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, r"latents are \(2, 4, 8, 8\): 16x16 pictures need \(1, 4, 8, 8\)"),
+        ({"latents": torch.zeros(1, 4, 8, 8), "size": (24, 16)}, r"24x16 pictures need \(1, 4, 8, 12\)"),
+        ({"latents": torch.zeros(1, 4, 8, 7)}, "size 14x16"),
+    ],
+)
+def test_what_means_nothing_is_refused_in_one_line(pipe: TextToImage, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        draw(pipe, **options)
+
+
+def test_no_prompt_is_refused(pipe: TextToImage) -> None:
+    with pytest.raises(UserError, match="no prompt"):
+        draw(pipe, [])
+
+
+def test_an_unknown_device_is_refused() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="no device 'abacus'"):
+        find_device("abacus")
+
+
+@pytest.fixture(scope="module")
+def saved(pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_pipeline_draws_the_same_pictures(pipe: TextToImage, saved: Path) -> None:
+    again = TextToImage.from_pretrained(saved, device="cpu")
+    assert draw(again)[0].tobytes() == draw(pipe)[0].tobytes()
+
+
+def test_the_command_writes_the_pictures_of_the_pipeline(pipe: TextToImage, saved: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num": 2, "seed": 4, "steps": 4, "cfg": 2.0, "negative": "two blue cats"}
+    generate(CAPTIONS[:2], model=str(saved), size="24x16", device="cpu", out=tmp_path, **options)
+    images = [Image.open(path) for path in sorted(tmp_path.iterdir(), key=lambda path: path.stem[-1])]
+    expected = draw(
+        pipe, CAPTIONS[:2], num_images=2, seed=4, guidance_scale=2.0, negative_prompt="two blue cats", size=(24, 16)
+    )
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]

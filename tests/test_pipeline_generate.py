@@ -1,0 +1,166 @@
+"""`ldm generate` through its function: prompts, files, what a PNG tells, and errors before any work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import ldm
+from ldm.cli import generate as command
+from ldm.cli.generate import generate
+from ldm.errors import UserError
+
+
+class FakePipe:
+    """Draws flat pictures whose red value is the seed; remembers the request."""
+
+    request: Any = None
+
+    @classmethod
+    def from_pretrained(cls, path: str, dtype: Any, device: str | None) -> FakePipe:
+        cls.loaded = (path, str(dtype), device)
+        return cls()
+
+    def size(self, request: Any) -> tuple[int, int]:
+        return request.size or (16, 16)
+
+    def draw(self, request: Any, progress: Any = None) -> Iterator[Image.Image]:
+        FakePipe.request = request
+        for _, seed in request.pictures:
+            yield Image.new("RGB", self.size(request), (seed, 0, 0))
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ldm.pipeline.TextToImage", FakePipe)
+    monkeypatch.chdir(tmp_path)
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_picture_suffix_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(["a dog"], out=tmp_path / "x.png")
+    assert written(tmp_path) == ["x.png"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "x.png")]
+
+
+def test_several_pictures_number_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(["a dog", "a cat"], num=2, seed=40, out=tmp_path / "x.jpg")
+    assert written(tmp_path) == ["x-0.jpg", "x-1.jpg", "x-2.jpg", "x-3.jpg"]
+    assert len(capsys.readouterr().out.split()) == 4
+
+
+def test_anything_else_is_a_folder_named_after_the_prompts(tmp_path: Path) -> None:
+    generate(["A dog, playing a trumpet!", "..."], num=2, out=tmp_path / "new" / "folder")
+    assert written(tmp_path / "new" / "folder") == [
+        "a-dog-playing-a-trumpet-0.png",
+        "a-dog-playing-a-trumpet-1.png",
+        "picture-2.png",
+        "picture-3.png",
+    ]
+
+
+def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:
+    generate(["a chien \N{DOG FACE}"], negative="blurry", num=2, seed=7, cfg=2.5, steps=9, out=tmp_path / "x.png")
+    text = Image.open(tmp_path / "x-1.png").text  # type: ignore[attr-defined]
+    assert (text["prompt"], text["negative_prompt"]) == ("a chien \N{DOG FACE}", "blurry")
+    assert json.loads(text["parameters"]) == {
+        "negative_prompt": "blurry",
+        "steps": 9,
+        "sampler": "ddim",
+        "eta": 0.0,
+        "guidance_scale": 2.5,
+        "model": "emoji",
+        "size": "16x16",
+        "ldm_version": ldm.__version__,
+        "seed": 8,
+    }
+
+
+def test_options_reach_the_request_and_the_loader(tmp_path: Path) -> None:
+    generate(["a"], model="m", size="32x16", sampler="ddpm", device="cpu", dtype="bfloat16", out=tmp_path / "x.png")
+    assert FakePipe.loaded == ("m", "torch.bfloat16", "cpu")
+    assert (FakePipe.request.size, FakePipe.request.sampler, FakePipe.request.eta) == ((32, 16), "ddpm", None)
+    facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
+    assert (facts["eta"], facts["size"]) == (1.0, "32x16")
+
+
+def test_prompts_come_from_a_files_lines_too(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a dog\n\n  a cat \n")
+    generate(["first", "@prompts.txt"], out=tmp_path / "out")
+    assert FakePipe.request.prompts == ("first", "a dog", "a cat")
+
+
+def test_a_grid_has_a_row_for_each_prompt(tmp_path: Path) -> None:
+    generate(["a", "b"], num=3, seed=50, grid=True, out=tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.size == (3 * 18 - 2, 2 * 18 - 2)
+    assert [sheet.getpixel((18 * column + 5, 18 + 5)) for column in range(3)] == [(50 + i, 0, 0) for i in range(3)]
+    assert sheet.text["prompt"] == "a\nb"  # type: ignore[attr-defined]
+
+
+def test_a_grid_of_one_picture_a_prompt_is_as_square_as_possible(tmp_path: Path) -> None:
+    generate(list("abcdefg"), grid=True, out=tmp_path / "folder")
+    assert Image.open(tmp_path / "folder" / "grid.png").size == (3 * 18 - 2, 3 * 18 - 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": ["@missing.txt"]}, "cannot read prompts from missing.txt: No such file"),
+        ({"prompts": ["@empty.txt"]}, "empty.txt has no prompts"),
+        ({"prompts": ["@binary.txt"]}, "cannot read prompts from binary.txt"),
+        ({"out": Path("no/such/x.png")}, "cannot write to no/such: No such file or directory"),
+        ({"out": Path("empty.txt/x.png")}, "cannot write to empty.txt: Not a directory"),
+        ({"out": Path("empty.txt")}, "cannot make the folder empty.txt: File exists"),
+        ({"out": Path("folder.png")}, "cannot write folder.png: it is a folder"),
+        ({"size": "64"}, "--size 64: give width and height such as 96x64"),
+        ({"size": "-8x8"}, "--size -8x8"),
+        ({"dtype": "int8"}, "--dtype int8: give float32, bfloat16, float16"),
+        ({"steps": 0}, "num_inference_steps is 0"),
+        ({"cfg": float("nan")}, "guidance scale nan"),
+    ],
+)
+def test_errors_come_in_one_line_before_the_model_is_loaded(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakePipe, "from_pretrained", lambda *_: pytest.fail("loaded the model"))
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError) as error:
+        generate(**({"prompts": ["a dog"], "out": tmp_path / "x.png"} | options))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bar_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with command.progress_bar() as progress:
+        assert progress is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with command.progress_bar() as progress:
+        assert progress is not None
+        progress(1, 2)
+        progress(2, 2)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_importing_the_command_imports_nothing_heavy() -> None:
+    code = "import ldm.cli.generate, sys; print(*sorted({'torch', 'numpy', 'PIL', 'rich.progress'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=command_root()
+    )
+    assert result.stdout.strip() == ""
+
+
+def command_root() -> Path:
+    return Path(ldm.__file__).parent.parent

@@ -1,0 +1,53 @@
+"""The terms of the autoencoder's loss against their closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from ldm.config import LossConfig
+from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+
+
+def loss(**reconstruction) -> AutoencoderLoss:
+    config = LossConfig.model_validate(
+        {"perceptual": {"weight": 0}, "kl": {"weight": 0.25}, "reconstruction": reconstruction}
+    )
+    return AutoencoderLoss(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.5), ("l2", 0.25)])
+def test_reconstruction_is_the_mean_distance_of_a_value(kind: str, expected: float) -> None:
+    pictures = torch.zeros(2, 3, 4, 4)
+    terms = loss(kind=kind).terms(pictures, pictures + 0.5, torch.zeros(2), torch.tensor(0.0))
+    assert terms["reconstruction"].item() == pytest.approx(expected)
+    assert terms["total"].item() == pytest.approx(expected)
+
+
+def test_kl_counts_as_published_relative_to_the_sum_over_a_picture() -> None:
+    pictures, kl = torch.zeros(2, 3, 4, 4), torch.tensor([10.0, 20.0])
+    terms = loss().terms(pictures, pictures + 0.5, kl, torch.tensor(0.0))
+    values = 3 * 4 * 4
+    published = 0.5 * values + 0.25 * 15.0
+    assert terms["total"].item() * values == pytest.approx(published)
+
+
+def test_the_learned_log_variance_is_least_at_the_logarithm_of_the_distance() -> None:
+    pictures = torch.zeros(2, 3, 4, 4)
+    log_variance = torch.tensor(math.log(0.5), requires_grad=True)
+    loss().terms(pictures, pictures + 0.5, torch.zeros(2), log_variance)["nll"].backward()
+    assert log_variance.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_adversarial_losses_are_those_of_the_papers() -> None:
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.5])
+    assert discriminator_loss(real, fake, "hinge").item() == pytest.approx(0.5 * (0.25 + 0.75))
+    softplus = [math.log1p(math.exp(x)) for x in (-2.0, -0.5, -2.0, 0.5)]
+    assert discriminator_loss(real, fake, "vanilla").item() == pytest.approx(0.25 * sum(softplus))
+    assert generator_loss(fake).item() == pytest.approx(0.75)
+
+
+def test_the_adaptive_weight_is_the_clamped_ratio_of_gradient_norms() -> None:
+    nll, generator = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    assert adaptive_weight(nll, generator).item() == pytest.approx(5 / 2.0001)
+    assert adaptive_weight(nll, torch.zeros(2)).item() == 1e4
