@@ -31,7 +31,7 @@ Negative = Annotated[str, typer.Option(help="What to guide away from.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 SamplerName = Annotated[str, typer.Option(help="ddim or ddpm.")]
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0; ddpm: 1]")]
-Seed = Annotated[int, typer.Option(help="Of the first picture of each prompt; the next have the next seeds.")]
+Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
 Num = Annotated[int, typer.Option(help="Pictures of each prompt.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
 Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
@@ -86,7 +86,7 @@ def generate(
         if grid:
             from ldm.data.pictures import contact_sheet
 
-            columns = num if num > 1 else math.ceil(math.sqrt(len(texts)))
+            columns = num if num > 1 else grid_columns(len(texts))
             save(contact_sheet(list(images), columns), paths[0], "\n".join(texts), facts | {"seed": seed})
             typer.echo(paths[0])
             return
@@ -155,6 +155,12 @@ def check_writable(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
+
+
+def grid_columns(count: int) -> int:
+    """Columns of a grid that is about square, one more than that where it leaves no gap."""
+    square = math.ceil(math.sqrt(count))
+    return square + 1 if count % square and count % (square + 1) == 0 else square
 
 
 def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str, object]:

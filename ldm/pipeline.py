@@ -27,8 +27,8 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all), over all ba
 class Request:
     """What to draw: `num_images` pictures of each prompt; raises UserError for values that mean nothing.
 
-    The pictures of a prompt have the seeds `seed`, `seed + 1`, ..., of each prompt anew: a picture depends on its
-    prompt and its seed, not on what is drawn beside it.
+    The pictures have the seeds `seed`, `seed + 1`, ... in order. A picture depends on its prompt and its seed, not on
+    what is drawn beside it.
     """
 
     prompts: tuple[str, ...]
@@ -50,7 +50,7 @@ class Request:
         for name in ("num_inference_steps", "num_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.seed <= 2**63 - self.num_images:
+        if not 0 <= self.seed <= 2**63 - len(self.prompts) * self.num_images:
             raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance scale {self.guidance_scale} is not a number to multiply by")
@@ -62,7 +62,8 @@ class Request:
     @property
     def pictures(self) -> list[tuple[str, int]]:
         """Prompt and seed of each picture, in order."""
-        return [(prompt, self.seed + i) for prompt in self.prompts for i in range(self.num_images)]
+        prompts = [prompt for prompt in self.prompts for _ in range(self.num_images)]
+        return [(prompt, self.seed + number) for number, prompt in enumerate(prompts)]
 
 
 class TextToImage:

@@ -104,13 +104,16 @@ def test_a_grid_has_a_row_for_each_prompt(tmp_path: Path) -> None:
     generate(["a", "b"], num=3, seed=50, grid=True, out=tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size == (3 * 18 - 2, 2 * 18 - 2)
-    assert [sheet.getpixel((18 * column + 5, 18 + 5)) for column in range(3)] == [(50 + i, 0, 0) for i in range(3)]
+    assert [sheet.getpixel((18 * column + 5, 18 + 5)) for column in range(3)] == [(53 + i, 0, 0) for i in range(3)]
     assert sheet.text["prompt"] == "a\nb"  # type: ignore[attr-defined]
 
 
-def test_a_grid_of_one_picture_a_prompt_is_as_square_as_possible(tmp_path: Path) -> None:
-    generate(list("abcdefg"), grid=True, out=tmp_path / "folder")
-    assert Image.open(tmp_path / "folder" / "grid.png").size == (3 * 18 - 2, 3 * 18 - 2)
+@pytest.mark.parametrize(("count", "columns", "rows"), [(7, 3, 3), (24, 6, 4), (12, 4, 3), (1, 1, 1)])
+def test_a_grid_of_one_picture_a_prompt_is_as_square_as_fills_it(
+    tmp_path: Path, count: int, columns: int, rows: int
+) -> None:
+    generate(["a"] * count, grid=True, out=tmp_path / "folder")
+    assert Image.open(tmp_path / "folder" / "grid.png").size == (columns * 18 - 2, rows * 18 - 2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import Config
+from ldm.config import AutoencoderStageConfig, Config
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch, fit
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
@@ -45,6 +45,7 @@ class AutoencoderStage(Stage):
     """Trains an autoencoder; generator and discriminator take their steps on the same pictures."""
 
     name = "autoencoder"
+    config: AutoencoderStageConfig
     needs_pictures = True
 
     def __init__(self, autoencoder: Autoencoder, config: Config, accelerator: Accelerator, source: Source) -> None:

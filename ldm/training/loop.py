@@ -68,13 +68,13 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
         _sample(stage, run, step)
         if accelerator.is_main_process:
             run.publish()
-        log.say("  ".join([f"step {step} is saved in {run.path}", *(f"{name} {fact}" for name, fact in facts.items())]))
+        log.say("  ".join([f"step {step} is saved in {run.path}", *(f"{key} {fact}" for key, fact in facts.items())]))
     accelerator.wait_for_everyone()
 
 
 def _processes(accelerator: Accelerator) -> str:
-    count = accelerator.num_processes
-    return f"{count} process{'es' * (count > 1)} on {accelerator.device.type}, mixed precision {accelerator.mixed_precision}"
+    count, device = accelerator.num_processes, accelerator.device.type
+    return f"{count} process{'es' * (count > 1)} on {device}, mixed precision {accelerator.mixed_precision}"
 
 
 def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Share:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers import Parts, save_pipeline
-from ldm.config import Config
+from ldm.config import Config, UNetStageConfig
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet
@@ -42,6 +42,7 @@ class UNetStage(Stage):
     """Trains a U-Net and its text encoder on the noise levels of a schedule."""
 
     name = "unet"
+    config: UNetStageConfig
 
     def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: MomentsCache | None) -> None:
         self.config = config.training.unet
@@ -116,4 +117,3 @@ class UNetStage(Stage):
             seed=0,
         )
         return contact_sheet(images, columns=math.ceil(math.sqrt(1.5 * len(images))))
-

@@ -12,9 +12,9 @@ from ldm.data.scenes import Scene, artwork, colours, concepts, is_held_out, make
 from ldm.data.scenes.vocabulary import anchors, first, hyponyms, named
 from ldm.errors import UserError
 
-CONCEPTS = 60
+CONCEPTS = 40
 SPLITS = ("train", "test")
-MANY = 400
+MANY = 300
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_all_kinds_come_about_as_often_as_their_weights_say(made):
 def test_held_out_pairs_never_meet_in_train_and_only_they_meet_in_test(made):
     pairs = {split: [set(scene.labels()) for scene in made[split]] for split in SPLITS}
     met = {split: [pair for pair in pairs[split] if len(pair) == 2] for split in SPLITS}
-    assert len(met["train"]) > 100
-    assert len(met["test"]) > 100
+    assert len(met["train"]) > 80
+    assert len(met["test"]) > 80
     assert not any(is_held_out(*pair) for pair in met["train"])
     assert all(is_held_out(*pair) for pair in met["test"])
 
@@ -89,13 +89,13 @@ def test_one_concept_is_enough_and_none_is_refused():
 
 
 def test_the_mask_has_one_instance_for_each_thing_of_the_record(made):
-    for scene in made["train"][:150]:
+    for scene in made["train"][:60]:
         seen = np.unique(render_mask(scene, 96))
         assert seen.tolist() == list(range(len(scene.things) + 1))
 
 
 def test_things_lie_where_their_boxes_say():
-    for index in range(60):
+    for index in range(40):
         scene = make_scene(8, index, "train", CONCEPTS)
         mask = render_mask(scene, 128)
         top = max(range(len(scene.things)), key=lambda number: scene.things[number].z)  # nothing hides it
@@ -130,7 +130,7 @@ def test_relations_hold_in_the_boxes(made):
 
 def test_coloured_things_are_mostly_of_the_colour_that_is_said(made):
     coloured = {(t.code, t.colour) for scene in made["train"] for t in scene.things if t.colour}
-    assert len(coloured) > 30
+    assert len(coloured) > 20
     for code, colour in coloured:
         pixels = np.asarray(artwork.raster(code, colour, 64))
         lab = colours.to_lab(pixels[pixels[..., 3] > 250][:, :3])

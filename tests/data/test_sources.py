@@ -13,8 +13,8 @@ from ldm.data.sources import open_source
 from ldm.errors import UserError
 
 
-def picture(path: Path, colour: tuple[int, ...] = (255, 0, 0), size: tuple[int, int] = (12, 8), mode: str = "RGB") -> None:
-    Image.new(mode, size, colour).save(path)
+def picture(path: Path, colour: tuple[int, ...] = (255, 0, 0)) -> None:
+    Image.new("RGB", (12, 8), colour).save(path)
 
 
 def test_a_folder_with_metadata(tmp_path: Path) -> None:

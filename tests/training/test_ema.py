@@ -1,5 +1,7 @@
 """The moving average of weights against its recurrence, and the learning rate's course."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -37,7 +39,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end(decay: str) -> None:
     if decay == "constant":
         assert factors[10:] == [1.0] * 90
     else:
-        assert all(a > b for a, b in zip(factors[9:], factors[10:], strict=False))
+        assert all(before > after for before, after in itertools.pairwise(factors[9:]))
         assert 0 < factors[-1] < 0.02
 
 

