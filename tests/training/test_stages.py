@@ -1,0 +1,176 @@
+"""What one optimiser step of each stage does, on a source of a few flat pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ldm import build, config
+from ldm.checkpoint.diffusers import load_autoencoder
+from ldm.config import Config
+from ldm.data.loader import Batch, Share, TrainingData
+from ldm.training.autoencoder import AutoencoderStage
+from ldm.training.latents import MomentsCache, measure
+from ldm.training.run import Run
+from ldm.training.unet import UNetStage
+
+PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=2", "loss.adversarial.discriminator_channels=8")
+
+
+class Colours:
+    """Flat pictures, each of a colour of its own."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def picture(self, index: int) -> np.ndarray:
+        return np.full((32, 32, 3), (20 * index, 255 - 20 * index, 128), dtype=np.uint8)
+
+    def captions(self, index: int) -> list[str]:
+        return [f"colour number {index}"]
+
+
+def settings(*overrides: str) -> Config:
+    return config.load("tiny", ["training.autoencoder.batch_size=8", "training.unet.batch_size=8", *overrides])
+
+
+def autoencoder_stage(*overrides: str) -> AutoencoderStage:
+    torch.manual_seed(0)
+    return build.autoencoder_stage(settings(*overrides), Colours(), Accelerator(cpu=True))
+
+
+def micro_batches(step: int, accumulation: int = 1, pictures: bool = True) -> list[Batch]:
+    data = TrainingData(Colours(), settings().data, Share(8, accumulation=accumulation), 0, pictures)
+    return [data[step, micro] for micro in range(accumulation)]
+
+
+def weights(stage: AutoencoderStage | UNetStage, name: str) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in stage.networks[name].parameters()]
+
+
+def changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_discriminator_rests_until_its_start_step() -> None:
+    stage = autoencoder_stage(*PLAYING)
+    before = weights(stage, "discriminator")
+    losses = stage.losses(micro_batches(1), 1)
+    assert not changed(before, weights(stage, "discriminator"))
+    assert losses.keys().isdisjoint({"discriminator", "generator"})
+    losses = stage.losses(micro_batches(2), 2)
+    assert changed(before, weights(stage, "discriminator"))
+    assert losses.keys() >= {"discriminator", "generator", "adversarial_weight"}
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_generator_and_discriminator_see_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = autoencoder_stage(*PLAYING)
+    seen: list[torch.Tensor] = []
+    stage.networks["discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    [batch] = micro_batches(2)
+    stage.losses([batch], 2)
+    generated, both = seen
+    assert torch.equal(both, torch.cat([batch.pictures, generated]))
+
+
+def test_the_generators_loss_leaves_no_gradient_in_the_discriminator() -> None:
+    stage = autoencoder_stage(*PLAYING)
+    [batch] = micro_batches(2)
+    reconstructions, kl, log_variance = stage.networks["reconstruction"](batch.pictures, torch.randn(8, 4, 8, 8))
+    terms = stage.loss.terms(batch.pictures, reconstructions, kl, log_variance)
+    stage._adversarial_terms(terms["nll"], reconstructions)["generator"].backward()
+    assert all(weight.grad is None for weight in stage.networks["discriminator"].parameters())
+    assert all(weight.requires_grad for weight in stage.networks["discriminator"].parameters())
+    assert stage.average.last_layer.grad is None
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_micro_batches_add_up_to_their_batch(adversarial: bool) -> None:
+    # The adaptive weight is that of each micro-batch, so it is off here; group norm knows nothing of the batch.
+    options = [*PLAYING, "loss.adversarial.adaptive=false", "loss.adversarial.discriminator_norm=group"]
+    options = options if adversarial else []
+    whole, parts = autoencoder_stage(*options), autoencoder_stage(*options)
+    for step in (1, 2, 3):
+        together = whole.losses(micro_batches(step), step)
+        summed = parts.losses(micro_batches(step, accumulation=2), step)
+        assert together.keys() == summed.keys()
+        for name, loss in together.items():
+            assert summed[name].item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-6), (step, name)
+
+
+def test_the_learned_log_variance_learns() -> None:
+    stage = autoencoder_stage("loss.reconstruction.learned_log_variance=true")
+    for step in (1, 2, 3):
+        stage.losses(micro_batches(step), step)
+    network = stage.networks["reconstruction"]
+    assert network.log_variance.item() != 0.0
+    assert not autoencoder_stage().networks["reconstruction"].log_variance.requires_grad
+
+
+def test_latents_have_the_measured_statistics(tmp_path: Path) -> None:
+    stage = autoencoder_stage()
+    facts = measure(stage.average, Colours(), 32, 12, stage.accelerator)
+    pictures = torch.cat([batch.pictures for step in (1, 2, 3) for batch in micro_batches(step)])[:12]
+    assert facts["latent_std"] > 0
+    with torch.no_grad():
+        noise = torch.randn(200, 12, 4, 8, 8)
+        posterior = stage.average.encode(pictures)
+        latents = torch.stack([posterior.sample(noise=draw) for draw in noise])
+    assert latents.mean().item() == pytest.approx(0, abs=0.01)
+    assert latents.std().item() == pytest.approx(1, rel=0.01)
+    stage.save(tmp_path)
+    loaded = load_autoencoder(tmp_path / "vae")
+    torch.testing.assert_close(loaded.encode(pictures).mode(), posterior.mode(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    stage = autoencoder_stage()
+    stage.finish(Colours())
+    stage.save(tmp_path)
+    return tmp_path / "vae"
+
+
+def unet_stage(measured: Path, *overrides: str) -> UNetStage:
+    torch.manual_seed(0)
+    accelerator, run = Accelerator(cpu=True), Run(measured.parent / "run", resume=True)
+    return build.unet_stage(settings(*overrides), Colours(), accelerator, run, str(measured), None)
+
+
+def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
+    cached = unet_stage(measured, "training.unet.cache_latents=true")
+    encoding = unet_stage(measured, "training.unet.cache_latents=false")
+    assert isinstance(cached.cache, MomentsCache)
+    assert encoding.cache is None
+    for step in (1, 2, 3):
+        quick = cached.losses(micro_batches(step, pictures=False), step)["loss"]
+        slow = encoding.losses(micro_batches(step), step)["loss"]
+        assert quick.item() == pytest.approx(slow.item(), rel=1e-5)
+
+
+def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path) -> None:
+    stage = unet_stage(measured)
+    before, averaged = weights(stage, "unet"), [w.clone() for w in stage.ema.network.parameters()]
+    for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
+        stage.losses(micro_batches(step), step)
+    names = [name for name, _ in stage.networks["unet"].named_parameters()]
+    moved = {name for name, a, b in zip(names, before, weights(stage, "unet"), strict=True) if not torch.equal(a, b)}
+    assert any(name.startswith("text_encoder.") for name in moved)
+    assert any(name.startswith("unet.") for name in moved)
+    assert changed(averaged, list(stage.ema.network.parameters()))
+    assert all(weight.grad is None for weight in stage.autoencoder.parameters())
+
+
+def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
+    for share in (0.0, 0.5, 1.0):
+        stage = unet_stage(measured, f"training.unet.condition_dropout={share}")
+        batches = [batch for step in range(1, 101) for batch in micro_batches(step, pictures=False)]
+        captions = [caption for batch in batches for caption in stage._captions(batch)]
+        dropped = captions.count("") / len(captions)
+        assert dropped == pytest.approx(share, abs=4 * (share * (1 - share) / len(captions)) ** 0.5)
+        assert set(captions) - {""} <= {f"colour number {i}" for i in range(12)}
