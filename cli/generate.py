@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DTYPES = ("float32", "bfloat16", "float16")
 
-Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT...", help="@prompts.txt: a prompt a line.")]
+Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to draw; @prompts.txt: a prompt a line.")]
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 Guidance = Annotated[float, typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.")]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]

@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: importing rich takes longer than all else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate.generate)

@@ -59,7 +59,7 @@ def train_unet(
     dry_run: DryRun = False,
     settings: Set = None,
 ) -> None:
-    """Train a U-Net and its text encoder on an autoencoder's latents."""
+    """Train a U-Net and its text encoder on latents."""
     loaded = _config(config, settings, "unet", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-unet")
     _train("unet", loaded, data, path, resume, max_time, dry_run, vae=vae, init=init)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm.data.scenes import Scene, artwork, colours, concepts, is_held_out, make_scene, render, render_mask
-from ldm.data.scenes.vocabulary import anchors, first, hyponyms, named
+from ldm.data.scenes.vocabulary import anchors, first, hyponyms, named, never_coloured
 from ldm.errors import UserError
 
 CONCEPTS = 40
@@ -138,6 +138,13 @@ def test_coloured_things_are_mostly_of_the_colour_that_is_said(made):
         assert np.mean(names == colour) > 0.45, (code, colour)  # measured at another size than the rule
 
 
+def test_repainting_keeps_what_is_not_of_the_main_colour():
+    red, blue = (np.asarray(artwork.raster(named("car").code, colour, 64)) for colour in (None, "blue"))
+    np.testing.assert_array_equal(red[..., 3], blue[..., 3])
+    changed = (red != blue).any(-1)[red[..., 3] > 250]
+    assert 0.5 < changed.mean() < 0.9  # not the wheels, not the windows
+
+
 def test_lab_is_that_of_the_standard():
     red = colours.to_lab(np.array([255, 0, 0]))
     np.testing.assert_allclose(red, [53.2408, 80.0925, 67.2032], atol=0.01)
@@ -161,6 +168,7 @@ def test_tables_name_only_concepts_and_names_are_unique():
     for role in ("animals", "instruments", "hats", "vehicles"):
         assert anchors(role).keys() <= set(names)
     assert hyponyms().keys() <= set(names)
+    assert never_coloured() <= set(names)
 
 
 def test_every_concept_has_artwork():

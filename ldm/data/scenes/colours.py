@@ -16,6 +16,7 @@ THINGS = {
     "purple": "#8E52CC",
     "pink": "#F98BB9",
     "brown": "#8A5536",
+    "beige": "#FAE3B8",
     "black": "#26292C",
     "white": "#F4F6F7",
     "gray": "#98A4AD",

@@ -14,7 +14,7 @@ from ldm.data.scenes import artwork, colours, contacts
 from ldm.data.scenes.backgrounds import choose_background
 from ldm.data.scenes.layout import Box, Part, around, fit, mirror
 from ldm.data.scenes.scene import Kind, Scene, Thing
-from ldm.data.scenes.vocabulary import Concept, anchors, first, is_held_out
+from ldm.data.scenes.vocabulary import Concept, anchors, first, is_held_out, never_coloured
 
 Split = Literal["train", "test"]
 
@@ -54,7 +54,7 @@ class Cast:
 
     alone: tuple[Concept, ...]
     countable: tuple[Concept, ...]
-    colourable: tuple[Concept, ...]  # countable, and no colour in the name
+    colourable: tuple[Concept, ...]  # countable, of one colour, and no colour in the name
     pairs: dict[Kind, tuple[tuple[str, str], ...]]  # kinds of animal and prop
     kinds: tuple[Kind, ...]
     split: Split
@@ -83,7 +83,7 @@ def _cast(count: int | None, split: Split) -> Cast:
         props = [name for name in anchors(CONTACTS[kind][0]) if name in names]
         pairs[kind] = tuple(pair for pair in product(able, props) if _allowed(*pair, split))  # type: ignore[index]
     countable = tuple(concept for concept in alone if concept.countable)
-    colourable = tuple(concept for concept in countable if not colours.THINGS.keys() & concept.name.split())
+    colourable = tuple(concept for concept in countable if _colourable(concept.name))
     cast = Cast(alone, countable, colourable, pairs, (), split)
     return replace(cast, kinds=tuple(kind for kind in WEIGHTS if _possible(kind, cast)))
 
@@ -103,6 +103,10 @@ def _possible(kind: Kind, cast: Cast) -> bool:
             if _allowed(a.name, b.name, cast.split) and artwork.paintable(a.code) and artwork.paintable(b.code)
         )
     return kind == "one" or any(_allowed(a.name, b.name, cast.split) for a, b in product(cast.alone, repeat=2))
+
+
+def _colourable(name: str) -> bool:
+    return name not in never_coloured() and not colours.THINGS.keys() & name.split()
 
 
 def _allowed(a: str, b: str, split: Split) -> bool:

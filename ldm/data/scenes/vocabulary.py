@@ -68,6 +68,12 @@ def hyponyms() -> dict[str, list[str]]:
 
 
 @cache
+def never_coloured() -> frozenset[str]:
+    """Names of the things that captions do not call by a colour."""
+    return frozenset(yaml.safe_load(_text("words.yaml"))["never_coloured"])
+
+
+@cache
 def is_held_out(a: str, b: str) -> bool:
     """Whether the concepts named `a` and `b`, in either order, never stand together in the train split."""
     if frozenset({a, b}) in ALWAYS_HELD_OUT:
