@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
@@ -34,7 +35,7 @@ def unet_stage(
     parts = _initial_parts(config, source, accelerator, run, vae, init)
     cache = None
     if config.training.unet.cache_latents:
-        autoencoder = parts.autoencoder.to(accelerator.device).eval()
+        autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
         cache = MomentsCache(run.path / "moments.npy", autoencoder, source, config.data.size, accelerator)
     return UNetStage(parts, config, accelerator, cache)
 

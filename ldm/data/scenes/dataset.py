@@ -20,9 +20,8 @@ from ldm.data.scenes.making import Order, make_all
 from ldm.data.scenes.vocabulary import tables_digest
 from ldm.errors import UserError
 
-VERSION = (
-    1  # of what the code makes of the same arguments and tables; raise it with every change of pictures or captions
-)
+# Of what the code makes of the same arguments and tables; raise it with every change of pictures or captions.
+VERSION = 1
 
 Report = Callable[[int, int], None]  # scenes made, scenes in all
 
