@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
@@ -34,29 +33,20 @@ def main() -> NoReturn:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         print("ldm: interrupted", file=sys.stderr)
-        _leave(130)
+        sys.exit(130)
     except typer.Exit as request:
-        _leave(request.exit_code)
+        sys.exit(request.exit_code)
     except Exception as error:
-        # Typer's own click raises these for wrong options; it has no public name for them in every version.
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(error.format_message())
-        raise
-    _leave(status if isinstance(status, int) else 0)
+        # Wrong options: click's UsageError, which typer carries under a private name of its own in newer versions.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its message is the help
+            print(error.format_message())
+            sys.exit(2)
+        _fail(error.format_message())
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:
     print("ldm: " + " ".join(message.split()), file=sys.stderr)
-    _leave(2)
-
-
-def _leave(status: int) -> NoReturn:
-    """End at once: tearing down torch's thread pools at interpreter exit costs time and can hang."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if "torch" in sys.modules and "torch.distributed" in sys.modules:
-        import torch.distributed
-
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and status == 0:
-            torch.distributed.destroy_process_group()
-    os._exit(status) if status else sys.exit(0)
+    sys.exit(2)

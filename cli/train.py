@@ -119,3 +119,4 @@ def _train(
     else:
         stage = build.unet_stage(config, source, accelerator, run, **starting_points)
     train(stage, source, config, run, limits)
+    accelerator.end_training()

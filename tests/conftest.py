@@ -3,12 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
+from running import SMALL, Command
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,6 +45,3 @@ def tiny_pipeline(ldm: Command, tiny_vae: Path) -> Path:
     run = tiny_vae.parent / "unet"
     ldm("train-unet", "tiny", "--data", "scenes", "--vae", tiny_vae, "--out", run, "--max-steps", 4, *SMALL)
     return run
-
-
-SMALL = ("--batch-size", 8, "--set", "data.scenes.num=64")

@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import Command
+from running import Command
 
 
 def refused(done: object, *words: str) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import SMALL, Command
 
 from ldm.checkpoint.diffusers import load_pipeline
 from ldm.checkpoint.store import load_tensors
-from tests.conftest import SMALL, Command
 
 
 def losses(run: Path) -> list[float]:
@@ -32,6 +32,14 @@ def test_help_is_instant_and_does_without_torch(ldm: Command) -> None:
     assert min(times) < 0.4
     code = "import sys, ldm.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_group_without_a_command_shows_its_commands(ldm: Command) -> None:
+    for group, command in (([], "train-vae"), (["data"], "scenes")):
+        done = ldm(*group, check=False)
+        assert done.returncode == 2
+        assert command in done.stdout
+        assert not done.stderr
 
 
 def test_every_command_explains_itself(ldm: Command) -> None:
@@ -58,9 +66,13 @@ def test_from_nothing_to_a_pipeline_in_under_three_minutes(ldm: Command, tmp_pat
 def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
     ldm: Command, tiny_vae: Path, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    for name, reference, extra in (("vae", tiny_vae, ()), ("unet", tiny_pipeline, ("--vae", tiny_vae))):
+    for name, part, reference, extra in (
+        ("vae", "autoencoder", tiny_vae, ()),
+        ("unet", "unet", tiny_pipeline, ("--vae", tiny_vae)),
+    ):
         run, stopped = tmp_path / name, tmp_path / f"{name}-stopped"
-        options = (f"train-{name}", "tiny", "--data", "scenes", *extra, *SMALL, "--max-steps", 4)
+        every = ("--set", f"training.{part}.log_every=1")
+        options = (f"train-{name}", "tiny", "--data", "scenes", *extra, *SMALL, "--max-steps", 4, *every)
         ldm(*options, "--out", run, "--save-every", 2)
         # A run that was stopped after its save at step 2.
         stopped.mkdir()

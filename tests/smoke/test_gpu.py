@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from tests.conftest import SMALL, Command
+from running import SMALL, Command
 
 pytestmark = [
     pytest.mark.gpu,
