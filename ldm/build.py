@@ -36,7 +36,7 @@ def unet_stage(
     cache = None
     if config.training.unet.cache_latents:
         autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
-        cache = MomentsCache(run.path / "moments.npy", autoencoder, source, config.data.size, accelerator)
+        cache = MomentsCache(run.path, autoencoder, source, config.data.size, accelerator)
     return UNetStage(parts, config, accelerator, cache)
 
 

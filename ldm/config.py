@@ -257,6 +257,7 @@ class AutoencoderStageConfig(StageConfig):
 class UNetStageConfig(StageConfig):
     """Training of the U-Net and, with it, of the text encoder."""
 
+    text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
     condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions replaced by the empty prompt
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()

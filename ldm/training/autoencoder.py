@@ -57,13 +57,13 @@ class AutoencoderStage(Stage):
         variance = (reconstruction.initial_log_variance, reconstruction.learned_log_variance)
         network = self.place(Reconstruction(autoencoder, *variance))
         self.ema = EMA(network, self.config.ema_decay)
-        self.optimizers = {"reconstruction": self.optimizer(network, self.config.learning_rate)}
+        self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
         self.networks = {"reconstruction": accelerator.prepare(network)}
         adversarial = config.loss.adversarial
         if adversarial.weight:
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
             rate = adversarial.learning_rate or self.config.learning_rate
-            self.optimizers["discriminator"] = self.optimizer(discriminator, rate)
+            self.optimizers["discriminator"] = self.optimizer((discriminator, rate))
             self.networks["discriminator"] = accelerator.prepare(discriminator)
         self.latent_shape = self._latent_shape(config)
         self.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}

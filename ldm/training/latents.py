@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,31 +49,53 @@ def measure(
 
 
 class MomentsCache:
-    """Posterior moments of every picture of a source, (N, 2C, h, w) float32, in one memory-mapped file of the run.
+    """Posterior moments of every picture of a source, (N, 2C, h, w) float32, memory-mapped from a file of the run.
 
-    All processes encode their part at construction; the file of an interrupted run is made anew.
+    All processes encode their part at construction. The file's name tells of which autoencoder and pictures it is, and
+    it gets that name when it is whole: a resumed run finds it, anything else is encoded anew.
     """
 
     def __init__(
-        self, path: Path, autoencoder: Autoencoder, source: Source, size: int, accelerator: Accelerator
+        self, folder: Path, autoencoder: Autoencoder, source: Source, size: int, accelerator: Accelerator
     ) -> None:
-        side = size // autoencoder.config.downsampling_factor
-        shape = (len(source), 2 * autoencoder.config.latent_channels, side, side)
-        if accelerator.is_main_process:
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
-        accelerator.wait_for_everyone()
-        self._moments = np.load(path, mmap_mode="r+")
-        mine = np.arange(accelerator.process_index, len(source), accelerator.num_processes)
-        done = 0
-        for moments in _moments(autoencoder, source, mine, size, accelerator):
-            self._moments[mine[done : done + len(moments)]] = moments.float().cpu().numpy()
-            done += len(moments)
-        self._moments.flush()
-        accelerator.wait_for_everyone()
+        self.path = folder / f"moments-{_fingerprint(autoencoder, source, size)}.npy"
+        if not self.path.is_file():
+            self._encode(autoencoder, source, size, accelerator)
+        self._moments = np.load(self.path, mmap_mode="r")
 
     def __getitem__(self, indices: list[int]) -> Tensor:
         """Moments (B, 2C, h, w) of the pictures at `indices`."""
         return torch.from_numpy(self._moments[indices])
+
+    def _encode(self, autoencoder: Autoencoder, source: Source, size: int, accelerator: Accelerator) -> None:
+        work = self.path.with_suffix(".tmp")
+        side = size // autoencoder.config.downsampling_factor
+        shape = (len(source), 2 * autoencoder.config.latent_channels, side, side)
+        if accelerator.is_main_process:
+            print(f"encoding {len(source):,} pictures once, to {self.path}", file=sys.stderr)
+            np.lib.format.open_memmap(work, mode="w+", dtype=np.float32, shape=shape).flush()
+        accelerator.wait_for_everyone()
+        cached = np.load(work, mmap_mode="r+")
+        mine = np.arange(accelerator.process_index, len(source), accelerator.num_processes)
+        done = 0
+        for moments in _moments(autoencoder, source, mine, size, accelerator):
+            cached[mine[done : done + len(moments)]] = moments.float().cpu().numpy()
+            done += len(moments)
+        cached.flush()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            work.replace(self.path)
+        accelerator.wait_for_everyone()
+
+
+def _fingerprint(autoencoder: Autoencoder, source: Source, size: int) -> str:
+    """A digest of the autoencoder's weights, and of number, size and a sample of the pictures."""
+    digest = hashlib.blake2b(f"{len(source)} {size}".encode(), digest_size=8)
+    for name, weight in autoencoder.state_dict().items():
+        digest.update(name.encode() + weight.float().cpu().contiguous().numpy().tobytes())
+    for index in np.linspace(0, len(source) - 1, min(len(source), 16)).astype(int):
+        digest.update(fit(source.picture(int(index)), size).tobytes())
+    return digest.hexdigest()
 
 
 def _moments(

@@ -74,13 +74,14 @@ class Stage(ABC):
         layout = torch.channels_last if self.config.channels_last else torch.preserve_format
         return network.to(self.accelerator.device).to(memory_format=layout)
 
-    def optimizer(self, network: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-        """Fused AdamW over a network's trainable weights."""
-        weights = [weight for weight in network.parameters() if weight.requires_grad]
+    def optimizer(self, *parts: tuple[nn.Module, float]) -> torch.optim.AdamW:
+        """Fused AdamW over the trainable weights of networks, each with its learning rate."""
+        groups = [
+            {"params": [weight for weight in network.parameters() if weight.requires_grad], "lr": learning_rate}
+            for network, learning_rate in parts
+        ]
         config = self.config
-        return torch.optim.AdamW(
-            weights, lr=learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
     def micro_batches(self, batches: list[Batch], network: nn.Module) -> Iterator[Batch]:
         """The micro-batches of a step; gradients of several processes are averaged in the last one only."""

@@ -53,7 +53,10 @@ class UNetStage(Stage):
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         network = self.place(TextConditioned(parts.unet, parts.text_encoder))
         self.ema = EMA(network, self.config.ema_decay)
-        self.optimizers = {"unet": accelerator.prepare(self.optimizer(network, self.config.learning_rate))}
+        rate = self.config.learning_rate
+        text_rate = rate if self.config.text_learning_rate is None else self.config.text_learning_rate
+        optimizer = self.optimizer((parts.unet, rate), (parts.text_encoder, text_rate))
+        self.optimizers = {"unet": accelerator.prepare(optimizer)}
         self.networks = {"unet": accelerator.prepare(network)}
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:

@@ -153,6 +153,17 @@ def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
         assert quick.item() == pytest.approx(slow.item(), rel=1e-5)
 
 
+def test_the_cache_is_found_again_by_what_it_was_made_of(measured: Path) -> None:
+    stage = unet_stage(measured, "training.unet.cache_latents=true")
+    path = stage.cache.path
+    written = path.stat().st_mtime_ns
+    assert unet_stage(measured, "training.unet.cache_latents=true").cache.path == path
+    assert path.stat().st_mtime_ns == written
+    with torch.no_grad():
+        stage.autoencoder.encoder.conv_in.bias += 1
+    assert MomentsCache(path.parent, stage.autoencoder, Colours(), 32, stage.accelerator).path != path
+
+
 def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path) -> None:
     stage = unet_stage(measured)
     before, averaged = weights(stage, "unet"), [w.clone() for w in stage.ema.network.parameters()]
