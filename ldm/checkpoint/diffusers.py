@@ -176,11 +176,15 @@ def find_autoencoder(model: str | Path) -> Path:
     return resolved / "vae"
 
 
+def step_folders(run: Path) -> list[Path]:
+    """The `step-N` folders of a run, oldest first."""
+    steps = [path for path in run.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
+    return sorted(steps, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def _newest(folder: Path) -> Path:
-    steps = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-    if (folder / "model_index.json").is_file() or not steps:
-        return folder
-    return max(steps, key=lambda path: int(path.name.removeprefix("step-")))
+    steps = step_folders(folder)
+    return folder if (folder / "model_index.json").is_file() or not steps else steps[-1]
 
 
 def _weights_folder() -> Path:

@@ -22,11 +22,11 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
     work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fill(work)
-        _flush(work)
+        flush(work)
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -135,7 +135,8 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Let what was written to a file, or renamed in a folder, reach the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

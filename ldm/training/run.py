@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ldm import config as configuration
-from ldm.checkpoint.store import load_tree, save_tree
+from ldm.checkpoint.diffusers import step_folders
+from ldm.checkpoint.store import flush, load_tree, save_tree
 from ldm.config import Config
 from ldm.errors import UserError
-
-STEP = re.compile(r"step-(\d+)")
 
 
 class Run:
@@ -59,11 +57,11 @@ class Run:
             write_model(work)
             (work / "config.yaml").write_text(configuration.dump(config))
             save_tree(work / "state", {"step": step, "stage": state})
-            _flush(work)
+            _flush_all(work)
             if final.exists():  # the same step, saved again after a resume
                 shutil.rmtree(final)
             work.rename(final)
-            _flush_folder(self.path)
+            flush(self.path)
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
             raise UserError(f"{final} could not be written: {error.strerror}; older steps are untouched") from error
@@ -99,27 +97,6 @@ class Run:
             (self.path / ".model_index.tmp").replace(self.path / "model_index.json")
 
 
-def step_folders(path: Path) -> list[Path]:
-    """The `step-N` folders of a run, oldest first."""
-    if not path.is_dir():
-        return []
-    numbered = [(match, folder) for folder in path.iterdir() if (match := STEP.fullmatch(folder.name))]
-    return [folder for match, folder in sorted(numbered, key=lambda pair: int(pair[0].group(1)))]
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            _flush_folder(path)
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
