@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import Config
+from ldm.config import Config, Section
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.text import BertTextEncoder, Tokenizer
@@ -52,6 +52,8 @@ def _initial_parts(
         parts = load_pipeline(resolve(init))
         autoencoder = load_autoencoder(find_autoencoder(vae)) if vae else parts.autoencoder
         _check_autoencoder(autoencoder, config, vae or init)
+        _check_same(parts.unet.config, config.unet, "unet", init)
+        _check_same(parts.text_encoder.config, config.text, "text", init)
         return Parts(autoencoder, parts.unet, parts.text_encoder, parts.tokenizer, config.diffusion)
     if vae is None:
         raise UserError(
@@ -67,6 +69,18 @@ def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -
     side = config.data.size // autoencoder.config.downsampling_factor
     unet = UNet(config.unet.model_copy(update={"sample_size": side}))
     return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
+
+
+def _check_same(loaded: Section, asked: Section, section: str, where: str) -> None:
+    """Refuse a configuration that describes another network than the one it is to start from."""
+    given = {"sample_size", "vocab_size"}  # they follow from the data
+    differing = [
+        f"{section}.{name} is {value}, not {getattr(asked, name)}"
+        for name, value in loaded
+        if name not in given and value != getattr(asked, name)
+    ]
+    if differing:
+        raise UserError(f"the model {where} is not what the configuration describes: {'; '.join(differing)}")
 
 
 def _check_autoencoder(autoencoder: Autoencoder, config: Config, where: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.data.loader import fit
 from ldm.data.pictures import to_tensor
+from ldm.data.progress import track
 from ldm.data.sources import Source
 
 BATCH = 64
@@ -72,13 +73,15 @@ class MomentsCache:
         side = size // autoencoder.config.downsampling_factor
         shape = (len(source), 2 * autoencoder.config.latent_channels, side, side)
         if accelerator.is_main_process:
-            print(f"encoding {len(source):,} pictures once, to {self.path}", file=sys.stderr)
             np.lib.format.open_memmap(work, mode="w+", dtype=np.float32, shape=shape).flush()
         accelerator.wait_for_everyone()
         cached = np.load(work, mmap_mode="r+")
         mine = np.arange(accelerator.process_index, len(source), accelerator.num_processes)
         done = 0
-        for moments in _moments(autoencoder, source, mine, size, accelerator):
+        encoded = _moments(autoencoder, source, mine, size, accelerator)
+        if accelerator.is_main_process:
+            encoded = track(encoded, f"encoding batches of {BATCH} pictures, once", math.ceil(len(mine) / BATCH))
+        for moments in encoded:
             cached[mine[done : done + len(moments)]] = moments.float().cpu().numpy()
             done += len(moments)
         cached.flush()

@@ -89,15 +89,16 @@ def test_impossible_orders_are_refused_before_anything_is_written(tmp_path, argu
     assert not (tmp_path / "out").exists()
 
 
-def test_the_data_set_holds_the_scenes_and_is_rendered_once(tmp_path):
-    config, reports = ScenesConfig(num=10, seed=2, concepts=CONCEPTS), []
-    data = ScenesDataset(config, 16, processes=1, cache=tmp_path, report=lambda done, of: reports.append((done, of)))
+def test_the_data_set_holds_the_scenes_and_is_rendered_once(tmp_path, capsys):
+    config = ScenesConfig(num=10, seed=2, concepts=CONCEPTS)
+    data = ScenesDataset(config, 16, processes=1, cache=tmp_path)
     assert len(data) == 10
     scene = make_scene(2, 7, "train", CONCEPTS)
     np.testing.assert_array_equal(data.picture(7), render(scene, 16))
     assert data.captions(7) == scene.captions()
-    assert reports == [(done, 10) for done in range(1, 11)]
-    again = ScenesDataset(config, 16, cache=tmp_path, report=lambda done, of: pytest.fail("rendered again"))
+    assert capsys.readouterr().err == "rendering scenes, once: 10\n"
+    again = ScenesDataset(config, 16, cache=tmp_path)
+    assert capsys.readouterr().err == ""
     np.testing.assert_array_equal(again.picture(9), data.picture(9))
     assert ScenesDataset(config, 16, "test", processes=1, cache=tmp_path).folder != data.folder
 

@@ -116,6 +116,18 @@ def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_
     assert "no latent statistics" in done.stderr
 
 
+def test_training_starts_from_a_trained_model(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+    options = ("--data", "scenes", "--init", tiny_pipeline, *SMALL, "--set", "training.unet.learning_rate=0")
+    ldm("train-unet", "tiny", *options, "--out", tmp_path / "more", "--max-steps", 1)
+    for part in ("vae", "unet", "text_encoder"):
+        [before], [after] = (list((run / part).glob("*.safetensors")) for run in (tiny_pipeline, tmp_path / "more"))
+        given, kept = load_tensors(before), load_tensors(after)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in given.items())
+    done = ldm("train-unet", "tiny", *options, "--set", "unet.layers_per_block=3", "--out", tmp_path / "x", check=False)
+    assert done.returncode == 2
+    assert "unet.layers_per_block is 1, not 3" in done.stderr
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:
     done = ldm("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run", "--dry-run")
     assert "400 of 32 pictures" in done.stdout

@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from ldm.config import ScenesConfig
+from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.making import Order, make_all
@@ -22,8 +22,6 @@ from ldm.errors import UserError
 
 # Of what the code makes of the same arguments and tables; raise it with every change of pictures or captions.
 VERSION = 1
-
-Report = Callable[[int, int], None]  # scenes made, scenes in all
 
 
 class ScenesDataset:
@@ -36,13 +34,12 @@ class ScenesDataset:
         split: Split = "train",
         processes: int | None = None,
         cache: Path | None = None,
-        report: Report | None = None,
     ) -> None:
         order = Order(config.num, size, config.seed, split, config.concepts)
         order.check()
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
         if not self.folder.is_dir():
-            _fill(self.folder, order, processes, report)
+            _fill(self.folder, order, processes)
         self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
         with (self.folder / "captions.jsonl").open(encoding="utf-8") as lines:
             self._captions: list[list[str]] = [json.loads(line) for line in lines]
@@ -69,7 +66,7 @@ def _fingerprint(order: Order) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _fill(folder: Path, order: Order, processes: int | None, report: Report | None) -> None:
+def _fill(folder: Path, order: Order, processes: int | None) -> None:
     """Make all scenes beside `folder` and move them there at once, so that nobody sees half of them."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +74,7 @@ def _fill(folder: Path, order: Order, processes: int | None, report: Report | No
     except OSError as error:
         raise UserError(f"scenes cannot be cached in {folder.parent}: {error.strerror}; set LDM_CACHE") from error
     try:
-        _write(temporary, order, processes, report)
+        _write(temporary, order, processes)
         try:
             temporary.rename(folder)
         except OSError:
@@ -87,13 +84,12 @@ def _fill(folder: Path, order: Order, processes: int | None, report: Report | No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(folder: Path, order: Order, processes: int | None, report: Report | None) -> None:
+def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
-        for index, (scene, picture) in enumerate(make_all(order, processes)):
+        made = track(make_all(order, processes), "rendering scenes, once", order.num)
+        for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
             captions.write(json.dumps(scene.captions()) + "\n")
-            if report:
-                report(index + 1, order.num)
     pictures.flush()
