@@ -53,7 +53,7 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
             if step % settings.log_every == 0 or step in (1, settings.max_steps):
                 log.report({"step": step, **meter.read(), "learning_rate_factor": rate})
             stop = asked.at(step, settings.log_every)
-            if step % settings.sample_every == 0:
+            if step % settings.sample_every == 0 and step < settings.max_steps:
                 _sample(stage, run, step)
             if step % settings.save_every == 0 and step < settings.max_steps:
                 save(stage, run, step, config)
