@@ -110,6 +110,7 @@ def _train(
     from ldm.training.run import Run
 
     run = Run(out, resume)
+    build.check(stage_name, config, run, **starting_points)
     settings = getattr(config.training, stage_name)
     accelerator = start_accelerator(settings, config.training.seed)
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done

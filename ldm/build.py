@@ -16,10 +16,27 @@ from ldm.errors import UserError
 from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache
+from ldm.training.perceptual import backbone_state
 from ldm.training.run import Run
 from ldm.training.unet import UNetStage
 
 TEXT_ENCODERS = {"bert": BertTextEncoder}
+
+
+def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
+    """Raise UserError for what a stage will miss, before any time is spent on the data."""
+    if stage == "autoencoder":
+        if config.loss.perceptual.weight:
+            backbone_state(config.loss.perceptual.net)
+        return
+    if init is not None:
+        resolve(init)
+    if vae is not None:
+        find_autoencoder(vae)
+    elif init is None and not run.steps():
+        raise UserError(
+            "train-unet needs an autoencoder: --vae (a train-vae run, a pipeline or an autoencoder's folder)"
+        )
 
 
 def autoencoder_stage(config: Config, source: Source, accelerator: Accelerator) -> AutoencoderStage:
@@ -55,10 +72,7 @@ def _initial_parts(
         _check_same(parts.unet.config, config.unet, "unet", init)
         _check_same(parts.text_encoder.config, config.text, "text", init)
         return Parts(autoencoder, parts.unet, parts.text_encoder, parts.tokenizer, config.diffusion)
-    if vae is None:
-        raise UserError(
-            "train-unet needs an autoencoder: --vae (a train-vae run, a pipeline or an autoencoder's folder)"
-        )
+    assert vae is not None  # `check` saw to it
     autoencoder = load_autoencoder(find_autoencoder(vae))
     _check_autoencoder(autoencoder, config, vae)
     return _new_parts(config, autoencoder, _tokenizer(config, source, accelerator))

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from running import SMALL, Command
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of this session's own: nothing that lies on the machine is used, nothing is left on it."""
     path = tmp_path_factory.mktemp("cache")
     os.environ["LDM_CACHE"] = str(path)
-    os.environ["HF_HUB_OFFLINE"] = "1"
     return path
 
 

@@ -14,7 +14,7 @@ PROMPT, NEGATIVE = "a corgi playing a trumpet", "a cat"
 def test_stable_diffusion_pipeline_draws_the_same_picture(steps: int) -> None:
     from diffusers import StableDiffusionPipeline
 
-    theirs = StableDiffusionPipeline.from_pretrained(resolve("emoji"), torch_dtype=torch.float32)
+    theirs = StableDiffusionPipeline.from_pretrained(resolve("emoji"), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     options = {"negative_prompt": NEGATIVE, "guidance_scale": 3.0, "num_inference_steps": steps, "latents": latents}

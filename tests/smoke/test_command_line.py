@@ -63,6 +63,7 @@ def test_from_nothing_to_a_pipeline_in_under_three_minutes(ldm: Command, tmp_pat
     assert Image.open(out).size == (32, 32)
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
     ldm: Command, tiny_vae: Path, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_
     assert "no latent statistics" in done.stderr
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_trained_model(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     options = ("--data", "scenes", "--init", tiny_pipeline, *SMALL, "--set", "training.unet.learning_rate=0")
     ldm("train-unet", "tiny", *options, "--out", tmp_path / "more", "--max-steps", 1)
