@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
 Data = Annotated[str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, parquet, or a Hub id.")]
+Init = Annotated[str | None, typer.Option(help="Start from this trained model instead of from nothing.")]
 Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps in total.")]
@@ -28,6 +29,7 @@ Set = Annotated[
 def train_vae(
     data: Data,
     config: ConfigArgument = "tiny",
+    init: Init = None,
     out: Out = None,
     resume: Resume = False,
     max_steps: MaxSteps = None,
@@ -41,14 +43,14 @@ def train_vae(
     """Train an autoencoder on pictures."""
     loaded = _config(config, settings, "autoencoder", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-vae")
-    _train("autoencoder", loaded, data, path, resume, max_time, dry_run)
+    _train("autoencoder", loaded, data, path, resume, max_time, dry_run, init=init)
 
 
 def train_unet(
     data: Data,
     config: ConfigArgument = "tiny",
     vae: Annotated[str | None, typer.Option(help="A train-vae run, a pipeline or an autoencoder's folder.")] = None,
-    init: Annotated[str | None, typer.Option(help="Start from this trained model instead of from nothing.")] = None,
+    init: Init = None,
     out: Out = None,
     resume: Resume = False,
     max_steps: MaxSteps = None,
@@ -116,7 +118,7 @@ def _train(
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done
         source = open_source(data, config.data)
     if stage_name == "autoencoder":
-        stage: Any = build.autoencoder_stage(config, source, accelerator)
+        stage: Any = build.autoencoder_stage(config, source, accelerator, **starting_points)
     else:
         stage = build.unet_stage(config, source, accelerator, run, **starting_points)
     train(stage, source, config, run, limits)

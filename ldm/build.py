@@ -28,6 +28,8 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     if stage == "autoencoder":
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)
+        if init is not None:
+            find_autoencoder(init)
         return
     if init is not None:
         resolve(init)
@@ -39,10 +41,17 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         )
 
 
-def autoencoder_stage(config: Config, source: Source, accelerator: Accelerator) -> AutoencoderStage:
-    """A new autoencoder and all that trains it."""
+def autoencoder_stage(
+    config: Config, source: Source, accelerator: Accelerator, init: str | None = None
+) -> AutoencoderStage:
+    """A new autoencoder, or that of `init`, and all that trains it."""
     sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
-    return AutoencoderStage(Autoencoder(sized), config, accelerator, source)
+    if init is None:
+        return AutoencoderStage(Autoencoder(sized), config, accelerator, source)
+    autoencoder = load_autoencoder(find_autoencoder(init))
+    _check_same(autoencoder.config, sized, "autoencoder", init)
+    autoencoder.config = sized  # its latent statistics are measured anew
+    return AutoencoderStage(autoencoder, config, accelerator, source)
 
 
 def unet_stage(
@@ -63,14 +72,15 @@ def _initial_parts(
     steps = run.steps()
     if steps:  # a resumed run: its own autoencoder and tokenizer; the weights follow from its state
         saved = load_pipeline(steps[-1])
-        tokenizer, autoencoder = saved.tokenizer, saved.autoencoder
-        return _new_parts(config, autoencoder, tokenizer)
+        if vae is not None:
+            _check_weights(load_autoencoder(find_autoencoder(vae)), saved.autoencoder, vae, run)
+        _check_networks(saved, config, str(steps[-1]))
+        return _new_parts(config, saved.autoencoder, saved.tokenizer)
     if init is not None:
         parts = load_pipeline(resolve(init))
         autoencoder = load_autoencoder(find_autoencoder(vae)) if vae else parts.autoencoder
         _check_autoencoder(autoencoder, config, vae or init)
-        _check_same(parts.unet.config, config.unet, "unet", init)
-        _check_same(parts.text_encoder.config, config.text, "text", init)
+        _check_networks(parts, config, init)
         return Parts(autoencoder, parts.unet, parts.text_encoder, parts.tokenizer, config.diffusion)
     assert vae is not None  # `check` saw to it
     autoencoder = load_autoencoder(find_autoencoder(vae))
@@ -85,9 +95,14 @@ def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -
     return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
 
 
+def _check_networks(parts: Parts, config: Config, where: str) -> None:
+    _check_same(parts.unet.config, config.unet, "unet", where)
+    _check_same(parts.text_encoder.config, config.text, "text", where)
+
+
 def _check_same(loaded: Section, asked: Section, section: str, where: str) -> None:
     """Refuse a configuration that describes another network than the one it is to start from."""
-    given = {"sample_size", "vocab_size"}  # they follow from the data
+    given = {"sample_size", "vocab_size", "scaling_factor", "shift_factor", "statistics"}  # they follow from the data
     differing = [
         f"{section}.{name} is {value}, not {getattr(asked, name)}"
         for name, value in loaded
@@ -97,19 +112,16 @@ def _check_same(loaded: Section, asked: Section, section: str, where: str) -> No
         raise UserError(f"the model {where} is not what the configuration describes: {'; '.join(differing)}")
 
 
+def _check_weights(given: Autoencoder, own: Autoencoder, where: str, run: Run) -> None:
+    ours, theirs = own.state_dict(), given.state_dict()
+    if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
+        raise UserError(f"{run.path} was trained on another autoencoder than --vae {where}; it keeps its own")
+
+
 def _check_autoencoder(autoencoder: Autoencoder, config: Config, where: str | Path) -> None:
     if autoencoder.config.scaling_factor is None:
         raise UserError(f"the autoencoder of {where} has no latent statistics: its training has not ended")
-    if autoencoder.config.latent_channels != config.unet.out_channels:
-        raise UserError(
-            f"the autoencoder of {where} has {autoencoder.config.latent_channels} latent channels, "
-            f"unet.out_channels is {config.unet.out_channels}"
-        )
-    if config.data.size % autoencoder.config.downsampling_factor:
-        raise UserError(
-            f"data.size {config.data.size} is not divisible by {autoencoder.config.downsampling_factor}, the "
-            f"downsampling factor of the autoencoder of {where}"
-        )
+    _check_same(autoencoder.config, config.autoencoder, "autoencoder", str(where))
 
 
 def _tokenizer(config: Config, source: Source, accelerator: Accelerator) -> Tokenizer:

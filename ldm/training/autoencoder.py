@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ldm.checkpoint.diffusers import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import AutoencoderStageConfig, Config
+from ldm.config import AutoencoderStageConfig, Config, LossConfig
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch, fit
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
@@ -30,15 +31,19 @@ SHOWN = 16  # pictures in a sample grid
 class Reconstruction(nn.Module):
     """The autoencoder and the learned log-variance of its loss: all that one optimiser trains, in one forward pass."""
 
-    def __init__(self, autoencoder: Autoencoder, log_variance: float, learned: bool) -> None:
+    def __init__(self, autoencoder: Autoencoder, config: LossConfig) -> None:
         super().__init__()
         self.autoencoder = autoencoder
-        self.log_variance = nn.Parameter(torch.tensor(log_variance), requires_grad=learned)
+        self.factor = config.equivariance.factor if config.equivariance.weight else None
+        variance = torch.tensor(config.reconstruction.initial_log_variance)
+        self.log_variance = nn.Parameter(variance, requires_grad=config.reconstruction.learned_log_variance)
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance ()."""
-        reconstructions, posterior = self.autoencoder(pictures, noise)
-        return reconstructions, posterior.kl(), self.log_variance * 1.0
+    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance (), and what averaged latents give."""
+        posterior = self.autoencoder.encode(pictures)
+        latents = posterior.sample(noise=noise)
+        small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
+        return self.autoencoder.decode(latents), posterior.kl(), self.log_variance * 1.0, small
 
 
 class AutoencoderStage(Stage):
@@ -53,9 +58,7 @@ class AutoencoderStage(Stage):
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
-        reconstruction = config.loss.reconstruction
-        variance = (reconstruction.initial_log_variance, reconstruction.learned_log_variance)
-        network = self.place(Reconstruction(autoencoder, *variance))
+        network = self.place(Reconstruction(autoencoder, config.loss))
         self.ema = EMA(network, self.config.ema_decay)
         self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
         self.networks = {"reconstruction": accelerator.prepare(network)}
@@ -83,8 +86,8 @@ class AutoencoderStage(Stage):
             assert batch.pictures is not None
             pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
             noise = self.draws.normal("posterior", step, batch.slots, self.latent_shape).to(pictures.device)
-            reconstructions, kl, log_variance = self.networks["reconstruction"](pictures, noise)
-            terms = self.loss.terms(pictures, reconstructions, kl, log_variance)
+            reconstructions, *others = self.networks["reconstruction"](pictures, noise)
+            terms = self.loss.terms(pictures, reconstructions, *others)
             if playing:
                 terms |= self._adversarial_terms(terms["nll"], reconstructions)
                 terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]

@@ -23,16 +23,20 @@ class AutoencoderLoss:
         if config.perceptual.weight:
             self.perceptual = PerceptualDistance(config.perceptual.net).to(device)
 
-    def terms(self, pictures: Tensor, reconstructions: Tensor, kl: Tensor, log_variance: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self, pictures: Tensor, reconstructions: Tensor, kl: Tensor, log_variance: Tensor, small: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Scalars for pictures and reconstructions (B, 3, H, W) and kl (B,) in nats; `nll` and `total` are minimised.
 
         nll = distance / exp(log_variance) + log_variance, the negative log-likelihood of a Laplace (l1) or normal (l2)
-        distribution up to a constant; the distance has the perceptual one added.
+        distribution up to a constant; the distance has the perceptual one added, and that of `small`, the
+        reconstructions from averaged latents, to the pictures averaged alike.
         """
-        difference = reconstructions.float() - pictures
-        distance = difference.abs() if self.config.reconstruction.kind == "l1" else difference.square()
-        terms = {"reconstruction": distance.mean()}
+        terms = {"reconstruction": self._distance(reconstructions, pictures)}
         distance_mean = terms["reconstruction"]
+        if small is not None:
+            terms["equivariance"] = self._distance(small, F.adaptive_avg_pool2d(pictures, small.shape[-2:]))
+            distance_mean = distance_mean + self.config.equivariance.weight * terms["equivariance"]
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstructions.float(), pictures).mean()
             distance_mean = distance_mean + self.config.perceptual.weight * terms["perceptual"]
@@ -40,6 +44,10 @@ class AutoencoderLoss:
         terms["kl"] = kl.mean() / pictures[0].numel()
         terms["total"] = terms["nll"] + self.config.kl.weight * terms["kl"]
         return terms
+
+    def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:
+        difference = made.float() - wanted
+        return (difference.abs() if self.config.reconstruction.kind == "l1" else difference.square()).mean()
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:

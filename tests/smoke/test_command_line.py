@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,12 @@ import torch
 from PIL import Image
 from running import SMALL, Command
 
-from ldm.checkpoint.diffusers import load_pipeline
+from ldm.checkpoint.diffusers import load_autoencoder, load_pipeline, save_autoencoder
 from ldm.checkpoint.store import load_tensors
+
+# Batch normalisation sees the pictures of one process alone, so it is not used where processes are compared.
+PLAYING = "--set loss.adversarial.weight=0.5 --set loss.adversarial.start_step=2 --set loss.equivariance.weight=0.25"
+PLAYING = (PLAYING + " --set loss.adversarial.discriminator_norm=group").split()
 
 
 def losses(run: Path) -> list[float]:
@@ -89,11 +94,13 @@ def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "unet"])
-def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("case", ["vae", "vae with discriminator", "unet"])
+def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, case: str) -> None:
+    stage = case.split()[0]
     part = "autoencoder" if stage == "vae" else "unet"
     options = ["--data", "scenes", "--max-steps", "20", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
     options += ["--vae", str(tiny_vae)] if stage == "unet" else []
+    options += PLAYING if "discriminator" in case else []
     alone, together = tmp_path / "one", tmp_path / "two"
     ldm(f"train-{stage}", "tiny", *options, "--out", alone)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", f"train-{stage}"]
@@ -106,8 +113,6 @@ def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_
 
 
 def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
-    from ldm.checkpoint.diffusers import load_autoencoder, save_autoencoder
-
     autoencoder = load_autoencoder(tiny_vae / "vae")
     autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": None, "shift_factor": None})
     save_autoencoder(autoencoder, tmp_path / "vae")
@@ -128,6 +133,38 @@ def test_training_starts_from_a_trained_model(ldm: Command, tiny_pipeline: Path,
     done = ldm("train-unet", "tiny", *options, "--set", "unet.layers_per_block=3", "--out", tmp_path / "x", check=False)
     assert done.returncode == 2
     assert "unet.layers_per_block is 1, not 3" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_autoencoder_starts_from_a_trained_one(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
+    options = ("--data", "scenes", "--init", tiny_vae, *SMALL, "--set", "training.autoencoder.learning_rate=0")
+    ldm("train-vae", "tiny", *options, "--out", tmp_path / "more", "--max-steps", 1)
+    [before], [after] = (list((run / "vae").glob("*.safetensors")) for run in (tiny_vae, tmp_path / "more"))
+    kept = load_tensors(after)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in load_tensors(before).items())
+    other = ("--set", "autoencoder.layers_per_block=2", "--out", tmp_path / "x")
+    done = ldm("train-vae", "tiny", *options, *other, check=False)
+    assert done.returncode == 2
+    assert "autoencoder.layers_per_block is 1, not 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused(
+    ldm: Command, tiny_vae: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    options = ("--data", "scenes", "--vae", tiny_vae, *SMALL, "--set", "autoencoder.layers_per_block=2")
+    done = ldm("train-unet", "tiny", *options, "--out", tmp_path / "x", check=False)
+    assert done.returncode == 2
+    assert "autoencoder.layers_per_block is 1, not 2" in done.stderr
+    other = tmp_path / "vae"
+    autoencoder = load_autoencoder(tiny_vae / "vae")
+    with torch.no_grad():
+        autoencoder.post_quant_conv.bias += 1
+    save_autoencoder(autoencoder, other)
+    run = shutil.copytree(tiny_pipeline, tmp_path / "run")
+    done = ldm("train-unet", "tiny", "--data", "scenes", *SMALL, "--vae", other, "--out", run, "--resume", check=False)
+    assert done.returncode == 2
+    assert "another autoencoder" in done.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:

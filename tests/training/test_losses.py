@@ -32,6 +32,18 @@ def test_kl_counts_as_published_relative_to_the_sum_over_a_picture() -> None:
     assert terms["total"].item() * values == pytest.approx(published)
 
 
+def test_equivariance_is_the_distance_to_the_averaged_picture() -> None:
+    config = LossConfig.model_validate(
+        {"perceptual": {"weight": 0}, "reconstruction": {"kind": "l2"}, "equivariance": {"weight": 0.25}}
+    )
+    pictures = torch.arange(16.0).view(1, 1, 4, 4).expand(2, 3, 4, 4)
+    averages = torch.tensor([[2.5, 4.5], [10.5, 12.5]]).expand(2, 3, 2, 2)
+    nothing = torch.zeros(2), torch.tensor(0.0)
+    terms = AutoencoderLoss(config, torch.device("cpu")).terms(pictures, pictures, *nothing, averages + 2)
+    assert terms["equivariance"].item() == pytest.approx(4.0)
+    assert terms["total"].item() == pytest.approx(0.25 * 4.0)
+
+
 def test_the_learned_log_variance_is_least_at_the_logarithm_of_the_distance() -> None:
     pictures = torch.zeros(2, 3, 4, 4)
     log_variance = torch.tensor(math.log(0.5), requires_grad=True)

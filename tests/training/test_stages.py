@@ -81,7 +81,7 @@ def test_generator_and_discriminator_see_the_same_pictures(monkeypatch: pytest.M
 def test_the_generators_loss_leaves_no_gradient_in_the_discriminator() -> None:
     stage = autoencoder_stage(*PLAYING)
     [batch] = micro_batches(2)
-    reconstructions, kl, log_variance = stage.networks["reconstruction"](batch.pictures, torch.randn(8, 4, 8, 8))
+    reconstructions, kl, log_variance, _ = stage.networks["reconstruction"](batch.pictures, torch.randn(8, 4, 8, 8))
     terms = stage.loss.terms(batch.pictures, reconstructions, kl, log_variance)
     stage._adversarial_terms(terms["nll"], reconstructions)["generator"].backward()
     assert all(weight.grad is None for weight in stage.networks["discriminator"].parameters())
@@ -101,6 +101,13 @@ def test_micro_batches_add_up_to_their_batch(adversarial: bool) -> None:
         assert together.keys() == summed.keys()
         for name, loss in together.items():
             assert summed[name].item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-6), (step, name)
+
+
+def test_averaged_latents_learn_to_decode_to_averaged_pictures() -> None:
+    stage = autoencoder_stage("loss.equivariance.weight=1", "training.autoencoder.learning_rate=1e-3")
+    found = [stage.losses(micro_batches(1), step)["equivariance"].item() for step in range(1, 21)]
+    assert found[-1] < 0.5 * found[0]
+    assert "equivariance" not in autoencoder_stage().losses(micro_batches(1), 1)
 
 
 def test_the_learned_log_variance_learns() -> None:

@@ -1,0 +1,74 @@
+"""Configurations by name or path, and the options that a command changes in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm.config.section import parse
+from ldm.config.training import Config
+from ldm.errors import UserError
+
+
+def names() -> list[str]:
+    """Names of the configurations that are installed with the package, such as `tiny` or `emoji`."""
+    folder = _folder()
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration by name or path and apply `a.b=c` overrides (values are YAML).
+
+    Raises UserError when there is no such file, it is not YAML, or an option is unknown or ill-typed.
+    """
+    path = find(source)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of sections, not a {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, Config, str(path))
+
+
+def find(source: str | Path) -> Path:
+    """The path of a configuration given by name or path."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    named = _folder() / f"{source}.yaml"
+    if named.is_file():
+        return named
+    raise UserError(f"no configuration {str(source)!r}: neither a file nor one of {', '.join(names())}")
+
+
+def _folder() -> Path:
+    import ldm.configs
+
+    return Path(next(iter(ldm.configs.__path__)))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected name.of.option=value")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {parent} is an option, not a section")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {value!r} is not a YAML value") from None
+    if isinstance(node[last], str):  # YAML 1.1 reads 1e-4 as a word
+        with contextlib.suppress(ValueError):
+            node[last] = float(node[last])

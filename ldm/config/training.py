@@ -1,0 +1,114 @@
+"""Data, the loops of both stages, and the whole of a configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ldm.config.diffusion import DiffusionConfig
+from ldm.config.losses import LossConfig
+from ldm.config.networks import AutoencoderConfig, TextConfig, UNetConfig
+from ldm.config.section import Section
+
+
+class ScenesConfig(Section):
+    """The built-in data set, used where `--data scenes` is given."""
+
+    num: int = Field(20_000, ge=1)
+    seed: int = 0
+    concepts: int | None = None  # only the first so many of the list, the most recognisable ones; None: all
+
+
+class DataConfig(Section):
+    """How pictures are made ready."""
+
+    size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
+    random_crop: bool = False
+    random_flip: bool = False
+    workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
+    scenes: ScenesConfig = ScenesConfig()
+
+
+class StageConfig(Section):
+    """The loop of one stage; steps are optimiser steps, `batch_size` is that of all processes together."""
+
+    max_steps: int = Field(100_000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    decay_steps: int | None = None  # the last so many steps; None: all after the warm-up
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    gradient_clip: float | None = 1.0
+    ema_decay: float = 0.9999
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(5_000, ge=1)
+    sample_every: int = Field(1_000, ge=1)
+    keep: int = Field(2, ge=1)  # newest `step-N` directories kept
+
+
+class AutoencoderStageConfig(StageConfig):
+    """Training of the autoencoder."""
+
+    betas: tuple[float, float] = (0.5, 0.9)
+    statistics_pictures: int = Field(4096, ge=2)  # pictures over which latent statistics are measured at the end
+
+
+class UNetStageConfig(StageConfig):
+    """Training of the U-Net and, with it, of the text encoder."""
+
+    text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
+    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions replaced by the empty prompt
+    cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
+    sample_prompts: tuple[str, ...] = ()
+    sample_guidance_scale: float = 3.0
+    sample_steps: int = 30
+
+
+class TrainingConfig(Section):
+    """Both stages and what they share."""
+
+    seed: int = 0
+    autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
+    unet: UNetStageConfig = UNetStageConfig()
+
+
+class Config(Section):
+    """One file: everything that both trainers need."""
+
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text: TextConfig = TextConfig()
+    unet: UNetConfig = UNetConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        if self.unet.out_channels != self.autoencoder.latent_channels:
+            raise ValueError(
+                f"unet.out_channels is {self.unet.out_channels}, autoencoder.latent_channels is "
+                f"{self.autoencoder.latent_channels}: they must be equal"
+            )
+        if self.unet.cross_attention_dim != self.text.hidden_size:
+            raise ValueError(
+                f"unet.cross_attention_dim is {self.unet.cross_attention_dim}, text.hidden_size is "
+                f"{self.text.hidden_size}: they must be equal"
+            )
+        if self.data.size % self.autoencoder.downsampling_factor:
+            raise ValueError(
+                f"data.size {self.data.size} is not divisible by the autoencoder's downsampling factor "
+                f"{self.autoencoder.downsampling_factor}"
+            )
+        side, factor = self.data.size // self.autoencoder.downsampling_factor, self.loss.equivariance.factor
+        if self.loss.equivariance.weight and side % factor:
+            raise ValueError(
+                f"latents of {side}x{side} do not divide into squares of loss.equivariance.factor {factor}"
+            )
+        return self
