@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,20 +81,69 @@ def generate(
         eta=eta,
         size=width_and_height,
     )
-    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device)
+    share = Share.of_environment()
+    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device())
     facts = parameters(request, model, pipe.size(request))
+    numbers = share.of(len(request.pictures))
     with progress_bar() as progress:
-        images = pipe.draw(request, progress=progress)
+        images = pipe.draw(request, progress=progress, numbers=numbers)
         if grid:
-            from ldm.data.pictures import contact_sheet
-
-            columns = num if num > 1 else grid_columns(len(texts))
-            save(contact_sheet(list(images), columns), paths[0], "\n".join(texts), facts | {"seed": seed})
-            typer.echo(paths[0])
+            whole = share.gather(list(images))
+            if share.rank == 0:
+                save_grid(whole, num if num > 1 else grid_columns(len(texts)), paths[0], texts, facts | {"seed": seed})
             return
-        for path, image, (prompt, picture_seed) in zip(paths, images, request.pictures, strict=True):
-            save(image, path, prompt, facts | {"seed": picture_seed})
-            typer.echo(path)
+        for number, image in zip(numbers, images, strict=True):
+            prompt, picture_seed = request.pictures[number]
+            save(image, paths[number], prompt, facts | {"seed": picture_seed})
+            typer.echo(paths[number])
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which pictures this process draws, of as many processes as `torchrun` or `accelerate launch` started."""
+
+    rank: int = 0
+    processes: int = 1
+
+    @classmethod
+    def of_environment(cls) -> Share:
+        """As the launcher tells it; alone where there is none."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def device(self) -> str | None:
+        """A GPU for each process of a machine; None where one process may choose."""
+        import torch
+
+        if self.processes == 1 or not torch.cuda.is_available():
+            return None
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+    def of(self, count: int) -> range:
+        """The numbers of this process' pictures, out of `count`."""
+        return range(self.rank, count, self.processes)
+
+    def gather(self, images: list[Image.Image]) -> list[Image.Image]:
+        """All processes' pictures in the order of their numbers."""
+        if self.processes == 1:
+            return images
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        state = PartialState()
+        numbered = list(zip(self.of(len(images) * self.processes), images, strict=True))
+        gathered = [image for _, image in sorted(gather_object(numbered), key=lambda pair: pair[0])]
+        state.destroy_process_group()
+        return gathered
+
+
+def save_grid(
+    images: list[Image.Image], columns: int, path: Path, prompts: Sequence[str], facts: dict[str, object]
+) -> None:
+    """Write all pictures as one contact sheet."""
+    from ldm.data.pictures import contact_sheet
+
+    save(contact_sheet(images, columns), path, "\n".join(prompts), facts)
+    typer.echo(path)
 
 
 def read_prompts(arguments: Sequence[str]) -> list[str]:

@@ -141,12 +141,20 @@ class TextToImage:
         return list(self.draw(request, latents, progress))
 
     def draw(
-        self, request: Request, latents: Tensor | None = None, progress: Progress | None = None
+        self,
+        request: Request,
+        latents: Tensor | None = None,
+        progress: Progress | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[Image.Image]:
-        """The pictures of a request, as each batch of them is done; the request is checked at once."""
+        """The pictures of a request, as each batch of them is done; the request is checked at once.
+
+        `numbers` says which of `request.pictures` to draw, all of them by default.
+        """
         grid = self.schedule.grid(request.num_inference_steps)
         shape = self._latent_shape(request, latents)
-        return self._batches(request, grid, shape, latents, progress)
+        chosen = list(range(len(request.pictures)) if numbers is None else numbers)
+        return self._batches(request, grid, shape, latents, progress, chosen)
 
     def size(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of the pictures of a request."""
@@ -177,11 +185,13 @@ class TextToImage:
         shape: tuple[int, int, int],
         latents: Tensor | None,
         progress: Progress | None,
+        numbers: list[int],
     ) -> Iterator[Image.Image]:
-        total = math.ceil(len(request.pictures) / request.batch_size) * len(grid)
-        for batch, first in enumerate(range(0, len(request.pictures), request.batch_size)):
-            chosen = slice(first, first + request.batch_size)
-            prompts, seeds = zip(*request.pictures[chosen], strict=True)
+        pictures, size = request.pictures, request.batch_size
+        total = math.ceil(len(numbers) / size) * len(grid)
+        for batch, first in enumerate(range(0, len(numbers), size)):
+            chosen = numbers[first : first + size]
+            prompts, seeds = zip(*(pictures[number] for number in chosen), strict=True)
             noise = SeededNoise(seeds)
             start = torch.empty(len(seeds), *shape, device=self.device)
             start = noise(start) if latents is None else latents[chosen].to(start)

@@ -112,6 +112,26 @@ def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_processes_divide_the_pictures_among_them(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+    prompts = ["a dog", "a cat", "a red apple"]
+    options = ["--model", str(tiny_pipeline), "--steps", "2", "--seed", "5"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", "generate"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for extra in ((), ("--grid",)):
+        alone, together = tmp_path / f"one{len(extra)}", tmp_path / f"two{len(extra)}"
+        ldm("generate", *prompts, *options, *extra, "--out", alone)
+        shared = [*command, *prompts, *options, *extra, "--out", str(together)]
+        done = subprocess.run(shared, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        names = sorted(path.name for path in alone.iterdir())
+        assert len(names) == (1 if extra else 3)
+        assert sorted(path.name for path in together.iterdir()) == names
+        for name in names:
+            ours, theirs = (np.asarray(Image.open(folder / name)).astype(int) for folder in (together, alone))
+            assert abs(ours - theirs).max() <= 1, name  # batches differ, and with them the last bit
+
+
 def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
     autoencoder = load_autoencoder(tiny_vae / "vae")
     autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": None, "shift_factor": None})

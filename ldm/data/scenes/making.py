@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,9 +57,16 @@ def make_all(order: Order, processes: int | None = None) -> Iterator[tuple[Scene
             yield from _chunk(order, start)
         return
     # A fresh interpreter each: forking a process that runs threads (torch) can hang.
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(starts))) as pool:
-        for made in pool.imap(partial(_chunk, order), starts):
-            yield from made
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(starts)), mp_context=spawn) as pool:
+        try:
+            for made in pool.map(partial(_chunk, order), starts):
+                yield from made
+        except BrokenProcessPool as error:  # a pool of `multiprocessing` would start them again without end
+            raise UserError(
+                "the processes that render scenes ended early: if a script of yours started them, "
+                'put its code under `if __name__ == "__main__":`'
+            ) from error
 
 
 def _chunk(order: Order, start: int) -> list[tuple[Scene, np.ndarray]]:
