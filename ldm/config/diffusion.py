@@ -12,6 +12,14 @@ BETA_KINDS = ("linear", "scaled_linear", "sigmoid")  # schedules made of betas b
 TABLE_KINDS = (*BETA_KINDS, "cosine")  # schedules that are a table over the training timesteps
 
 
+def _refuse_strangers(section: Section, choice: str, owners: tuple[str, ...], *names: str) -> None:
+    """Raise ValueError for one of the options `names` that is changed although `choice` is none of `owners`."""
+    chosen = getattr(section, choice)
+    for name in names:
+        if chosen not in owners and getattr(section, name) != type(section).model_fields[name].default:
+            raise ValueError(f"{name} means something for {choice} {', '.join(owners)} alone, not for {chosen}")
+
+
 class ScheduleConfig(Section):
     """The noise levels, by default Stable Diffusion's.
 
@@ -97,11 +105,3 @@ class DiffusionConfig(Section):
                     f"{name} comes from the bound over steps between timesteps: schedule.kind flow has none"
                 )
         return self
-
-
-def _refuse_strangers(section: Section, choice: str, owners: tuple[str, ...], *names: str) -> None:
-    """Raise ValueError for one of the options `names` that is changed although `choice` is none of `owners`."""
-    chosen = getattr(section, choice)
-    for name in names:
-        if chosen not in owners and getattr(section, name) != type(section).model_fields[name].default:
-            raise ValueError(f"{name} means something for {choice} {', '.join(owners)} alone, not for {chosen}")
