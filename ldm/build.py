@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.scheduler_fields import scheduler_to_fields
 from ldm.config import Config, Section
 from ldm.data.sources import Source
 from ldm.errors import UserError
@@ -31,6 +32,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         if init is not None:
             find_autoencoder(init)
         return
+    scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
     if init is not None:
         resolve(init)
     if vae is not None:

@@ -15,9 +15,10 @@ from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipelin
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.level import Grid
+from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
@@ -72,7 +73,7 @@ class TextToImage:
     def __init__(self, parts: Parts) -> None:
         """Take over the parts, which must lie on one device, and switch them to evaluation."""
         self.parts = parts
-        self.schedule = Schedule(parts.diffusion.schedule)
+        self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         for network in (parts.autoencoder, parts.unet, parts.text_encoder):
             network.eval()
@@ -236,7 +237,8 @@ class TextToImage:
         def network(x: Tensor, t: Tensor) -> Tensor:
             return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
 
-        return make_denoiser(network, self.prediction)
+        posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
+        return make_denoiser(network, self.prediction, posteriors)
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor) -> list[Image.Image]:

@@ -55,11 +55,26 @@ def test_something_else_than_a_mapping_is_refused(tmp_path) -> None:
         config.load(path)
 
 
+FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["diffusion.prediction=eps"], "eps says nothing about the picture where alpha is 0"),
         (["unet.out_channels=8"], "they must be equal"),
+        (["diffusion.learned_variance=true"], "unet.out_channels is 4, .* is 4: with diffusion.learned_variance"),
+        (["diffusion.weighting.kind=vlb", *FLOW], "weighting.kind vlb comes from the bound over steps"),
+        (["diffusion.learned_variance=true", *FLOW], "learned_variance comes from the bound over steps"),
+        ([*FLOW, "diffusion.prediction=eps"], "eps says nothing .* as schedule.kind flow starts"),
+        (["diffusion.schedule.shift=3"], "shift means something for kind flow alone, not for scaled_linear"),
+        (["diffusion.schedule.training_times=logit_normal"], "training_times means something for kind flow alone"),
+        ([*FLOW, "diffusion.schedule.logit_std=2"], "logit_std means something for training_times logit_normal alone"),
+        ([*FLOW, "diffusion.schedule.beta_end=0.02"], "beta_end means something for kind linear, scaled_linear"),
+        (["diffusion.schedule.kind=cosine", "diffusion.schedule.beta_start=0.1"], "beta_start means something"),
+        (["diffusion.schedule.kind=flow"], "zero_terminal_snr means something for kind linear"),
+        (["diffusion.weighting.gamma=3"], "gamma means something for kind min_snr, soft_min_snr alone"),
+        (["diffusion.weighting.p2_k=3"], "p2_k means something for kind p2 alone, not for uniform"),
         (["unet.cross_attention_dim=8"], "they must be equal"),
         (["data.size=30"], "not divisible"),
         (["unet.transformer_layers=[1]"], "1 entries for 2 levels"),
@@ -69,3 +84,8 @@ def test_something_else_than_a_mapping_is_refused(tmp_path) -> None:
 def test_parts_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         config.load("tiny", overrides)
+
+
+@pytest.mark.parametrize("overrides", [FLOW, ["diffusion.learned_variance=true", "unet.out_channels=8"]])
+def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[str]) -> None:
+    assert isinstance(config.load("tiny", overrides), Config)

@@ -18,7 +18,7 @@ from ldm.checkpoint.networks import (
     write_unet,
 )
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.checkpoint.scheduler_fields import SCHEDULERS, scheduler_from_fields, scheduler_to_fields
+from ldm.checkpoint.scheduler_fields import SCHEDULERS, scheduler_class, scheduler_from_fields, scheduler_to_fields
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import SHARD_SIZE
 from ldm.config import DiffusionConfig
@@ -77,7 +77,7 @@ def load_scheduler(folder: str | Path) -> DiffusionConfig:
 
 
 def save_scheduler(diffusion: DiffusionConfig, folder: str | Path) -> None:
-    """Write schedule and prediction as a DDIMScheduler's folder."""
+    """Write schedule and prediction as a scheduler's folder; UserError for what no scheduler of diffusers has."""
     save_json(Path(folder) / "scheduler_config.json", scheduler_to_fields(diffusion))
 
 
@@ -98,8 +98,11 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
 
 def _check_fit(parts: Parts, folder: Path) -> None:
     unet, text = parts.unet.config, parts.text_encoder.config
+    channels, kinds = parts.autoencoder.config.latent_channels, "latent channels"
+    if parts.diffusion.learned_variance:
+        channels, kinds = 2 * channels, "latent channels and as many learned variances"
     for name, size, other, needed in (
-        ("the U-Net's output channels", unet.out_channels, "latent channels", parts.autoencoder.config.latent_channels),
+        ("the U-Net's output channels", unet.out_channels, kinds, channels),
         ("the U-Net's cross_attention_dim", unet.cross_attention_dim, "the text encoder's width", text.hidden_size),
         ("the tokenizer's length", parts.tokenizer.max_length, "the text encoder's positions", text.max_length),
         ("the tokenizer's vocabulary", parts.tokenizer.vocab_size, "the text encoder's", parts.text_encoder.vocab_size),
@@ -141,6 +144,7 @@ def save_pipeline(
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
         **{name: list(kinds[0]) for name, kinds in PARTS.items()},
+        "scheduler": ["diffusers", scheduler_class(parts.diffusion)],
         **{name: [None, None] for name in OPTIONAL},
         "requires_safety_checker": False,
     }

@@ -36,7 +36,8 @@ def known_fields(fields: Fields, defaults: Fields, fixed: Fixed, where: Path) ->
     check_fixed(fields, fixed, where)
     for name, value in fields.items():
         if name not in defaults and name not in fixed and not name.startswith("_") and value is not None:
-            raise UserError(f"{where}: ldm does not know the field {name} (it is {value!r})")
+            owner = f" of {fields['_class_name']}" if "_class_name" in fields else ""
+            raise UserError(f"{where}: ldm does not know the field {name}{owner} (it is {value!r})")
         if isinstance(defaults.get(name), list) and not isinstance(value, list):
             raise refused(name, value, where)
     return defaults | {name: value for name, value in fields.items() if name in defaults}

@@ -91,11 +91,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        if self.unet.out_channels != self.autoencoder.latent_channels:
-            raise ValueError(
-                f"unet.out_channels is {self.unet.out_channels}, autoencoder.latent_channels is "
-                f"{self.autoencoder.latent_channels}: they must be equal"
-            )
+        self._output_fits()
         if self.unet.cross_attention_dim != self.text.hidden_size:
             raise ValueError(
                 f"unet.cross_attention_dim is {self.unet.cross_attention_dim}, text.hidden_size is "
@@ -112,3 +108,11 @@ class Config(Section):
                 f"latents of {side}x{side} do not divide into squares of loss.equivariance.factor {factor}"
             )
         return self
+
+    def _output_fits(self) -> None:
+        made, latent = self.unet.out_channels, self.autoencoder.latent_channels
+        needed, rule = latent, "they must be equal"
+        if self.diffusion.learned_variance:
+            needed, rule = 2 * latent, "with diffusion.learned_variance it must be twice that"
+        if made != needed:
+            raise ValueError(f"unet.out_channels is {made}, autoencoder.latent_channels is {latent}: {rule}")

@@ -8,13 +8,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ldm.diffusion.level import Level
+from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 
 
 class Denoised(NamedTuple):
     """What a denoiser says about a noisy `x`: the picture it sees, and the network's output behind that.
 
-    `log_variance` is that of the step's noise, from networks that learn it.
+    `log_variance` is that of the step's noise at eta 1, from networks that learn it.
     """
 
     x0: Tensor
@@ -23,14 +24,21 @@ class Denoised(NamedTuple):
 
 
 Denoiser = Callable[[Tensor, Level], Denoised]  # (x (B, ...), level ()) -> Denoised
-Network = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t ()) -> output (B, ...)
+Network = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, ...), t ()) -> output (B, C, ...), or 2 C channels
 
 
-def make_denoiser(network: Network, prediction: Prediction) -> Denoiser:
-    """A denoiser out of a network that is told `t` and regresses `prediction`."""
+def make_denoiser(network: Network, prediction: Prediction, posteriors: Posteriors | None = None) -> Denoiser:
+    """A denoiser out of a network that is told `t` and regresses `prediction`.
+
+    With the `posteriors` of a grid the network's output (B, 2 C, ...) is that for `x` (B, C, ...) and then what it has
+    learned of the variance; such a denoiser is for levels of that grid.
+    """
 
     def denoise(x: Tensor, level: Level) -> Denoised:
-        output = network(x, level.t)
-        return Denoised(prediction.to_x0(x, output, level), output)
+        output, log_variance = network(x, level.t), None
+        if posteriors is not None:
+            output, variance = output.chunk(2, dim=1)
+            log_variance = posteriors.at(level).learned(variance)
+        return Denoised(prediction.to_x0(x, output, level), output, log_variance)
 
     return denoise

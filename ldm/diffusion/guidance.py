@@ -25,18 +25,21 @@ def classifier_free(
     `condition` makes a denoiser for a context; `context` and `negative` (the empty or a negative prompt) are
     (B, L, D). Their two halves share one network call. A `scale` of 1 is no guidance: the denoiser of `context`
     itself. `rescale` between 0 and 1 draws the output's standard deviation back to that of the unguided one (Lin et
-    al. 2024, eq. 15 and 16), which models with zero terminal signal-to-noise ratio need at large scales.
+    al. 2024, eq. 15 and 16), which models with zero terminal signal-to-noise ratio need at large scales. A learned
+    variance is that of `context`.
     """
     if scale == 1:
         return condition(context)
     both = condition(torch.cat([negative, context]))
 
     def denoise(x: Tensor, level: Level) -> Denoised:
-        without, positive = both(torch.cat([x, x]), level).output.chunk(2)
+        denoised = both(torch.cat([x, x]), level)
+        without, positive = denoised.output.chunk(2)
         output = without + scale * (positive - without)
         if rescale:
             output = _rescaled(output, positive, rescale)
-        return Denoised(prediction.to_x0(x, output, level), output)
+        log_variance = None if denoised.log_variance is None else denoised.log_variance.chunk(2)[1]
+        return Denoised(prediction.to_x0(x, output, level), output, log_variance)
 
     return denoise
 

@@ -34,13 +34,25 @@ class Level:
         """
         if self.alpha.ndim == 0:
             return self
-        shape = (-1, *(1,) * (x.ndim - 1))
-        return Level(self.alpha.to(x).view(shape), self.sigma.to(x).view(shape), self.t.to(x.device).view(shape))
+        return Level(per_sample(self.alpha, x), per_sample(self.sigma, x), per_sample(self.t, x, self.t.dtype))
 
     def noisy(self, x0: Tensor, noise: Tensor) -> Tensor:
         """A sample of q(x_t | x_0) for standard normal `noise` (Ho et al. 2020, eq. 4)."""
         level = self.like(x0)
         return level.alpha * x0 + level.sigma * noise
+
+
+def clean_level() -> Level:
+    """The level of the picture itself, in float64; no network is called there, so its t means nothing."""
+    one = torch.ones((), dtype=torch.float64)
+    return Level(one, one - 1, torch.tensor(-1))
+
+
+def per_sample(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A value a sample (B,) shaped to multiply `x` (B, ...), of its type unless told; one value () is left as it is."""
+    if value.ndim == 0:
+        return value
+    return value.to(x.device, dtype or x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class FirstOrder:
     """One network call a step: DDIM at `eta` 0, DDPM with the small variance at 1 (Song et al. 2021, eq. 12 and 16).
 
     With variance "large", the noise of a step is that of q(x_t | x_s) (Ho et al. 2020, section 3.2) around the same
-    mean, except in the last step, which adds none.
+    mean, except in the last step, which adds none. With the small one at eta 1, a denoiser that has learned the
+    variance has its own.
     """
 
     eta: float = 0.0
@@ -44,6 +45,8 @@ class FirstOrder:
             of_x, of_x0, of_noise = self._coefficients(level, following, last=index == len(grid))
             x = of_x * x + of_x0 * denoised.x0
             if of_noise > 0:
+                if denoised.log_variance is not None and self.eta == 1 and self.variance == "small":
+                    of_noise = (denoised.log_variance / 2).exp()
                 x = x + of_noise * noise(x)
             yield Step(x, following, denoised)
 

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.config import ScheduleConfig
-from ldm.diffusion.level import Grid, Level
+from ldm.diffusion.flow import RectifiedFlow
+from ldm.diffusion.level import Grid, Level, clean_level
 from ldm.errors import UserError
+
+
+class NoiseSchedule(Protocol):
+    """What training, sampling and the variational bound ask of a schedule of any kind."""
+
+    config: ScheduleConfig
+
+    def level(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Level:
+        """The levels at which the network is told `t`, in its shape and on its device."""
+
+    def sample(self, uniform: Tensor) -> Level:
+        """Levels for training, in float32, from uniform numbers (B,) in [0, 1)."""
+
+    def grid(self, steps: int) -> Grid:
+        """The levels that sampling visits in so many steps, in float64."""
+
+    def chain(self) -> Grid:
+        """All steps of the diffusion process, the last of which ends at the picture itself, in float64."""
+
+
+def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
+    """The schedule of a configuration."""
+    return _schedules[config.kind](config)
 
 
 class Schedule:
@@ -38,6 +63,11 @@ class Schedule:
         total = self.config.num_train_timesteps
         return self.level((uniform * total).long().clamp(max=total - 1))  # the product may round up to the total
 
+    def chain(self) -> Grid:
+        """Every training timestep, noisiest first, and the picture itself: the Markov chain of Ho et al. 2020."""
+        timesteps = torch.arange(self.config.num_train_timesteps).flip(0)
+        return Grid((*(self.level(t, torch.float64) for t in timesteps), clean_level()))
+
     def grid(self, steps: int) -> Grid:
         """The levels that sampling visits in so many steps, in float64, with the field's conventions.
 
@@ -61,8 +91,7 @@ class Schedule:
     def _final_level(self) -> Level:
         if not self.config.set_alpha_to_one:
             return self.level(torch.tensor(0), torch.float64)
-        one = torch.ones((), dtype=torch.float64)
-        return Level(one, one - 1, torch.tensor(-1))  # the network never sees this t
+        return clean_level()
 
 
 def rescale_zero_terminal_snr(alpha: Tensor) -> Tensor:
@@ -91,10 +120,26 @@ def _cosine(config: ScheduleConfig) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
 
 
+def _sigmoid(config: ScheduleConfig) -> Tensor:
+    """A logistic curve from -6 to 6 between the first and the last beta (Xu et al. 2022, GeoDiff, their released code).
+
+    The field has another schedule of that name, in which alpha^2 is the curve (Jabri et al. 2023); this is the one
+    that diffusers knows.
+    """
+    curve = torch.linspace(-6, 6, config.num_train_timesteps, dtype=torch.float64).sigmoid()
+    return config.beta_start + (config.beta_end - config.beta_start) * curve
+
+
 _betas: dict[str, Callable[[ScheduleConfig], Tensor]] = {
     "linear": _linear,
     "scaled_linear": _scaled_linear,
     "cosine": _cosine,
+    "sigmoid": _sigmoid,
+}
+
+_schedules: dict[str, Callable[[ScheduleConfig], NoiseSchedule]] = {
+    **dict.fromkeys(_betas, Schedule),
+    "flow": RectifiedFlow,
 }
 
 # --- timesteps (steps,), noisiest first -------------------------------------------------------------------------------

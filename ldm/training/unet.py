@@ -16,8 +16,9 @@ from ldm.config import Config, UNetStageConfig
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet
-from ldm.diffusion.loss import DenoisingLoss
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.level import Level
+from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
+from ldm.diffusion.schedule import make_schedule
 from ldm.models.text import BertTextEncoder
 from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
@@ -48,8 +49,9 @@ class UNetStage(Stage):
         self.config = config.training.unet
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.parts, self.cache, self.needs_pictures = parts, cache, cache is None
-        self.schedule = Schedule(config.diffusion.schedule)
+        self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
+        self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         network = self.place(TextConditioned(parts.unet, parts.text_encoder))
         self.ema = EMA(network, self.config.ema_decay)
@@ -65,17 +67,42 @@ class UNetStage(Stage):
         for batch in self.micro_batches(batches, network):
             latents = self._latents(batch)
             level = self.schedule.sample(self.draws.uniform("level", step, batch.slots).to(latents.device))
-            noise = self.draws.normal("noise", step, batch.slots, latents.shape[1:]).to(latents.device)
+            noise, seen = self._noise(batch, latents.shape[1:])
+            noise, seen = noise.to(latents.device), seen.to(latents.device)
             token_ids, mask = (t.to(latents.device) for t in self.parts.tokenizer(self._captions(batch)))
-            output = network(level.noisy(latents, noise), level.t, token_ids, mask)
-            target = self.loss.prediction.target(latents, noise, level)
-            loss = self.loss(output, target, level).mean()
+            output = network(level.noisy(latents, seen), level.t, token_ids, mask)
+            loss = self._loss(output, latents, noise, level).mean()
             self.accelerator.backward(loss / len(batches))
             found.append(loss.detach())
         norm = self.update("unet")
         self.ema.update(self.accelerator.unwrap_model(network), step)
         losses = {"loss": torch.stack(found).mean()}
         return losses if norm is None else losses | {"gradient_norm": norm.detach()}
+
+    def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The noise (B, C, h, w) that is regressed, and that which the network's input holds.
+
+        Both have the same offset for each channel of a sample (Guttenberg 2023), so that the network learns to change
+        the mean of a picture; the second is perturbed besides (Ning et al. 2023, algorithm 1), as the errors that add
+        up while sampling will be.
+        """
+        diffusion, step, slots = self.parts.diffusion, batch.step, batch.slots
+        noise = seen = self.draws.normal("noise", step, slots, shape)
+        if diffusion.offset_noise:
+            offset = self.draws.normal("offset_noise", step, slots, (shape[0], 1, 1))
+            noise = seen = noise + diffusion.offset_noise * offset
+        if diffusion.input_perturbation:
+            perturbation = self.draws.normal("input_perturbation", step, slots, shape)
+            seen = noise + diffusion.input_perturbation * perturbation
+        return noise, seen
+
+    def _loss(self, output: Tensor, latents: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """The loss of each sample, (B,), with that of the variance where the network learns one."""
+        target = self.loss.prediction.target(latents, noise, level)
+        if self.variance_loss is None:
+            return self.loss(output, target, level)
+        output, variance = output.chunk(2, dim=1)
+        return self.loss(output, target, level) + self.variance_loss(output, variance, latents, noise, level)
 
     @torch.no_grad()
     def _latents(self, batch: Batch) -> Tensor:

@@ -12,7 +12,10 @@ from accelerate import Accelerator
 from ldm import build, config
 from ldm.checkpoint.diffusers import load_autoencoder
 from ldm.config import Config
+from ldm.data.draws import Draws
 from ldm.data.loader import Batch, Share, TrainingData
+from ldm.errors import UserError
+from ldm.pipeline import TextToImage
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache, measure
 from ldm.training.run import Run
@@ -192,3 +195,54 @@ def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
         dropped = captions.count("") / len(captions)
         assert dropped == pytest.approx(share, abs=4 * (share * (1 - share) / len(captions)) ** 0.5)
         assert set(captions) - {""} <= {f"colour number {i}" for i in range(12)}
+
+
+def noise_of(measured: Path, *overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
+    [batch] = micro_batches(5, pictures=False)
+    return unet_stage(measured, *overrides)._noise(batch, (4, 8, 8))
+
+
+def test_offset_noise_and_input_perturbation_are_draws_of_their_own(measured: Path) -> None:
+    plain, seen = noise_of(measured)
+    assert torch.equal(plain, Draws(0).normal("noise", 5, range(8), (4, 8, 8)))
+    assert torch.equal(plain, seen)
+    offset, seen = noise_of(measured, "diffusion.offset_noise=0.1")
+    expected = 0.1 * Draws(0).normal("offset_noise", 5, range(8), (4, 1, 1)).expand(8, 4, 8, 8)
+    torch.testing.assert_close(offset - plain, expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(offset, seen)
+    regressed, perturbed = noise_of(measured, "diffusion.input_perturbation=0.1", "diffusion.offset_noise=0.1")
+    assert torch.equal(regressed, offset)
+    expected = 0.1 * Draws(0).normal("input_perturbation", 5, range(8), (4, 8, 8))
+    torch.testing.assert_close(perturbed - regressed, expected, rtol=1e-4, atol=1e-6)
+
+
+FLOW = ("diffusion.prediction=flow", "diffusion.schedule={kind: flow, shift: 3, training_times: logit_normal}")
+LEARNED = ("diffusion.learned_variance=true", "unet.out_channels=8")
+
+
+@pytest.mark.parametrize("overrides", [FLOW, LEARNED, ("diffusion.weighting.kind=vlb",)])
+def test_what_was_trained_is_saved_and_drawn_from(measured: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    stage = unet_stage(measured, *overrides)
+    before = weights(stage, "unet")
+    losses = [stage.losses(micro_batches(step), step)["loss"] for step in (1, 2, 3)]
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert changed(before, weights(stage, "unet"))
+    stage.save(tmp_path / "saved")
+    pipe = TextToImage.from_pretrained(tmp_path / "saved", device="cpu")
+    assert pipe.parts.diffusion == settings(*overrides).diffusion
+    for sampler in ("ddim", "ddpm"):
+        [image] = pipe("colour number 3", num_inference_steps=2, sampler=sampler)
+        assert image.size == (32, 32)
+
+
+def test_the_variance_half_of_the_output_is_trained(measured: Path) -> None:
+    stage = unet_stage(measured, *LEARNED)
+    stage.losses(micro_batches(1), 1)
+    moved = stage.networks["unet"].unet.conv_out.weight.detach().abs().flatten(1).amax(1)
+    assert (moved > 0).all()  # all eight channels left their zeros
+
+
+def test_what_could_not_be_saved_is_refused_before_the_data_is_made(measured: Path, tmp_path: Path) -> None:
+    refused = settings("diffusion.prediction=v", "diffusion.schedule={kind: flow}")
+    with pytest.raises(UserError, match=r"diffusion.prediction is v"):
+        build.check("unet", refused, Run(tmp_path / "run", resume=False), str(measured))

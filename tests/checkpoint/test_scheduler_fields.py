@@ -1,0 +1,58 @@
+"""What no scheduler of diffusers can express, and what theirs ask that we have not, is refused by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ldm.checkpoint.scheduler_fields import scheduler_class, scheduler_from_fields, scheduler_to_fields
+from ldm.config import DiffusionConfig, ScheduleConfig
+from ldm.errors import UserError
+
+WHERE = Path("scheduler_config.json")
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+DDPM = {"_class_name": "DDPMScheduler", "clip_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        (DiffusionConfig(schedule=ScheduleConfig(kind="sigmoid")), "diffusion.schedule.set_alpha_to_one is False"),
+        (DiffusionConfig(learned_variance=True), "diffusion.schedule.set_alpha_to_one is False"),
+        (DiffusionConfig(prediction="v", schedule=ScheduleConfig(kind="flow")), "diffusion.prediction is v"),
+        (
+            DiffusionConfig(prediction="flow", learned_variance=True, schedule=ScheduleConfig(set_alpha_to_one=True)),
+            "diffusion.prediction is flow",
+        ),
+    ],
+)
+def test_what_diffusers_cannot_express_is_refused_by_name(config: DiffusionConfig, option: str) -> None:
+    with pytest.raises(UserError, match=f"{option}, which {scheduler_class(config)} of diffusers cannot express"):
+        scheduler_to_fields(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        (FLOW | {"shift_terminal": 0.1}, "shift_terminal"),
+        (FLOW | {"use_karras_sigmas": True}, "use_karras_sigmas"),
+        (FLOW | {"invert_sigmas": True}, "invert_sigmas"),
+        (FLOW | {"stochastic_sampling": True}, "stochastic_sampling"),
+        (FLOW | {"beta_start": 0.1}, "beta_start of FlowMatchEulerDiscreteScheduler"),
+        (FLOW | {"shift": -1.0}, "schedule.shift"),
+        (DDPM | {"variance_type": "learned"}, "variance_type"),
+        (DDPM | {"variance_type": "fixed_large"}, "variance_type"),
+        (DDPM | {"_class_name": "DDIMScheduler", "variance_type": "learned_range"}, "variance_type"),
+        (DDPM | {"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}, "beta_schedule"),
+    ],
+)
+def test_what_we_do_not_have_is_refused_by_name(fields: dict[str, object], name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        scheduler_from_fields(fields, WHERE)
+
+
+def test_a_beta_that_a_cosine_schedule_never_looks_at_is_no_obstacle() -> None:
+    fields = DDPM | {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.5}
+    assert scheduler_from_fields(fields, WHERE).schedule.kind == "cosine"
