@@ -17,7 +17,7 @@ class ScheduleConfig(Section):
     beta_start: float = 0.00085
     beta_end: float = 0.012
     zero_terminal_snr: bool = False
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Literal["leading", "trailing", "linspace", "fractional", "karras", "exponential"] = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
 
