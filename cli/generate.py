@@ -31,8 +31,20 @@ Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id
 Guidance = Annotated[float, typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.")]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
-SamplerName = Annotated[str, typer.Option(help="ddim or ddpm.")]
-Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0; ddpm: 1]")]
+Spacing = Annotated[
+    str | None,
+    typer.Option(help="leading, trailing, linspace, fractional, karras or exponential.  [default: the model's own]"),
+]
+Timesteps = Annotated[
+    str | None, typer.Option(metavar="T,T,...", help="These steps, such as 999,749,499,249, not a number of them.")
+]
+SamplerName = Annotated[
+    str,
+    typer.Option(
+        help="ddim, ddpm, ddpm-large, euler, euler-ancestral, heun, plms, dpmpp-2m, dpmpp-2m-sde, unipc or lcm."
+    ),
+]
+Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0]")]
 Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
 Num = Annotated[int, typer.Option(help="Pictures of each prompt.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
@@ -48,6 +60,8 @@ def generate(
     cfg: Guidance = 3.0,
     negative: Negative = "",
     steps: Steps = 30,
+    spacing: Spacing = None,
+    timesteps: Timesteps = None,
     sampler: SamplerName = "ddim",
     eta: Eta = None,
     seed: Seed = 0,
@@ -62,6 +76,7 @@ def generate(
     texts = read_prompts(prompts)
     paths = output_paths(out, texts, num, grid)
     width_and_height = parse_size(size)
+    levels = parse_timesteps(timesteps)
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: give {', '.join(DTYPES)}")
     check_writable(paths)
@@ -75,6 +90,8 @@ def generate(
         negative_prompt=negative,
         guidance_scale=cfg,
         num_inference_steps=steps,
+        spacing=spacing,
+        timesteps=levels,
         num_images=num,
         seed=seed,
         sampler=sampler,
@@ -175,6 +192,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def parse_timesteps(text: str | None) -> tuple[float, ...] | None:
+    """Timesteps out of "999,749.5,..."."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--timesteps {text}: give numbers such as 999,749,499,249") from None
+
+
 def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
     """The files to write, in the order of the pictures; makes the folder if `out` is one."""
     count = 1 if grid else len(prompts) * num
@@ -217,13 +244,17 @@ def grid_columns(count: int) -> int:
 def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str, object]:
     """What besides prompt and seed makes the picture what it is."""
     import ldm
-    from ldm.diffusion.samplers import make_sampler
+    from ldm.diffusion.samplers import sampler_eta
 
+    levels: dict[str, object] = {"spacing": request.spacing} if request.spacing else {}
+    if request.timesteps:
+        levels = {"timesteps": request.timesteps}
     return {
         "negative_prompt": request.negative_prompt,
-        "steps": request.num_inference_steps,
+        "steps": len(request.timesteps or ()) or request.num_inference_steps,
+        **levels,
         "sampler": request.sampler,
-        "eta": make_sampler(request.sampler, request.eta).eta,
+        "eta": sampler_eta(request.sampler) if request.eta is None else request.eta,
         "guidance_scale": request.guidance_scale,
         "model": model,
         "size": f"{size[0]}x{size[1]}",

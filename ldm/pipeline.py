@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
+from ldm.diffusion.grids import check_spacing, check_timesteps
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
@@ -37,15 +38,18 @@ class Request:
     guidance_scale: float = 3.0  # 1: off
     guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
     num_inference_steps: int = 30
+    spacing: str | None = None  # of the levels that are visited; None: the model's own
+    timesteps: tuple[float, ...] | None = None  # these levels, falling, instead of a number and a spacing
     num_images: int = 1
     seed: int = 0
     sampler: str = "ddim"
-    eta: float | None = None  # None: that of the sampler
+    eta: float | None = None  # for ddim alone; None: that of the sampler
     size: tuple[int, int] | None = None  # width, height in pixels; None: what the model was trained on
     batch_size: int = 8  # pictures drawn at a time
 
     def __post_init__(self) -> None:
         make_sampler(self.sampler, self.eta)
+        self._check_levels()
         if not self.prompts:
             raise UserError("there is no prompt to draw")
         for name in ("num_inference_steps", "num_images", "batch_size"):
@@ -59,6 +63,16 @@ class Request:
             raise UserError("a negative prompt needs guidance: give a guidance scale other than 1, which is off")
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
+
+    def _check_levels(self) -> None:
+        check_spacing(self.spacing)
+        if self.timesteps is None:
+            return
+        check_timesteps(self.timesteps)
+        if self.spacing is not None:
+            raise UserError(f"spacing {self.spacing} says nothing where timesteps are given: leave one of them out")
+        if self.num_inference_steps not in (Request.num_inference_steps, len(self.timesteps)):
+            raise UserError(f"{self.num_inference_steps} steps, but {len(self.timesteps)} timesteps: leave one out")
 
     @property
     def pictures(self) -> list[tuple[str, int]]:
@@ -114,6 +128,8 @@ class TextToImage:
         seed: int = 0,
         *,
         guidance_rescale: float = 0.0,
+        spacing: str | None = None,
+        timesteps: Sequence[float] | None = None,
         sampler: str = "ddim",
         eta: float | None = None,
         size: tuple[int, int] | None = None,
@@ -132,6 +148,8 @@ class TextToImage:
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             num_inference_steps=num_inference_steps,
+            spacing=spacing,
+            timesteps=None if timesteps is None else tuple(timesteps),
             num_images=num_images,
             seed=seed,
             sampler=sampler,
@@ -152,10 +170,15 @@ class TextToImage:
 
         `numbers` says which of `request.pictures` to draw, all of them by default.
         """
-        grid = self.schedule.grid(request.num_inference_steps)
+        grid = self._grid(request)
         shape = self._latent_shape(request, latents)
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
         return self._batches(request, grid, shape, latents, progress, chosen)
+
+    def _grid(self, request: Request) -> Grid:
+        if request.timesteps is not None:
+            return self.schedule.grid_at(request.timesteps)
+        return self.schedule.grid(request.num_inference_steps, request.spacing)
 
     def size(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of the pictures of a request."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from ldm.checkpoint.diffusers import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.cli.generate import generate
 from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.pipeline import Request, SeededNoise, TextToImage, find_device
@@ -100,6 +101,25 @@ def test_the_same_call_gives_the_same_bytes(pipe: TextToImage) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws(pipe: TextToImage, name: str) -> None:
+    (image,) = draw(pipe, sampler=name)
+    assert pixels(image).std() > 5
+    assert differ(image, draw(pipe)[0]) is (name not in ("ddim", "euler"))
+
+
+@pytest.mark.parametrize("spacing", get_args(ScheduleConfig.model_fields["spacing"].annotation))
+def test_every_spacing_draws(pipe: TextToImage, spacing: str) -> None:
+    (image,) = draw(pipe, spacing=spacing, sampler="heun", num_inference_steps=5)
+    assert pixels(image).std() > 5
+    assert differ(image, draw(pipe, sampler="heun", num_inference_steps=5)[0]) is (spacing != "trailing")
+
+
+def test_a_list_of_timesteps_is_a_grid_of_its_own(pipe: TextToImage) -> None:
+    assert_equal(draw(pipe, timesteps=[999, 749, 499, 249]), draw(pipe))
+    assert differ(draw(pipe, timesteps=[999, 700.5, 300, 20])[0], draw(pipe)[0])
+
+
 def test_ddpm_is_ddim_with_eta_1(pipe: TextToImage) -> None:
     assert_equal(draw(pipe, sampler="ddpm"), draw(pipe, sampler="ddim", eta=1.0))
     assert differ(draw(pipe, sampler="ddpm")[0], draw(pipe)[0])
@@ -178,7 +198,15 @@ def test_networks_in_bfloat16_draw_nearly_the_same_picture(pipe: TextToImage) ->
         ({"eta": 1.5}, "eta 1.5 is not between 0"),
         ({"eta": float("nan")}, "eta nan is not between 0"),
         ({"sampler": "ddpm", "eta": 0.0}, "sampler ddpm has eta 1, not 0"),
-        ({"sampler": "euler"}, "no sampler 'euler': there are ddim and ddpm"),
+        ({"sampler": "heun", "eta": 0.0}, "sampler heun has no eta: that is an option of sampler ddim"),
+        ({"sampler": "dimm"}, "no sampler 'dimm': there are ddim, ddpm, "),
+        ({"spacing": "karas"}, "no spacing 'karas': there are leading, "),
+        ({"timesteps": ()}, "timesteps : give at least one"),
+        ({"timesteps": (500, 500)}, "timesteps 500, 500: give at least one, each smaller"),
+        ({"timesteps": (500, -1)}, "timesteps 500, -1: give at least one, each smaller"),
+        ({"timesteps": (1000.0, 3.5), "num_inference_steps": 2}, "timestep 1000: the model was trained with 0 to 999"),
+        ({"timesteps": (9, 8, 7)}, "4 steps, but 3 timesteps"),
+        ({"timesteps": (9, 8, 7, 6), "spacing": "karras"}, "spacing karras says nothing where timesteps are given"),
         ({"guidance_scale": float("nan")}, "guidance scale nan"),
         ({"guidance_scale": float("inf")}, "guidance scale inf"),
         ({"guidance_scale": 1.0, "negative_prompt": "a cat"}, "a negative prompt needs guidance"),

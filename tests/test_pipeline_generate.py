@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -15,6 +15,8 @@ from PIL import Image
 import ldm
 from ldm.cli import generate as command
 from ldm.cli.generate import generate
+from ldm.config import ScheduleConfig
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 
 
@@ -94,6 +96,27 @@ def test_options_reach_the_request_and_the_loader(tmp_path: Path) -> None:
     assert (facts["eta"], facts["size"]) == (1.0, "32x16")
 
 
+def test_levels_reach_the_request_and_the_file(tmp_path: Path) -> None:
+    generate(["a"], spacing="karras", sampler="heun", out=tmp_path / "x.png")
+    assert (FakePipe.request.spacing, FakePipe.request.timesteps) == ("karras", None)
+    facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
+    assert (facts["spacing"], facts["steps"], facts["eta"], "timesteps" in facts) == ("karras", 30, None, False)
+    generate(["a"], timesteps="999,749.5,3", out=tmp_path / "y.png")
+    assert FakePipe.request.timesteps == (999, 749.5, 3)
+    facts = json.loads(Image.open(tmp_path / "y.png").text["parameters"])  # type: ignore[attr-defined]
+    assert (facts["timesteps"], facts["steps"], "spacing" in facts) == ([999, 749.5, 3], 3, False)
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [(command.SamplerName, SAMPLERS), (command.Spacing, get_args(ScheduleConfig.model_fields["spacing"].annotation))],
+)
+def test_the_help_lists_every_name(option: Any, names: Iterable[str]) -> None:
+    (told,) = option.__metadata__
+    listed = told.help.partition(".")[0].replace(" or ", ", ").split(", ")
+    assert listed == list(names)
+
+
 def test_prompts_come_from_a_files_lines_too(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a dog\n\n  a cat \n")
     generate(["first", "@prompts.txt"], out=tmp_path / "out")
@@ -128,6 +151,9 @@ def test_a_grid_of_one_picture_a_prompt_is_as_square_as_fills_it(
         ({"out": Path("folder.png")}, "cannot write folder.png: it is a folder"),
         ({"size": "64"}, "--size 64: give width and height such as 96x64"),
         ({"size": "-8x8"}, "--size -8x8"),
+        ({"timesteps": "999,x"}, "--timesteps 999,x: give numbers such as 999,749,499,249"),
+        ({"timesteps": "1,2"}, "timesteps 1, 2: give at least one, each smaller than the one before"),
+        ({"spacing": "karas"}, "no spacing 'karas'"),
         ({"dtype": "int8"}, "--dtype int8: give float32, bfloat16, float16"),
         ({"steps": 0}, "num_inference_steps is 0"),
         ({"cfg": float("nan")}, "guidance scale nan"),

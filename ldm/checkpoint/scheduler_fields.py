@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ldm.checkpoint.fields import (
@@ -13,6 +14,7 @@ from ldm.checkpoint.fields import (
     extra,
     key_of,
     known_fields,
+    refused,
 )
 from ldm.config import DiffusionConfig, ScheduleConfig, parse
 from ldm.config.diffusion import BETA_KINDS
@@ -29,7 +31,12 @@ SCHEDULERS: dict[str, Fields] = {
     "DDPMScheduler": {"clip_sample": True},
     "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": False},
     FLOW: {},
+    "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
+    "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
+    "HeunDiscreteScheduler": {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012},
 }
+BETWEEN_TIMESTEPS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
+SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
 DEFAULTS: Fields = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -41,6 +48,9 @@ DEFAULTS: Fields = {
     "set_alpha_to_one": True,
     "rescale_betas_zero_snr": False,
     "variance_type": "fixed_small",
+    "final_sigmas_type": "zero",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
     "dynamic_thresholding_ratio": 0.995,  # these three belong to clip_sample and thresholding
     "clip_sample_range": 1.0,
     "sample_max_value": 1.0,
@@ -51,6 +61,9 @@ FIXED: Fixed = {
     "trained_betas": (None,),
     "skip_prk_steps": (True,),
     "variance_type": (VARIANCES[False],),
+    "use_beta_sigmas": (False, None),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
 }
 FLOW_DEFAULTS: Fields = {
     "num_train_timesteps": 1000,
@@ -70,22 +83,29 @@ FLOW_FIXED: Fixed = {
     "use_beta_sigmas": (False, None),
     "stochastic_sampling": (False,),
 }
+BETWEEN_SPACINGS = ("fractional", *SPACING_FLAGS.values())
 TIMES = {"training_times", "logit_mean", "logit_std"}  # of a flow, which diffusers does not ask
 TRAINING = {"weighting", "offset_noise", "input_perturbation"}  # nor these, of any kind
 
 
 def scheduler_class(config: DiffusionConfig) -> str:
-    """The scheduler of diffusers that knows the schedule; only DDPMScheduler has sigmoid and a learned variance."""
-    if config.schedule.kind == "flow":
+    """The scheduler of diffusers that knows the schedule.
+
+    Only DDPMScheduler has sigmoid and a learned variance, only EulerDiscreteScheduler levels between timesteps.
+    """
+    schedule = config.schedule
+    if schedule.kind == "flow":
         return FLOW
-    return "DDPMScheduler" if config.schedule.kind == "sigmoid" or config.learned_variance else "DDIMScheduler"
+    if schedule.kind == "sigmoid" or config.learned_variance:
+        return "DDPMScheduler"
+    return "EulerDiscreteScheduler" if schedule.spacing in BETWEEN_SPACINGS else "DDIMScheduler"
 
 
 def scheduler_to_fields(config: DiffusionConfig) -> Fields:
     """`scheduler_config.json` of the scheduler of `scheduler_class`; UserError names an option that it cannot express.
 
-    DDIMScheduler itself refuses to sample with prediction `flow`, and StableDiffusionPipeline with the scheduler of
-    flows: those parts load there singly.
+    All but the scheduler of flows refuse to sample with prediction `flow` themselves, and StableDiffusionPipeline
+    refuses that one: such parts load there singly.
     """
     name = scheduler_class(config)
     return {
@@ -108,27 +128,59 @@ def _flow_to_fields(config: DiffusionConfig) -> Fields:
 
 def _table_to_fields(config: DiffusionConfig, name: str) -> Fields:
     schedule = config.schedule
-    fields = {
+    return {
         "num_train_timesteps": schedule.num_train_timesteps,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
         "beta_schedule": _beta_schedules(name)[schedule.kind],
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-        "timestep_spacing": schedule.spacing,
         "steps_offset": schedule.steps_offset,
         "prediction_type": PREDICTIONS[config.prediction],
-        "clip_sample": False,
-        "thresholding": False,
         "trained_betas": None,
+        **_own_fields[name](config),
         EXTRA: config.model_dump(mode="json", include=TRAINING),
     }
-    if name == "DDIMScheduler":
-        return fields | {"set_alpha_to_one": schedule.set_alpha_to_one}
+
+
+def _ddim_fields(config: DiffusionConfig) -> Fields:
+    return {
+        "timestep_spacing": config.schedule.spacing,
+        "set_alpha_to_one": config.schedule.set_alpha_to_one,
+        "clip_sample": False,
+        "thresholding": False,
+    }
+
+
+def _ddpm_fields(config: DiffusionConfig) -> Fields:
+    schedule = config.schedule
     if not schedule.set_alpha_to_one:
-        raise _inexpressible("schedule.set_alpha_to_one", False, True, name)
+        raise _inexpressible("schedule.set_alpha_to_one", False, True, "DDPMScheduler")
     if config.prediction == "flow":
-        raise _inexpressible("prediction", "flow", "eps, x0 or v", name)
-    return fields | {"variance_type": VARIANCES[config.learned_variance]}
+        raise _inexpressible("prediction", "flow", "eps, x0 or v", "DDPMScheduler")
+    if schedule.spacing in BETWEEN_SPACINGS:
+        raise _inexpressible("schedule.spacing", schedule.spacing, "leading, trailing or linspace", "DDPMScheduler")
+    return {
+        "timestep_spacing": schedule.spacing,
+        "clip_sample": False,
+        "thresholding": False,
+        "variance_type": VARIANCES[config.learned_variance],
+    }
+
+
+def _euler_fields(config: DiffusionConfig) -> Fields:
+    schedule = config.schedule
+    return {
+        "timestep_spacing": "linspace",
+        "final_sigmas_type": "zero" if schedule.set_alpha_to_one else "sigma_min",
+        **{flag: schedule.spacing == spacing for flag, spacing in SPACING_FLAGS.items()},
+    }
+
+
+_own_fields: dict[str, Callable[[DiffusionConfig], Fields]] = {
+    "DDIMScheduler": _ddim_fields,
+    "DDPMScheduler": _ddpm_fields,
+    "EulerDiscreteScheduler": _euler_fields,
+}
 
 
 def scheduler_from_fields(fields: Fields, where: Path) -> DiffusionConfig:
@@ -153,7 +205,7 @@ def _table_from_fields(fields: Fields, name: str, where: Path) -> Fields:
     schedule = {key: theirs[key] for key in theirs.keys() & ScheduleConfig.model_fields.keys()} | {
         "kind": key_of(_beta_schedules(name), "beta_schedule", theirs, where),
         "zero_terminal_snr": theirs["rescale_betas_zero_snr"],
-        "spacing": theirs["timestep_spacing"],
+        **_spacing_from_fields(name, theirs, where),
     }
     if schedule["kind"] not in BETA_KINDS:  # theirs are there all the same
         del schedule["beta_start"], schedule["beta_end"]
@@ -162,6 +214,23 @@ def _table_from_fields(fields: Fields, name: str, where: Path) -> Fields:
         "prediction": key_of(PREDICTIONS, "prediction_type", theirs, where),
         "learned_variance": theirs["variance_type"] == VARIANCES[True],
     }
+
+
+def _spacing_from_fields(name: str, theirs: Fields, where: Path) -> Fields:
+    """`spacing`, and `set_alpha_to_one` where the class `name` calls it otherwise."""
+    flags = [flag for flag in SPACING_FLAGS if theirs[flag]]
+    if name not in BETWEEN_TIMESTEPS:
+        if flags:
+            raise refused(flags[0], theirs[flags[0]], where)
+        return {"spacing": theirs["timestep_spacing"]}
+    if theirs["final_sigmas_type"] not in ("zero", "sigma_min"):
+        raise refused("final_sigmas_type", theirs["final_sigmas_type"], where)
+    spacing = {"linspace": "fractional"}.get(theirs["timestep_spacing"], theirs["timestep_spacing"])
+    if flags:
+        if spacing != "fractional":  # theirs then span a part of the schedule, ours all of it
+            raise UserError(f"{where}: ldm has the field {flags[0]} with timestep_spacing linspace alone")
+        spacing = SPACING_FLAGS[flags[0]]
+    return {"spacing": spacing, "set_alpha_to_one": theirs["final_sigmas_type"] == "zero"}
 
 
 def _beta_schedules(name: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ class ScheduleConfig(Section):
     training_times: Literal["uniform", "logit_normal"] = "uniform"
     logit_mean: float = 0.0
     logit_std: float = Field(1.0, gt=0)
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Literal["leading", "trailing", "linspace", "fractional", "karras", "exponential"] = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ldm.config import ScheduleConfig
+from ldm.diffusion.grids import check_timesteps
 from ldm.diffusion.level import Grid, Level, clean_level
 from ldm.errors import UserError
 
@@ -35,16 +36,29 @@ class RectifiedFlow:
         time = _quantiles[self.config.training_times](self.config, uniform.double())
         return self._at(time.clamp(min=torch.finfo(time.dtype).eps))
 
-    def grid(self, steps: int) -> Grid:
+    def grid(self, steps: int, spacing: str | None = None) -> Grid:
         """The levels that sampling visits in so many steps, in float64: those of diffusers' Euler scheduler for flows.
 
         Times fall evenly from 1 to the last of `chain`, are then shifted (so that the last is shifted twice), and no
-        noise at all follows. Raises UserError when there is no step.
+        noise at all follows. Raises UserError when there is no step, and for any `spacing`: `shift` is what a flow has.
         """
         if steps < 1:
             raise UserError(f"{steps} sampling steps: give 1 or more")
+        if spacing is not None:
+            raise UserError(f"spacing {spacing}: a rectified flow has none, its times are spaced by its shift")
         last = self._shifted(torch.tensor(1 / self.config.num_train_timesteps, dtype=torch.float64))
         return self._grid(torch.linspace(1, last.item(), steps, dtype=torch.float64))
+
+    def grid_at(self, timesteps: Sequence[float]) -> Grid:
+        """The levels at given falling t from 0 to num_train_timesteps, and no noise at all after them, in float64.
+
+        Raises UserError unless they fall and lie there.
+        """
+        check_timesteps(timesteps)
+        if timesteps[0] > self.config.num_train_timesteps:
+            raise UserError(f"timestep {timesteps[0]:g}: the flow begins at {self.config.num_train_timesteps}")
+        t = torch.tensor(timesteps, dtype=torch.float64)
+        return Grid((*(self.level(at, torch.float64) for at in t), clean_level()))
 
     def chain(self) -> Grid:
         """Levels at num_train_timesteps evenly spaced times from 1, shifted, and the picture itself."""

@@ -26,6 +26,11 @@ class Level:
         """Signal-to-noise ratio alpha^2 / sigma^2, infinite where there is no noise."""
         return (self.alpha / self.sigma).square()
 
+    @property
+    def log_snr(self) -> Tensor:
+        """Its logarithm, minus infinity where there is no signal."""
+        return 2 * (self.alpha / self.sigma).log()
+
     def like(self, x: Tensor) -> Level:
         """The same level, shaped to multiply `x` (B, ...).
 
@@ -40,6 +45,11 @@ class Level:
         """A sample of q(x_t | x_0) for standard normal `noise` (Ho et al. 2020, eq. 4)."""
         level = self.like(x0)
         return level.alpha * x0 + level.sigma * noise
+
+    def noise_in(self, x: Tensor, x0: Tensor) -> Tensor:
+        """The noise with which `x0` makes `x`, both (B, ...), at a level that has some."""
+        level = self.like(x)
+        return (x - level.alpha * x0) / level.sigma
 
 
 def clean_level() -> Level:

@@ -1,18 +1,18 @@
-"""Schedules: tables of (alpha, sigma) over the training timesteps, and the grids that sampling takes through them."""
+"""Schedules: tables of (alpha, sigma) over the training timesteps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.config import ScheduleConfig
+from ldm.diffusion import grids
 from ldm.diffusion.flow import RectifiedFlow
 from ldm.diffusion.level import Grid, Level, clean_level
-from ldm.errors import UserError
 
 
 class NoiseSchedule(Protocol):
@@ -26,8 +26,11 @@ class NoiseSchedule(Protocol):
     def sample(self, uniform: Tensor) -> Level:
         """Levels for training, in float32, from uniform numbers (B,) in [0, 1)."""
 
-    def grid(self, steps: int) -> Grid:
-        """The levels that sampling visits in so many steps, in float64."""
+    def grid(self, steps: int, spacing: str | None = None) -> Grid:
+        """The levels that sampling visits in so many steps, in float64, by default with the schedule's own spacing."""
+
+    def grid_at(self, timesteps: Sequence[float]) -> Grid:
+        """The levels that sampling visits at given falling timesteps, in float64."""
 
     def chain(self) -> Grid:
         """All steps of the diffusion process, the last of which ends at the picture itself, in float64."""
@@ -68,30 +71,19 @@ class Schedule:
         timesteps = torch.arange(self.config.num_train_timesteps).flip(0)
         return Grid((*(self.level(t, torch.float64) for t in timesteps), clean_level()))
 
-    def grid(self, steps: int) -> Grid:
-        """The levels that sampling visits in so many steps, in float64, with the field's conventions.
+    def grid(self, steps: int, spacing: str | None = None) -> Grid:
+        """The levels that sampling visits in so many steps, in float64, by default with the schedule's own spacing.
 
-        The network sees the timesteps of Lin et al. 2024, table 2, as diffusers rounds them. Each step ends where the
-        next begins, also where diffusers' DDIM strides by T // steps past it (linspace; trailing if steps does not
-        divide T). After the last comes no noise at all (`set_alpha_to_one`) or the level of timestep 0.
-        Raises UserError when the schedule does not have so many steps.
+        Raises UserError for an unknown spacing, and when the schedule does not have so many steps.
         """
-        total = self.config.num_train_timesteps
-        if not 1 <= steps <= total:
-            raise UserError(f"{steps} sampling steps: the model was trained with {total}, so give 1 to {total}")
-        t = _spacings[self.config.spacing](self.config, steps)
-        if t[0] >= total:
-            raise UserError(
-                f"{steps} sampling steps with steps_offset {self.config.steps_offset} start at timestep {int(t[0])} "
-                f"of 0 to {total - 1}: give fewer steps"
-            )
-        levels = [self.level(timestep, torch.float64) for timestep in t]
-        return Grid((*levels, self._final_level()))
+        return grids.make_grid(self, steps, spacing)
 
-    def _final_level(self) -> Level:
-        if not self.config.set_alpha_to_one:
-            return self.level(torch.tensor(0), torch.float64)
-        return clean_level()
+    def grid_at(self, timesteps: Sequence[float]) -> Grid:
+        """The levels that sampling visits at given falling timesteps, which may lie between those of training.
+
+        Raises UserError unless they fall and lie in the schedule.
+        """
+        return grids.grid_at(self, timesteps)
 
 
 def rescale_zero_terminal_snr(alpha: Tensor) -> Tensor:
@@ -140,28 +132,4 @@ _betas: dict[str, Callable[[ScheduleConfig], Tensor]] = {
 _schedules: dict[str, Callable[[ScheduleConfig], NoiseSchedule]] = {
     **dict.fromkeys(_betas, Schedule),
     "flow": RectifiedFlow,
-}
-
-# --- timesteps (steps,), noisiest first -------------------------------------------------------------------------------
-
-
-def _leading(config: ScheduleConfig, steps: int) -> Tensor:
-    stride = config.num_train_timesteps // steps
-    return torch.arange(steps).flip(0) * stride + config.steps_offset
-
-
-def _trailing(config: ScheduleConfig, steps: int) -> Tensor:
-    total = config.num_train_timesteps
-    stride = total - (total - total / steps)  # in the rounding of numpy.arange(total, 0, -stride), for equal ties
-    return (total - stride * torch.arange(steps, dtype=torch.float64)).round().long() - 1
-
-
-def _linspace(config: ScheduleConfig, steps: int) -> Tensor:
-    return torch.linspace(0, config.num_train_timesteps - 1, steps, dtype=torch.float64).round().long().flip(0)
-
-
-_spacings: dict[str, Callable[[ScheduleConfig, int], Tensor]] = {
-    "leading": _leading,
-    "trailing": _trailing,
-    "linspace": _linspace,
 }

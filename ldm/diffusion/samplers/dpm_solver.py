@@ -1,0 +1,63 @@
+"""DPM-Solver++(2M) and its stochastic twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.level import Grid, Level
+from ldm.diffusion.samplers.first_order import coefficients
+from ldm.diffusion.samplers.step import Noise, Step
+
+FEW_STEPS = 15  # below, a last step of second order does harm (Lu et al. 2022b, their released code)
+
+
+class Seen(NamedTuple):
+    """A picture that the denoiser saw, and where."""
+
+    level: Level
+    x0: Tensor
+
+
+@dataclass(frozen=True)
+class DPMSolver2M:
+    """DPM-Solver++(2M), or with `stochastic` SDE-DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); one call a step.
+
+    A step is that of DDIM, or of DDPM where `stochastic`, with the picture extrapolated to the middle of the step in
+    log alpha / sigma. The first step has nothing to extrapolate from, and a last one that ends without noise is
+    infinitely long: they use the picture as it is. With `lower_order_final`, so does the last of fewer than 15 steps.
+    """
+
+    stochastic: bool = False
+    lower_order_final: bool = True
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
+        """Walk the grid from `x` at its first level; `noise` is asked once for each step that adds some."""
+        earlier: Seen | None = None
+        for index, (level, following) in enumerate(grid.steps(), start=1):
+            denoised = denoiser(x, level)
+            seen = Seen(level, denoised.x0)
+            of_x, of_x0, of_noise = coefficients(level, following, eta=float(self.stochastic))
+            plain = earlier is None or (index == len(grid) and self._ends_plainly(grid))
+            x = of_x * x + of_x0 * (seen.x0 if plain else extrapolated(earlier, seen, following))
+            if of_noise > 0:
+                x = x + of_noise * noise(x)
+            earlier = seen
+            yield Step(x, following, denoised)
+
+    def _ends_plainly(self, grid: Grid) -> bool:
+        return bool(grid.levels[-1].sigma == 0) or (self.lower_order_final and len(grid) < FEW_STEPS)
+
+
+def extrapolated(earlier: Seen, newest: Seen, following: Level) -> Tensor:
+    """The picture in the middle of the step to `following`, on a line through two in log alpha / sigma.
+
+    After a first level without signal, infinitely far away, it is the newest as it is.
+    """
+    start = newest.level.log_snr
+    share = (following.log_snr - start) / (start - earlier.level.log_snr) / 2
+    return newest.x0 + share * (newest.x0 - earlier.x0)

@@ -1,0 +1,60 @@
+"""One network call a step: DDIM, DDPM with either variance, Euler and Euler-ancestral are this one formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.level import Grid, Level
+from ldm.diffusion.samplers.step import Noise, Step
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """DDIM at `eta` 0, DDPM with the small variance at 1 (Song et al. 2021, eq. 12 and 16); one call a step.
+
+    In k-diffusion's variables x / alpha and sigma / alpha these are Euler's method on the probability flow (Karras et
+    al. 2022, algorithm 1 without its churn) and Euler-ancestral. With variance "large", the noise of a step is that of
+    q(x_t | x_s) (Ho et al. 2020, section 3.2; sigma-hat of Song et al. 2021) around the same mean, except in the last
+    step, which adds none. With the small one at eta 1, a denoiser that has learned the variance has its own.
+    """
+
+    eta: float = 0.0
+    variance: Literal["small", "large"] = "small"
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
+        """Walk the grid from `x` at its first level; `noise` is asked once for each step that adds some."""
+        for index, (level, following) in enumerate(grid.steps(), start=1):
+            denoised = denoiser(x, level)
+            of_x, of_x0, of_noise = coefficients(level, following, self.eta)
+            if self.variance == "large":
+                transition = _transition(level, following).sqrt()
+                of_noise = torch.zeros_like(of_noise) if index == len(grid) else transition
+            x = of_x * x + of_x0 * denoised.x0
+            if of_noise > 0:
+                if denoised.log_variance is not None and self.eta == 1 and self.variance == "small":
+                    of_noise = (denoised.log_variance / 2).exp()
+                x = x + of_noise * noise(x)
+            yield Step(x, following, denoised)
+
+
+def coefficients(level: Level, following: Level, eta: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of x, x0 and fresh noise in the next x, float64 scalars.
+
+    Written with x and x0 alone, not the noise (x - alpha x0) / sigma between them: nothing is ever divided by alpha of
+    `level`, so that a first level without signal is exact, and little cancels at the last.
+    """
+    small = _transition(level, following).sqrt() * following.sigma / level.sigma  # of q(x_s | x_t, x_0)
+    fresh = eta * small
+    kept = (following.sigma**2 - fresh**2).clamp(min=0).sqrt() / level.sigma
+    return kept, following.alpha - kept * level.alpha, fresh
+
+
+def _transition(level: Level, following: Level) -> Tensor:
+    """Variance of q(x_t | x_s), from `following` (s) up to `level` (t)."""
+    return (level.sigma**2 - (level.alpha / following.alpha * following.sigma) ** 2).clamp(min=0)
