@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,6 +82,7 @@ def generate(
     import torch
 
     from ldm.pipeline import Request, TextToImage
+    from ldm.processes import Share
 
     request = Request(
         prompts=tuple(texts),
@@ -106,51 +105,14 @@ def generate(
         images = pipe.draw(request, progress=progress, numbers=numbers)
         if grid:
             whole = share.gather(list(images))
-            if share.rank == 0:
+            if share.is_first:
                 save_grid(whole, num if num > 1 else grid_columns(len(texts)), paths[0], texts, facts | {"seed": seed})
+            share.leave()
             return
         for number, image in zip(numbers, images, strict=True):
             prompt, picture_seed = request.pictures[number]
             save(image, paths[number], prompt, facts | {"seed": picture_seed})
             typer.echo(paths[number])
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which pictures this process draws, of as many processes as `torchrun` or `accelerate launch` started."""
-
-    rank: int = 0
-    processes: int = 1
-
-    @classmethod
-    def of_environment(cls) -> Share:
-        """As the launcher tells it; alone where there is none."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    def device(self) -> str | None:
-        """A GPU for each process of a machine; None where one process may choose."""
-        import torch
-
-        if self.processes == 1 or not torch.cuda.is_available():
-            return None
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-
-    def of(self, count: int) -> range:
-        """The numbers of this process' pictures, out of `count`."""
-        return range(self.rank, count, self.processes)
-
-    def gather(self, images: list[Image.Image]) -> list[Image.Image]:
-        """All processes' pictures in the order of their numbers."""
-        if self.processes == 1:
-            return images
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
-        state = PartialState()
-        numbered = list(zip(self.of(len(images) * self.processes), images, strict=True))
-        gathered = [image for _, image in sorted(gather_object(numbered), key=lambda pair: pair[0])]
-        state.destroy_process_group()
-        return gathered
 
 
 def save_grid(

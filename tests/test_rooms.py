@@ -19,7 +19,7 @@ ALLOWED = {
     "evaluation": {"evaluation", "models", "diffusion", "data", "checkpoint", "pipeline"},
     "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
-EVERYWHERE = {"config", "errors", "weights", "configs"}
+EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

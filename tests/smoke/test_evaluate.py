@@ -1,0 +1,50 @@
+"""Measuring through the real command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import Command
+
+OPTIONS = ("--samples", 12, "--steps", 2, "--features", "efficientnet-lite0", "--concepts", 40)
+
+
+@pytest.mark.slow
+def test_a_report_has_every_number_and_how_it_came_about(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    names = "fid,kid,precision,rfid,psnr,ssim,neighbours"
+    ldm("evaluate", "--model", tiny_pipeline, *OPTIONS, "--metrics", names, "--out", report)
+    found = json.loads(report.read_text())
+    expected = {"fid", "kid", "precision", "recall", "rfid", "psnr", "ssim"}
+    assert expected <= found["results"].keys()
+    assert all(np.isfinite(value) for value in found["results"].values())
+    assert found["settings"]["samples"] == 12
+    assert found["settings"]["comparable_with_published_fid"] is False
+    assert Image.open(tmp_path / "report.png").width > 7 * 32
+
+
+def test_measures_that_cannot_be_taken_are_one_line(ldm: Command, tmp_path: Path) -> None:
+    for options, words in (
+        (("--metrics", "beauty"), "there are fid"),
+        (("--metrics", "clip"), "--clip"),
+        (("--metrics", "neighbours"), "--out"),
+        (("--metrics", "fid", "--features", "vgg"), "there are inception"),
+        (("--metrics", "psnr", "--samples", 1), "at least 2"),
+    ):
+        done = ldm("evaluate", *options, check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_pictures_come_back_with_their_measures(ldm: Command, tmp_path: Path) -> None:
+    picture = tmp_path / "flat.png"
+    Image.new("RGB", (70, 66), "red").save(picture)
+    done = ldm("reconstruct", picture, "--out", tmp_path / "back")
+    assert Image.open(tmp_path / "back" / "flat.png").size == (68, 64)
+    assert "psnr" in done.stdout
+    assert "ssim" in done.stdout
+    done = ldm("reconstruct", tmp_path / "nothing.png", check=False)
+    assert done.returncode == 2
