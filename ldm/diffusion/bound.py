@@ -46,10 +46,13 @@ def variational_bound(
     """An unbiased estimate of the bound for `x0` (B, ...) along `grid`, with one draw of `noise` and one call a step.
 
     The grid of a model's own bound is `schedule.chain()`; a shorter one gives that of sampling in fewer steps. Each
-    step has the variance that the denoiser learned, or else `variance`. Decoder "discretised" is for pictures whose
-    values are one of 256 from -1 to 1, and bounds the bits that storing them takes. "gaussian" is for latents and
-    other real numbers: it bounds the negative logarithm of their density, which may be below 0 and is comparable only
-    between models of the same latents. Raises UserError for a grid that does not end at the picture itself.
+    step has the variance that the denoiser learned, or else `variance`: "large" is right in the last steps for data
+    that varies by much more than the first noise, where "small" stays a bit above it however many steps there are.
+
+    Decoder "discretised" is for pictures whose values are among 256 from -1 to 1, and bounds the bits that storing
+    them takes. "gaussian" is for latents and other real numbers: it bounds the negative logarithm of their density,
+    which may be below 0 and is comparable only between models of the same latents. Raises UserError for a grid that
+    does not end at the picture itself.
     """
     if grid.levels[-1].sigma != 0:
         raise UserError("the variational bound needs a grid that ends without noise: a chain, or set_alpha_to_one")
@@ -75,7 +78,7 @@ def bound_term(posterior: Posterior, denoised: Denoised, x0: Tensor, decoder: De
     # Both means have the same share of x_t, so the difference needs no x_t, and no digits are lost.
     error = per_sample(posterior.of_x0, x0) * (x0 - denoised.x0)
     divergence = gaussian_kl(error, per_sample(posterior.small, x0), denoised.log_variance)
-    decoded = _decoders[decoder](x0, denoised.x0, denoised.log_variance)  # in the last step the mean is x0 itself
+    decoded = _decoders[decoder](x0, denoised.x0, denoised.log_variance)  # the last step's mean is its x0
     last = per_sample(posterior.last, x0, torch.bool).to(x0.device)
     return _bits(torch.where(last, decoded, divergence))
 
