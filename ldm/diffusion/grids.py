@@ -4,8 +4,9 @@ All samplers walk the same grids. Those of diffusers do not, so that theirs are 
 
 | here | in diffusers 0.42 |
 |---|---|
-| leading, linspace | DDIM, DDPM, PNDM; DPM-Solver and UniPC of n steps take those of n + 1 without the last |
-| trailing | every scheduler |
+| leading | all but DPM-Solver and UniPC, which for n steps take the grid of n + 1 without its last |
+| linspace | DDIM, DDPM, PNDM; DPM-Solver and UniPC as above |
+| trailing | all |
 | fractional | "linspace" of Euler, Euler-ancestral and Heun |
 | karras, exponential | `use_karras_sigmas`, `use_exponential_sigmas` of Euler and Heun with "linspace" |
 

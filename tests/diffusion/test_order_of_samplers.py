@@ -23,7 +23,7 @@ from ldm.diffusion.samplers import PLMS, DPMSolver2M, FirstOrder, Heun, Sampler,
 from ldm.diffusion.schedule import Schedule
 
 X = torch.linspace(-2, 2, 41, dtype=torch.float64)
-STEPS = (40, 80, 160, 320)
+STEPS = (80, 160, 320, 640)
 
 ORDERS = [
     ("ddim", 1),
@@ -57,7 +57,7 @@ def test_the_reference_is_the_closed_form_where_there_is_one() -> None:
 
 @pytest.mark.parametrize(("name", "expected"), ORDERS)
 def test_the_order_on_a_gaussian_is_the_theoretical_one(name: str, expected: int) -> None:
-    grids = [smooth_grid(steps) for steps in STEPS]
+    grids = [smooth_grid(steps, ends=(1.0, -1.0)) for steps in STEPS]
     exact = gaussian_end(X, grids[0].levels[0], grids[0].levels[-1])
     assert measured_order(make_sampler(name), gaussian, exact, grids) == pytest.approx(expected, abs=0.1)
 
@@ -76,9 +76,9 @@ def test_unipcs_corrector_makes_its_order_3_where_no_step_is_lowered(denoiser: D
     assert measured_order(UniPC(lower_order_final=False), denoiser, exact, grids) == pytest.approx(3, abs=0.2)
 
 
-def test_plms_has_order_3_where_steps_of_sigma_are_equal_as_its_weights_suppose() -> None:
-    """Its start, a step of second order and one of Adams and Bashforth's, is what is left of order 4."""
-    grids = [smooth_grid(steps, spacing=lambda ratio: ratio, ends=(5.0, 0.2)) for steps in STEPS]
+def test_plms_has_order_3_on_equal_steps_of_sigma_which_its_weights_suppose() -> None:
+    """Of order 4 are the later steps alone: the first two have an error of third order, which stays in the end."""
+    grids = [smooth_grid(steps, spacing=lambda ratio: ratio, ends=(2.0, 1.0)) for steps in STEPS]
     exact = runge_kutta_end(mixture, X, grids[0].levels[0], grids[0].levels[-1])
     assert measured_order(PLMS(), mixture, exact, grids) == pytest.approx(3, abs=0.2)
 
@@ -125,7 +125,7 @@ def assert_the_datas_moments(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("ddpm", 1000), ("ddpm-large", 1000), ("euler-ancestral", 1000), ("dpmpp-2m-sde", 100)]
+    ("name", "steps"), [("ddpm", 1000), ("ddpm-large", 1000), ("euler-ancestral", 1000), ("dpmpp-2m-sde", 500)]
 )
 def test_samples_of_stochastic_samplers_have_the_datas_mean_and_variance(name: str, steps: int) -> None:
     schedule = Schedule(ScheduleConfig(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,16 +16,16 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
 
-STEPS = (5, 10, 20, 50)
+STEPS = (5, 10, 20, pytest.param(50, marks=pytest.mark.slow))
 THEIR_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+WEIGHT = torch.randn(4, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) / 12
 
 Noise = Callable[[Tensor], Tensor]
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:
     """Stands for a U-Net: random, bounded, nonlinear, different at every timestep."""
-    weight = torch.randn(4, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) / 12
-    return torch.tanh(torch.nn.functional.conv2d(x.double(), weight, padding=1) + torch.cos(t.double() / 300)).to(x)
+    return torch.tanh(torch.nn.functional.conv2d(x.double(), WEIGHT, padding=1) + torch.cos(t.double() / 300)).to(x)
 
 
 def start(seed: int = 0) -> Tensor:

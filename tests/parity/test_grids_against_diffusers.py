@@ -15,13 +15,14 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from oracle import STEPS, fed, make_schedule, ratios
+from oracle import fed, make_schedule, ratios
 
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
 from ldm.config import DiffusionConfig, ScheduleConfig
 from ldm.diffusion.level import Grid
 from ldm.errors import UserError
 
+STEPS = (5, 10, 20, 50)
 THEIR_OPTIONS: dict[str, dict[str, Any]] = {
     "leading": {"timestep_spacing": "leading"},
     "trailing": {"timestep_spacing": "trailing"},

@@ -42,8 +42,11 @@ class DPMSolver2M:
             denoised = denoiser(x, level)
             seen = Seen(level, denoised.x0)
             of_x, of_x0, of_noise = coefficients(level, following, eta=float(self.stochastic))
-            plain = earlier is None or (index == len(grid) and self._ends_plainly(grid))
-            x = of_x * x + of_x0 * (seen.x0 if plain else extrapolated(earlier, seen, following))
+            if earlier is None or (index == len(grid) and self._ends_plainly(grid)):
+                picture = seen.x0
+            else:
+                picture = extrapolated(earlier, seen, following)
+            x = of_x * x + of_x0 * picture
             if of_noise > 0:
                 x = x + of_noise * noise(x)
             earlier = seen
