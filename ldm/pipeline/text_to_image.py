@@ -125,7 +125,7 @@ class TextToImage:
         `numbers` says which of `request.pictures` to draw, all of them by default.
         """
         grid = self.grid(request)
-        shape = self._latent_shape(request, latents)
+        shape = self.latent_shape(request, latents)
         given = self._given(request) if request.image is not None else None
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
         return self._batches(request, grid, shape, latents, given, progress, chosen)
@@ -150,8 +150,8 @@ class TextToImage:
             raise UserError(f"the image is smaller than {multiple} pixels, the least that this model draws")
         return width, height
 
-    def _latent_shape(self, request: Request, latents: Tensor | None) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents, of a size that the networks can halve as often as they do."""
+    def latent_shape(self, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents; UserError for sizes that the networks cannot halve as often as they do."""
         unet = self.parts.unet.config
         factor = self.parts.autoencoder.config.downsampling_factor
         width, height = self.size(request)
