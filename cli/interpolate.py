@@ -30,9 +30,9 @@ def interpolate(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the noise between two prompts.")] = 0,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.")] = None,
-    out: Annotated[
-        Path, typer.Option(help="x.gif moves; a picture's file is a sheet; a folder gets a file a frame.")
-    ] = (Path("walk.gif")),
+    out: Annotated[Path, typer.Option(help="x.gif moves; other pictures are sheets; a folder gets a file a frame.")] = (
+        Path("walk.gif")
+    ),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
     """Walk from one prompt, seed or picture to another."""

@@ -151,7 +151,7 @@ class TextToImage:
         return width, height
 
     def latent_shape(self, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents; UserError for sizes that the networks cannot halve as often as they do."""
+        """(C, h, w) of one picture's latents; UserError for a size that the networks cannot halve as they do."""
         unet = self.parts.unet.config
         factor = self.parts.autoencoder.config.downsampling_factor
         width, height = self.size(request)
