@@ -92,13 +92,15 @@ def reconstruct(
     from PIL import Image
 
     from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder
+    from ldm.data.pictures import read_picture
     from ldm.evaluation.fidelity import metrics as fidelity_metrics
-    from ldm.evaluation.reconstruct import read_picture, reconstruction
+    from ldm.evaluation.reconstruct import cut_to_multiple, reconstruction
     from ldm.pipeline import find_device
 
     measures = fidelity_metrics(name.strip() for name in metrics.split(",") if name.strip())
     autoencoder = load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
-    pictures = [read_picture(path, autoencoder.config.downsampling_factor) for path in files]
+    multiple = autoencoder.config.downsampling_factor
+    pictures = [cut_to_multiple(read_picture(path), multiple, str(path)) for path in files]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -46,6 +46,9 @@ Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 
 Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
 Num = Annotated[int, typer.Option(help="Pictures of each prompt.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
+ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from instead of noise alone.")]
+Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 to 1.  [default: 0.8; with --mask 1]")]
+MaskFile = Annotated[Path | None, typer.Option(metavar="FILE", help="White where to draw anew, black where it stays.")]
 Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
 Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
@@ -65,6 +68,9 @@ def generate(
     seed: Seed = 0,
     num: Num = 1,
     size: Size = None,
+    image: ImageFile = None,
+    strength: Strength = None,
+    mask: MaskFile = None,
     out: Out = Path("pictures"),
     grid: Grid = False,
     device: Device = None,
@@ -81,6 +87,7 @@ def generate(
 
     import torch
 
+    from ldm.data.pictures import read_picture
     from ldm.pipeline import Request, TextToImage
     from ldm.processes import Share
 
@@ -96,10 +103,15 @@ def generate(
         sampler=sampler,
         eta=eta,
         size=width_and_height,
+        image=None if image is None else read_picture(image),
+        strength=strength,
+        mask=None if mask is None else read_picture(mask),
     )
     share = Share.of_environment()
     pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device())
-    facts = parameters(request, model, pipe.size(request))
+    facts = parameters(request, model, pipe.size(request)) | {
+        name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None
+    }
     numbers = share.of(len(request.pictures))
     with progress_bar() as progress:
         images = pipe.draw(request, progress=progress, numbers=numbers)
@@ -211,6 +223,8 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
     levels: dict[str, object] = {"spacing": request.spacing} if request.spacing else {}
     if request.timesteps:
         levels = {"timesteps": request.timesteps}
+    if request.image is not None:
+        levels |= {"strength": request.given_strength}
     return {
         "negative_prompt": request.negative_prompt,
         "steps": len(request.timesteps or ()) or request.num_inference_steps,

@@ -14,10 +14,10 @@ from ldm.checkpoint.scheduler_fields import scheduler_to_fields
 from ldm.config import Config, Section
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.models.perceptual import backbone_state
 from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache
-from ldm.training.perceptual import backbone_state
 from ldm.training.run import Run
 from ldm.training.unet import UNetStage
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from ldm.errors import UserError
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture file, upright and in RGB; UserError when it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            return to_rgb(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {getattr(error, 'strerror', None) or error}") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

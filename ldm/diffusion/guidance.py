@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoised, Denoiser
-from ldm.diffusion.level import Level
+from ldm.diffusion.level import Level, per_sample
 from ldm.diffusion.prediction import Prediction
 
 
@@ -40,6 +40,50 @@ def classifier_free(
             output = _rescaled(output, positive, rescale)
         log_variance = None if denoised.log_variance is None else denoised.log_variance.chunk(2)[1]
         return Denoised(prediction.to_x0(x, output, level), output, log_variance)
+
+    return denoise
+
+
+def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+    """Guidance at levels with low < sigma / alpha <= high alone (Kynkaanniemi et al. 2024, eq. 6); `plain` elsewhere.
+
+    Where the plain denoiser stands in, a step costs one network call on half the batch.
+    """
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        inside = low * level.alpha < level.sigma <= high * level.alpha
+        return (guided if inside else plain)(x, level)
+
+    return denoise
+
+
+def dynamic_thresholding(denoiser: Denoiser, percentile: float, limit: float = 1.0) -> Denoiser:
+    """Clip the picture to a percentile of its values' size and scale it down to `limit` (Saharia et al. 2022, 2.3).
+
+    For models of pixels in [-limit, limit]: large guidance scales push x0 out of that range. A sample whose percentile
+    lies within the limit is only clipped to it. The network's output no longer follows, and is left out of what comes.
+    """
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        denoised = denoiser(x, level)
+        size = denoised.x0.flatten(1).abs().quantile(percentile, dim=1).clamp(min=limit)  # (B,)
+        size = per_sample(size, x)
+        x0 = denoised.x0.clamp(-size, size) * (limit / size)
+        return denoised._replace(x0=x0)
+
+    return denoise
+
+
+def keeping(denoiser: Denoiser, picture: Tensor, mask: Tensor) -> Denoiser:
+    """See `picture` (B, C, h, w) where `mask` (B, 1, h, w) is 0, so that a sampler ends with it there.
+
+    What is known is put into every x0, and any sampler carries it along (the replacement of Song et al. 2021, appendix
+    I.2, in terms of x0); the rest is drawn to suit it, by a model that was not trained for it.
+    """
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        denoised = denoiser(x, level)
+        return denoised._replace(x0=mask * denoised.x0 + (1 - mask) * picture)
 
     return denoise
 

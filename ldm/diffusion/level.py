@@ -79,6 +79,10 @@ class Grid:
         """Number of steps, one fewer than levels."""
         return len(self.levels) - 1
 
+    def last(self, steps: int) -> Grid:
+        """The grid's last so many steps."""
+        return Grid(self.levels[len(self) - steps :], self.initial_scale)
+
     @property
     def t(self) -> Tensor:
         """What the network is told at each step, (steps,)."""

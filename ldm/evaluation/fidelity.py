@@ -27,7 +27,7 @@ def ssim(pictures: Tensor, references: Tensor) -> Tensor:
 
 def lpips(net: str = "vgg") -> Metric:
     """LPIPS (Zhang et al. 2018), smaller is nearer; UserError where the backbone's weights cannot be had."""
-    from ldm.training.perceptual import PerceptualDistance
+    from ldm.models.perceptual import PerceptualDistance
 
     distance = PerceptualDistance(net)
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
 
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.data.pictures import to_bytes, to_rgb, to_tensor
+from ldm.data.pictures import to_bytes, to_tensor
 from ldm.errors import UserError
 
 
-def read_picture(path: Path, multiple: int) -> np.ndarray:
-    """A picture file as bytes (H, W, 3), cut in the middle to sides that `multiple` divides."""
-    try:
-        with Image.open(path) as opened:
-            picture = np.asarray(to_rgb(opened))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {getattr(error, 'strerror', None) or error}") from error
-    height, width = (side // multiple * multiple for side in picture.shape[:2])
+def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarray:
+    """A picture as bytes (H, W, 3), cut in the middle to sides that `multiple` divides; UserError if none is left."""
+    pixels = np.asarray(picture)
+    height, width = (side // multiple * multiple for side in pixels.shape[:2])
     if not height or not width:
-        raise UserError(f"{path} is smaller than {multiple} pixels, the least that this autoencoder takes")
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top : top + height, left : left + width]
+        raise UserError(f"{name} is smaller than {multiple} pixels, the least that this autoencoder takes")
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.config import LossConfig
-from ldm.training.perceptual import PerceptualDistance
+from ldm.models.perceptual import PerceptualDistance
 
 
 class AutoencoderLoss:

@@ -10,8 +10,8 @@ from torchvision import models
 from ldm.config import AutoencoderConfig, LossConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.perceptual import PerceptualDistance, backbone_path
 from ldm.training.losses import AutoencoderLoss
-from ldm.training.perceptual import PerceptualDistance, backbone_path
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,72 +12,19 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
-from ldm.diffusion.grids import check_spacing, check_timesteps
-from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.guidance import classifier_free, within
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
+from ldm.pipeline.device import find_device
+from ldm.pipeline.given import Given
+from ldm.pipeline.noise import SeededNoise
+from ldm.pipeline.request import Request
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to draw: `num_images` pictures of each prompt; raises UserError for values that mean nothing.
-
-    The pictures have the seeds `seed`, `seed + 1`, ... in order. A picture depends on its prompt and its seed, not on
-    what is drawn beside it.
-    """
-
-    prompts: tuple[str, ...]
-    negative_prompt: str = ""
-    guidance_scale: float = 3.0  # 1: off
-    guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
-    num_inference_steps: int = 30
-    spacing: str | None = None  # of the levels that are visited; None: the model's own
-    timesteps: tuple[float, ...] | None = None  # these levels, falling, instead of a number and a spacing
-    num_images: int = 1
-    seed: int = 0
-    sampler: str = "ddim"
-    eta: float | None = None  # for ddim alone; None: that of the sampler
-    size: tuple[int, int] | None = None  # width, height in pixels; None: what the model was trained on
-    batch_size: int = 8  # pictures drawn at a time
-
-    def __post_init__(self) -> None:
-        make_sampler(self.sampler, self.eta)
-        self._check_levels()
-        if not self.prompts:
-            raise UserError("there is no prompt to draw")
-        for name in ("num_inference_steps", "num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.seed <= 2**63 - len(self.prompts) * self.num_images:
-            raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
-        if not math.isfinite(self.guidance_scale):
-            raise UserError(f"guidance scale {self.guidance_scale} is not a number to multiply by")
-        if self.guidance_scale == 1 and self.negative_prompt:
-            raise UserError("a negative prompt needs guidance: give a guidance scale other than 1, which is off")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
-
-    def _check_levels(self) -> None:
-        check_spacing(self.spacing)
-        if self.timesteps is None:
-            return
-        check_timesteps(self.timesteps)
-        if self.spacing is not None:
-            raise UserError(f"spacing {self.spacing} says nothing where timesteps are given: leave one of them out")
-        if self.num_inference_steps not in (Request.num_inference_steps, len(self.timesteps)):
-            raise UserError(f"{self.num_inference_steps} steps, but {len(self.timesteps)} timesteps: leave one out")
-
-    @property
-    def pictures(self) -> list[tuple[str, int]]:
-        """Prompt and seed of each picture, in order."""
-        prompts = [prompt for prompt in self.prompts for _ in range(self.num_images)]
-        return [(prompt, self.seed + number) for number, prompt in enumerate(prompts)]
 
 
 class TextToImage:
@@ -133,6 +79,10 @@ class TextToImage:
         sampler: str = "ddim",
         eta: float | None = None,
         size: tuple[int, int] | None = None,
+        image: Image.Image | None = None,
+        strength: float | None = None,
+        mask: Image.Image | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         latents: Tensor | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
@@ -155,6 +105,10 @@ class TextToImage:
             sampler=sampler,
             eta=eta,
             size=size,
+            image=image,
+            strength=strength,
+            mask=mask,
+            guidance_interval=guidance_interval,
             batch_size=batch_size,
         )
         return list(self.draw(request, latents, progress))
@@ -170,23 +124,34 @@ class TextToImage:
 
         `numbers` says which of `request.pictures` to draw, all of them by default.
         """
-        grid = self._grid(request)
-        shape = self._latent_shape(request, latents)
+        grid = self.grid(request)
+        shape = self.latent_shape(request, latents)
+        given = self._given(request) if request.image is not None else None
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
-        return self._batches(request, grid, shape, latents, progress, chosen)
+        return self._batches(request, grid, shape, latents, given, progress, chosen)
 
-    def _grid(self, request: Request) -> Grid:
+    def grid(self, request: Request) -> Grid:
+        """The levels that the sampler of a request visits."""
         if request.timesteps is not None:
-            return self.schedule.grid_at(request.timesteps)
-        return self.schedule.grid(request.num_inference_steps, request.spacing)
+            return request.taken(self.schedule.grid_at(request.timesteps))
+        return request.taken(self.schedule.grid(request.num_inference_steps, request.spacing))
 
     def size(self, request: Request) -> tuple[int, int]:
-        """Width and height in pixels of the pictures of a request."""
-        side = self.parts.unet.config.sample_size * self.parts.autoencoder.config.downsampling_factor
-        return request.size or (side, side)
+        """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
+        if request.size is not None:
+            return request.size
+        factor = self.parts.autoencoder.config.downsampling_factor
+        if request.image is None:
+            side = self.parts.unet.config.sample_size * factor
+            return side, side
+        multiple = factor * self._halvings
+        width, height = (side // multiple * multiple for side in request.image.size)
+        if not width or not height:
+            raise UserError(f"the image is smaller than {multiple} pixels, the least that this model draws")
+        return width, height
 
-    def _latent_shape(self, request: Request, latents: Tensor | None) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents, of a size that the networks can halve as often as they do."""
+    def latent_shape(self, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents; UserError for a size that the networks cannot halve as they do."""
         unet = self.parts.unet.config
         factor = self.parts.autoencoder.config.downsampling_factor
         width, height = self.size(request)
@@ -197,10 +162,20 @@ class TextToImage:
                 needed = (count, unet.in_channels, height // factor, width // factor)
                 raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} pictures need {needed}")
             width, height = given
-        multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
+        multiple = factor * self._halvings
         if min(width, height) < 1 or width % multiple or height % multiple:
             raise UserError(f"size {width}x{height}: width and height must be multiples of {multiple} for this model")
         return unet.in_channels, height // factor, width // factor
+
+    @property
+    def _halvings(self) -> int:
+        """What the sides of latents must be divisible by, for the U-Net to halve them as often as it does."""
+        return int(2 ** (len(self.parts.unet.config.block_out_channels) - 1))
+
+    def _given(self, request: Request) -> Given:
+        assert request.image is not None
+        size, scaled = self.size(request), request.size is not None
+        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device)
 
     def _batches(
         self,
@@ -208,6 +183,7 @@ class TextToImage:
         grid: Grid,
         shape: tuple[int, int, int],
         latents: Tensor | None,
+        given: Given | None,
         progress: Progress | None,
         numbers: list[int],
     ) -> Iterator[Image.Image]:
@@ -219,39 +195,54 @@ class TextToImage:
             noise = SeededNoise(seeds)
             start = torch.empty(len(seeds), *shape, device=self.device)
             start = noise(start) if latents is None else latents[chosen].to(start)
-            steps = self._steps(request, prompts, grid, start, noise)
+            start = grid.initial_scale * start if given is None else given.noisy(grid, start)
+            context, negative = self.encode_text([*prompts, request.negative_prompt]).split([len(prompts), 1])
+            steps = self.sample(request, context, negative.expand_as(context), start, noise, given)
             for step, x in enumerate(steps, start=batch * len(grid) + 1):  # noqa: B007
                 if progress:
                     progress(step, total)
-            yield from self._decode(x)
+            images = self.decode(x)
+            yield from images if given is None else map(given.restore, images)
 
     @torch.inference_mode()
-    def _steps(
-        self, request: Request, prompts: Sequence[str], grid: Grid, start: Tensor, noise: SeededNoise
+    def sample(
+        self,
+        request: Request,
+        context: Tensor,
+        negative: Tensor,
+        start: Tensor,
+        noise: SeededNoise,
+        given: Given | None = None,
     ) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) after each step, in float32 whatever the type of the networks."""
-        context, negative = self._contexts(prompts, request.negative_prompt)
-        denoiser = classifier_free(
-            lambda context: self._denoiser(context, grid),
+        """Latents (B, C, h, w) after each step from `start`, in float32 whatever the type of the networks.
+
+        `context` and `negative` (B, L, D) take the place of the request's prompts.
+        """
+        grid = self.grid(request)
+        guided = classifier_free(
+            lambda context: self.denoiser(context, grid),
             context,
             negative,
             self.prediction,
             request.guidance_scale,
             request.guidance_rescale,
         )
+        if request.guidance_interval is not None:
+            guided = within(guided, self.denoiser(context, grid), *request.guidance_interval)
+        denoiser = guided if given is None else given.keep(guided)
         sampler = make_sampler(request.sampler, request.eta)
-        for step in sampler(denoiser, grid.initial_scale * start, grid, noise):
+        for step in sampler(denoiser, start, grid, noise):
             yield step.x
 
-    def _contexts(self, prompts: Sequence[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
-        """What the U-Net attends to for each prompt and for the negative one, each (B, L, D)."""
-        texts = list(dict.fromkeys([*prompts, negative_prompt]))  # each is encoded once
-        ids, mask = self.parts.tokenizer(texts)
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """What the U-Net attends to for each text, (B, L, D)."""
+        unique = list(dict.fromkeys(texts))  # each is encoded once
+        ids, mask = self.parts.tokenizer(unique)
         encoded = self.parts.text_encoder(ids.to(self.device), mask.to(self.device))
-        rows = [texts.index(prompt) for prompt in prompts]
-        return encoded[rows], encoded[[texts.index(negative_prompt)] * len(prompts)]
+        return encoded[[unique.index(text) for text in texts]]
 
-    def _denoiser(self, context: Tensor, grid: Grid) -> Denoiser:
+    def denoiser(self, context: Tensor, grid: Grid) -> Denoiser:
         """The U-Net given a context (B, L, D), with all that does not change while sampling computed here, once."""
         unet = self.parts.unet
         projected = unet.project_context(context)
@@ -264,32 +255,8 @@ class TextToImage:
         return make_denoiser(network, self.prediction, posteriors)
 
     @torch.inference_mode()
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures of latents (B, C, h, w)."""
         pictures = self.parts.autoencoder.decode(latents).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-class SeededNoise:
-    """Standard normal numbers for a batch, each sample's from its own generator on the CPU.
-
-    So a seed gives the same numbers on every device and in every batch.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The next numbers, in the shape, type and place of `x` (B, ...)."""
-        drawn = [torch.randn(x.shape[1:], generator=generator) for generator in self.generators]
-        return torch.stack(drawn).to(x)
-
-
-def find_device(name: str | torch.device | None = None) -> torch.device:
-    """A device by its PyTorch name, by default the first GPU if any; raises UserError if it is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError):  # PyTorch raises any of them
-        raise UserError(f"no device {str(name)!r} on this machine: give cpu, or cuda or cuda:1 with a GPU") from None

@@ -1,0 +1,103 @@
+"""`ldm interpolate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ldm.cli.generate import PICTURE_SUFFIXES, check_writable, parse_size
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MILLISECONDS = 80  # a frame is shown
+HELD = 8  # frames' time that the two ends are shown
+
+
+def interpolate(
+    first: Annotated[str, typer.Argument(metavar="A", help="A prompt; or with --prompt a seed or a picture's file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same kind.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What is drawn between two seeds, or what two pictures show.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Pictures, both ends included.")] = 16,
+    model: Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")] = "emoji",
+    cfg: Annotated[float, typer.Option("--cfg", help="Guidance scale; between pictures it is off.")] = 3.0,
+    negative: Annotated[str, typer.Option(help="What to guide away from.")] = "",
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the noise between two prompts.")] = 0,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.")] = None,
+    out: Annotated[Path, typer.Option(help="x.gif moves; other pictures are sheets; a folder gets a file a frame.")] = (
+        Path("walk.gif")
+    ),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
+) -> None:
+    """Walk from one prompt, seed or picture to another."""
+    if out.suffix == "":
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    elif out.suffix.lower() not in (".gif", *PICTURE_SUFFIXES):
+        raise UserError(f"--out {out}: give a .gif, a picture's file or a folder")
+    check_writable([out / "frame" if out.is_dir() else out])
+    width_and_height = parse_size(size)
+
+    from ldm.data.pictures import read_picture
+    from ldm.pipeline import Request, TextToImage, walk
+
+    request = Request(
+        prompts=(prompt or first,),
+        negative_prompt=negative,
+        guidance_scale=cfg,
+        num_inference_steps=steps,
+        seed=seed,
+        size=width_and_height,
+    )
+    walk.shares(frames)
+    kind = kind_of(first, second, prompt)
+    pipe = TextToImage.from_pretrained(model, device=device)
+    if kind == "prompts":
+        images = walk.between_prompts(pipe, first, second, frames, request)
+    elif kind == "seeds":
+        images = walk.between_seeds(pipe, prompt or "", int(first), int(second), frames, request)
+    else:
+        ends = [read_picture(Path(end)) for end in (first, second)]
+        images = walk.between_pictures(pipe, prompt or "", *ends, frames, request)
+    save(images, out)
+    typer.echo(out)
+
+
+def kind_of(first: str, second: str, prompt: str | None) -> str:
+    """Whether the ends are `pictures`, `seeds` or `prompts`; UserError where they do not go together."""
+    files = [Path(end).suffix.lower() in PICTURE_SUFFIXES for end in (first, second)]
+    if all(files):
+        return "pictures"
+    if any(files):
+        raise UserError(f"from {first} to {second}: give two pictures, two seeds or two prompts")
+    if prompt is None:
+        return "prompts"
+    if not (first.isdigit() and second.isdigit()):
+        raise UserError("--prompt goes with two seeds or two pictures; two prompts need no third")
+    return "seeds"
+
+
+def save(images: list[Image.Image], out: Path) -> None:
+    """Write frames as what the name of `out` says."""
+    from ldm.data.pictures import contact_sheet
+
+    try:
+        if out.suffix.lower() == ".gif":
+            times = [MILLISECONDS] * len(images)
+            times[0] = times[-1] = HELD * MILLISECONDS
+            images[0].save(out, save_all=True, append_images=images[1:], duration=times, loop=0)
+        elif out.is_dir():
+            for number, image in enumerate(images):
+                image.save(out / f"frame-{number:03d}.png")
+        else:
+            contact_sheet(images, columns=min(len(images), 8)).save(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None

@@ -1,0 +1,8 @@
+"""Text to picture, and what begins with a picture."""
+
+from ldm.pipeline.device import find_device
+from ldm.pipeline.noise import SeededNoise
+from ldm.pipeline.request import Request
+from ldm.pipeline.text_to_image import Progress, TextToImage
+
+__all__ = ["Progress", "Request", "SeededNoise", "TextToImage", "find_device"]

@@ -1,0 +1,105 @@
+"""What to draw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ldm.diffusion.grids import check_spacing, check_timesteps
+from ldm.diffusion.level import Grid
+from ldm.diffusion.samplers import make_sampler
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to draw: `num_images` pictures of each prompt; raises UserError for values that mean nothing.
+
+    The pictures have the seeds `seed`, `seed + 1`, ... in order. A picture depends on its prompt and its seed, not on
+    what is drawn beside it.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompt: str = ""
+    guidance_scale: float = 3.0  # 1: off
+    guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
+    num_inference_steps: int = 30
+    spacing: str | None = None  # of the levels that are visited; None: the model's own
+    timesteps: tuple[float, ...] | None = None  # these levels, falling, instead of a number and a spacing
+    num_images: int = 1
+    seed: int = 0
+    sampler: str = "ddim"
+    eta: float | None = None  # for ddim alone; None: that of the sampler
+    size: tuple[int, int] | None = None  # width, height in pixels; None: the image's, or what the model was trained on
+    image: Image.Image | None = None  # to start from, noised to `strength`, instead of from noise alone
+    strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
+    mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
+    guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
+    batch_size: int = 8  # pictures drawn at a time
+
+    def __post_init__(self) -> None:
+        make_sampler(self.sampler, self.eta)
+        self._check_levels()
+        if not self.prompts:
+            raise UserError("there is no prompt to draw")
+        for name in ("num_inference_steps", "num_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.seed <= 2**63 - len(self.prompts) * self.num_images:
+            raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance scale {self.guidance_scale} is not a number to multiply by")
+        if self.guidance_scale == 1 and self.negative_prompt:
+            raise UserError("a negative prompt needs guidance: give a guidance scale other than 1, which is off")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise UserError(f"guidance interval {low:g} to {high:g}: give two rising values of sigma / alpha from 0 on")
+        self._check_image()
+
+    def _check_image(self) -> None:
+        if self.image is None and (self.strength is not None or self.mask is not None):
+            raise UserError("strength and mask say what is to be done with an image: give one")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise UserError(f"strength {self.strength:g} is not above 0 (the image as it is) and up to 1 (all noise)")
+        if self.image is not None and self.mask is not None and self.mask.size != self.image.size:
+            (width, height), (given_width, given_height) = self.image.size, self.mask.size
+            raise UserError(f"the mask is {given_width}x{given_height}, the image {width}x{height}: they must be equal")
+
+    def _check_levels(self) -> None:
+        check_spacing(self.spacing)
+        if self.timesteps is None:
+            return
+        check_timesteps(self.timesteps)
+        if self.spacing is not None:
+            raise UserError(f"spacing {self.spacing} says nothing where timesteps are given: leave one of them out")
+        if self.num_inference_steps not in (Request.num_inference_steps, len(self.timesteps)):
+            raise UserError(f"{self.num_inference_steps} steps, but {len(self.timesteps)} timesteps: leave one out")
+
+    @property
+    def given_strength(self) -> float:
+        """How much of an image is drawn anew: where a mask says which part, all of that part unless told otherwise."""
+        if self.strength is not None:
+            return self.strength
+        return 0.8 if self.mask is None else 1.0
+
+    def taken(self, grid: Grid) -> Grid:
+        """The steps of a grid that are taken: the last ones, by `strength`, from an image, else all of them.
+
+        Raises UserError when that is none.
+        """
+        if self.image is None:
+            return grid
+        steps = min(int(len(grid) * self.given_strength), len(grid))  # as diffusers counts them
+        if steps < 1:
+            raise UserError(f"strength {self.given_strength:g} leaves nothing of {len(grid)} steps: raise either")
+        return grid.last(steps)
+
+    @property
+    def pictures(self) -> list[tuple[str, int]]:
+        """Prompt and seed of each picture, in order."""
+        prompts = [prompt for prompt in self.prompts for _ in range(self.num_images)]
+        return [(prompt, self.seed + number) for number, prompt in enumerate(prompts)]

@@ -1,0 +1,99 @@
+"""Walks between two prompts, two seeds or two pictures, a frame a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.diffusion.samplers import invert
+from ldm.errors import UserError
+from ldm.pipeline.given import Given
+from ldm.pipeline.noise import SeededNoise
+from ldm.pipeline.request import Request
+from ldm.pipeline.text_to_image import TextToImage
+
+
+def between_prompts(pipe: TextToImage, first: str, second: str, frames: int, request: Request) -> list[Image.Image]:
+    """Contexts on the straight line from one prompt's to the other's, all from the noise of the request's seed."""
+    ends = pipe.encode_text([first, second])
+    contexts = [torch.lerp(*ends, share) for share in shares(frames)]
+    noise = _noise(pipe, request.seed, request)
+    return _drawn(pipe, request, contexts, [noise] * frames)
+
+
+def between_seeds(
+    pipe: TextToImage, prompt: str, first: int, second: int, frames: int, request: Request
+) -> list[Image.Image]:
+    """Noises on the arc from one seed's to the other's, all of one prompt."""
+    ends = [_noise(pipe, seed, request) for seed in (first, second)]
+    [context] = pipe.encode_text([prompt])
+    return _drawn(pipe, request, [context] * frames, [slerp(*ends, share) for share in shares(frames)])
+
+
+def between_pictures(
+    pipe: TextToImage, prompt: str, first: Image.Image, second: Image.Image, frames: int, request: Request
+) -> list[Image.Image]:
+    """The noises that DDIM makes of two pictures, given a prompt, and the arc between them (Song et al. 2021, 5.3).
+
+    Inversion and drawing go without guidance, which would not lead back to the pictures.
+    """
+    plain = replace(request, guidance_scale=1.0, sampler="ddim", eta=None)
+    [context] = pipe.encode_text([prompt])
+    ends = [inverted(pipe, picture, context, plain) for picture in (first, second)]
+    return _drawn(pipe, plain, [context] * frames, [slerp(*ends, share) for share in shares(frames)])
+
+
+@torch.inference_mode()
+def inverted(pipe: TextToImage, picture: Image.Image, context: Tensor, request: Request) -> Tensor:
+    """The noise (C, h, w) from which DDIM draws about this picture again, given a context (L, D)."""
+    given = Given(picture, None, pipe.size(request), True, pipe.parts.autoencoder, pipe.device)
+    grid = pipe.grid(request)
+    *_, last = invert(pipe.denoiser(context[None], grid), given.latents, grid)
+    return last.x[0]
+
+
+def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """The point at `share` of the arc between two tensors of one shape (Shoemake 1985), with lengths between theirs.
+
+    Normal noise of many dimensions lies near a sphere, which the straight line between two of its points leaves.
+    """
+    cosine = torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0).double().clamp(-1, 1)
+    angle = cosine.acos()
+    if angle.sin() < 1e-6:  # the same direction, or the opposite one, between which there is no one arc
+        return torch.lerp(first, second, share)
+    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
+    return weights[0] * first + weights[1] * second
+
+
+def shares(frames: int) -> list[float]:
+    """How far each frame is on its way, from 0 to 1; UserError for fewer than two frames."""
+    if frames < 2:
+        raise UserError(f"{frames} frames: a walk has at least its two ends")
+    return [frame / (frames - 1) for frame in range(frames)]
+
+
+def _noise(pipe: TextToImage, seed: int, request: Request) -> Tensor:
+    return SeededNoise([seed])(torch.empty(1, *pipe.latent_shape(request)))[0]
+
+
+def _drawn(
+    pipe: TextToImage, request: Request, contexts: Sequence[Tensor], starts: Sequence[Tensor]
+) -> list[Image.Image]:
+    """A picture of each context (L, D) from each start (C, h, w); a step's fresh noise is the same for all."""
+    return [image for batch in _batches(pipe, request, contexts, starts) for image in batch]
+
+
+def _batches(
+    pipe: TextToImage, request: Request, contexts: Sequence[Tensor], starts: Sequence[Tensor]
+) -> Iterator[list[Image.Image]]:
+    [negative] = pipe.encode_text([request.negative_prompt])
+    for first in range(0, len(starts), request.batch_size):
+        at = slice(first, first + request.batch_size)
+        start, context = torch.stack(list(starts[at])).to(pipe.device), torch.stack(list(contexts[at]))
+        noise = SeededNoise([request.seed] * len(start))
+        *_, latents = pipe.sample(request, context, negative.expand_as(context), start, noise)
+        yield pipe.decode(latents)

@@ -1,0 +1,38 @@
+"""A pipeline of tiny random networks; imported by name, because this folder is on pytest's path."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.models.text import BertTextEncoder, Tokenizer
+
+CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]
+
+
+def random_parts() -> Parts:
+    text = TextConfig(max_length=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    tokenizer = Tokenizer.train(CAPTIONS * 3, vocab_size=80, max_length=text.max_length)
+    autoencoder = AutoencoderConfig(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.8
+    )
+    unet = UNetConfig(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_layers=(1, 1),
+        num_attention_heads=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    schedule = ScheduleConfig(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = (Autoencoder(autoencoder), UNet(unet), BertTextEncoder(text, tokenizer.vocab_size))
+        for weight in (weight for network in networks for weight in network.parameters()):
+            if weight.ndim > 1:  # what starts at zero must speak, or no picture depends on anything
+                nn.init.normal_(weight, 0.0, 1.2 * weight[0].numel() ** -0.5)
+    return Parts(*networks, tokenizer, DiffusionConfig(schedule=schedule, prediction="v"))
