@@ -33,9 +33,10 @@ class FakePipe:
     def size(self, request: Any) -> tuple[int, int]:
         return request.size or (16, 16)
 
-    def draw(self, request: Any, progress: Any = None) -> Iterator[Image.Image]:
+    def draw(self, request: Any, progress: Any = None, numbers: Iterable[int] = ()) -> Iterator[Image.Image]:
         FakePipe.request = request
-        for _, seed in request.pictures:
+        for number in numbers:
+            _, seed = request.pictures[number]
             yield Image.new("RGB", self.size(request), (seed, 0, 0))
 
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "diffusion": {"diffusion"},
     "data": {"data"},
     "checkpoint": {"checkpoint", "models", "diffusion"},
-    "pipeline": {"checkpoint", "models", "diffusion"},
+    "pipeline": {"pipeline", "checkpoint", "models", "diffusion"},
     "training": {"training", "models", "diffusion", "data", "checkpoint", "pipeline"},
     "evaluation": {"evaluation", "models", "diffusion", "data", "checkpoint", "pipeline"},
     "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoised, Denoiser
-from ldm.diffusion.level import Level, per_sample
+from ldm.diffusion.level import Level
 from ldm.diffusion.prediction import Prediction
 
 
@@ -51,25 +51,8 @@ def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denois
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:
-        inside = low * level.alpha < level.sigma <= high * level.alpha
-        return (guided if inside else plain)(x, level)
-
-    return denoise
-
-
-def dynamic_thresholding(denoiser: Denoiser, percentile: float, limit: float = 1.0) -> Denoiser:
-    """Clip the picture to a percentile of its values' size and scale it down to `limit` (Saharia et al. 2022, 2.3).
-
-    For models of pixels in [-limit, limit]: large guidance scales push x0 out of that range. A sample whose percentile
-    lies within the limit is only clipped to it. The network's output no longer follows, and is left out of what comes.
-    """
-
-    def denoise(x: Tensor, level: Level) -> Denoised:
-        denoised = denoiser(x, level)
-        size = denoised.x0.flatten(1).abs().quantile(percentile, dim=1).clamp(min=limit)  # (B,)
-        size = per_sample(size, x)
-        x0 = denoised.x0.clamp(-size, size) * (limit / size)
-        return denoised._replace(x0=x0)
+        ratio = level.sigma / level.alpha  # infinite where there is no signal
+        return (guided if low < ratio <= high else plain)(x, level)
 
     return denoise
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ldm.errors import UserError
 
+SSIM_BORDER = 5  # half of its window of 11 pixels
+
 Metric = Callable[[Tensor, Tensor], Tensor]  # bytes (B, 3, H, W), bytes (B, 3, H, W) -> (B,)
 
 
@@ -20,9 +22,17 @@ def psnr(pictures: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim(pictures: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity with a Gaussian window of sigma 1.5 (Wang et al. 2004), through torchmetrics, (B,)."""
+    """Structural similarity with a Gaussian window of sigma 1.5 (Wang et al. 2004), through torchmetrics, (B,).
+
+    The mean is over windows that lie in the picture altogether, as in scikit-image and the original.
+    """
+    if min(pictures.shape[-2:]) < 2 * SSIM_BORDER + 1:
+        raise UserError(f"SSIM compares windows of {2 * SSIM_BORDER + 1} pixels: a picture is smaller than that")
     measure = _functional().structural_similarity_index_measure
-    return measure(pictures.double(), references.double(), reduction="none", data_range=255.0).view(len(pictures))
+    options = {"reduction": "none", "data_range": 255.0, "return_full_image": True}
+    _, whole = measure(pictures.double(), references.double(), **options)  # (B, 3, H, W)
+    inside = slice(SSIM_BORDER, -SSIM_BORDER)
+    return whole[..., inside, inside].flatten(1).mean(1)
 
 
 def lpips(net: str = "vgg") -> Metric:

@@ -42,7 +42,7 @@ def test_precision_and_recall_tell_a_narrow_model_from_a_wrong_one() -> None:
     _, data = clouds(400, 4)
     assert precision_recall(data[:200], data[200:]) == pytest.approx({"precision": 0.9, "recall": 0.9}, abs=0.1)
     narrow = precision_recall(data[:200] * 0.2, data[200:])
-    assert narrow["precision"] > 0.95
+    assert narrow["precision"] > 0.9
     assert narrow["recall"] < 0.3
     assert precision_recall(data[:200] + 100, data[200:]) == {"precision": 0.0, "recall": 0.0}
 
