@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +33,10 @@ def kid(features: Tensor, reference: Tensor, seed: int = 0) -> dict[str, float]:
     size = min(KID_SUBSET_SIZE, len(features), len(reference))
     if size < 2:
         raise UserError("KID needs at least two pictures on each side")
-    metric = _torchmetrics().image.kid.KernelInceptionDistance(
-        _Given(features.shape[1]), subsets=KID_SUBSETS, subset_size=size
-    )
+    make = _torchmetrics().image.kid.KernelInceptionDistance
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that features are kept, which they are anyway
+        metric = make(_Given(features.shape[1]), subsets=KID_SUBSETS, subset_size=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # which subsets are drawn
         mean, spread = _of(metric, features.double(), reference.double())
@@ -84,5 +85,4 @@ def _torchmetrics() -> Any:
         import torchmetrics.image.kid
     except ImportError as error:
         raise UserError('measuring needs the package torchmetrics: pip install "ldm[eval]"') from error
-    logging.getLogger("torchmetrics").setLevel(logging.ERROR)  # it warns of memory where features are kept
     return torchmetrics
