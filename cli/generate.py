@@ -121,9 +121,9 @@ def generate(
                 save_grid(whole, num if num > 1 else grid_columns(len(texts)), paths[0], texts, facts | {"seed": seed})
             share.leave()
             return
-        for number, image in zip(numbers, images, strict=True):
+        for number, drawn in zip(numbers, images, strict=True):
             prompt, picture_seed = request.pictures[number]
-            save(image, paths[number], prompt, facts | {"seed": picture_seed})
+            save(drawn, paths[number], prompt, facts | {"seed": picture_seed})
             typer.echo(paths[number])
 
 

@@ -65,8 +65,8 @@ def interpolate(
     elif kind == "seeds":
         images = walk.between_seeds(pipe, prompt or "", int(first), int(second), frames, request)
     else:
-        ends = [read_picture(Path(end)) for end in (first, second)]
-        images = walk.between_pictures(pipe, prompt or "", *ends, frames, request)
+        start, end = (read_picture(Path(path)) for path in (first, second))
+        images = walk.between_pictures(pipe, prompt or "", start, end, frames, request)
     save(images, out)
     typer.echo(out)
 

@@ -19,8 +19,8 @@ from ldm.pipeline.text_to_image import TextToImage
 
 def between_prompts(pipe: TextToImage, first: str, second: str, frames: int, request: Request) -> list[Image.Image]:
     """Contexts on the straight line from one prompt's to the other's, all from the noise of the request's seed."""
-    ends = pipe.encode_text([first, second])
-    contexts = [torch.lerp(*ends, share) for share in shares(frames)]
+    start, end = pipe.encode_text([first, second])
+    contexts = [torch.lerp(start, end, share) for share in shares(frames)]
     noise = _noise(pipe, request.seed, request)
     return _drawn(pipe, request, contexts, [noise] * frames)
 
@@ -29,9 +29,9 @@ def between_seeds(
     pipe: TextToImage, prompt: str, first: int, second: int, frames: int, request: Request
 ) -> list[Image.Image]:
     """Noises on the arc from one seed's to the other's, all of one prompt."""
-    ends = [_noise(pipe, seed, request) for seed in (first, second)]
+    start, end = (_noise(pipe, seed, request) for seed in (first, second))
     [context] = pipe.encode_text([prompt])
-    return _drawn(pipe, request, [context] * frames, [slerp(*ends, share) for share in shares(frames)])
+    return _drawn(pipe, request, [context] * frames, [slerp(start, end, share) for share in shares(frames)])
 
 
 def between_pictures(
@@ -43,8 +43,8 @@ def between_pictures(
     """
     plain = replace(request, guidance_scale=1.0, sampler="ddim", eta=None)
     [context] = pipe.encode_text([prompt])
-    ends = [inverted(pipe, picture, context, plain) for picture in (first, second)]
-    return _drawn(pipe, plain, [context] * frames, [slerp(*ends, share) for share in shares(frames)])
+    start, end = (inverted(pipe, picture, context, plain) for picture in (first, second))
+    return _drawn(pipe, plain, [context] * frames, [slerp(start, end, share) for share in shares(frames)])
 
 
 @torch.inference_mode()
