@@ -62,12 +62,12 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
     )
-    share = Share.of_environment()
+    extractor, share = plan.make_features(), Share.of_environment()
     pipe = TextToImage.from_pretrained(model, device=device or share.device())
     side = pipe.parts.unet.config.sample_size * pipe.parts.autoencoder.config.downsampling_factor
     scenes = ScenesConfig(num=samples, concepts=concepts)
     source = open_source(data, DataConfig(size=side, scenes=scenes), split="test")
-    report = measure(pipe, source, plan, share)
+    report = measure(pipe, source, plan, share, extractor)
     share.leave()
     if not share.is_first:
         return

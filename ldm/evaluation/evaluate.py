@@ -62,6 +62,10 @@ class Plan:
         """Whether any of these is to be measured."""
         return any(name in self.metrics for name in names)
 
+    def make_features(self) -> Features | None:
+        """The features that the measures need; None where they need none."""
+        return make_features(self.features) if self.wants((*SAMPLED, "rfid", "neighbours")) else None
+
 
 @dataclass(frozen=True)
 class Report:
@@ -76,16 +80,19 @@ class Report:
         return {"results": self.results, "settings": self.settings}
 
 
-def evaluate(pipe: TextToImage, source: Source, plan: Plan, share: Share | None = None) -> Report:
+def evaluate(
+    pipe: TextToImage, source: Source, plan: Plan, share: Share | None = None, features: Features | None = None
+) -> Report:
     """Measure what the plan names against the first `plan.samples` pictures of a source.
 
     Samples are drawn from those pictures' own first captions with the seeds `plan.seed`, `plan.seed + 1`, ...; every
-    process of `share` draws and encodes its part, and all of them get the whole report.
+    process of `share` draws and encodes its part, and all of them get the whole report. `features` are those of the
+    plan if they have been made already.
     """
     if len(source) < plan.samples:
         raise UserError(f"{plan.samples} samples asked for, but the data has {len(source)} pictures")
     began = time.perf_counter()
-    work = _Work(pipe, source, plan, share or Share())
+    work = _Work(pipe, source, plan, share or Share(), features or plan.make_features())
     results: dict[str, float] = {}
     if plan.wants((*RECONSTRUCTED, "rfid")):
         results |= work.of_reconstructions()
@@ -105,7 +112,7 @@ def evaluate(pipe: TextToImage, source: Source, plan: Plan, share: Share | None 
 class _Work:
     """This process' part of the pictures, and the gathering of all parts."""
 
-    def __init__(self, pipe: TextToImage, source: Source, plan: Plan, share: Share) -> None:
+    def __init__(self, pipe: TextToImage, source: Source, plan: Plan, share: Share, features: Features | None) -> None:
         self.pipe, self.source, self.plan, self.share = pipe, source, plan, share
         self.numbers = list(share.of(plan.samples))
         self.request = Request(
@@ -120,8 +127,7 @@ class _Work:
         width, self.size = pipe.size(self.request)
         if width != self.size:
             raise UserError(f"pictures of {width}x{self.size} cannot be compared: the data is cut into squares")
-        needed = plan.wants((*SAMPLED, "rfid", "neighbours"))
-        self.features: Features | None = make_features(plan.features).to(pipe.device) if needed else None
+        self.features = features.to(pipe.device) if features is not None else None
         self.pictures = np.stack([fit(source.picture(number), self.size) for number in self.numbers])
 
     @cached_property
