@@ -44,9 +44,9 @@ class Share:
         if self.processes == 1:
             return list(items)
         from accelerate import PartialState
-        from accelerate.utils import gather_object
+        from accelerate.utils import gather_object, parse_flag_from_env
 
-        PartialState()  # starts the process group
+        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # starts the process group
         numbered = [(self.rank + index * self.processes, item) for index, item in enumerate(items)]
         return [item for _, item in sorted(gather_object(numbered), key=lambda pair: pair[0])]
 

@@ -18,10 +18,6 @@ from running import SMALL, Command
 from ldm.checkpoint.diffusers import load_autoencoder, load_pipeline, save_autoencoder
 from ldm.checkpoint.store import load_tensors
 
-# Batch normalisation sees the pictures of one process alone, so it is not used where processes are compared.
-PLAYING = "--set loss.adversarial.weight=0.5 --set loss.adversarial.start_step=2 --set loss.equivariance.weight=0.25"
-PLAYING = (PLAYING + " --set loss.adversarial.discriminator_norm=group").split()
-
 
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
@@ -94,13 +90,12 @@ def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["vae", "vae with discriminator", "unet"])
-def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, case: str) -> None:
-    stage = case.split()[0]
+@pytest.mark.parametrize("stage", ["vae", "unet"])
+def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, stage: str) -> None:
     part = "autoencoder" if stage == "vae" else "unet"
     options = ["--data", "scenes", "--max-steps", "20", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
     options += ["--vae", str(tiny_vae)] if stage == "unet" else []
-    options += PLAYING if "discriminator" in case else []
+    options += ["--set", "loss.equivariance.weight=0.25"] if stage == "vae" else []
     alone, together = tmp_path / "one", tmp_path / "two"
     ldm(f"train-{stage}", "tiny", *options, "--out", alone)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", f"train-{stage}"]
@@ -160,8 +155,15 @@ def test_an_autoencoder_starts_from_a_trained_one(ldm: Command, tiny_vae: Path, 
     options = ("--data", "scenes", "--init", tiny_vae, *SMALL, "--set", "training.autoencoder.learning_rate=0")
     ldm("train-vae", "tiny", *options, "--out", tmp_path / "more", "--max-steps", 1)
     [before], [after] = (list((run / "vae").glob("*.safetensors")) for run in (tiny_vae, tmp_path / "more"))
-    kept = load_tensors(after)
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in load_tensors(before).items())
+    given, kept = load_tensors(before), load_tensors(after)
+    # The statistics, measured anew, are folded into these two.
+    inner = [name for name in given if not name.startswith(("quant_conv", "post_quant_conv"))]
+    assert all(torch.equal(given[name], kept[name]) for name in inner)
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        networks = [load_autoencoder(run / "vae") for run in (tiny_vae, tmp_path / "more")]
+        copies = [network.decode(network.encode(pictures).mode()) for network in networks]
+    torch.testing.assert_close(copies[1], copies[0], rtol=1e-4, atol=1e-4)
     other = ("--set", "autoencoder.layers_per_block=2", "--out", tmp_path / "x")
     done = ldm("train-vae", "tiny", *options, *other, check=False)
     assert done.returncode == 2
