@@ -13,7 +13,7 @@ from ldm.errors import UserError
 
 def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarray:
     """A picture as bytes (H, W, 3), cut in the middle to sides that `multiple` divides; UserError if none is left."""
-    pixels = np.asarray(picture)
+    pixels = np.array(picture)
     height, width = (side // multiple * multiple for side in pixels.shape[:2])
     if not height or not width:
         raise UserError(f"{name} is smaller than {multiple} pixels, the least that this autoencoder takes")
