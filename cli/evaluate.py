@@ -43,12 +43,14 @@ def evaluate(
         raise UserError("the picture of neighbours is written beside the report: give --out report.json")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"no folder {out.parent} to write the report to")
+    if concepts is not None and data != "scenes":
+        raise UserError(f"--concepts is an option of scenes, not of {data}")
     from ldm.config import DataConfig, ScenesConfig
     from ldm.data.sources import open_source
     from ldm.evaluation.evaluate import Plan
     from ldm.evaluation.evaluate import evaluate as measure
     from ldm.pipeline import TextToImage
-    from ldm.processes import Share
+    from ldm.processes import ProcessShare
 
     plan = Plan(
         metrics=names,
@@ -62,7 +64,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
     )
-    extractor, share = plan.make_features(), Share.of_environment()
+    extractor, share = plan.make_features(), ProcessShare.of_environment()
     pipe = TextToImage.from_pretrained(model, device=device or share.device())
     side = pipe.parts.unet.config.sample_size * pipe.parts.autoencoder.config.downsampling_factor
     scenes = ScenesConfig(num=samples, concepts=concepts)

@@ -89,7 +89,7 @@ def generate(
 
     from ldm.data.pictures import read_picture
     from ldm.pipeline import Request, TextToImage
-    from ldm.processes import Share
+    from ldm.processes import ProcessShare
 
     request = Request(
         prompts=tuple(texts),
@@ -107,7 +107,7 @@ def generate(
         strength=strength,
         mask=None if mask is None else read_picture(mask),
     )
-    share = Share.of_environment()
+    share = ProcessShare.of_environment()
     pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device())
     facts = parameters(request, model, pipe.size(request)) | {
         name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None

@@ -25,10 +25,12 @@ def interpolate(
     ] = None,
     frames: Annotated[int, typer.Option(help="Pictures, both ends included.")] = 16,
     model: Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")] = "emoji",
-    cfg: Annotated[float, typer.Option("--cfg", help="Guidance scale; between pictures it is off.")] = 3.0,
+    cfg: Annotated[
+        float | None, typer.Option("--cfg", help="Guidance scale.  [default: 3; between pictures it is off]")
+    ] = None,
     negative: Annotated[str, typer.Option(help="What to guide away from.")] = "",
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the noise between two prompts.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the noise between two prompts.  [default: 0]")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.")] = None,
     out: Annotated[Path, typer.Option(help="x.gif moves; other pictures are sheets; a folder gets a file a frame.")] = (
         Path("walk.gif")
@@ -49,16 +51,20 @@ def interpolate(
     from ldm.data.pictures import read_picture
     from ldm.pipeline import Request, TextToImage, walk
 
+    kind = kind_of(first, second, prompt)
+    if kind != "prompts" and seed is not None:
+        raise UserError("--seed is that of a walk between two prompts: seeds are ends themselves, pictures need none")
+    if kind == "pictures" and (cfg is not None or negative):
+        raise UserError("--cfg and --negative: a walk between pictures goes without guidance, which would leave them")
     request = Request(
         prompts=(prompt or first,),
         negative_prompt=negative,
-        guidance_scale=cfg,
+        guidance_scale=3.0 if cfg is None else cfg,
         num_inference_steps=steps,
-        seed=seed,
+        seed=seed or 0,
         size=width_and_height,
     )
     walk.shares(frames)
-    kind = kind_of(first, second, prompt)
     pipe = TextToImage.from_pretrained(model, device=device)
     if kind == "prompts":
         images = walk.between_prompts(pipe, first, second, frames, request)

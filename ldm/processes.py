@@ -11,14 +11,14 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShare:
     """What one process does: every `processes`-th thing from number `rank` on."""
 
     rank: int = 0
     processes: int = 1
 
     @classmethod
-    def of_environment(cls) -> Share:
+    def of_environment(cls) -> ProcessShare:
         """As the launcher tells it; all of the work where there is none."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 

@@ -121,6 +121,7 @@ def test_a_size_scales_the_image_and_none_only_cuts_it() -> None:
         ({"image": True, "strength": 0.01}, "leaves nothing"),
         ({"image": True, "mask": Image.new("L", (8, 8))}, "must be equal"),
         ({"guidance_interval": (2.0, 1.0)}, "two rising values"),
+        ({"guidance_interval": (1.0, 2.0), "guidance_scale": 1}, "needs guidance"),
     ],
 )
 def test_what_means_nothing_is_refused(

@@ -45,7 +45,7 @@ def test_a_walk_between_seeds_ends_at_their_pictures(pipe: TextToImage) -> None:
         assert same(frame, pipe(CAPTIONS[0], num_inference_steps=4, seed=seed)[0])
 
 
-def test_the_arc_keeps_the_length_and_the_angle(pipe: TextToImage) -> None:
+def test_the_arc_keeps_the_length_and_the_angle() -> None:
     first, second = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
     expected = 3 * torch.tensor([np.cos(np.pi / 8), np.sin(np.pi / 8)])
     torch.testing.assert_close(slerp(first, second, 0.25).double(), expected)

@@ -24,7 +24,7 @@ from ldm.evaluation.features import Features, make_features
 from ldm.evaluation.fidelity import metrics as fidelity_metrics
 from ldm.evaluation.neighbours import as_vectors, nearest, neighbour_sheet
 from ldm.pipeline import Request, TextToImage
-from ldm.processes import Share
+from ldm.processes import ProcessShare
 
 Item = TypeVar("Item")
 
@@ -57,6 +57,8 @@ class Plan:
             raise UserError(f"{self.samples} samples in batches of {self.batch_size}: give at least 2, and at least 1")
         if "clip" in self.metrics and self.clip is None:
             raise UserError("the CLIP score needs a CLIP model: --clip takes a folder or a Hub id")
+        if "clip" not in self.metrics and self.clip is not None:
+            raise UserError(f"--clip {self.clip} is for the CLIP score alone: add clip to --metrics")
 
     def wants(self, names: Sequence[str]) -> bool:
         """Whether any of these is to be measured."""
@@ -81,7 +83,7 @@ class Report:
 
 
 def evaluate(
-    pipe: TextToImage, source: Source, plan: Plan, share: Share | None = None, features: Features | None = None
+    pipe: TextToImage, source: Source, plan: Plan, share: ProcessShare | None = None, features: Features | None = None
 ) -> Report:
     """Measure what the plan names against the first `plan.samples` pictures of a source.
 
@@ -92,7 +94,7 @@ def evaluate(
     if len(source) < plan.samples:
         raise UserError(f"{plan.samples} samples asked for, but the data has {len(source)} pictures")
     began = time.perf_counter()
-    work = _Work(pipe, source, plan, share or Share(), features or plan.make_features())
+    work = _Work(pipe, source, plan, share or ProcessShare(), features or plan.make_features())
     results: dict[str, float] = {}
     if plan.wants((*RECONSTRUCTED, "rfid")):
         results |= work.of_reconstructions()
@@ -112,7 +114,9 @@ def evaluate(
 class _Work:
     """This process' part of the pictures, and the gathering of all parts."""
 
-    def __init__(self, pipe: TextToImage, source: Source, plan: Plan, share: Share, features: Features | None) -> None:
+    def __init__(
+        self, pipe: TextToImage, source: Source, plan: Plan, share: ProcessShare, features: Features | None
+    ) -> None:
         self.pipe, self.source, self.plan, self.share = pipe, source, plan, share
         self.numbers = list(share.of(plan.samples))
         self.request = Request(

@@ -65,7 +65,7 @@ def make_features(name: str) -> Features:
     `timm:` takes any model of timm with its pretrained weights, `clip:` a CLIP of transformers, a folder or a Hub id.
     """
     kind, _, model = name.partition(":")
-    if kind not in _makers:
+    if kind not in _makers or bool(model) != (kind in ("timm", "clip")):
         raise UserError(f"no features {name!r}: there are inception, {OFFLINE}, timm:MODEL and clip:MODEL")
     return _makers[kind](model)
 

@@ -9,16 +9,15 @@ from PIL import Image
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.data.pictures import to_bytes, to_tensor
 from ldm.errors import UserError
+from ldm.pipeline.given import cut
 
 
 def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarray:
     """A picture as bytes (H, W, 3), cut in the middle to sides that `multiple` divides; UserError if none is left."""
-    pixels = np.array(picture)
-    height, width = (side // multiple * multiple for side in pixels.shape[:2])
+    width, height = (side // multiple * multiple for side in picture.size)
     if not height or not width:
         raise UserError(f"{name} is smaller than {multiple} pixels, the least that this autoencoder takes")
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]
+    return np.array(cut(picture, (width, height)))
 
 
 @torch.inference_mode()

@@ -58,6 +58,8 @@ class Request:
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise UserError(f"guidance interval {low:g} to {high:g}: give two rising values of sigma / alpha from 0 on")
+        if self.guidance_interval is not None and self.guidance_scale == 1:
+            raise UserError("a guidance interval needs guidance: give a guidance scale other than 1, which is off")
         self._check_image()
 
     def _check_image(self) -> None:

@@ -74,5 +74,8 @@ def test_inception_weights_of_the_right_shape_are_loaded(monkeypatch: pytest.Mon
 def test_unknown_features_are_refused() -> None:
     with pytest.raises(UserError, match="there are inception"):
         make_features("vgg")
+    for name in ("inception:v4", "efficientnet-lite0:x", "timm", "clip:"):
+        with pytest.raises(UserError, match="there are inception"):
+            make_features(name)
     with pytest.raises(UserError, match="timm:no_such_network"):
         make_features("timm:no_such_network")

@@ -30,6 +30,8 @@ def test_measures_that_cannot_be_taken_are_one_line(ldm: Command, tmp_path: Path
         (("--metrics", "beauty"), "there are fid"),
         (("--metrics", "clip"), "--clip"),
         (("--metrics", "neighbours"), "--out"),
+        (("--metrics", "psnr", "--clip", "x"), "add clip"),
+        (("--data", "pictures/", "--concepts", 3), "an option of scenes"),
         (("--metrics", "fid", "--features", "vgg"), "there are inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
     ):
@@ -48,3 +50,15 @@ def test_pictures_come_back_with_their_measures(ldm: Command, tmp_path: Path) ->
     assert "ssim" in done.stdout
     done = ldm("reconstruct", tmp_path / "nothing.png", check=False)
     assert done.returncode == 2
+
+
+def test_options_that_a_walk_has_no_use_for_are_refused(ldm: Command, tmp_path: Path) -> None:
+    for options, words in (
+        (("a.png", "b.png", "--cfg", 2), "without guidance"),
+        (("3", "4", "--prompt", "a dog", "--seed", 1), "seeds are ends themselves"),
+        (("a.png", "a dog"), "two pictures"),
+    ):
+        done = ldm("interpolate", *options, "--out", tmp_path / "x.gif", check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
