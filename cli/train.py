@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
 Data = Annotated[str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, parquet, or a Hub id.")]
-Init = Annotated[
-    str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")
-]
+Init = Annotated[str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")]
 Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps in total.")]
