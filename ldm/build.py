@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
-from ldm.config import Config, Section
+from ldm.config import BertConfig, Config, Section
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.perceptual import backbone_state
@@ -20,8 +20,6 @@ from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache
 from ldm.training.run import Run
 from ldm.training.unet import UNetStage
-
-TEXT_ENCODERS = {"bert": BertTextEncoder}
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
@@ -32,6 +30,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         if init is not None:
             find_autoencoder(init)
         return
+    _text(config)
     scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
     if init is not None:
         resolve(init)
@@ -91,7 +90,7 @@ def _initial_parts(
 
 
 def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -> Parts:
-    text_encoder = TEXT_ENCODERS[config.text.kind](config.text, tokenizer.vocab_size)
+    text_encoder = BertTextEncoder(_text(config), tokenizer.vocab_size)
     side = config.data.size // autoencoder.config.downsampling_factor
     unet = UNet(config.unet.model_copy(update={"sample_size": side}))
     return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
@@ -99,7 +98,7 @@ def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -
 
 def _check_networks(parts: Parts, config: Config, where: str) -> None:
     _check_same(parts.unet.config, config.unet, "unet", where)
-    _check_same(parts.text_encoder.config, config.text, "text", where)
+    _check_same(parts.text_encoder.config, _text(config), "text", where)
 
 
 def _check_same(loaded: Section, asked: Section, section: str, where: str) -> None:
@@ -130,12 +129,20 @@ def _tokenizer(config: Config, source: Source, accelerator: Accelerator) -> Toke
     """A vocabulary made from the captions by the main process and given to the others."""
     from accelerate.utils import broadcast_object_list
 
+    text = _text(config)
     made: list[str | None] = [None]
     if accelerator.is_main_process:
-        made[0] = Tokenizer.train(_captions(source), config.text.vocab_size, config.text.max_length).to_json()
+        made[0] = Tokenizer.train(_captions(source), text.vocab_size, text.max_length).to_json()
     broadcast_object_list(made)
     assert made[0] is not None
-    return Tokenizer.from_json(made[0], config.text.max_length)
+    return Tokenizer.from_json(made[0], text.max_length)
+
+
+def _text(config: Config) -> BertConfig:
+    """The text encoder that train-unet makes; UserError for a configuration of another kind of model."""
+    if not isinstance(config.text, BertConfig) or config.text_2 or config.spatial:
+        raise UserError("train-unet trains models of text alone, with a text encoder of kind bert")
+    return config.text
 
 
 def _captions(source: Source) -> Iterable[str]:

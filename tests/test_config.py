@@ -77,7 +77,7 @@ FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
         (["diffusion.weighting.p2_k=3"], "p2_k means something for kind p2 alone, not for uniform"),
         (["unet.cross_attention_dim=8"], "they must be equal"),
         (["data.size=30"], "not divisible"),
-        (["unet.transformer_layers=[1]"], "1 entries for 2 levels"),
+        (["unet.attention_layers=[1]"], "1 entries for 2 levels"),
         (["unet.num_attention_heads=[1]"], "1 entries for 2 levels"),
     ],
 )

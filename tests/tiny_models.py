@@ -7,14 +7,14 @@ from torch import nn
 
 from ldm.checkpoint.diffusers import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
 
 CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]
 
 
 def random_parts() -> Parts:
-    text = TextConfig(max_length=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    text = BertConfig(max_length=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     tokenizer = Tokenizer.train(CAPTIONS * 3, vocab_size=80, max_length=text.max_length)
     autoencoder = AutoencoderConfig(
         block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.8
@@ -23,7 +23,7 @@ def random_parts() -> Parts:
         sample_size=8,
         block_out_channels=(8, 16),
         layers_per_block=1,
-        transformer_layers=(1, 1),
+        attention_layers=(1, 1),
         num_attention_heads=2,
         cross_attention_dim=16,
         norm_num_groups=4,

@@ -4,6 +4,17 @@ A file names only what differs from the defaults. Unknown keys are refused with 
 so that a misspelt option can never be silently ignored.
 """
 
+from ldm.config.conditions import (
+    BertConfig,
+    ClassesConfig,
+    CLIPConfig,
+    LDMBertConfig,
+    OpenCLIPConfig,
+    SpatialConfig,
+    T5Config,
+    TextConfig,
+    TextSection,
+)
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.config.files import find, load, names
 from ldm.config.losses import (
@@ -14,7 +25,7 @@ from ldm.config.losses import (
     PerceptualLossConfig,
     ReconstructionLossConfig,
 )
-from ldm.config.networks import AutoencoderConfig, TextConfig, UNetConfig
+from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section, dump, parse
 from ldm.config.training import (
     AutoencoderStageConfig,
@@ -30,19 +41,27 @@ __all__ = [
     "AdversarialLossConfig",
     "AutoencoderConfig",
     "AutoencoderStageConfig",
+    "BertConfig",
+    "CLIPConfig",
+    "ClassesConfig",
     "Config",
     "DataConfig",
     "DiffusionConfig",
     "EquivarianceLossConfig",
     "KLLossConfig",
+    "LDMBertConfig",
     "LossConfig",
+    "OpenCLIPConfig",
     "PerceptualLossConfig",
     "ReconstructionLossConfig",
     "ScenesConfig",
     "ScheduleConfig",
     "Section",
+    "SpatialConfig",
     "StageConfig",
+    "T5Config",
     "TextConfig",
+    "TextSection",
     "TrainingConfig",
     "UNetConfig",
     "UNetStageConfig",

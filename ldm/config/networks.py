@@ -1,4 +1,4 @@
-"""The networks: autoencoder, text encoder, U-Net."""
+"""The autoencoder and the U-Net."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ldm.config.section import Section
+from ldm.config.section import Section, check_divisible
 
 
 class AutoencoderConfig(Section):
     """The first stage; every level but the last halves the picture, so f = 2 ** (levels - 1)."""
 
-    kind: Literal["kl"] = "kl"
+    kind: Literal["kl", "vq"] = "kl"
     in_channels: int = 3
     out_channels: int = 3
-    latent_channels: int = 4
+    latent_channels: int = 4  # what the U-Net sees
+    z_channels: int | None = None  # of the encoder's output and the decoder's input; None: latent_channels
+    codebook_size: int | None = None  # vq: number of latent vectors
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
-    norm_num_groups: int = 32
+    attention_levels: tuple[int, ...] = ()  # levels, 0 the finest, with attention after each ResNet block
     mid_block_attention: bool = True
+    norm_num_groups: int = 32
     sample_size: int = 64  # side of the pictures it was trained on, pixels
     # Latent statistics: latents = (z - shift_factor) * scaling_factor. None: not measured yet.
     scaling_factor: float | tuple[float, ...] | None = None
@@ -29,7 +32,19 @@ class AutoencoderConfig(Section):
     @model_validator(mode="after")
     def _widths_divide(self) -> AutoencoderConfig:
         for width in self.block_out_channels:
-            _check_divisible("block_out_channels", width, "norm_num_groups", self.norm_num_groups)
+            check_divisible("block_out_channels", width, "norm_num_groups", self.norm_num_groups)
+        levels = len(self.block_out_channels)
+        for level in self.attention_levels:
+            if not 0 <= level < levels:
+                raise ValueError(f"attention_levels has level {level}; there are levels 0 to {levels - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _codebook_fits(self) -> AutoencoderConfig:
+        if self.kind == "vq" and (self.codebook_size is None or self.codebook_size < 1):
+            raise ValueError("kind vq needs codebook_size, the number of latent vectors")
+        if self.kind != "vq" and self.codebook_size is not None:
+            raise ValueError(f"codebook_size means something for kind vq alone, not for {self.kind}")
         return self
 
     @property
@@ -38,50 +53,72 @@ class AutoencoderConfig(Section):
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
-class TextConfig(Section):
-    """The text encoder: a WordPiece vocabulary made from the captions and a BERT trained together with the U-Net."""
-
-    kind: Literal["bert"] = "bert"
-    vocab_size: int = 2048  # upper bound; the tokenizer may find fewer pieces in the captions
-    max_length: int = 32  # tokens, [CLS] and [SEP] included
-    hidden_size: int = 256
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    use_attention_mask: bool = True
-
-    @model_validator(mode="after")
-    def _width_divides(self) -> TextConfig:
-        _check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
-        return self
-
-
 class UNetConfig(Section):
     """The denoising U-Net; tuples have one entry a level, finest first."""
 
-    in_channels: int = 4
+    in_channels: int = 4  # latents, then what is concatenated to them
     out_channels: int = 4
     sample_size: int = 16  # side of the latents it was trained on
     block_out_channels: tuple[int, ...] = (128, 256, 384)
     layers_per_block: int = 2
-    transformer_layers: tuple[int, ...] = (1, 1, 1)  # transformer blocks after each ResNet of a level; 0: none
+    attention: Literal["transformer", "plain"] = "transformer"  # plain: self-attention alone, which sees no context
+    attention_layers: tuple[int, ...] = (1, 1, 1)  # attention blocks after each ResNet block of a level; 0: none
+    mid_attention_layers: int | None = None  # in the mid block; None: as many as the last level, at least one
     num_attention_heads: int | tuple[int, ...] = 8
-    cross_attention_dim: int = 256
+    cross_attention_dim: int | None = 256  # width of the context; None, with plain attention: there is none
     use_linear_projection: bool = True
     norm_num_groups: int = 32
+    norm_eps: float = 1e-5
     dropout: float = 0.0
+    time_scale_shift: bool = False  # the time embedding scales and shifts after a norm, instead of being added
+    resnet_resampling: bool | tuple[bool, ...] = False  # levels that halve and double by a ResNet block
+    downsample_padding: Literal[0, 1] = 1  # 0: at the right and the bottom only
+    flip_sin_to_cos: bool = True  # the time embedding has its cosines first
+    freq_shift: float = 0.0  # of the time embedding's frequencies
+    # What is added to the time embedding besides:
+    num_class_embeds: int | None = None  # a table of classes
+    class_embed_type: Literal["timestep", "identity", "projection", "simple_projection"] | None = None
+    projection_class_embeddings_input_dim: int | None = None  # width of what the projections take
+    addition_embed_type: Literal["text_time"] | None = None  # SDXL: pooled text, original size, crop and target size
+    addition_time_embed_dim: int | None = None  # width of the embedding of each of those six numbers
 
     @model_validator(mode="after")
     def _levels_agree(self) -> UNetConfig:
         levels = len(self.block_out_channels)
-        if len(self.transformer_layers) != levels:
-            raise ValueError(f"transformer_layers has {len(self.transformer_layers)} entries for {levels} levels")
-        if isinstance(self.num_attention_heads, tuple) and len(self.num_attention_heads) != levels:
-            raise ValueError(f"num_attention_heads has {len(self.num_attention_heads)} entries for {levels} levels")
-        attends = [*self.transformer_layers[:-1], True]  # the mid block below the last level always does
+        for name in ("attention_layers", "num_attention_heads", "resnet_resampling"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"{name} has {len(value)} entries for {levels} levels")
+        attends = [*self.attention_layers[:-1], self.attention_layers[-1] or self.mid_layers]
         for width, heads, layers in zip(self.block_out_channels, self.heads, attends, strict=True):
-            _check_divisible("block_out_channels", width, "norm_num_groups", self.norm_num_groups)
+            check_divisible("block_out_channels", width, "norm_num_groups", self.norm_num_groups)
             if layers:
-                _check_divisible("block_out_channels", width, "num_attention_heads", heads)
+                check_divisible("block_out_channels", width, "num_attention_heads", heads)
+        return self
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> UNetConfig:
+        if self.attention == "plain":
+            if self.cross_attention_dim is not None:
+                raise ValueError("plain attention sees no context: set cross_attention_dim to null")
+            if max(*self.attention_layers, self.mid_layers) > 1:
+                raise ValueError("plain attention has at most one block a ResNet: attention_layers must be 0 or 1")
+        elif self.cross_attention_dim is None:
+            raise ValueError("attention transformer needs cross_attention_dim, the width of the context")
+        return self
+
+    @model_validator(mode="after")
+    def _embeddings_fit(self) -> UNetConfig:
+        if self.num_class_embeds is not None and self.class_embed_type is not None:
+            raise ValueError("num_class_embeds is a table: class_embed_type must be null")
+        projected = self.class_embed_type in ("projection", "simple_projection") or self.addition_embed_type is not None
+        if projected != (self.projection_class_embeddings_input_dim is not None):
+            raise ValueError(
+                "projection_class_embeddings_input_dim belongs to class_embed_type projection and simple_projection "
+                "and to addition_embed_type text_time, which need it"
+            )
+        if (self.addition_embed_type is None) != (self.addition_time_embed_dim is None):
+            raise ValueError("addition_embed_type text_time and addition_time_embed_dim belong together")
         return self
 
     @property
@@ -91,7 +128,16 @@ class UNetConfig(Section):
             return self.num_attention_heads
         return (self.num_attention_heads,) * len(self.block_out_channels)
 
+    @property
+    def mid_layers(self) -> int:
+        """Attention blocks in the mid block."""
+        if self.mid_attention_layers is not None:
+            return self.mid_attention_layers
+        return max(1, self.attention_layers[-1])
 
-def _check_divisible(name: str, value: int, by_name: str, by: int) -> None:
-    if by < 1 or value < 1 or value % by:
-        raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")
+    @property
+    def resamples(self) -> tuple[bool, ...]:
+        """Whether each level halves and doubles by a ResNet block instead of a convolution."""
+        if isinstance(self.resnet_resampling, tuple):
+            return self.resnet_resampling
+        return (self.resnet_resampling,) * len(self.block_out_channels)

@@ -50,6 +50,24 @@ def _explain(error: ValidationError, section: type[Section]) -> str:
 
 
 def _fields(section: type[Section], path: typing.Sequence[int | str]) -> list[str]:
+    """Names of the options at a path, in which a section of several kinds has the kind after its name."""
+    kinds: list[Any] = [section]
     for part in path:
-        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
-    return list(section.model_fields)
+        if len(kinds) > 1:
+            kinds = [kind for kind in kinds if kind.model_fields["kind"].default == part]
+        else:
+            kinds = _sections(kinds[0].model_fields[str(part)].annotation)
+    return list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that an option may hold, of a plain annotation or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in _sections(part)]
+
+
+def check_divisible(name: str, value: int, by_name: str, by: int) -> None:
+    """Raise ValueError, which names both options, when one does not divide the other."""
+    if by < 1 or value < 1 or value % by:
+        raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")

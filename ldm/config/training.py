@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.losses import LossConfig
-from ldm.config.networks import AutoencoderConfig, TextConfig, UNetConfig
+from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section
 
 
@@ -82,7 +83,10 @@ class Config(Section):
     """One file: everything that both trainers need."""
 
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    text: TextConfig = TextConfig()
+    text: TextConfig | None = BertConfig()  # null: the model is not told about the picture in words
+    text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
+    classes: ClassesConfig | None = None  # in place of text
+    spatial: SpatialConfig | None = None
     unet: UNetConfig = UNetConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     loss: LossConfig = LossConfig()
@@ -91,12 +95,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
+        self._input_fits()
         self._output_fits()
-        if self.unet.cross_attention_dim != self.text.hidden_size:
-            raise ValueError(
-                f"unet.cross_attention_dim is {self.unet.cross_attention_dim}, text.hidden_size is "
-                f"{self.text.hidden_size}: they must be equal"
-            )
+        self._context_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
                 f"data.size {self.data.size} is not divisible by the autoencoder's downsampling factor "
@@ -108,6 +109,28 @@ class Config(Section):
                 f"latents of {side}x{side} do not divide into squares of loss.equivariance.factor {factor}"
             )
         return self
+
+    def _input_fits(self) -> None:
+        latent, joined = self.autoencoder.latent_channels, 0 if self.spatial is None else self.spatial.channels
+        if self.unet.in_channels != latent + joined:
+            raise ValueError(
+                f"unet.in_channels is {self.unet.in_channels}; it must be autoencoder.latent_channels, {latent}"
+                + (f", and spatial.channels, {joined}" if joined else "")
+            )
+
+    def _context_fits(self) -> None:
+        given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
+        widths = {name: section.hidden_size for name, section in given.items() if section is not None}
+        if "classes" in widths and len(widths) > 1:
+            raise ValueError("classes takes the place of text: set text to null")
+        if "text_2" in widths and "text" not in widths:
+            raise ValueError("text_2 is a second text encoder: there must be text as well")
+        if (sum(widths.values()) or None) != self.unet.cross_attention_dim:
+            found = " + ".join(f"{name}.hidden_size {width}" for name, width in widths.items()) or "no text or classes"
+            raise ValueError(
+                f"unet.cross_attention_dim is {self.unet.cross_attention_dim}, the context has {found}: "
+                "they must be equal"
+            )
 
     def _output_fits(self) -> None:
         made, latent = self.unet.out_channels, self.autoencoder.latent_channels

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import TextConfig
+from ldm.config import BertConfig
 from ldm.models.attention import attend
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -102,7 +102,7 @@ def _word_pieces(model: models.WordPiece) -> tokenizers.Tokenizer:
 class BertEmbeddings(nn.Module):
     """The sum of what a token is and where it stands, normalised."""
 
-    def __init__(self, config: TextConfig, vocab_size: int) -> None:
+    def __init__(self, config: BertConfig, vocab_size: int) -> None:
         super().__init__()
         width = config.hidden_size
         self.word_embeddings = nn.Embedding(vocab_size, width, padding_idx=0)
@@ -148,7 +148,7 @@ def _add(layers: nn.ModuleDict, h: Tensor, tokens: Tensor) -> Tensor:
 class BertTextEncoder(nn.Module):
     """A BERT without a pooler and without dropout, small enough to be trained together with the U-Net."""
 
-    def __init__(self, config: TextConfig, vocab_size: int) -> None:
+    def __init__(self, config: BertConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size

@@ -45,7 +45,7 @@ def sinusoids(t: Tensor, channels: int) -> Tensor:
 class UNet(nn.Module):
     """Regresses the prediction target from noisy latents, their time step and a context.
 
-    Levels whose `transformer_layers` is 0 have ResNet blocks alone. The mid block always attends, with at least one
+    Levels whose `attention_layers` is 0 have ResNet blocks alone. The mid block always attends, with at least one
     transformer block, because that of `UNet2DConditionModel` does.
     """
 
@@ -57,7 +57,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0])
         self.down_blocks = nn.ModuleList(self._down_block(level) for level in range(len(widths)))
-        self.mid_block = MidBlock(widths[-1], self.options, self._attention(-1, max(1, config.transformer_layers[-1])))
+        self.mid_block = MidBlock(widths[-1], self.options, self._attention(-1, max(1, config.attention_layers[-1])))
         skips = self.skip_channels
         self.up_blocks = nn.ModuleList(self._up_block(level, skips) for level in reversed(range(len(widths))))
         self.conv_norm_out = nn.GroupNorm(self.options.groups, widths[0], self.options.eps)
@@ -122,7 +122,7 @@ class UNet(nn.Module):
             width,
             self.config.layers_per_block,
             self.options,
-            self._attention(level, self.config.transformer_layers[level]),
+            self._attention(level, self.config.attention_layers[level]),
             None if last else Downsample(width, pad_all_around=True),
         )
 
@@ -134,7 +134,7 @@ class UNet(nn.Module):
             width,
             [skips.pop() for _ in range(self.config.layers_per_block + 1)],
             self.options,
-            self._attention(level, self.config.transformer_layers[level]),
+            self._attention(level, self.config.attention_layers[level]),
             Upsample(width) if level > 0 else None,
         )
 
@@ -146,7 +146,7 @@ class UNet(nn.Module):
             SpatialTransformer,
             config.block_out_channels[level],
             config.heads[level],
-            config.cross_attention_dim,
+            config.cross_attention_dim or 0,
             layers,
             config.norm_num_groups,
             config.use_linear_projection,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ldm.config import Config
+from ldm.config import BertConfig, Config
 from ldm.data.sources import open_source
+from ldm.errors import UserError
 
 
 def plan(stage: str, config: Config, data: str) -> str:
@@ -38,6 +39,8 @@ def _networks(stage: str, config: Config) -> dict[str, nn.Module]:
     from ldm.models.unet import UNet
 
     if stage == "unet":
+        if not isinstance(config.text, BertConfig):
+            raise UserError("train-unet trains models with a text encoder of kind bert")
         text = BertTextEncoder(config.text, config.text.vocab_size)
         return {"U-Net": UNet(config.unet), "text encoder": text}
     networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(config.autoencoder)}

@@ -13,9 +13,10 @@ from torch import nn
 
 from ldm.checkpoint import diffusers
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, resolve, save_pipeline
-from ldm.checkpoint.networks import load_text_encoder, load_tokenizer, write_unet
+from ldm.checkpoint.networks import write_unet
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig, WeightingConfig
+from ldm.checkpoint.texts import load_text_encoder, load_tokenizer
+from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig, WeightingConfig
 from ldm.errors import UserError
 from ldm.models.text import BertTextEncoder, Tokenizer
 
@@ -24,7 +25,7 @@ AUTOENCODER = AutoencoderConfig(
 )
 UNET = UNetConfig(
     block_out_channels=(8, 16),
-    transformer_layers=(0, 1),
+    attention_layers=(0, 1),
     num_attention_heads=2,
     norm_num_groups=4,
     cross_attention_dim=16,
@@ -41,7 +42,7 @@ DIFFUSION = DiffusionConfig(
 def make_parts() -> Parts:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a dog playing a trumpet", "three blue cats"], 100, 12)
-    text = TextConfig(max_length=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    text = BertConfig(max_length=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     unet = UNet(UNET)
     for weight in unet.parameters():
         nn.init.normal_(weight, 0.0, 0.1)

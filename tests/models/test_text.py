@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.config import TextConfig
+from ldm.config import BertConfig
 from ldm.models.text import SPECIAL_TOKENS, BertTextEncoder, Tokenizer
 
 CAPTIONS = ["a dog playing a trumpet", "Three blue cats!", "a big apple to the left of a small cow"]
@@ -49,7 +49,7 @@ def test_a_tokenizer_comes_back_from_its_json(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("use_mask", [True, False])
 def test_the_mask_hides_padding_only_where_the_config_says_so(tokenizer: Tokenizer, use_mask: bool) -> None:
-    config = TextConfig(hidden_size=16, num_hidden_layers=2, max_length=10, use_attention_mask=use_mask)
+    config = BertConfig(hidden_size=16, num_hidden_layers=2, max_length=10, use_attention_mask=use_mask)
     encoder = BertTextEncoder(config, tokenizer.vocab_size)
     ids, mask = tokenizer(["a dog"])
     length = int(mask.sum())

@@ -11,7 +11,7 @@ from ldm.models.unet import UNet
 
 CONFIG = UNetConfig(
     block_out_channels=(16, 24, 32),
-    transformer_layers=(0, 1, 2),
+    attention_layers=(0, 1, 2),
     num_attention_heads=4,
     norm_num_groups=4,
     cross_attention_dim=12,
@@ -74,7 +74,7 @@ def test_memory_format_does_not_change_the_numbers(unet: UNet) -> None:
 def test_published_text_to_image_network_has_its_published_number_of_parameters() -> None:
     config = UNetConfig(
         block_out_channels=(320, 640, 1280, 1280),
-        transformer_layers=(1, 1, 1, 0),
+        attention_layers=(1, 1, 1, 0),
         cross_attention_dim=1280,
         use_linear_projection=False,
     )

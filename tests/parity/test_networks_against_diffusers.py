@@ -11,16 +11,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ldm.checkpoint.network_fields import (
-    autoencoder_from_fields,
-    autoencoder_to_fields,
-    unet_from_fields,
-    unet_to_fields,
-)
-from ldm.checkpoint.networks import load_text_encoder, load_tokenizer, save_text_encoder, save_tokenizer
+from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
-from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.checkpoint.texts import load_text_encoder, load_tokenizer, save_text_encoder, save_tokenizer
+from ldm.checkpoint.unet_fields import unet_from_fields, unet_to_fields
+from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
 
 HERE = Path("config.json")
@@ -52,7 +48,7 @@ def random_unet(seed: int) -> UNetConfig:
         sample_size=8,
         block_out_channels=tuple(draw.choice([8, 16, 24, 32]) for _ in range(levels)),
         layers_per_block=draw.randint(1, 3),
-        transformer_layers=tuple(draw.choice([0, 1, 2]) for _ in range(levels)),
+        attention_layers=tuple(draw.choice([0, 1, 2]) for _ in range(levels)),
         num_attention_heads=heads,
         cross_attention_dim=draw.choice([12, 32]),
         use_linear_projection=draw.random() < 0.5,
@@ -218,7 +214,7 @@ def test_transformers_makes_the_same_ids(loader: type, tokenizer: Tokenizer, tmp
 
 @pytest.mark.parametrize("use_mask", [True, False])
 def test_transformers_makes_the_same_context(use_mask: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    config = TextConfig(max_length=12, hidden_size=24, num_hidden_layers=3, use_attention_mask=use_mask)
+    config = BertConfig(max_length=12, hidden_size=24, num_hidden_layers=3, use_attention_mask=use_mask)
     ours = BertTextEncoder(config, tokenizer.vocab_size)
     randomise(ours, 0)
     save_text_encoder(ours, tmp_path / "ours")

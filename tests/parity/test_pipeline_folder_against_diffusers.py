@@ -11,7 +11,7 @@ import torch
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, save_pipeline
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
@@ -21,12 +21,12 @@ CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
 def parts() -> Parts:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(CAPTIONS, 100, 12)
-    text = TextConfig(max_length=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    text = BertConfig(max_length=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     autoencoder = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16)
     unet = UNet(
         UNetConfig(
             block_out_channels=(8, 16),
-            transformer_layers=(0, 1),
+            attention_layers=(0, 1),
             num_attention_heads=2,
             norm_num_groups=4,
             cross_attention_dim=16,

@@ -13,7 +13,7 @@ from torch import nn
 
 from ldm.checkpoint.diffusers import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import AutoencoderConfig, DiffusionConfig, ScheduleConfig, TextConfig, UNetConfig
+from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.pipeline import TextToImage
 
@@ -25,7 +25,7 @@ ZERO_SNR_V = DiffusionConfig(
 
 
 def random_parts(diffusion: DiffusionConfig) -> Parts:
-    text = TextConfig(max_length=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    text = BertConfig(max_length=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     tokenizer = Tokenizer.train(PROMPTS * 3, vocab_size=100, max_length=text.max_length)
     autoencoder = AutoencoderConfig(
         block_out_channels=(16, 32),
@@ -38,7 +38,7 @@ def random_parts(diffusion: DiffusionConfig) -> Parts:
     unet = UNetConfig(
         block_out_channels=(16, 32, 32),
         layers_per_block=1,
-        transformer_layers=(0, 1, 2),
+        attention_layers=(0, 1, 2),
         num_attention_heads=2,
         cross_attention_dim=32,
         norm_num_groups=4,

@@ -1,0 +1,125 @@
+"""What a U-Net is told about the picture: text or classes, which it attends to, and pictures joined to its input."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ldm.config.section import Section, check_divisible
+
+
+class TextSection(Section):
+    """What all text encoders have: where they come from and how wide their tokens are."""
+
+    source: str | None = None  # a directory or a Hub id to take weights and tokenizer from; None: new weights
+    frozen: bool = False  # not trained together with the U-Net
+    vocab_size: int = 0
+    max_length: int = 77  # tokens, special ones included
+    hidden_size: int = 768  # width of the context
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+
+
+class BertConfig(TextSection):
+    """A BERT (Devlin et al. 2019); without a source its WordPiece vocabulary is made from the captions."""
+
+    kind: Literal["bert"] = "bert"
+    vocab_size: int = 2048  # upper bound; the tokenizer may find fewer pieces in the captions
+    max_length: int = 32
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    use_attention_mask: bool = True
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> BertConfig:
+        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        return self
+
+
+class LDMBertConfig(TextSection):
+    """The transformer over BERT's tokens of the 1.45-billion-parameter model (Rombach et al. 2022, appendix E.2.1)."""
+
+    kind: Literal["ldm_bert"] = "ldm_bert"
+    vocab_size: int = 30522
+    hidden_size: int = 1280
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 8
+    head_width: int = 64
+    tokens: Literal["words", "boxes"] = "words"  # boxes: the tokens of a layout, not of a text; no tokenizer
+
+
+class CLIPConfig(TextSection):
+    """CLIP's text transformer (Radford et al. 2021) through transformers; the weights of OpenCLIP fit it as well."""
+
+    kind: Literal["clip"] = "clip"
+    frozen: bool = True
+    vocab_size: int = 49408
+    intermediate_size: int | None = None  # None: four times the width
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"  # gelu: the models of OpenCLIP
+    projection_dim: int | None = None  # width of the pooled text; None: it is not made
+    layer: Literal["last", "penultimate"] = "last"  # whose output is the context
+    final_norm: bool = True  # whether that output goes through the last layer norm
+
+
+class OpenCLIPConfig(TextSection):
+    """A text transformer of open_clip_torch, by the name of its architecture."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    frozen: bool = True
+    model: str = "ViT-H-14"  # source: a local file of its weights, or the name of published ones
+    vocab_size: int = 49408
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    layer: Literal["last", "penultimate"] = "penultimate"
+    final_norm: bool = True
+
+
+class T5Config(TextSection):
+    """The encoder of T5 1.1 (Raffel et al. 2020) through transformers."""
+
+    kind: Literal["t5"] = "t5"
+    frozen: bool = True
+    vocab_size: int = 32128
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    head_width: int = 64
+    intermediate_size: int = 2048
+
+
+def _kind(value: Any) -> str:
+    return value.get("kind", "bert") if isinstance(value, dict) else getattr(value, "kind", "bert")
+
+
+TextConfig = Annotated[
+    Annotated[BertConfig, Tag("bert")]
+    | Annotated[LDMBertConfig, Tag("ldm_bert")]
+    | Annotated[CLIPConfig, Tag("clip")]
+    | Annotated[OpenCLIPConfig, Tag("open_clip")]
+    | Annotated[T5Config, Tag("t5")],
+    Discriminator(_kind),
+]
+
+
+class ClassesConfig(Section):
+    """A table with one token a class, which the U-Net attends to (Rombach et al. 2022, section 4.4)."""
+
+    num_classes: int = Field(1000, ge=1)
+    hidden_size: int = Field(512, ge=1)  # width of the context
+
+
+class SpatialConfig(Section):
+    """A picture beside the latents, joined to the U-Net's input channels (Rombach et al. 2022, section 4.3).
+
+    `rescaler`: a map of classes, made smaller `stages` times by half and brought to `channels` by a 1x1 convolution;
+    `inpainting`: the latents of the picture without what is to be filled, and the mask; `low_resolution`: a small
+    picture with as many pixels as there are latents.
+    """
+
+    kind: Literal["rescaler", "inpainting", "low_resolution"]
+    in_channels: int = Field(3, ge=1)  # of the map, the mask or the picture
+    channels: int = Field(3, ge=1)  # that join the latents
+    stages: int = Field(0, ge=0)
