@@ -34,6 +34,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         if init is not None:
             find_autoencoder(init)
         return
+    config.need_unet()
     _text(config)
     scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
     if init is not None:
@@ -96,12 +97,12 @@ def _initial_parts(
 def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -> Parts:
     text_encoder = BertTextEncoder(_text(config), tokenizer.vocab_size)
     side = config.data.size // autoencoder.config.downsampling_factor
-    unet = UNet(config.unet.model_copy(update={"sample_size": side}))
+    unet = UNet(config.need_unet().model_copy(update={"sample_size": side}))
     return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
 
 
 def _check_networks(parts: Parts, config: Config, where: str) -> None:
-    _check_same(parts.unet.config, config.unet, "unet", where)
+    _check_same(parts.unet.config, config.need_unet(), "unet", where)
     _check_same(parts.text_encoder.config, _text(config), "text", where)
 
 

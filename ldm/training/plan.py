@@ -39,10 +39,11 @@ def _networks(stage: str, config: Config) -> dict[str, nn.Module]:
     from ldm.models.unet import UNet
 
     if stage == "unet":
+        unet = UNet(config.need_unet())
         if not isinstance(config.text, BertConfig):
             raise UserError("train-unet trains models with a text encoder of kind bert")
         text = BertTextEncoder(config.text, config.text.vocab_size)
-        return {"U-Net": UNet(config.unet), "text encoder": text}
+        return {"U-Net": unet, "text encoder": text}
     networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(config.autoencoder)}
     if config.loss.adversarial.weight:
         networks["discriminator"] = PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels)
