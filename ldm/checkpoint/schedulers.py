@@ -76,7 +76,7 @@ class Scheduler(NamedTuple):
 
     spacing: Spacing
     ends_at_picture: End
-    defaults: Fields = {}
+    defaults: Fields
     variances: tuple[str | None, ...] = FIXED["variance_type"]
 
     @property

@@ -1,4 +1,4 @@
-"""Every scheduler's folder that pipelines come with: our schedule visits its levels, told by its own `set_timesteps`."""
+"""The folders of schedulers that pipelines come with: our schedule visits the levels of each `set_timesteps`."""
 
 from __future__ import annotations
 
