@@ -31,13 +31,12 @@ TEXT_NAMES = {
 }
 
 
-def text_to_fields(config: BertConfig, vocab_size: int) -> Fields:
+def text_to_fields(config: BertConfig) -> Fields:
     """`config.json` of transformers' BertModel; `use_attention_mask` is what StableDiffusionPipeline looks for."""
     return {
         "architectures": ["BertModel"],
         **{name: values[0] for name, values in TEXT_FIXED.items()},
         **{theirs: getattr(config, ours) for ours, theirs in TEXT_NAMES.items()},
-        "vocab_size": vocab_size,
         "intermediate_size": 4 * config.hidden_size,
         "use_attention_mask": config.use_attention_mask,
     }

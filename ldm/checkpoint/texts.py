@@ -22,7 +22,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> BertT
     tensors = load_weights(folder, TRANSFORMERS_STEM)
     # Buffers of old versions, and the pooler, which the context does not pass through.
     tensors = {name: t for name, t in tensors.items() if not name.startswith(("embeddings.position_ids", "pooler."))}
-    return build(lambda: BertTextEncoder(config, config.vocab_size), tensors, dtype, folder)
+    return build(lambda: BertTextEncoder(config), tensors, dtype, folder)
 
 
 def save_text_encoder(
@@ -34,7 +34,7 @@ def save_text_encoder(
     like = tensors["embeddings.LayerNorm.weight"]
     pooler = {"pooler.dense.weight": like.new_zeros(width, width), "pooler.dense.bias": like.new_zeros(width)}
     save_weights(folder, TRANSFORMERS_STEM, tensors | pooler, dtype, shard_size)
-    save_json(folder / "config.json", text_to_fields(text_encoder.config, text_encoder.vocab_size))
+    save_json(folder / "config.json", text_to_fields(text_encoder.config))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

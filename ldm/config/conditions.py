@@ -58,6 +58,8 @@ class CLIPConfig(TextSection):
     vocab_size: int = 49408
     intermediate_size: int | None = None  # None: four times the width
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"  # gelu: the models of OpenCLIP
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407  # where the text is pooled: its first place; 2, in old files: at the largest id
     projection_dim: int | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "last"  # whose output is the context
     final_norm: bool = True  # whether that output goes through the last layer norm
@@ -73,6 +75,7 @@ class OpenCLIPConfig(TextSection):
     hidden_size: int = 1024
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
+    projection_dim: int | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "penultimate"
     final_norm: bool = True
 
@@ -88,6 +91,7 @@ class T5Config(TextSection):
     num_attention_heads: int = 12
     head_width: int = 64
     intermediate_size: int = 2048
+    use_attention_mask: bool = True
 
 
 def _kind(value: Any) -> str:

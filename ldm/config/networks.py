@@ -45,12 +45,27 @@ class AutoencoderConfig(Section):
             raise ValueError("kind vq needs codebook_size, the number of latent vectors")
         if self.kind != "vq" and self.codebook_size is not None:
             raise ValueError(f"codebook_size means something for kind vq alone, not for {self.kind}")
+        if self.kind == "vq" and (self.statistics == "channel" or isinstance(self.scaling_factor, tuple)):
+            raise ValueError(
+                "kind vq needs statistics tensor and one scaling_factor: one a channel would change which latent "
+                "vector is nearest, and VQModel has no place for it"
+            )
         return self
 
     @property
     def downsampling_factor(self) -> int:
         """How many pixels one latent position stands for, along each side."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def z_width(self) -> int:
+        """Channels of the encoder's output and the decoder's input."""
+        return self.latent_channels if self.z_channels is None else self.z_channels
+
+    @property
+    def moments(self) -> int:
+        """What the encoder tells of every value of z: mean and log-variance, or for kind vq the value alone."""
+        return 1 if self.kind == "vq" else 2
 
 
 class UNetConfig(Section):

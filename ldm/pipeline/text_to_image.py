@@ -239,7 +239,7 @@ class TextToImage:
         """What the U-Net attends to for each text, (B, L, D)."""
         unique = list(dict.fromkeys(texts))  # each is encoded once
         ids, mask = self.parts.tokenizer(unique)
-        encoded = self.parts.text_encoder(ids.to(self.device), mask.to(self.device))
+        encoded = self.parts.text_encoder(ids.to(self.device), mask.to(self.device)).context
         return encoded[[unique.index(text) for text in texts]]
 
     def denoiser(self, context: Tensor, grid: Grid) -> Denoiser:

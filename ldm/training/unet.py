@@ -36,7 +36,7 @@ class TextConditioned(nn.Module):
 
     def forward(self, noisy: Tensor, t: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
         """The U-Net's output (B, C, h, w) for noisy latents at `t` (B,) given captions of token ids (B, L)."""
-        return self.unet(noisy, t, self.text_encoder(token_ids, mask))
+        return self.unet(noisy, t, self.text_encoder(token_ids, mask).context)
 
 
 class UNetStage(Stage):
