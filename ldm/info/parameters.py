@@ -20,8 +20,8 @@ AUTOENCODER = {
 SINGLE_FILE = {
     "unet": ("model.diffusion_model.", "down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "time_embedding."),
     "autoencoder": ("first_stage_model.", "encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize."),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_model.", "embeddings."),
-    "text_encoder_2": ("conditioner.embedders.1.",),
+    "text": ("cond_stage_model.", "conditioner.embedders.0.", "text_model.", "embeddings."),
+    "text_2": ("conditioner.embedders.1.",),
     "ema": ("model_ema.",),
 }
 

@@ -96,7 +96,9 @@ def _table(parameters: Report, memory: Report) -> list[str]:
         if name == "total":
             rows.append((name, f"{count:,}", size(memory["float32"]), size(memory["bfloat16"])))
             continue
-        rows.append((f"  {NAMES.get(name, name)}", f"{count['total']:,}", size(4 * count["total"]), size(2 * count["total"])))
+        rows.append(
+            (f"  {NAMES.get(name, name)}", f"{count['total']:,}", size(4 * count["total"]), size(2 * count["total"]))
+        )
         rows += [(f"    {part}", f"{n:,}", "", "") for part, n in count.items() if part != "total"]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return [
@@ -119,6 +121,7 @@ def _rows(facts: Report) -> list[tuple[str, str]]:
         ("to train", ", ".join(memory) + ": weights, gradients, Adam, EMA; activations on top" if memory else ""),
         ("predicts", _diffusion(facts.get("diffusion"))),
         ("training", _trained(facts.get("training"))),
+        *_measured(facts.get("measured")),
     ]
     return rows + [("note", note) for note in facts.get("notes", [])]
 
@@ -152,6 +155,19 @@ def _trained(training: Report | None) -> str:
     pictures = f"{training['batch_size']:,} pictures of {training['size']}x{training['size']}"
     rate = f"learning rate {training['learning_rate']:g}"
     return f"{stage}, {done}{training['max_steps']:,} steps of {pictures}, {rate}"
+
+
+def _measured(measured: Report | None) -> list[tuple[str, str]]:
+    if measured is None:
+        return []
+    written = "written" if measured["written"] else "not written: --write does"
+    return [
+        ("measured", f"{measured['pictures']:,} pictures of {measured['data']}"),
+        ("  mean of z", number(measured["mean"])),
+        ("  std of z", number(measured["std"])),
+        ("  before", _scaling(measured["before"]).removeprefix(", ")),
+        ("  after", f"{_scaling(measured['after']).removeprefix(', ')} ({written})"),
+    ]
 
 
 def shape(sides: list[int] | None) -> str:
