@@ -27,8 +27,8 @@ def fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"no model {name!r}: there is no such folder, and the Hub gives none ({type(error).__name__}): check the name and "
-            "the connection, or fetch it elsewhere and give its folder"
+            f"no model {name!r}: there is no such folder, and the Hub gives none ({type(error).__name__}): "
+            "check the name and the connection, or fetch it elsewhere and give its folder"
         ) from error
 
 
