@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, load_fields
+from ldm.checkpoint.hub import fetch
 from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import FLOW, scheduler_class, scheduler_from_fields, scheduler_to_fields
@@ -157,8 +158,8 @@ def resolve(model: str | Path) -> Path:
     built_in = _weights_folder() / str(model)
     if re.fullmatch(r"[\w.-]+", str(model)) and built_in.is_dir():
         return built_in
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        return _from_hub(str(model))
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model)):
+        return fetch(str(model))
     raise _unknown(model)
 
 
@@ -193,19 +194,7 @@ def _weights_folder() -> Path:
     return Path(next(iter(ldm.weights.__path__)))
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # What is in the parts' folders, or that of a single autoencoder; no single-file checkpoints beside them.
-    wanted = ["model_index.json", "config.json", "diffusion_pytorch_model.*", "*/*.json", "*/*.safetensors", "*/*.txt"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise _unknown(name, f" ({type(error).__name__} from the Hub)") from error
-
-
-def _unknown(model: str | Path, why: str = "") -> UserError:
+def _unknown(model: str | Path) -> UserError:
     names = sorted(path.name for path in _weights_folder().iterdir() if (path / "model_index.json").is_file())
     built_in = f"a built-in model ({', '.join(names) or 'none is installed'})"
-    return UserError(f"no model {str(model)!r}: neither a run, a diffusers directory, {built_in}, nor a Hub id{why}")
+    return UserError(f"no model {str(model)!r}: neither a run, a diffusers directory, {built_in}, nor a Hub id")
