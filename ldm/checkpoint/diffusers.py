@@ -11,7 +11,8 @@ import torch
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, load_fields
 from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.checkpoint.scheduler_fields import SCHEDULERS, scheduler_class, scheduler_from_fields, scheduler_to_fields
+from ldm.checkpoint.scheduler_fields import FLOW, scheduler_class, scheduler_from_fields, scheduler_to_fields
+from ldm.checkpoint.schedulers import SCHEDULERS
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import load_text_encoder, load_tokenizer, save_text_encoder, save_tokenizer
 from ldm.checkpoint.weights import SHARD_SIZE
@@ -27,7 +28,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "text_encoder": (("transformers", "BertModel"),),
     "tokenizer": (("transformers", "BertTokenizer"), ("transformers", "BertTokenizerFast")),
     "unet": (("diffusers", "UNet2DConditionModel"),),
-    "scheduler": tuple(("diffusers", name) for name in SCHEDULERS),
+    "scheduler": tuple(("diffusers", name) for name in (*SCHEDULERS, FLOW)),
 }
 # Parts that a pipeline may have besides; they say nothing about the pictures it draws.
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
