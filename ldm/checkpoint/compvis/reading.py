@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,9 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
 
 # What the training framework and numpy leave in a checkpoint besides tensors: loop counters and states of callbacks.
-INERT = re.compile(
+FRAMEWORK = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities)(\.\w+)+"
     r"|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray)|numpy\.dtypes\.\w+"
-)
-OLD_INERT = (  # in the format before torch 1.6, which cannot be searched
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    "numpy.core.multiarray.scalar",
-    "numpy.dtype",
 )
 
 
@@ -65,25 +61,32 @@ class _Inert:
 def _unpickle(path: Path) -> Any:
     """What `torch.save` wrote, without running anything: other classes than tensors become inert ones or are refused."""
     try:
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        asked = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         zipped = True
-    except Exception:  # not of the newer format, or damaged: the reader below says which
-        asked, zipped = list(OLD_INERT), False
-    if refused := sorted(name for name in asked if not INERT.fullmatch(name)):
-        raise _carries_code(path, refused[0])
-    inert = [(_Inert, name) for name in asked]
-    try:
-        with torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged pickle can raise anything
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _carries_code(path, found[1]) from None
-        line = " ".join(str(error).split())
-        raise UserError(f"{path} is no whole checkpoint of torch ({line[:160]}): get it anew") from None
+    except Exception:  # of the format before torch 1.6, which cannot be searched, or damaged: loading will tell
+        asked, zipped = set(), False
+    while True:
+        if refused := sorted(name for name in asked if not FRAMEWORK.fullmatch(name)):
+            raise UserError(
+                f"{path} asks for {refused[0]}, which is no part of a model's weights: refused, and nothing was run"
+            )
+        try:
+            return _load(path, asked, zipped)
+        except Exception as error:  # a damaged pickle can raise anything
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            if found is None or found[1] in asked:
+                reason = " ".join(str(error).partition("error:")[2].partition("Check the doc")[0].split())
+                raise UserError(
+                    f"{path} is no whole checkpoint of torch ({reason or type(error).__name__}): get it anew"
+                ) from None
+            asked.add(found[1])
 
 
-def _carries_code(path: Path, name: str) -> UserError:
-    return UserError(f"{path} asks for {name}, which is no part of a model's weights: refused, and nothing was run")
+def _load(path: Path, asked: set[str], zipped: bool) -> Any:
+    stand_ins = [(OrderedDict if name.endswith(".AttributeDict") else _Inert, name) for name in asked]
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles that torch did not write
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
