@@ -13,7 +13,8 @@ from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import SCHEDULERS, scheduler_class, scheduler_from_fields, scheduler_to_fields
 from ldm.checkpoint.store import save_json
-from ldm.checkpoint.texts import load_text_encoder, load_tokenizer, save_text_encoder, save_tokenizer
+from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
+from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.checkpoint.weights import SHARD_SIZE
 from ldm.config import DiffusionConfig
 from ldm.errors import UserError
