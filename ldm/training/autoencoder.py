@@ -20,6 +20,7 @@ from ldm.data.loader import Batch, fit
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
 from ldm.data.sources import Source
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.posterior import Posterior
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
@@ -41,6 +42,7 @@ class Reconstruction(nn.Module):
     def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance (), and what averaged latents give."""
         posterior = self.autoencoder.encode(pictures)
+        assert isinstance(posterior, Posterior)
         latents = posterior.sample(noise=noise)
         small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
         return self.autoencoder.decode(latents), posterior.kl(), self.log_variance * 1.0, small
