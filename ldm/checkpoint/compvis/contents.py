@@ -58,12 +58,15 @@ class Contents(Section):
     diffusion: DiffusionConfig | None = None
     # How plain attention of the file stores queries, keys and values: those of a head together, or of a kind.
     attention_order: Literal["heads", "kinds"] = "heads"
+    zeros_for_empty_prompt: bool = False  # guidance without a negative prompt is away from zeros
 
     @classmethod
     def of_config(cls, config: Config) -> Contents:
         """All that a configuration describes."""
         whole = cls(**{name: getattr(config, name) for name in cls.model_fields if hasattr(config, name)})
-        return whole if whole.unet is not None else cls(autoencoder=whole.autoencoder)
+        if whole.unet is None:
+            return cls(autoencoder=whole.autoencoder)
+        return whole.model_copy(update={"zeros_for_empty_prompt": whole.text_2 is not None})  # so is SDXL sampled
 
     @property
     def conditions(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
@@ -17,21 +17,27 @@ from ldm.checkpoint.compvis.modelspec import contents_from_metadata, metadata
 from ldm.checkpoint.compvis.original_config import check_expressible, contents_from_original
 from ldm.checkpoint.compvis.reading import read_tensors
 from ldm.checkpoint.compvis.rules import Tensors
+from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokenizers_to_metadata
 from ldm.checkpoint.networks import fold_statistics
 from ldm.checkpoint.store import save_tensors
 from ldm.checkpoint.weights import build
 from ldm.config import find, load
 from ldm.errors import UserError
+from ldm.models.text import Tokenizer
 
 SCALE = "scale_factor"  # of a model whose first latents were measured when its training began
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """What a file holds, and its networks by the names of their sections."""
+    """What a file holds, its networks by the names of their sections, and the tokenizers of its text encoders.
+
+    A file of the original has no tokenizers; ours has those that cannot be had otherwise.
+    """
 
     contents: Contents
     networks: Mapping[str, nn.Module]
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
 
 
 def read_single_file(path: str | Path, config: str | Path | None = None, ema: bool = False) -> SingleFile:
@@ -52,7 +58,7 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
     networks = {
         name: _network(contents, name, rules.to_ours(weights), path) for name, rules in layout.rules.items()
     }
-    return SingleFile(contents, networks)
+    return SingleFile(contents, networks, tokenizers_from_metadata(header, str(path)))
 
 
 def read_config(config: str | Path) -> Contents:
@@ -121,7 +127,7 @@ def write_single_file(file: SingleFile, path: str | Path, dtype: torch.dtype | N
     for name, rules in contents.rules(prefixes).items():
         tensors |= rules.to_theirs(weights[name])
     tensors = {name: _ready(tensor, dtype) for name, tensor in tensors.items()}
-    save_tensors(path, tensors, metadata(contents, path.stem, tensors))
+    save_tensors(path, tensors, metadata(contents, path.stem, tensors) | tokenizers_to_metadata(file.tokenizers))
 
 
 def folded(file: SingleFile) -> tuple[Contents, dict[str, Tensors]]:

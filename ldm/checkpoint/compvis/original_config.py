@@ -98,7 +98,14 @@ def _diffusion_engine(params: Group) -> Contents:
     unet, _ = unet_from_params(network.params, size_width)
     autoencoder = autoencoder_from_target(params.target("first_stage_config"), params.take("scale_factor", 1.0))
     diffusion = _sgm_diffusion(params.target("denoiser_config"))
-    return Contents(autoencoder=autoencoder, unet=unet, diffusion=diffusion, text=text, text_2=text_2)
+    return Contents(
+        autoencoder=autoencoder,
+        unet=unet,
+        diffusion=diffusion,
+        text=text,
+        text_2=text_2,
+        zeros_for_empty_prompt=True,  # as its sampling script does
+    )
 
 
 def _sgm_conditions(conditioner: Target) -> tuple[Section, Section, int]:
