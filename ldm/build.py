@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.unet_fields import unet_to_fields
 from ldm.config import BertConfig, Config, Section
 from ldm.data.sources import Source
 from ldm.errors import UserError
@@ -34,9 +35,9 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         if init is not None:
             find_autoencoder(init)
         return
-    config.need_unet()
     _text(config)
-    scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
+    scheduler_to_fields(config.diffusion)  # these two refuse what could be trained but not saved
+    unet_to_fields(config.need_unet())
     if init is not None:
         resolve(init)
     if vae is not None:
@@ -81,6 +82,7 @@ def _initial_parts(
         if vae is not None:
             _check_weights(load_autoencoder(find_autoencoder(vae)), saved.autoencoder, vae, run)
         _check_networks(saved, config, str(steps[-1]))
+        assert saved.tokenizer is not None  # `_check_networks` saw to it
         return _new_parts(config, saved.autoencoder, saved.tokenizer)
     if init is not None:
         parts = load_pipeline(resolve(init))
@@ -103,6 +105,8 @@ def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -
 
 def _check_networks(parts: Parts, config: Config, where: str) -> None:
     _check_same(parts.unet.config, config.need_unet(), "unet", where)
+    if parts.text_encoder is None or parts.text_encoder_2 is not None or parts.tokenizer is None:
+        raise UserError(f"the model {where} is not what the configuration describes: it has not one text encoder")
     _check_same(parts.text_encoder.config, _text(config), "text", where)
 
 
@@ -110,10 +114,11 @@ def _check_same(loaded: Section, asked: Section, section: str, where: str) -> No
     """Refuse a configuration that describes another network than the one it is to start from."""
     # They follow from the data, or tell how to load the weights.
     given = {"sample_size", "vocab_size", "scaling_factor", "shift_factor", "statistics", "force_upcast"}
+    wanted = dict(asked)
     differing = [
-        f"{section}.{name} is {value}, not {getattr(asked, name)}"
+        f"{section}.{name} is {value}, not {wanted.get(name)}"
         for name, value in loaded
-        if name not in given and value != getattr(asked, name)
+        if name not in given and value != wanted.get(name)
     ]
     if differing:
         raise UserError(f"the model {where} is not what the configuration describes: {'; '.join(differing)}")
@@ -148,6 +153,9 @@ def _text(config: Config) -> BertConfig:
     """The text encoder that train-unet makes; UserError for a configuration of another kind of model."""
     if not isinstance(config.text, BertConfig) or config.text_2 or config.spatial:
         raise UserError("train-unet trains models of text alone, with a text encoder of kind bert")
+    for name in ("num_class_embeds", "class_embed_type", "addition_embed_type"):
+        if getattr(config.unet, name) is not None:
+            raise UserError(f"train-unet trains models of text alone: set unet.{name} to null")
     return config.text
 
 

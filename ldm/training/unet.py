@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ldm.data.pictures import contact_sheet
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
-from ldm.models.text import BertTextEncoder
+from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
 from ldm.training.ema import EMA
@@ -30,7 +31,7 @@ from ldm.training.stage import Stage
 class TextConditioned(nn.Module):
     """Text encoder and U-Net as one network: what is trained together, in one forward pass."""
 
-    def __init__(self, unet: UNet, text_encoder: BertTextEncoder) -> None:
+    def __init__(self, unet: UNet, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
@@ -53,11 +54,12 @@ class UNetStage(Stage):
         self.loss = DenoisingLoss(config.diffusion)
         self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
-        network = self.place(TextConditioned(parts.unet, parts.text_encoder))
+        [(text_encoder, self.tokenizer)] = parts.texts
+        network = self.place(TextConditioned(parts.unet, text_encoder))
         self.ema = EMA(network, self.config.ema_decay)
         rate = self.config.learning_rate
         text_rate = rate if self.config.text_learning_rate is None else self.config.text_learning_rate
-        optimizer = self.optimizer((parts.unet, rate), (parts.text_encoder, text_rate))
+        optimizer = self.optimizer((parts.unet, rate), (text_encoder, text_rate))
         self.optimizers = {"unet": accelerator.prepare(optimizer)}
         self.networks = {"unet": accelerator.prepare(network)}
 
@@ -69,7 +71,7 @@ class UNetStage(Stage):
             level = self.schedule.sample(self.draws.uniform("level", step, batch.slots).to(latents.device))
             noise, seen = self._noise(batch, latents.shape[1:])
             noise, seen = noise.to(latents.device), seen.to(latents.device)
-            token_ids, mask = (t.to(latents.device) for t in self.parts.tokenizer(self._captions(batch)))
+            token_ids, mask = (t.to(latents.device) for t in self.tokenizer(self._captions(batch)))
             output = network(level.noisy(latents, seen), level.t, token_ids, mask)
             loss = self._loss(output, latents, noise, level).mean()
             self.accelerator.backward(loss / len(batches))
@@ -127,8 +129,7 @@ class UNetStage(Stage):
         """The pipeline with EMA weights."""
         network = self.ema.network
         assert isinstance(network, TextConditioned)
-        parts = self.parts
-        return Parts(parts.autoencoder, network.unet, network.text_encoder, parts.tokenizer, parts.diffusion)
+        return replace(self.parts, unet=network.unet, text_encoder=network.text_encoder)
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline in diffusers layout."""
