@@ -86,7 +86,7 @@ class UNetConfig(Section):
     in_channels: Width = 4  # latents, then what is concatenated to them
     out_channels: Width = 4
     sample_size: Width = 16  # side of the latents it was trained on
-    block_out_channels: tuple[Width, ...] = (128, 256, 384)
+    block_out_channels: tuple[Width, ...] = Field((128, 256, 384), min_length=1)
     layers_per_block: Depth = 2
     attention: Literal["transformer", "plain"] = "transformer"  # plain: self-attention alone, which sees no context
     attention_layers: tuple[Count, ...] = (
