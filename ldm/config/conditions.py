@@ -12,6 +12,7 @@ from ldm.config.section import Section, check_divisible
 class TextSection(Section):
     """What all text encoders have: where they come from and how wide their tokens are."""
 
+    kind: str
     source: str | None = None  # a directory or a Hub id to take weights and tokenizer from; None: new weights
     frozen: bool = False  # not trained together with the U-Net
     vocab_size: int = 0
@@ -63,6 +64,11 @@ class CLIPConfig(TextSection):
     projection_dim: int | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "last"  # whose output is the context
     final_norm: bool = True  # whether that output goes through the last layer norm
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> CLIPConfig:
+        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        return self
 
 
 class OpenCLIPConfig(TextSection):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
-from ldm.checkpoint.texts import load_text_encoder, load_tokenizer, save_text_encoder, save_tokenizer
+from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
+from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.checkpoint.unet_fields import unet_from_fields, unet_to_fields
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
