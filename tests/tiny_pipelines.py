@@ -148,7 +148,7 @@ def vq() -> Autoencoder:
 
 
 def unconditional(kind: str = "vq", **options: object) -> Parts:
-    config = unet_config(attention="plain", cross_attention_dim=None, **options)
+    config = unet_config(attention="plain", cross_attention_dim=None, num_attention_heads=(2, 4, 4), **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet, autoencoder = UNet(config), Autoencoder(autoencoder_config())

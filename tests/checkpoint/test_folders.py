@@ -184,7 +184,7 @@ UNKNOWN = {
         ("type_vocab_size", 1),
     ],
     "model_index.json": [
-        ("_class_name", "StableDiffusionXLPipeline"),
+        ("_class_name", "StableDiffusionUpscalePipeline"),
         ("text_encoder", ["transformers", "CLIPTextModel"]),
         ("text_encoder_2", ["transformers", "CLIPTextModel"]),
     ],
