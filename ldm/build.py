@@ -28,10 +28,6 @@ from ldm.training.unet import UNetStage
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
     """Raise UserError for what a stage will miss, before any time is spent on the data."""
     if stage == "autoencoder":
-        if config.autoencoder.kind == "vq":
-            raise UserError(
-                "train-vae trains autoencoders of kind kl; load one of kind vq, or convert it with ldm convert"
-            )
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)
         if init is not None:
@@ -169,7 +165,7 @@ def _text(config: Config) -> TextSection:
     if text is None or config.text_2 or config.spatial:
         raise UserError("train-unet trains models of text alone, with one text encoder")
     for name in ("num_class_embeds", "class_embed_type", "addition_embed_type"):
-        if getattr(config.unet, name) is not None:
+        if getattr(config.need_unet(), name) is not None:
             raise UserError(f"train-unet trains models of text alone: set unet.{name} to null")
     if isinstance(text, LDMBertConfig) and text.tokens == "boxes":
         raise UserError("text.tokens boxes: train-unet has captions, which are words")
