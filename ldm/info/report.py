@@ -35,7 +35,7 @@ def report(description: Description) -> Report:
     facts["memory"] = {"float32": 4 * total, "bfloat16": 2 * total, "training": training_memory(description, whole)}
     if side is not None:
         facts |= _shapes(description, side)
-        facts["flops"] = flops(contents, networks, side)
+        facts["flops"] = flops(contents, networks, side, description.tokens)
     if contents.autoencoder is not None:
         facts["latent_statistics"] = statistics(contents.autoencoder)
     if contents.diffusion is not None and (contents.unet is not None or description.stored is not None):
@@ -67,8 +67,8 @@ def _shapes(description: Description, side: int) -> Report:
         shapes["latents"] = [config.latent_channels, side, side]
     elif contents.unet is not None:
         shapes["latents"] = [contents.unet.out_channels, side, side]
-    if contents.unet is not None and contents.unet.cross_attention_dim is not None and contents.text is not None:
-        shapes["context"] = [contents.text.max_length, contents.unet.cross_attention_dim]
+    if contents.unet is not None and contents.unet.cross_attention_dim is not None:
+        shapes["context"] = [description.tokens, contents.unet.cross_attention_dim]
     return shapes
 
 

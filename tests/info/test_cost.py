@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from ldm.checkpoint.compvis.contents import Contents
 from ldm.config import AutoencoderConfig, UNetConfig
 from ldm.info.cost import flops, make_networks
-from ldm.info.describe import Contents, Description
+from ldm.info.describe import Description
 from ldm.info.report import report
 
 
@@ -35,7 +36,7 @@ def test_operations_of_an_autoencoder_are_those_counted_by_hand() -> None:
         latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, mid_block_attention=True
     )
     contents = Contents(autoencoder=config)
-    counted = flops(contents, make_networks(contents), side=8)  # pictures of 16x16
+    counted = flops(contents, make_networks(contents), side=8, tokens=1)  # pictures of 16x16
     mid = 2 * resnet(8, 8, 8) + 4 * linear(64, 8, 8) + attention(64, 64, 8)
     down = resnet(16, 4, 4) + convolution(8, 4, 4) + resnet(8, 4, 8)
     encode = convolution(16, 3, 4) + down + mid + convolution(8, 8, 4) + convolution(8, 4, 4, 1)
@@ -56,8 +57,8 @@ def test_operations_of_a_u_net_call_are_those_counted_by_hand() -> None:
         cross_attention_dim=6,
         norm_num_groups=2,
     )
-    contents = Contents(unet=unet, text={"kind": "ldm_bert", "max_length": 4, "hidden_size": 6, "num_hidden_layers": 1})
-    counted = flops(contents, make_networks(contents), side=4)
+    contents = Contents(unet=unet)
+    counted = flops(contents, make_networks(contents), side=4, tokens=4)
     tokens = 4 * 4
     self_attention = 4 * linear(tokens, 8, 8) + attention(tokens, tokens, 8)
     cross_attention = 2 * linear(tokens, 8, 8) + 2 * linear(4, 6, 8) + attention(tokens, 4, 8)
