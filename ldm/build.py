@@ -36,6 +36,8 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     text = _text(config)
     if init is None and not run.steps():
         _check_source(text)
+    if text.frozen and config.training.unet.text_learning_rate is not None:
+        raise UserError("training.unet.text_learning_rate is for a text encoder that is trained; text.frozen is true")
     scheduler_to_fields(config.diffusion)  # these two refuse what could be trained but not saved
     unet_to_fields(config.need_unet())
     if init is not None:
