@@ -32,6 +32,8 @@ REFUSED: list[tuple[dict[str, Any], str, Any]] = [
     (CONDITION, "transformer_layers_per_block", [[1, 1], [1, 1], [1, 1], [1, 1]]),
     (CONDITION | {"transformer_layers_per_block": [1, 2, 3, 3]}, "reverse_transformer_layers_per_block", [1, 2, 3, 3]),
     (CONDITION, "attention_head_dim", None),
+    (CONDITION, "attention_head_dim", [5, 10, 20]),
+    (CONDITION, "attention_head_dim", [8, 8, 8, 3]),  # of the mid block, although the last level does not attend
     (CONDITION, "time_embedding_dim", 512),
     (CONDITION, "down_block_types", ["AttnDownBlock2D"] * 3 + ["DownBlock2D"]),
     (CONDITION, "down_block_types", ["SimpleCrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]),
