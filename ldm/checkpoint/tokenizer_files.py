@@ -68,11 +68,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     save_json(folder / "tokenizer_config.json", fields)
 
 
-def tokenizer_class(tokenizer: Tokenizer) -> str:
-    """The class of transformers that loads what `save_tokenizer` writes."""
-    return FAMILIES[json.loads(tokenizer.to_json())["model"]["type"]].name
-
-
 def _special_fields(folder: Path) -> Fields:
     """`tokenizer_config.json`, and what `special_tokens_map.json` says otherwise where the former is an old one."""
     fields = load_fields(folder / "tokenizer_config.json")
@@ -92,6 +87,11 @@ def _read(folder: Path, fields: Fields) -> tokenizers.Tokenizer:
         for family in FAMILIES.values():
             if fields.get("tokenizer_class") in (family.name, f"{family.name}Fast") and family.read is not None:
                 return family.read(folder)
+        if (folder / "spiece.model").is_file():
+            raise UserError(
+                f"{folder} has its vocabulary as spiece.model alone: load it with transformers and save it, "
+                "which makes tokenizer.json"
+            )
     try:
         return tokenizers.Tokenizer.from_str(load_text(whole))
     except UserError:

@@ -35,7 +35,8 @@ class BertConfig(TextSection):
 
     @model_validator(mode="after")
     def _width_divides(self) -> BertConfig:
-        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if self.source is None or "num_attention_heads" in self.model_fields_set:  # else the source has their number
+            check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         return self
 
 
@@ -67,7 +68,8 @@ class CLIPConfig(TextSection):
 
     @model_validator(mode="after")
     def _width_divides(self) -> CLIPConfig:
-        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if self.source is None or "num_attention_heads" in self.model_fields_set:  # else the source has their number
+            check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         return self
 
 
