@@ -11,9 +11,8 @@ from ldm.checkpoint.fields import load_fields
 from ldm.errors import UserError
 
 LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
-INTEGERS = frozenset(
-    ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"]
-)  # positions and counters, which nobody trained
+# Positions and counters, which nobody trained.
+INTEGERS = frozenset(("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
 
 
 class Header(NamedTuple):
