@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.fields import load_fields
@@ -22,7 +23,7 @@ U = TypeVar("U", bound=UNet)
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 
-# Names that diffusers gave the autoencoder's attention before version 0.15; Stable Diffusion 1's still has them.
+# Names that diffusers gave plain attention before version 0.15; Stable Diffusion 1's autoencoder still has them.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -32,10 +33,13 @@ def read_autoencoder(kind: type[A], folder: Path, dtype: torch.dtype) -> A:
     Where float16 is asked for, one that asks to be spared of it is float32.
     """
     config = autoencoder_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-    tensors = {_new_name(name): tensor for name, tensor in load_weights(folder, DIFFUSERS_STEM).items()}
     if dtype == torch.float16 and config.force_upcast:
         dtype = torch.float32
-    return build(lambda: kind(config), tensors, dtype, folder)
+    return build(lambda: kind(config), _load(folder), dtype, folder)
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    return {_new_name(name): tensor for name, tensor in load_weights(folder, DIFFUSERS_STEM).items()}
 
 
 def _new_name(name: str) -> str:
@@ -58,7 +62,7 @@ def write_autoencoder(
 def read_unet(kind: type[U], folder: Path, dtype: torch.dtype) -> U:
     """A U-Net of class `kind` out of a folder with `config.json` and weights; UserError if it is not whole."""
     config = unet_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-    return build(lambda: kind(config), load_weights(folder, DIFFUSERS_STEM), dtype, folder)
+    return build(lambda: kind(config), _load(folder), dtype, folder)
 
 
 def write_unet(unet: UNet, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
