@@ -80,6 +80,13 @@ def test_a_name_of_a_model_and_of_a_configuration_means_the_model() -> None:
     assert describe("configs/emoji.yaml").kind == "configuration"
 
 
+def test_the_built_in_model_is_told_in_lines_that_fit_a_terminal() -> None:
+    lines = as_text(report(describe("emoji"))).splitlines()
+    assert lines[0] == "emoji: a pipeline"
+    assert any(line.startswith("latents") and "4x16x16, scaling factor" in line for line in lines)
+    assert max(map(len, lines)) <= 120
+
+
 def sparse(path: Path, shapes: dict[str, list[int]]) -> None:
     """A safetensors file whose numbers take no room on the disk."""
     header, at = {}, 0
