@@ -103,7 +103,8 @@ def _check_networks(parts: Parts, config: Config, where: str) -> None:
 
 def _check_same(loaded: Section, asked: Section, section: str, where: str) -> None:
     """Refuse a configuration that describes another network than the one it is to start from."""
-    given = {"sample_size", "vocab_size", "scaling_factor", "shift_factor", "statistics"}  # they follow from the data
+    # They follow from the data, or tell how to load the weights.
+    given = {"sample_size", "vocab_size", "scaling_factor", "shift_factor", "statistics", "force_upcast"}
     differing = [
         f"{section}.{name} is {value}, not {getattr(asked, name)}"
         for name, value in loaded

@@ -169,9 +169,10 @@ def find_autoencoder(model: str | Path) -> Path:
     resolved = resolve(model)
     if (resolved / "config.json").is_file():
         return resolved
-    if not (resolved / "vae").is_dir():
-        raise UserError(f"{resolved} holds no autoencoder: neither config.json nor vae/")
-    return resolved / "vae"
+    for name in ("vae", "vqvae"):
+        if (resolved / name).is_dir():
+            return resolved / name
+    raise UserError(f"{resolved} holds no autoencoder: neither config.json nor vae/ nor vqvae/")
 
 
 def step_folders(run: Path) -> list[Path]:

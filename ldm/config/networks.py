@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from ldm.config.section import Section, check_divisible
 
@@ -13,21 +13,33 @@ class AutoencoderConfig(Section):
     """The first stage; every level but the last halves the picture, so f = 2 ** (levels - 1)."""
 
     kind: Literal["kl", "vq"] = "kl"
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4  # what the U-Net sees
-    z_channels: int | None = None  # of the encoder's output and the decoder's input; None: latent_channels
-    codebook_size: int | None = None  # vq: number of latent vectors
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
+    in_channels: int = Field(3, ge=1)
+    out_channels: int = Field(3, ge=1)
+    latent_channels: int = Field(4, ge=1)  # what the U-Net sees
+    z_channels: int | None = Field(None, ge=1)  # of the encoder's output and decoder's input; None: latent_channels
+    codebook_size: int | None = Field(None, ge=1)  # vq: number of latent vectors
+    block_out_channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1)
+    layers_per_block: int = Field(2, ge=1)
     attention_levels: tuple[int, ...] = ()  # levels, 0 the finest, with attention after each ResNet block
     mid_block_attention: bool = True
     norm_num_groups: int = 32
+    force_upcast: bool = True  # to float32 where float16 is asked for, in which large activations overflow
     sample_size: int = 64  # side of the pictures it was trained on, pixels
     # Latent statistics: latents = (z - shift_factor) * scaling_factor. None: not measured yet.
     scaling_factor: float | tuple[float, ...] | None = None
     shift_factor: float | tuple[float, ...] | None = None
     statistics: Literal["tensor", "channel"] = "tensor"  # what training measures at its end
+
+    @field_validator("z_channels")
+    @classmethod
+    def _own_width(cls, z_channels: int | None, info: ValidationInfo) -> int | None:
+        """One configuration, one way to write it."""
+        return None if z_channels == info.data.get("latent_channels") else z_channels
+
+    @field_validator("attention_levels")
+    @classmethod
+    def _in_order(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(levels)))
 
     @model_validator(mode="after")
     def _widths_divide(self) -> AutoencoderConfig:
@@ -41,16 +53,31 @@ class AutoencoderConfig(Section):
 
     @model_validator(mode="after")
     def _codebook_fits(self) -> AutoencoderConfig:
-        if self.kind == "vq" and (self.codebook_size is None or self.codebook_size < 1):
+        if self.kind == "vq" and self.codebook_size is None:
             raise ValueError("kind vq needs codebook_size, the number of latent vectors")
         if self.kind != "vq" and self.codebook_size is not None:
             raise ValueError(f"codebook_size means something for kind vq alone, not for {self.kind}")
+        if self.kind == "vq" and (self.statistics == "channel" or isinstance(self.scaling_factor, tuple)):
+            raise ValueError(
+                "kind vq needs statistics tensor and one scaling_factor: one a channel would change which latent "
+                "vector is nearest, and VQModel has no place for it"
+            )
         return self
 
     @property
     def downsampling_factor(self) -> int:
         """How many pixels one latent position stands for, along each side."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def z_width(self) -> int:
+        """Channels of the encoder's output and the decoder's input."""
+        return self.latent_channels if self.z_channels is None else self.z_channels
+
+    @property
+    def moments(self) -> int:
+        """What the encoder tells of every value of z: mean and log-variance, or for kind vq the value alone."""
+        return 1 if self.kind == "vq" else 2
 
 
 class UNetConfig(Section):
