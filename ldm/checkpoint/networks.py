@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+from torch import Tensor
 
 from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.fields import load_fields
@@ -65,6 +67,10 @@ def read_unet(kind: type[U], folder: Path, dtype: torch.dtype) -> U:
 
 
 def write_unet(unet: UNet, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
-    """Write a U-Net, its weights as `dtype` if given."""
+    """Write a U-Net, its weights as `dtype` if given.
+
+    Raises UserError, with nothing written, for what diffusers' classes cannot express.
+    """
+    fields = unet_to_fields(unet.config)
     save_weights(folder, DIFFUSERS_STEM, unet.state_dict(), dtype, shard_size)
-    save_json(folder / "config.json", unet_to_fields(unet.config))
+    save_json(folder / "config.json", fields)
