@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch import Tensor
 
 from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.fields import load_fields
