@@ -5,8 +5,11 @@ The codebook is named as in diffusers' `VQModel`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 DISTANCES = 2**24  # computed at a time, 64 MiB of them, so that memory stays bounded whatever the picture's size
 
@@ -45,7 +48,8 @@ def nearest(points: Tensor, codebook: Tensor) -> Tensor:
     points, codebook = _wide(points), _wide(codebook)
     halves = 0.5 * codebook.square().sum(1)  # (K,)
     rows = max(1, DISTANCES // len(codebook))
-    with torch.autocast(points.device.type, enabled=False):
+    device = points.device.type
+    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():  # not on meta
         return torch.cat([(halves - part @ codebook.t()).argmin(1) for part in points.split(rows)])
 
 
