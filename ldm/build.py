@@ -28,10 +28,6 @@ from ldm.training.unet import UNetStage
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
     """Raise UserError for what a stage will miss, before any time is spent on the data."""
     if stage == "autoencoder":
-        if config.autoencoder.kind == "vq":
-            raise UserError(
-                "train-vae trains autoencoders of kind kl; load one of kind vq, or convert it with ldm convert"
-            )
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)
         if init is not None:

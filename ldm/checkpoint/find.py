@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ldm.checkpoint.layouts import OPTIONAL
 from ldm.errors import UserError
 
 
@@ -61,8 +62,9 @@ def _from_hub(name: str) -> Path:
 
     # What is in the parts' folders, or that of a single autoencoder; no single-file checkpoints beside them.
     wanted = ["model_index.json", "config.json", "diffusion_pytorch_model.*", "*/*.json", "*/*.safetensors", "*/*.txt"]
+    unwanted = [*(f"{part}/*" for part in OPTIONAL), "*.non_ema.*"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise _unknown(name, f" ({type(error).__name__} from the Hub)") from error
 

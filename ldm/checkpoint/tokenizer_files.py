@@ -69,6 +69,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     save_json(folder / "tokenizer_config.json", fields)
 
 
+def tokenizer_class(tokenizer: Tokenizer) -> str:
+    """The class of transformers that loads what `save_tokenizer` writes."""
+    return FAMILIES[json.loads(tokenizer.to_json())["model"]["type"]].name
+
+
 def _special_fields(folder: Path) -> Fields:
     """`tokenizer_config.json`, and what `special_tokens_map.json` says otherwise where the former is an old one."""
     fields = load_fields(folder / "tokenizer_config.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from ldm.config.section import Section, check_divisible
 
@@ -83,18 +83,24 @@ class AutoencoderConfig(Section):
 class UNetConfig(Section):
     """The denoising U-Net; tuples have one entry a level, finest first."""
 
-    in_channels: int = 4  # latents, then what is concatenated to them
-    out_channels: int = 4
-    sample_size: int = 16  # side of the latents it was trained on
-    block_out_channels: tuple[int, ...] = (128, 256, 384)
-    layers_per_block: int = 2
+    in_channels: PositiveInt = 4  # latents, then what is concatenated to them
+    out_channels: PositiveInt = 4
+    sample_size: PositiveInt = 16  # side of the latents it was trained on
+    block_out_channels: tuple[PositiveInt, ...] = Field((128, 256, 384), min_length=1)
+    layers_per_block: PositiveInt = 2
     attention: Literal["transformer", "plain"] = "transformer"  # plain: self-attention alone, which sees no context
-    attention_layers: tuple[int, ...] = (1, 1, 1)  # attention blocks after each ResNet block of a level; 0: none
-    mid_attention_layers: int | None = None  # in the mid block; None: as many as the last level, at least one
+    attention_layers: tuple[NonNegativeInt, ...] = (
+        1,
+        1,
+        1,
+    )  # attention blocks after each ResNet block of a level; 0: none
+    mid_attention_layers: NonNegativeInt | None = (
+        None  # in the mid block; None: as many as the last level, at least one
+    )
     num_attention_heads: int | tuple[int, ...] = 8
-    cross_attention_dim: int | None = 256  # width of the context; None, with plain attention: there is none
+    cross_attention_dim: PositiveInt | None = 256  # width of the context; None, with plain attention: there is none
     use_linear_projection: bool = True
-    norm_num_groups: int = 32
+    norm_num_groups: PositiveInt = 32
     norm_eps: float = 1e-5
     dropout: float = 0.0
     time_scale_shift: bool = False  # the time embedding scales and shifts after a norm, instead of being added
@@ -103,11 +109,11 @@ class UNetConfig(Section):
     flip_sin_to_cos: bool = True  # the time embedding has its cosines first
     freq_shift: float = 0.0  # of the time embedding's frequencies
     # What is added to the time embedding besides:
-    num_class_embeds: int | None = None  # a table of classes
+    num_class_embeds: PositiveInt | None = None  # a table of classes
     class_embed_type: Literal["timestep", "identity", "projection", "simple_projection"] | None = None
-    projection_class_embeddings_input_dim: int | None = None  # width of what the projections take
+    projection_class_embeddings_input_dim: PositiveInt | None = None  # width of what the projections take
     addition_embed_type: Literal["text_time"] | None = None  # SDXL: pooled text, original size, crop and target size
-    addition_time_embed_dim: int | None = None  # width of the embedding of each of those six numbers
+    addition_time_embed_dim: PositiveInt | None = None  # width of the embedding of each of those six numbers
 
     @model_validator(mode="after")
     def _levels_agree(self) -> UNetConfig:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
 from ldm.config.diffusion import DiffusionConfig
-from ldm.config.losses import LossConfig
+from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
 from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section
 
@@ -98,6 +98,7 @@ class Config(Section):
         self._input_fits()
         self._output_fits()
         self._context_fits()
+        self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
                 f"data.size {self.data.size} is not divisible by the autoencoder's downsampling factor "
@@ -117,6 +118,12 @@ class Config(Section):
                 f"unet.in_channels is {self.unet.in_channels}; it must be autoencoder.latent_channels, {latent}"
                 + (f", and spatial.channels, {joined}" if joined else "")
             )
+
+    def _bottleneck_fits(self) -> None:
+        other = {"kl": ("codebook", CodebookConfig()), "vq": ("kl", KLLossConfig())}
+        name, untouched = other[self.autoencoder.kind]
+        if getattr(self.loss, name) != untouched:
+            raise ValueError(f"loss.{name} means nothing for an autoencoder of kind {self.autoencoder.kind}")
 
     def _context_fits(self) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
