@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
+from torch.amp.autocast_mode import is_autocast_available
 
 DISTANCES = 2**24  # computed at a time, 64 MiB of them, so that memory stays bounded whatever the picture's size
 
