@@ -10,7 +10,8 @@ import typer
 
 def info(
     target: Annotated[
-        str, typer.Argument(help="A configuration, a run, a diffusers directory, a built-in model or a .safetensors file.")
+        str,
+        typer.Argument(help="A configuration, a run, a diffusers directory, a built-in model or a .safetensors file."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document of raw numbers.")] = False,
 ) -> None:

@@ -96,7 +96,9 @@ def _table(parameters: Report, memory: Report) -> list[str]:
         if name == "total":
             rows.append((name, f"{count:,}", size(memory["float32"]), size(memory["bfloat16"])))
             continue
-        rows.append((f"  {NAMES.get(name, name)}", f"{count['total']:,}", size(4 * count["total"]), size(2 * count["total"])))
+        rows.append(
+            (f"  {NAMES.get(name, name)}", f"{count['total']:,}", size(4 * count["total"]), size(2 * count["total"]))
+        )
         rows += [(f"    {part}", f"{n:,}", "", "") for part, n in count.items() if part != "total"]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return [

@@ -33,7 +33,9 @@ UNET = UNetConfig(
 )
 MODELS = {
     "an autoencoder": Contents(autoencoder=AUTOENCODER),
-    "an autoencoder of kind vq": Contents(autoencoder=AUTOENCODER.model_copy(update={"kind": "vq", "codebook_size": 9})),
+    "an autoencoder of kind vq": Contents(
+        autoencoder=AUTOENCODER.model_copy(update={"kind": "vq", "codebook_size": 9})
+    ),
     "a U-Net": Contents(unet=UNET),
     "an unconditional model": Contents(autoencoder=AUTOENCODER, unet=UNET, diffusion=DiffusionConfig()),
 }

@@ -104,9 +104,10 @@ def test_a_round_trip_through_a_folder_is_bit_equal(name: str, folder: Path, tmp
 def test_diffusers_loads_the_file_and_the_folder_as_the_same_pipeline(name: str, path: Path, folder: Path) -> None:
     single = PIPELINES[name].from_single_file(str(path), config=str(folder), local_files_only=True)
     whole = PIPELINES[name].from_pretrained(folder)
-    assert single.scheduler.config.prediction_type == {"eps": "epsilon", "v": "v_prediction"}[
-        SMALL_MODELS[name].diffusion.prediction
-    ]
+    assert (
+        single.scheduler.config.prediction_type
+        == {"eps": "epsilon", "v": "v_prediction"}[SMALL_MODELS[name].diffusion.prediction]
+    )
     parts = ["unet", "vae", *(TEXTS[text] for text in SMALL_MODELS[name].conditions)]
     for part in parts:
         assert_same(getattr(single, part).state_dict(), getattr(whole, part).state_dict())

@@ -23,7 +23,9 @@ def _rules(config: AutoencoderConfig) -> Iterator[Rule]:
         blocks = [before] + [width] * (config.layers_per_block - 1)
         yield from _level(f"encoder.down.{level}", f"encoder.down_blocks.{level}", blocks, width, config, level)
         if level < len(widths) - 1:
-            yield from layer(f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv")
+            yield from layer(
+                f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv"
+            )
         before = width
     yield from _middle("encoder", config)
 

@@ -140,5 +140,3 @@ class _Walk:
         for kind, change in changes.items():
             yield Rule((f"{theirs}.qkv.{kind}",), tuple(f"{ours}.to_{part}.{kind}" for part in "qkv"), change)
         yield from layer(f"{theirs}.proj_out", f"{ours}.to_out.0", convolution(1))
-
-
