@@ -101,6 +101,10 @@ def _train(
     from ldm.training.loop import Limits, parse_duration
 
     limits = Limits(parse_duration(max_time) if max_time else None)
+    if stage_name == "unet":
+        from ldm.training.run import with_text_source
+
+        config = with_text_source(config, out)
     if dry_run:
         from ldm.training.plan import plan
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import tokenizers
 import torch
+from tokenizers import processors
 from torch import nn
 
 from ldm.checkpoint.diffusers import Parts
@@ -15,6 +19,7 @@ from ldm.config import (
     DiffusionConfig,
     LDMBertConfig,
     ScheduleConfig,
+    T5Config,
     UNetConfig,
 )
 from ldm.models.conditions import ClassEmbedder
@@ -139,6 +144,27 @@ def bert_vq() -> Parts:
     return parts
 
 
+def ldm_words_vq() -> Parts:
+    """A BERT that looks at padding, of the length that LDMTextToImagePipeline pads to."""
+    parts, tokenizer = ldm_text("vq"), bert_tokenizer(77)
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_length": 77}
+    config = BertConfig(vocab_size=tokenizer.vocab_size, use_attention_mask=False, **text)
+    return replace(parts, text_encoder=make_text_encoder(config), tokenizer=tokenizer)
+
+
+def t5() -> Parts:
+    pieces = tokenizers.SentencePieceUnigramTokenizer()
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces.train_from_iterator(CAPTIONS * 3, 80, special_tokens=special, unk_token="<unk>", show_progress=False)
+    unigram = tokenizers.Tokenizer.from_str(pieces.to_str())
+    unigram.add_special_tokens([*special, *(f"<extra_id_{number}>" for number in range(99, -1, -1))])
+    unigram.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = Tokenizer(unigram, 16, "<pad>")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_width": 8}
+    text = T5Config(vocab_size=tokenizer.vocab_size, max_length=16, intermediate_size=48, **sizes)
+    return text_parts(autoencoder_config(), unet_config(), text, tokenizer)
+
+
 def vq() -> Autoencoder:
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -148,7 +174,8 @@ def vq() -> Autoencoder:
 
 
 def unconditional(kind: str = "vq", **options: object) -> Parts:
-    config = unet_config(attention="plain", cross_attention_dim=None, **options)
+    plain = {"attention": "plain", "cross_attention_dim": None, "num_attention_heads": (2, 4, 4)}
+    config = unet_config(**plain | options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet, autoencoder = UNet(config), Autoencoder(autoencoder_config())

@@ -11,7 +11,7 @@ from ldm.checkpoint.fields import load_fields
 from ldm.checkpoint.find import find_autoencoder as find_autoencoder
 from ldm.checkpoint.find import resolve as resolve
 from ldm.checkpoint.find import step_folders as step_folders
-from ldm.checkpoint.layouts import LAYOUTS, ZEROS, Kind, Layout, kinds_of, make_index, pipeline_class, read_index
+from ldm.checkpoint.layouts import LAYOUTS, ZEROS, Kind, Layout, make_index, network_kinds, read_index
 from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
@@ -100,9 +100,9 @@ def _load_text(
 
 def _check_kinds(parts: Parts, kinds: dict[str, Kind], layout: Layout, where: Path) -> None:
     """Raise UserError where a network's folder holds another class than the index says."""
-    for part, kind in kinds_of(parts).items():
-        if part != "scheduler" and not part.startswith("tokenizer") and kind != kinds[part]:
-            raise UserError(f"{where}: the part {layout.folders[part]} is {kinds[part][1]}, its folder holds {kind[1]}")
+    for part, (_, name) in network_kinds(parts).items():
+        if name != kinds[part][1]:
+            raise UserError(f"{where}: the part {layout.folders[part]} is {kinds[part][1]}, its folder holds {name}")
 
 
 def save_pipeline(
@@ -113,12 +113,12 @@ def save_pipeline(
     Raises UserError, before anything is written, for what the format cannot express.
     """
     folder = Path(folder)
-    index, layout = make_index(parts), LAYOUTS[pipeline_class(parts)]
+    index = make_index(parts)
     unet_to_fields(parts.unet.config)
     scheduler_to_fields(parts.diffusion)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").unlink(missing_ok=True)
-    places = {part: folder / name for part, name in layout.folders.items()}
+    places = {part: folder / name for part, name in LAYOUTS[index["_class_name"]].folders.items()}
     write_autoencoder(parts.autoencoder, places["autoencoder"], dtype, shard_size)
     write_unet(parts.unet, places["unet"], dtype, shard_size)
     for (encoder, tokenizer), end in zip(parts.texts, ("", "_2"), strict=False):

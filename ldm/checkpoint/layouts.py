@@ -13,8 +13,10 @@ from ldm.checkpoint.scheduler_fields import FLOW, scheduler_class
 from ldm.checkpoint.schedulers import SCHEDULERS
 from ldm.checkpoint.text_fields import architecture
 from ldm.checkpoint.texts import saved_config
-from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, T5Config, TextSection
+from ldm.checkpoint.tokenizer_files import tokenizer_class
+from ldm.config import TextSection
 from ldm.errors import UserError
+from ldm.models.text import TextEncoder, Tokenizer
 
 Kind = tuple[str, str]  # library and class
 
@@ -27,13 +29,8 @@ BERT, LDM_BERT, T5 = (
 )
 CLIP, PROJECTED = ("transformers", "CLIPTextModel"), ("transformers", "CLIPTextModelWithProjection")
 TEXTS = (BERT, CLIP, PROJECTED, T5, LDM_BERT)
-TOKENIZERS: dict[type[TextSection], Kind] = {
-    BertConfig: ("transformers", "BertTokenizer"),
-    LDMBertConfig: ("transformers", "BertTokenizer"),
-    CLIPConfig: ("transformers", "CLIPTokenizer"),
-    T5Config: ("transformers", "T5Tokenizer"),
-}
-ANY_TOKENIZER = tuple((library, name + end) for library, name in TOKENIZERS.values() for end in ("", "Fast"))
+TOKENIZERS = ("BertTokenizer", "CLIPTokenizer", "T5Tokenizer")
+ANY_TOKENIZER = tuple(("transformers", name + end) for name in TOKENIZERS for end in ("", "Fast"))
 ANY: dict[str, tuple[Kind, ...]] = {  # where a layout does not say
     "autoencoder": tuple(AUTOENCODERS.values()),
     "unet": tuple(UNETS.values()),
@@ -62,21 +59,16 @@ class Layout:
     may_lack: tuple[str, ...] = ()  # parts of ours that need not be there
     limit: Callable[[Parts], bool] = lambda parts: True  # what else it takes for granted
 
-    def expresses(self, parts: Parts) -> bool:
+    def expresses(self, parts: Parts, kinds: dict[str, Kind]) -> bool:
         """Whether a pipeline of this class draws what the parts draw."""
-        kinds = kinds_of(parts)
         if not self.folders.keys() - set(self.may_lack) <= kinds.keys() <= self.folders.keys():
             return False
         if any(kind not in self.kinds.get(part, ANY[part]) for part, kind in kinds.items()):
             return False
         if parts.zeros_for_empty_prompt and ZEROS not in self.fields:
             return False
-        configs = ((name, getattr(parts, name)) for name in self.texts)
-        return self.limit(parts) and all(
-            self.text_config(name, saved_config(encoder.config)) == saved_config(encoder.config)
-            for name, encoder in configs
-            if encoder is not None
-        )
+        saved = {f"text_encoder{end}": saved_config(encoder.config) for encoder, _, end in _texts(parts)}
+        return self.limit(parts) and all(self.text_config(part, config) == config for part, config in saved.items())
 
     def text_config(self, part: str, config: TextSection) -> TextSection:
         """The section of a text encoder with what the class decides about it."""
@@ -119,7 +111,7 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
     ),
     "LDMTextToImagePipeline": Layout(
         _folders(autoencoder="vqvae", text_encoder="bert", tokenizer="tokenizer"),
-        kinds={"unet": (UNETS["transformer"],), "text_encoder": (LDM_BERT, BERT, CLIP)},
+        kinds={"unet": (UNETS["transformer"],), "text_encoder": (LDM_BERT, BERT)},
         texts={"text_encoder": WHOLE | {"use_attention_mask": False, "max_length": 77}},
         limit=_as_latent_text_pipeline,
     ),
@@ -136,18 +128,15 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
 }
 
 
-def kinds_of(parts: Parts) -> dict[str, Kind]:
-    """Library and class of each part that is there, as it is written."""
+def network_kinds(parts: Parts) -> dict[str, Kind]:
+    """Library and class of each network that is there, as it is written."""
     found = {
         "autoencoder": AUTOENCODERS[parts.autoencoder.config.kind],
         "unet": UNETS[parts.unet.config.attention],
-        "scheduler": ("diffusers", scheduler_class(parts.diffusion)),
     }
-    for encoder, end in ((parts.text_encoder, ""), (parts.text_encoder_2, "_2")):
-        if encoder is not None:
-            config = saved_config(encoder.config)
-            found["text_encoder" + end] = next(kind for kind in TEXTS if kind[1] == architecture(config))
-            found["tokenizer" + end] = TOKENIZERS[type(config)]
+    for encoder, _, end in _texts(parts):
+        name = architecture(saved_config(encoder.config))
+        found[f"text_encoder{end}"] = next(kind for kind in TEXTS if kind[1] == name)
     if parts.classes is not None:
         found["classes"] = ANY["classes"][0]
     return found
@@ -155,12 +144,24 @@ def kinds_of(parts: Parts) -> dict[str, Kind]:
 
 def pipeline_class(parts: Parts) -> str:
     """The class of pipeline that some parts are written as."""
-    return next(name for name, layout in LAYOUTS.items() if layout.expresses(parts))
+    kinds = _kinds(parts)
+    return next(name for name, layout in LAYOUTS.items() if layout.expresses(parts, kinds))
+
+
+def _kinds(parts: Parts) -> dict[str, Kind]:
+    tokenizers = {
+        f"tokenizer{end}": ("transformers", tokenizer_class(tokenizer)) for _, tokenizer, end in _texts(parts)
+    }
+    return network_kinds(parts) | tokenizers | {"scheduler": ("diffusers", scheduler_class(parts.diffusion))}
+
+
+def _texts(parts: Parts) -> list[tuple[TextEncoder, Tokenizer, str]]:
+    return [(encoder, tokenizer, end) for (encoder, tokenizer), end in zip(parts.texts, ("", "_2"), strict=False)]
 
 
 def make_index(parts: Parts) -> Fields:
     """`model_index.json` of the parts."""
-    name, kinds = pipeline_class(parts), kinds_of(parts)
+    name, kinds = pipeline_class(parts), _kinds(parts)
     layout = LAYOUTS[name]
     values = {name: allowed[0] for name, allowed in layout.fields.items()}
     return {

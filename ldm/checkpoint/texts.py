@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.weights import SHARD_SIZE, build, load_weights, save_weights
 from ldm.config import BertConfig, CLIPConfig, OpenCLIPConfig, TextSection
 from ldm.models.text import TextEncoder, make_text_encoder
+
+T = TypeVar("T")
 
 TRANSFORMERS_STEM = "model"
 
@@ -49,21 +52,21 @@ def load_text_encoder(
 
     `config` takes the place of what its `config.json` says: another layer, no projection, fewer positions.
     """
-    tensors = load_weights(folder, TRANSFORMERS_STEM)
-    if config is None:
-        config = load_text_config(folder)
-        tensors = network_tensors(tensors, config.kind)
-    else:
-        tensors = network_tensors(tensors, config.kind)
-        tensors |= {name: tensors[name][: config.max_length] for name in POSITIONS if name in tensors}
-        if isinstance(config, CLIPConfig) and config.projection_dim is None:
-            tensors.pop("text_projection.weight", None)
+    own = load_text_config(folder)
+    config = config or own
+    tensors = network_tensors(load_weights(folder, TRANSFORMERS_STEM), own.kind)
+    for name in POSITIONS:
+        if name in tensors and len(tensors[name]) == own.max_length:
+            tensors[name] = tensors[name][: config.max_length]
+    if isinstance(own, CLIPConfig) and own.projection_dim is not None and not getattr(config, "projection_dim", None):
+        tensors.pop("text_projection.weight", None)
     return build(lambda: make_text_encoder(config), tensors, dtype, folder)
 
 
-def network_tensors(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The weights of a file of transformers under the names of our network of that kind."""
-    kept, renamed = {}, {}
+def network_tensors(tensors: dict[str, T], kind: str) -> dict[str, T]:
+    """The weights of a file of transformers, or what its header says of them, under our network's names."""
+    kept: dict[str, T] = {}
+    renamed: dict[str, T] = {}
     for old, tensor in tensors.items():
         name = old
         for pattern, replacement in RENAMED.get(kind, {}).items():

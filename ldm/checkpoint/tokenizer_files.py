@@ -92,6 +92,11 @@ def _read(folder: Path, fields: Fields) -> tokenizers.Tokenizer:
         for family in FAMILIES.values():
             if fields.get("tokenizer_class") in (family.name, f"{family.name}Fast") and family.read is not None:
                 return family.read(folder)
+        if (folder / "spiece.model").is_file():
+            raise UserError(
+                f"{folder} has its vocabulary as spiece.model alone: load it with transformers and save it, "
+                "which makes tokenizer.json"
+            )
     try:
         return tokenizers.Tokenizer.from_str(load_text(whole))
     except UserError:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
 from ldm.config.diffusion import DiffusionConfig
-from ldm.config.losses import LossConfig
+from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
 from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section
 from ldm.errors import UserError
@@ -111,6 +111,7 @@ class Config(Section):
             self._context_fits(self.unet)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
+        self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
                 f"data.size {self.data.size} is not divisible by the autoencoder's downsampling factor "
@@ -142,6 +143,12 @@ class Config(Section):
             raise ValueError(
                 f"unet.out_channels is {unet.out_channels}, autoencoder.latent_channels is {latent}: {rule}"
             )
+
+    def _bottleneck_fits(self) -> None:
+        other = {"kl": ("codebook", CodebookConfig()), "vq": ("kl", KLLossConfig())}
+        name, untouched = other[self.autoencoder.kind]
+        if getattr(self.loss, name) != untouched:
+            raise ValueError(f"loss.{name} means nothing for an autoencoder of kind {self.autoencoder.kind}")
 
     def _spatial_fits(self, spatial: SpatialConfig) -> None:
         latent = self.autoencoder.latent_channels

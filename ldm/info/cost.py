@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.weights import WithoutNormals
@@ -28,16 +30,17 @@ def make_networks(contents: Contents) -> dict[str, nn.Module]:
         return {name: contents.make(name).eval() for name in contents.networks}
 
 
-def flops(contents: Contents, networks: dict[str, nn.Module], side: int) -> dict[str, int]:
+def flops(contents: Contents, networks: dict[str, nn.Module], side: int, tokens: int) -> dict[str, int]:
     """Floating-point operations of one U-Net call, and of a picture's way to latents and back.
 
-    Latents have `side` positions along each side and batches are of one; a multiplication and an addition are two.
+    Latents have `side` positions along each side, the context has `tokens`, and batches are of one; a multiplication
+    and an addition are two.
     """
     counted = {}
     if contents.unet is not None:
         unet = networks["unet"]
         assert isinstance(unet, UNet)
-        inputs = _unet_inputs(contents, contents.unet, side)
+        inputs = _unet_inputs(contents.unet, side, tokens)
         counted["unet"] = _count(lambda: unet(**inputs))
     if contents.autoencoder is not None:
         autoencoder, config = networks["autoencoder"], contents.autoencoder
@@ -49,10 +52,9 @@ def flops(contents: Contents, networks: dict[str, nn.Module], side: int) -> dict
     return counted
 
 
-def _unet_inputs(contents: Contents, config: UNetConfig, side: int) -> dict[str, Any]:
+def _unet_inputs(config: UNetConfig, side: int, tokens: int) -> dict[str, Any]:
     inputs: dict[str, Any] = {"latents": _empty(1, config.in_channels, side, side), "t": _empty(1)}
     if config.cross_attention_dim is not None:
-        tokens = 1 if contents.text is None else contents.text.max_length
         inputs["context"] = _empty(1, tokens, config.cross_attention_dim)
     if config.num_class_embeds is not None:
         inputs["classes"] = torch.empty(1, dtype=torch.int64, device="meta")
@@ -75,9 +77,18 @@ def _empty(*shape: int) -> Tensor:
 def _count(call: Callable[[], object]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, _ShapesAlone():
         call()
     return int(counter.get_total_flops())
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Leaves out what keeps a shape and is not counted, in which the meta device spends most of its time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.group_norm, F.layer_norm, F.silu, F.gelu):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def training_memory(description: Description, totals: dict[str, int]) -> dict[str, int]:

@@ -10,12 +10,17 @@ from typing import Any
 
 from ldm import config as configuration
 from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields
+from ldm.checkpoint.class_tables import classes_from_fields
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.checkpoint.diffusers import load_scheduler, step_folders
+from ldm.checkpoint.compvis.matching import recognise
+from ldm.checkpoint.compvis.modelspec import contents_from_metadata
+from ldm.checkpoint.diffusers import load_scheduler
 from ldm.checkpoint.fields import Fields, load_fields
+from ldm.checkpoint.find import built_in, step_folders
 from ldm.checkpoint.text_fields import text_from_fields
+from ldm.checkpoint.texts import network_tensors
 from ldm.checkpoint.unet_fields import unet_from_fields
-from ldm.config import Config
+from ldm.config import Config, Section, TextSection
 from ldm.errors import UserError
 from ldm.info.headers import Header, read_folder, read_headers
 from ldm.info.parameters import Counts, by_part
@@ -28,12 +33,14 @@ SECTIONS = {
     "text_encoder": "text",
     "bert": "text",
     "text_encoder_2": "text_2",
+    "class_embedder": "classes",
 }
 READERS: dict[str, Callable[[Fields, Path], Any]] = {
     "autoencoder": autoencoder_from_fields,
     "unet": unet_from_fields,
     "text": text_from_fields,
     "text_2": text_from_fields,
+    "classes": classes_from_fields,
 }
 
 
@@ -57,6 +64,13 @@ class Description:
         return "autoencoder" if self.contents.unet is None else "unet"
 
     @property
+    def tokens(self) -> int:
+        """Of the context: of the text, one of a class, CLIP's 77 where there is a U-Net alone."""
+        if self.contents.classes is not None:
+            return 1
+        return 77 if self.contents.text is None else self.contents.text.max_length
+
+    @property
     def latent_side(self) -> int | None:
         """Of the latents it was or is to be trained on; None where nothing says it."""
         autoencoder, unet = self.contents.autoencoder, self.contents.unet
@@ -77,9 +91,8 @@ def describe(target: str) -> Description:
         return _file(target, path)
     if path.is_dir():
         return _folder(target, path)
-    built_in = _weights() / target
-    if re.fullmatch(r"[\w.-]+", target) and built_in.is_dir():
-        return _folder(target, built_in)
+    if (found := built_in(target)) is not None:
+        return _folder(target, found)
     if target in configuration.names():
         return of_config(target, configuration.load(target))
     raise UserError(
@@ -98,9 +111,19 @@ def _file(target: str, path: Path) -> Description:
         return of_config(target, configuration.load(path))
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         raise UserError(f"{path} is a pickle: make it a safetensors file with `ldm convert`, then ask again")
-    headers, _ = read_headers(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is neither a configuration (.yaml) nor a file of weights (.safetensors)")
+    headers, metadata = read_headers(path)
+    shapes = {name: header.shape for name, header in headers.items()}
+    notes = []
+    try:
+        contents = contents_from_metadata(metadata, str(path)) or recognise(shapes, str(path))
+        contents = contents.within(shapes)
+    except UserError:
+        contents = Contents()
+        notes = ["it is of no published configuration, or of several: its parameters alone are known"]
     stored = by_part({name: header.parameters for name, header in headers.items()})
-    return Description(target, "single file", Contents(), stored)
+    return Description(target, "single file", contents, stored, notes=notes)
 
 
 def _folder(target: str, folder: Path) -> Description:
@@ -113,7 +136,7 @@ def _folder(target: str, folder: Path) -> Description:
     if not networks:
         raise UserError(f"{folder} holds no model: neither config.json, model_index.json nor a finished step")
     sections, notes = _sections(networks, folder)
-    stored = {name: _counts(name, read_folder(path)) for name, path in networks.items()}
+    stored = {name: _counts(read_folder(path), sections.get(name)) for name, path in networks.items()}
     step = int(steps[-1].name.removeprefix("step-")) if steps else _step_of(folder)
     kind = "run" if config is not None else "pipeline" if (folder / "model_index.json").is_file() else "network"
     return Description(target, kind, Contents(**sections), stored, config, step, notes)
@@ -128,10 +151,9 @@ def _networks(folder: Path) -> dict[str, Path]:
 
 
 def _section_of(fields: Fields) -> str:
-    name = str(fields.get("_class_name") or "")
-    if name.startswith("UNet"):
-        return "unet"
-    return "autoencoder" if name.startswith(("Autoencoder", "VQ")) else "text"
+    name = str(fields.get("_class_name"))  # transformers' files have none
+    starts = {"UNet": "unet", "Autoencoder": "autoencoder", "VQ": "autoencoder", "ClassEmbedder": "classes"}
+    return next((section for start, section in starts.items() if name.startswith(start)), "text")
 
 
 def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -153,18 +175,13 @@ def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], 
     return sections, notes
 
 
-def _counts(section: str, headers: dict[str, Header]) -> Counts:
-    """Parameters by name, without the pooler of a BERT, which transformers wants in a file and nobody uses."""
-    unused = "pooler." if section == "text" else ()
-    return {name: header.parameters for name, header in headers.items() if not name.startswith(unused)}
+def _counts(headers: dict[str, Header], section: Section | None) -> Counts:
+    """Parameters by name, without what files of text encoders hold besides and nobody uses."""
+    if isinstance(section, TextSection):
+        headers = network_tensors(headers, section.kind)
+    return {name: header.parameters for name, header in headers.items()}
 
 
 def _step_of(folder: Path) -> int | None:
     found = re.fullmatch(r"step-(\d+)", folder.resolve().name)
     return int(found[1]) if found else None
-
-
-def _weights() -> Path:
-    import ldm.weights
-
-    return Path(next(iter(ldm.weights.__path__)))

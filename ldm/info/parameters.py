@@ -16,13 +16,23 @@ AUTOENCODER = {
     "loss": ("loss.",),  # the discriminator in training's own files
 }
 
-# Parts of a single file, by how the names of their parameters start: CompVis', Stable Diffusion's and bare networks.
-SINGLE_FILE = {
-    "unet": ("model.diffusion_model.", "down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "time_embedding."),
-    "autoencoder": ("first_stage_model.", "encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize."),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_model.", "embeddings."),
-    "text_encoder_2": ("conditioner.embedders.1.",),
-    "ema": ("model_ema.",),
+# Parts of a single file of a whole model, by where the names of their parameters begin.
+PREFIXES = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.": "autoencoder",
+    "cond_stage_model.": "text",
+    "conditioner.embedders.0.": "text",
+    "conditioner.embedders.1.": "text_2",
+    "model_ema.": "ema",
+}
+# Networks alone in a file, of the original naming and of diffusers' and transformers', by how a name begins.
+ALONE = {
+    "autoencoder": ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.", "loss."),
+    "text": ("text_model.", "embeddings.", "transformer."),
+    "unet": (
+        *("input_blocks.", "middle_block.", "output_blocks.", "out.", "time_embed.", "label_emb."),
+        *("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.", "class_embedding."),
+    ),
 }
 
 
@@ -47,12 +57,10 @@ def by_part(counts: Mapping[str, int]) -> dict[str, Counts]:
 
 
 def _part_of(name: str) -> tuple[str, str]:
-    for part, starts in SINGLE_FILE.items():
-        for start in starts:
-            if name.startswith(start):
-                is_prefix = start.startswith(("model.", "first_stage", "cond_stage", "conditioner.", "model_ema"))
-                return part, name.removeprefix(start) if is_prefix else name
-    return "other", name
+    for prefix, part in PREFIXES.items():
+        if name.startswith(prefix):
+            return part, name.removeprefix(prefix)
+    return next((part for part, starts in ALONE.items() if name.startswith(starts)), "other"), name
 
 
 def _sum(counts: Mapping[str, int], starts: tuple[str, ...]) -> int:

@@ -35,7 +35,7 @@ def report(description: Description) -> Report:
     facts["memory"] = {"float32": 4 * total, "bfloat16": 2 * total, "training": training_memory(description, whole)}
     if side is not None:
         facts |= _shapes(description, side)
-        facts["flops"] = flops(contents, networks, side)
+        facts["flops"] = flops(contents, networks, side, description.tokens)
     if contents.autoencoder is not None:
         facts["latent_statistics"] = statistics(contents.autoencoder)
     if contents.diffusion is not None and (contents.unet is not None or description.stored is not None):
@@ -67,8 +67,8 @@ def _shapes(description: Description, side: int) -> Report:
         shapes["latents"] = [config.latent_channels, side, side]
     elif contents.unet is not None:
         shapes["latents"] = [contents.unet.out_channels, side, side]
-    if contents.unet is not None and contents.unet.cross_attention_dim is not None and contents.text is not None:
-        shapes["context"] = [contents.text.max_length, contents.unet.cross_attention_dim]
+    if contents.unet is not None and contents.unet.cross_attention_dim is not None:
+        shapes["context"] = [description.tokens, contents.unet.cross_attention_dim]
     return shapes
 
 
@@ -121,6 +121,7 @@ def _rows(facts: Report) -> list[tuple[str, str]]:
         ("to train", ", ".join(memory) + ": weights, gradients, Adam, EMA; activations on top" if memory else ""),
         ("predicts", _diffusion(facts.get("diffusion"))),
         ("training", _trained(facts.get("training"))),
+        *_measured(facts.get("measured")),
     ]
     return rows + [("note", note) for note in facts.get("notes", [])]
 
@@ -154,6 +155,19 @@ def _trained(training: Report | None) -> str:
     pictures = f"{training['batch_size']:,} pictures of {training['size']}x{training['size']}"
     rate = f"learning rate {training['learning_rate']:g}"
     return f"{stage}, {done}{training['max_steps']:,} steps of {pictures}, {rate}"
+
+
+def _measured(measured: Report | None) -> list[tuple[str, str]]:
+    if measured is None:
+        return []
+    written = "written" if measured["written"] else "not written: --write does"
+    return [
+        ("measured", f"{measured['pictures']:,} pictures of {measured['data']}"),
+        ("  mean of z", number(measured["mean"])),
+        ("  std of z", number(measured["std"])),
+        ("  before", _scaling(measured["before"]).removeprefix(", ")),
+        ("  after", f"{_scaling(measured['after']).removeprefix(', ')} ({written})"),
+    ]
 
 
 def shape(sides: list[int] | None) -> str:

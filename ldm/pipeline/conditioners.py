@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.parts import Parts
 from ldm.errors import UserError
 from ldm.models.text import Encoded
 from ldm.models.unet import Added

@@ -18,13 +18,13 @@ from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
-from ldm.errors import UserError
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
 from ldm.pipeline.given import Given
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Framing, Request
+from ldm.pipeline.sizes import latent_shape, picture_size
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
 
@@ -135,7 +135,7 @@ class TextToImage:
         """
         request = self.settle(request)
         grid = self.grid(request)
-        shape = self.latent_shape(request, latents)
+        shape = latent_shape(self.parts, request, latents)
         given = self._given(request) if request.image is not None else None
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
         return self._batches(request, grid, shape, latents, given, progress, chosen)
@@ -152,39 +152,7 @@ class TextToImage:
 
     def size(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
-        if request.size is not None:
-            return request.size
-        factor = self.parts.autoencoder.config.downsampling_factor
-        if request.image is None:
-            side = self.parts.unet.config.sample_size * factor
-            return side, side
-        multiple = factor * self._halvings
-        width, height = (side // multiple * multiple for side in request.image.size)
-        if not width or not height:
-            raise UserError(f"the image is smaller than {multiple} pixels, the least that this model draws")
-        return width, height
-
-    def latent_shape(self, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents; UserError for a size that the networks cannot halve as they do."""
-        unet = self.parts.unet.config
-        factor = self.parts.autoencoder.config.downsampling_factor
-        width, height = self.size(request)
-        if latents is not None:
-            given = (latents.shape[-1] * factor, latents.shape[-2] * factor)
-            count = len(request.pictures)
-            if latents.shape[:-2] != (count, unet.in_channels) or request.size not in (None, given):
-                needed = (count, unet.in_channels, height // factor, width // factor)
-                raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} pictures need {needed}")
-            width, height = given
-        multiple = factor * self._halvings
-        if min(width, height) < 1 or width % multiple or height % multiple:
-            raise UserError(f"size {width}x{height}: width and height must be multiples of {multiple} for this model")
-        return unet.in_channels, height // factor, width // factor
-
-    @property
-    def _halvings(self) -> int:
-        """What the sides of latents must be divisible by, for the U-Net to halve them as often as it does."""
-        return int(2 ** (len(self.parts.unet.config.block_out_channels) - 1))
+        return picture_size(self.parts, request)
 
     def _given(self, request: Request) -> Given:
         assert request.image is not None
@@ -203,7 +171,7 @@ class TextToImage:
     ) -> Iterator[Image.Image]:
         pictures, size = request.pictures, request.batch_size
         factor = self.parts.autoencoder.config.downsampling_factor
-        pixels = shape[2] * factor, shape[1] * factor
+        pixels = shape[2] * factor, shape[1] * factor  # width and height
         total = math.ceil(len(numbers) / size) * len(grid)
         for batch, first in enumerate(range(0, len(numbers), size)):
             chosen = numbers[first : first + size]

@@ -16,6 +16,7 @@ from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.given import Given
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Request
+from ldm.pipeline.sizes import latent_shape
 from ldm.pipeline.text_to_image import TextToImage
 
 
@@ -80,7 +81,7 @@ def shares(frames: int) -> list[float]:
 
 
 def _noise(pipe: TextToImage, seed: int, request: Request) -> Tensor:
-    return SeededNoise([seed])(torch.empty(1, *pipe.latent_shape(request)))[0]
+    return SeededNoise([seed])(torch.empty(1, *latent_shape(pipe.parts, request)))[0]
 
 
 def _drawn(

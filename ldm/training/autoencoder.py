@@ -20,7 +20,8 @@ from ldm.data.loader import Batch, fit
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
 from ldm.data.sources import Source
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.posterior import Posterior
+from ldm.models.posterior import PointPosterior
+from ldm.training.codebook import CodebookTrainer, Quantised, quantise
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
@@ -39,13 +40,21 @@ class Reconstruction(nn.Module):
         variance = torch.tensor(config.reconstruction.initial_log_variance)
         self.log_variance = nn.Parameter(variance, requires_grad=config.reconstruction.learned_log_variance)
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance (), and what averaged latents give."""
+    def forward(
+        self, pictures: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor | Quantised, Tensor, Tensor | None]:
+        """Reconstructions (B, 3, H, W), the bottleneck, log-variance (), and what averaged latents give.
+
+        The bottleneck is the KL divergence (B,) in nats, or for kind vq what was quantised.
+        """
         posterior = self.autoencoder.encode(pictures)
-        assert isinstance(posterior, Posterior)
         latents = posterior.sample(noise=noise)
         small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
-        return self.autoencoder.decode(latents), posterior.kl(), self.log_variance * 1.0, small
+        if isinstance(posterior, PointPosterior):
+            bottleneck: Tensor | Quantised = quantise(self.autoencoder.quantize, posterior.mean)
+        else:
+            bottleneck = posterior.kl()
+        return self.autoencoder.decode(latents), bottleneck, self.log_variance * 1.0, small
 
 
 class AutoencoderStage(Stage):
@@ -62,6 +71,12 @@ class AutoencoderStage(Stage):
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
         network = self.place(Reconstruction(autoencoder, config.loss))
         self.ema = EMA(network, self.config.ema_decay)
+        self.codebook: CodebookTrainer | None = None
+        if config.autoencoder.kind == "vq":
+            # Averages move it, so that no gradient may.
+            autoencoder.quantize.requires_grad_(config.loss.codebook.decay is None)
+            quantizers = autoencoder.quantize, self.average.quantize
+            self.codebook = CodebookTrainer(*quantizers, config.loss.codebook, accelerator, self.draws)
         self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
         self.networks = {"reconstruction": accelerator.prepare(network)}
         adversarial = config.loss.adversarial
@@ -83,13 +98,15 @@ class AutoencoderStage(Stage):
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
         adversarial = self.loss_config.adversarial
         playing = bool(adversarial.weight) and step >= adversarial.start_step
+        self._start_codebook(batches, step)
         pairs, found = [], []
         for batch in self.micro_batches(batches, self.networks["reconstruction"]):
             assert batch.pictures is not None
             pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
-            noise = self.draws.normal("posterior", step, batch.slots, self.latent_shape).to(pictures.device)
-            reconstructions, *others = self.networks["reconstruction"](pictures, noise)
-            terms = self.loss.terms(pictures, reconstructions, *others)
+            reconstructions, bottleneck, *others = self.networks["reconstruction"](pictures, self._noise(batch))
+            terms = self.loss.terms(pictures, reconstructions, bottleneck, *others)
+            if self.codebook is not None:
+                self.codebook.see(bottleneck, batch.slots)
             if playing:
                 terms |= self._adversarial_terms(terms["nll"], reconstructions)
                 terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]
@@ -101,9 +118,28 @@ class AutoencoderStage(Stage):
         self.ema.update(network, step)
         losses = _mean(found)
         losses["loss"] = losses.pop("total")
+        if self.codebook is not None:
+            losses |= self.codebook.update(step)
         if playing:
             losses["discriminator"] = self._train_discriminator(batches, pairs)
         return losses
+
+    def _noise(self, batch: Batch) -> Tensor | None:
+        """Of the posterior samples, (B, C, h, w); a VQ autoencoder needs none."""
+        if self.codebook is not None:
+            return None
+        return self.draws.normal("posterior", batch.step, batch.slots, self.latent_shape).to(self.accelerator.device)
+
+    @torch.no_grad()
+    def _start_codebook(self, batches: list[Batch], step: int) -> None:
+        if self.codebook is None or step > self.loss_config.codebook.start_steps:
+            return
+        # The unwrapped network: there are no gradients to synchronise.
+        autoencoder = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder
+        with self.accelerator.autocast():
+            pictures = [batch.pictures for batch in batches if batch.pictures is not None]
+            z = [autoencoder.encode(each.to(self.accelerator.device)).mean for each in pictures]
+        self.codebook.start(torch.cat(z), [slot for batch in batches for slot in batch.slots], step)
 
     def _adversarial_terms(self, nll: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.loss_config.adversarial
@@ -137,6 +173,17 @@ class AutoencoderStage(Stage):
         network = self.ema.network
         assert isinstance(network, Reconstruction)
         return network.autoencoder
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, as a tree of tensors and plain values."""
+        state = super().state()
+        return state if self.codebook is None else state | {"codebook": self.codebook.state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up where `state` was written."""
+        super().load_state(state)
+        if self.codebook is not None:
+            self.codebook.load_state(state["codebook"])
 
     def save(self, folder: Path) -> None:
         """Write the autoencoder to `folder/vae`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ldm.config import BertConfig, Config
+from ldm.config import Config
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 
@@ -35,15 +35,15 @@ def plan(stage: str, config: Config, data: str) -> str:
 def _networks(stage: str, config: Config) -> dict[str, nn.Module]:
     from ldm.models.autoencoder import Autoencoder
     from ldm.models.discriminator import PatchDiscriminator
-    from ldm.models.text import BertTextEncoder
+    from ldm.models.text import make_text_encoder
     from ldm.models.unet import UNet
 
     if stage == "unet":
         unet = UNet(config.need_unet())
-        if not isinstance(config.text, BertConfig):
-            raise UserError("train-unet trains models with a text encoder of kind bert")
-        text = BertTextEncoder(config.text, config.text.vocab_size)
-        return {"U-Net": unet, "text encoder": text}
+        if config.text is None:
+            raise UserError("train-unet trains models of text alone, with one text encoder")
+        text = {} if config.text.frozen else {"text encoder": make_text_encoder(config.text)}
+        return {"U-Net": unet, **text}
     networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(config.autoencoder)}
     if config.loss.adversarial.weight:
         networks["discriminator"] = PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels)

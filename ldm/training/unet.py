@@ -41,7 +41,7 @@ class TextConditioned(nn.Module):
 
 
 class UNetStage(Stage):
-    """Trains a U-Net and its text encoder on the noise levels of a schedule."""
+    """Trains a U-Net, and its text encoder if that is not frozen, on the noise levels of a schedule."""
 
     name = "unet"
     config: UNetStageConfig
@@ -55,11 +55,14 @@ class UNetStage(Stage):
         self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         [(text_encoder, self.tokenizer)] = parts.texts
-        network = self.place(TextConditioned(parts.unet, text_encoder))
+        frozen = config.text is not None and config.text.frozen
+        self.frozen_text = text_encoder.to(accelerator.device).eval().requires_grad_(False) if frozen else None
+        network = self.place(parts.unet if frozen else TextConditioned(parts.unet, text_encoder))
         self.ema = EMA(network, self.config.ema_decay)
         rate = self.config.learning_rate
         text_rate = rate if self.config.text_learning_rate is None else self.config.text_learning_rate
-        optimizer = self.optimizer((parts.unet, rate), (text_encoder, text_rate))
+        trained = [(parts.unet, rate)] if frozen else [(parts.unet, rate), (text_encoder, text_rate)]
+        optimizer = self.optimizer(*trained)
         self.optimizers = {"unet": accelerator.prepare(optimizer)}
         self.networks = {"unet": accelerator.prepare(network)}
 
@@ -71,8 +74,7 @@ class UNetStage(Stage):
             level = self.schedule.sample(self.draws.uniform("level", step, batch.slots).to(latents.device))
             noise, seen = self._noise(batch, latents.shape[1:])
             noise, seen = noise.to(latents.device), seen.to(latents.device)
-            token_ids, mask = (t.to(latents.device) for t in self.tokenizer(self._captions(batch)))
-            output = network(level.noisy(latents, seen), level.t, token_ids, mask)
+            output = network(level.noisy(latents, seen), level.t, *self._told(batch))
             loss = self._loss(output, latents, noise, level).mean()
             self.accelerator.backward(loss / len(batches))
             found.append(loss.detach())
@@ -118,6 +120,14 @@ class UNetStage(Stage):
         noise = self.draws.normal("posterior", batch.step, batch.slots, shape)
         return posterior.sample(noise=noise.to(self.accelerator.device))
 
+    def _told(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the trained network is told of the captions: ids and mask (B, L), or a frozen encoder's context."""
+        ids, mask = (tensor.to(self.accelerator.device) for tensor in self.tokenizer(self._captions(batch)))
+        if self.frozen_text is None:
+            return ids, mask
+        with torch.no_grad(), self.accelerator.autocast():
+            return (self.frozen_text(ids, mask).context,)
+
     def _captions(self, batch: Batch) -> list[str]:
         """The captions, a share of them replaced by the empty prompt (Ho and Salimans 2022)."""
         draws = self.draws.uniform("condition", batch.step, batch.slots).tolist()
@@ -128,6 +138,8 @@ class UNetStage(Stage):
     def average(self) -> Parts:
         """The pipeline with EMA weights."""
         network = self.ema.network
+        if isinstance(network, UNet):
+            return replace(self.parts, unet=network)
         assert isinstance(network, TextConditioned)
         return replace(self.parts, unet=network.unet, text_encoder=network.text_encoder)
 

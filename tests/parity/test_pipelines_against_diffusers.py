@@ -25,6 +25,8 @@ TEXT: dict[str, tuple[str, Callable[[], Parts]]] = {
     "bert": ("StableDiffusionPipeline", tiny.bert),
     "sdxl": ("StableDiffusionXLPipeline", tiny.sdxl),
     "ldm": ("LDMTextToImagePipeline", tiny.ldm_text),
+    "t5": ("StableDiffusionPipeline", tiny.t5),
+    "ldm words vq": ("LDMTextToImagePipeline", tiny.ldm_words_vq),
     "ldm vq": ("LDMTextToImagePipeline", lambda: tiny.ldm_text("vq")),
 }
 PLAIN: dict[str, Any] = {"guidance_scale": 1.0}

@@ -10,8 +10,11 @@ import transformers
 from torch import Tensor, nn
 
 from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip, open_clip_from_clip
+from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder, saved_config
+from ldm.checkpoint.weights import WithoutNormals
 from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
+from ldm.errors import UserError
 from ldm.models.text import Encoded, TextEncoder, make_text_encoder
 
 END = 90
@@ -245,15 +248,69 @@ def test_half_precision_and_shards_of_text_encoders_come_back(tmp_path: Path) ->
     context = encoded(load_text_encoder(tmp_path)).context
     assert context.dtype == torch.float32
     assert (context - encoded(ours).context).abs().max() < 0.05
-    theirs = theirs_from(tmp_path, transformers.CLIPTextModel)
-    assert theirs.dtype == torch.float16
+    assert theirs_from(tmp_path, transformers.CLIPTextModel).dtype == torch.float16
+    save_text_encoder(ours, tmp_path, torch.float16)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")
+    assert_close(encoded(load_text_encoder(tmp_path)).context, context)
 
 
-GOOD = {"bert": BertConfig, "ldm_bert": LDMBertConfig, "clip": CLIPConfig, "t5": T5Config}
+KINDS = {"bert": BertConfig, "ldm_bert": LDMBertConfig, "clip": CLIPConfig, "t5": T5Config}
 
 
-@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_encoder_is_made_on_the_meta_device_without_any_file(kind: str) -> None:
-    with torch.device("meta"):
-        encoder = make_text_encoder(GOOD[kind](**SIZES))
+    with torch.device("meta"), WithoutNormals():
+        encoder = make_text_encoder(KINDS[kind](**SIZES))
     assert {weight.device.type for weight in encoder.parameters()} == {"meta"}
+
+
+PUBLISHED = {
+    LDMBertConfig(): 581_994_042,
+    LDMBertConfig(hidden_size=640): 186_154_682,
+    LDMBertConfig(hidden_size=512, num_hidden_layers=16, vocab_size=8192, max_length=92): 58_858_496,
+    CLIPConfig(): 123_060_480,  # CLIP ViT-L/14, of Stable Diffusion 1
+    OpenCLIPConfig(): 352_984_064,  # OpenCLIP ViT-H/14 without the projection, of Stable Diffusion 2
+}
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=str)
+def test_published_sizes_have_their_published_number_of_parameters(config: TextSection) -> None:
+    with torch.device("meta"), WithoutNormals():
+        encoder = make_text_encoder(config)
+    assert sum(weight.numel() for weight in encoder.parameters()) == PUBLISHED[config]
+
+
+REFUSED = {
+    "bert": [
+        ("model_type", "roberta"),
+        ("hidden_act", "relu"),
+        ("type_vocab_size", 1),
+        ("intermediate_size", 17),
+        ("layer_norm_eps", 1e-5),
+        ("pad_token_id", 1),
+        ("position_embedding_type", "relative_key"),
+        ("hidden_size", None),
+    ],
+    "ldm_bert": [("activation_function", "relu"), ("encoder_ffn_dim", 17), ("use_attention_mask", True)],
+    "clip": [("hidden_act", "gelu_new"), ("eos_token_id", [1, 2]), ("use_attention_mask", True), ("hidden_size", 33)],
+    "t5": [
+        ("feed_forward_proj", "relu"),
+        ("relative_attention_num_buckets", 64),
+        ("layer_norm_epsilon", 1e-5),
+        ("pad_token_id", 1),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"), [(kind, *change) for kind, changes in REFUSED.items() for change in changes]
+)
+def test_a_field_of_a_text_encoder_that_we_cannot_follow_is_refused_by_name(
+    kind: str, field: str, value: object
+) -> None:
+    where = Path("text_encoder/config.json")
+    fields = text_to_fields(KINDS[kind](**SIZES))
+    assert text_from_fields(fields, where) == KINDS[kind](**SIZES)
+    with pytest.raises(UserError, match=rf"^{where}.*\b{field}\b") as raised:
+        text_from_fields(fields | {field: value}, where)
+    assert "\n" not in str(raised.value)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer, tokenizer_class
+from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
 
@@ -123,7 +123,6 @@ def test_clips_tokenizer_makes_the_ids_of_transformers_and_pads_as_its_folder_sa
         assert_same(ours, loader.from_pretrained(tmp_path / "ours"))
     (tmp_path / "ours" / "tokenizer.json").unlink()
     assert_same(load_tokenizer(tmp_path / "ours"), theirs)
-    assert tokenizer_class(ours) == "CLIPTokenizer"
 
 
 def test_open_clips_tokenizer_is_found_in_its_package_and_saved_as_clips(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Parameters are named as in open_clip's text tower.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ class OpenCLIPTextEncoder(TextEncoder):
         from open_clip.transformer import QuickGELU, TextTransformer
 
         super().__init__(config)
+        _check_sizes(config)
         architecture = text_architecture(config.model)
-        check_sizes(config, architecture)
         tower = TextTransformer(
             **{theirs: architecture[theirs] for theirs in SIZES.values()},
             output_dim=architecture["embed_dim"],
@@ -71,9 +72,11 @@ def text_architecture(model: str) -> dict[str, Any]:
     """
     import open_clip
 
+    if model not in open_clip.list_models():
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models()"
+        raise UserError(f"text.model {model!r}: open_clip has no such architecture; {hint}")
     found = open_clip.get_model_config(model)
-    if found is None:
-        raise UserError(f"text.model {model!r}: open_clip has no such architecture; see open_clip.list_models()")
     defaults = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
     plain = {**defaults, "mlp_ratio": 4.0, "pool_type": "argmax", "proj_type": "linear"}
     text = found["text_cfg"]
@@ -87,14 +90,17 @@ def text_architecture(model: str) -> dict[str, Any]:
     return {**defaults, **{name: text[name] for name in defaults.keys() & text.keys()}, **rest}
 
 
-def check_sizes(config: OpenCLIPConfig, architecture: dict[str, Any]) -> None:
-    """Raise UserError when a size is not that of the architecture, naming all of them."""
-    wanted = {ours: architecture[theirs] for ours, theirs in SIZES.items()}
-    if config.projection_dim is not None:
-        wanted["projection_dim"] = architecture["embed_dim"]
+def architecture_sizes(config: OpenCLIPConfig) -> dict[str, int]:
+    """The sizes that a section must have, since they are those of its architecture."""
+    architecture = text_architecture(config.model)
+    sizes = {ours: architecture[theirs] for ours, theirs in SIZES.items()}
+    return sizes if config.projection_dim is None else sizes | {"projection_dim": architecture["embed_dim"]}
+
+
+def _check_sizes(config: OpenCLIPConfig) -> None:
     wrong = [
         f"{name} is {getattr(config, name)}, not {size}"
-        for name, size in wanted.items()
+        for name, size in architecture_sizes(config).items()
         if getattr(config, name) != size
     ]
     if wrong:
