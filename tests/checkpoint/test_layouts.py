@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, save_pipeline
-from ldm.checkpoint.layouts import LAYOUTS, pipeline_class
+from ldm.checkpoint.layouts import LAYOUTS, pipeline_class, read_index
 from ldm.config import ClassesConfig, DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
@@ -209,3 +209,59 @@ def test_nothing_is_written_of_what_cannot_be_expressed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"diffusion\.prediction is v"):
         save_pipeline(replace(tiny.sd_1(), diffusion=flow), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+UNET, KL = ["diffusers", "UNet2DConditionModel"], ["diffusers", "AutoencoderKL"]
+CLIP = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "stable-diffusion-v1-5": {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        **CLIP,
+        "unet": UNET,
+        "vae": KL,
+    },
+    "stable-diffusion-xl-base-1.0": {
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": "0.19.0.dev0",
+        "add_watermarker": None,
+        "force_zeros_for_empty_prompt": True,
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        **CLIP,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": UNET,
+        "vae": KL,
+    },
+    "ldm-text2im-large-256": {
+        "_class_name": "LDMTextToImagePipeline",
+        "_diffusers_version": "0.0.4",
+        "bert": ["latent_diffusion", "LDMBertModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "tokenizer": ["transformers", "BertTokenizer"],
+        "unet": UNET,
+        "vqvae": KL,
+    },
+    "ldm-celebahq-256": {
+        "_class_name": "LDMPipeline",
+        "_diffusers_version": "0.1.3",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+        "vqvae": ["diffusers", "VQModel"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_index_of_a_published_pipeline_is_followed_whole(name: str) -> None:
+    index = PUBLISHED[name]
+    layout, kinds = read_index(index, Path("model_index.json"))
+    parts = {folder: list(kinds[part]) for part, folder in layout.folders.items()}
+    assert parts == {key: value for key, value in index.items() if isinstance(value, list) and key in parts}
+    assert index.keys() - parts.keys() - layout.fields.keys() - set(layout.nothing) == {
+        "_class_name",
+        "_diffusers_version",
+    }

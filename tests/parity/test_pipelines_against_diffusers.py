@@ -145,3 +145,26 @@ def test_unconditional_pictures_are_the_same(kind: str, tmp_path: Path) -> None:
     again = TextToImage.from_pretrained(tmp_path / "again", device="cpu")
     (first,), (second,) = (pipe(num_inference_steps=2, seed=5) for pipe in (ours, again))
     assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler", "options"),
+    [
+        ("EulerDiscreteScheduler", "ddim", {"timestep_spacing": "leading"}),
+        ("EulerDiscreteScheduler", "ddim", {"timestep_spacing": "trailing"}),
+        ("PNDMScheduler", "plms", {"skip_prk_steps": True}),
+        ("UniPCMultistepScheduler", "unipc", {"timestep_spacing": "trailing"}),
+        ("DPMSolverMultistepScheduler", "dpmpp-2m", {"timestep_spacing": "trailing"}),
+    ],
+)
+def test_another_scheduler_saved_there_leads_the_same_way_here(
+    kind: str, sampler: str, options: dict[str, Any], folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    theirs = loaded("sdxl", folders("sdxl"))
+    theirs.scheduler = getattr(diffusers, kind).from_config(theirs.scheduler.config, **options)
+    theirs.save_pretrained(tmp_path)
+    ours = TextToImage.from_pretrained(tmp_path, device="cpu")
+    latents = noise(2, 4, 16, 16)
+    expected = drawn(theirs, latents, guidance_scale=4.0)
+    images = ours(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, guidance_scale=4.0, sampler=sampler)
+    assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
