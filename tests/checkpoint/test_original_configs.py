@@ -45,8 +45,7 @@ def test_every_published_model_has_a_configuration_of_the_original(name: str) ->
 
 QUICK = ("kl-f8", "celebahq-ldm-vq-4", "layout2img-openimages256", "sd1", "sd2-v")
 SHAPES = [
-    pytest.param(name, marks=() if name.removeprefix("published/") in QUICK else pytest.mark.slow)
-    for name in PUBLISHED
+    pytest.param(name, marks=() if name.removeprefix("published/") in QUICK else pytest.mark.slow) for name in PUBLISHED
 ]
 
 
@@ -125,7 +124,9 @@ def test_what_cannot_be_followed_is_refused_by_its_name(path: str) -> None:
     assert str(caught.value).startswith("config.yaml: ")
 
 
-@pytest.mark.parametrize("tree", [None, [], {}, {"model": None}, {"model": {"target": 3}}, {"model": {"target": "a.B"}}])
+@pytest.mark.parametrize(
+    "tree", [None, [], {}, {"model": None}, {"model": {"target": 3}}, {"model": {"target": "a.B"}}]
+)
 def test_what_is_no_configuration_is_refused(tree: Any) -> None:
     with pytest.raises(UserError, match="model"):
         contents_from_original(tree, "config.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import (
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ldm.checkpoint.autoencoder_fields import autoencoder_to_fields
 from ldm.checkpoint.compvis import read_single_file, write_single_file
+from ldm.checkpoint.compvis.convert import Conversion, convert
 from ldm.checkpoint.unet_fields import unet_to_fields
 
 
@@ -75,3 +77,37 @@ def test_diffusers_finds_the_same_text_encoders(name: str, path: Path) -> None:
     if name == "sdxl":
         theirs = convert_open_clip_checkpoint(model, tensors, prefix="conditioner.embedders.1.model.")
         assert_same(theirs, networks["text_2"].state_dict())
+
+
+PIPELINES = {
+    "sd1": diffusers.StableDiffusionPipeline,
+    "sd2": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+}
+TEXTS = {"text": "text_encoder", "text_2": "text_encoder_2"}
+
+
+@pytest.fixture(scope="module")
+def folder(path: Path) -> Path:
+    convert(str(path), path.parent / "folder", Conversion())
+    return path.parent / "folder"
+
+
+def test_a_round_trip_through_a_folder_is_bit_equal(name: str, folder: Path, tmp_path: Path) -> None:
+    convert(str(folder), tmp_path / "again.safetensors", Conversion())
+    again = read_single_file(tmp_path / "again.safetensors")
+    assert same_networks(again, with_weights(SMALL_MODELS[name]))
+    assert not again.tokenizers  # they are CLIP's own
+
+
+@pytest.mark.slow
+def test_diffusers_loads_the_file_and_the_folder_as_the_same_pipeline(name: str, path: Path, folder: Path) -> None:
+    single = PIPELINES[name].from_single_file(str(path), config=str(folder), local_files_only=True)
+    whole = PIPELINES[name].from_pretrained(folder)
+    assert (
+        single.scheduler.config.prediction_type
+        == {"eps": "epsilon", "v": "v_prediction"}[SMALL_MODELS[name].diffusion.prediction]
+    )
+    parts = ["unet", "vae", *(TEXTS[text] for text in SMALL_MODELS[name].conditions)]
+    for part in parts:
+        assert_same(getattr(single, part).state_dict(), getattr(whole, part).state_dict())

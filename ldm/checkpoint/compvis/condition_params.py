@@ -125,7 +125,9 @@ def condition_to_target(config: Section, where: str) -> Params:
 
 def _clip_to_params(config: CLIPConfig) -> tuple[str, Params]:
     if (config.max_length, config.vocab_size) != (POSITIONS, PIECES):
-        raise inexpressible("text.max_length and vocab_size", (config.max_length, config.vocab_size), (POSITIONS, PIECES))
+        raise inexpressible(
+            "text.max_length and vocab_size", (config.max_length, config.vocab_size), (POSITIONS, PIECES)
+        )
     layers = config.num_hidden_layers + drops_last_layer(config)
     sizes = (config.hidden_size, layers, config.num_attention_heads)
     if is_open_clip(config):
@@ -162,7 +164,9 @@ def _open_clip_model_to_params(config: OpenCLIPConfig) -> tuple[str, Params]:
 
 def _ldm_bert_to_params(config: LDMBertConfig) -> tuple[str, Params]:
     if (config.num_attention_heads, config.head_width) != (8, 64):
-        raise inexpressible("text.num_attention_heads and head_width", (config.num_attention_heads, config.head_width), (8, 64))
+        raise inexpressible(
+            "text.num_attention_heads and head_width", (config.num_attention_heads, config.head_width), (8, 64)
+        )
     params: Params = {
         "n_embed": config.hidden_size,
         "n_layer": config.num_hidden_layers,

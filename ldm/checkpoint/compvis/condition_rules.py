@@ -102,7 +102,11 @@ def _unused_layer(index: int, width: int, inner: int) -> list[Filler]:
         "mlp.c_fc.bias": (inner,),
         "mlp.c_proj.weight": (width, inner),
     }
-    vectors = ("attn.out_proj.bias", "mlp.c_proj.bias", *(f"ln_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")))
+    vectors = (
+        "attn.out_proj.bias",
+        "mlp.c_proj.bias",
+        *(f"ln_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")),
+    )
     shapes |= {name: (width,) for name in vectors}
     return [Filler(f"model.transformer.resblocks.{index}.{name}", shape) for name, shape in shapes.items()]
 

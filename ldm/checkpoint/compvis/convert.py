@@ -41,7 +41,9 @@ def convert(source: str, destination: Path, asked: Conversion) -> list[Path]:
     written = [destination]
     if asked.original_config:
         if not single:
-            raise UserError("--original-config goes with a single file: a folder of diffusers has its own configuration")
+            raise UserError(
+                "--original-config goes with a single file: a folder of diffusers has its own configuration"
+            )
         written.append(destination.with_suffix(".yaml"))
     if single and asked.tokenizer is not None:
         raise UserError("--tokenizer goes with a folder to write: a single file has no tokenizer of its own")

@@ -55,9 +55,7 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
     _check_copies(layout, tensors, path)
     weights = _averaged(layout, tensors, path) if ema else tensors
     contents = _with_scale(layout.contents, tensors)
-    networks = {
-        name: _network(contents, name, rules.to_ours(weights), path) for name, rules in layout.rules.items()
-    }
+    networks = {name: _network(contents, name, rules.to_ours(weights), path) for name, rules in layout.rules.items()}
     return SingleFile(contents, networks, tokenizers_from_metadata(header, str(path)))
 
 

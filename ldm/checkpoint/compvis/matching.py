@@ -119,5 +119,3 @@ def some(found: Iterable[str]) -> str:
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     """Shapes by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-

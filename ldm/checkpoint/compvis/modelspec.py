@@ -70,7 +70,9 @@ def _computes(contents: Contents, published: Config) -> bool:
     """Whether a model computes what a published one does, with other weights."""
     if contents.unet is None or contents.diffusion is None or published.unet is None or contents.spatial is not None:
         return False
-    unet = published.unet.model_copy(update={"sample_size": contents.unet.sample_size, "dropout": contents.unet.dropout})
+    unet = published.unet.model_copy(
+        update={"sample_size": contents.unet.sample_size, "dropout": contents.unet.dropout}
+    )
     return (
         contents.unet.model_dump() | {"num_attention_heads": contents.unet.heads}
         == unet.model_dump() | {"num_attention_heads": unet.heads}

@@ -33,7 +33,9 @@ def tokenizer_for(config: TextSection, source: str | None = None) -> Tokenizer |
     try:
         return load_tokenizer(_folder(BERT), config.max_length)
     except UserError as error:
-        raise UserError(f"the text encoder needs BERT's vocabulary ({error}): give its folder with --tokenizer") from None
+        raise UserError(
+            f"the text encoder needs BERT's vocabulary ({error}): give its folder with --tokenizer"
+        ) from None
 
 
 def _clip(config: CLIPConfig | OpenCLIPConfig) -> Tokenizer:
