@@ -1,0 +1,226 @@
+"""Pictures of any size through an autoencoder in bounded memory: tile by tile, with overlaps that are blended.
+
+What makes tiles differ from the whole picture is normalisation: a group norm that sees one tile alone gives it a
+brightness and a contrast of its own, and seams. Here all tiles are normalised by the statistics of the whole picture,
+which a first pass over the tiles measures. In that pass the norms still stand on each tile's own statistics but for
+the first one, so that every further pass makes more of them exact; one is enough to hide the seams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.posterior import PointPosterior, Posterior, unscale
+
+WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole picture
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How pictures are cut, in latent positions."""
+
+    size: int = 64  # side of a tile
+    overlap: int = 16  # of neighbouring tiles
+    passes: int = 1  # that measure the statistics of the norms; 0: every tile has its own
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.size or self.passes < 0:
+            raise ValueError(f"tiles of {self.size} cannot overlap by {self.overlap}, measured {self.passes} times")
+
+
+class Span(NamedTuple):
+    """One tile along one side: its ends, and the part that is its own, where no other tile is nearer."""
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+
+def spans(length: int, tiling: Tiling) -> list[Span]:
+    """The tiles along a side of `length` positions, the last one moved back to end with the side."""
+    if length <= tiling.size:
+        return [Span(0, length, 0, length)]
+    starts = [*range(0, length - tiling.size, tiling.size - tiling.overlap), length - tiling.size]
+    stops = [start + tiling.size for start in starts]
+    borders = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), length]
+    return [Span(*edges) for edges in zip(starts, stops, borders, borders[1:], strict=False)]
+
+
+@torch.inference_mode()
+def encode_tiled(
+    autoencoder: Autoencoder, pictures: Tensor, tiling: Tiling | None = None
+) -> Posterior | PointPosterior:
+    """What `Autoencoder.encode` gives for pictures (B, 3, H, W), in memory that grows by little more than theirs."""
+    encoder, factor = autoencoder.encoder, autoencoder.config.downsampling_factor
+
+    def fine(tile: Tensor) -> Tensor:
+        h = encoder.conv_in(tile.to(autoencoder.dtype))
+        for block in encoder.down_blocks:
+            h = block(h)
+        return h
+
+    def coarse(h: Tensor) -> Tensor:
+        h = encoder.mid_block(h)
+        return autoencoder.quant_conv(encoder.conv_out(F.silu(encoder.conv_norm_out(h))))
+
+    positions = (pictures.shape[2] // factor) * (pictures.shape[3] // factor)
+    over_tiles = _OverTiles(encoder, tiling or Tiling(), inputs=factor, outputs=1)
+    if positions <= WHOLE:
+        return autoencoder.posterior(coarse(over_tiles(fine, pictures)))
+    return autoencoder.posterior(over_tiles(lambda tile: coarse(fine(tile)), pictures))
+
+
+@torch.inference_mode()
+def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
+    """What `Autoencoder.decode` gives for latents (B, C, h, w), in memory that grows by little more than its own."""
+    decoder, factor = autoencoder.decoder, autoencoder.config.downsampling_factor
+
+    def coarse(z: Tensor) -> Tensor:
+        return decoder.mid_block(decoder.conv_in(autoencoder.post_quant_conv(z.to(autoencoder.dtype))))
+
+    def fine(h: Tensor) -> Tensor:
+        for block in decoder.up_blocks:
+            h = block(h)
+        return decoder.conv_out(F.silu(decoder.conv_norm_out(h)))
+
+    z = unscale(latents, autoencoder.config)
+    if autoencoder.config.kind == "vq":
+        z = autoencoder.quantize(z)
+    over_tiles = _OverTiles(decoder, tiling or Tiling(), inputs=1, outputs=factor)
+    if z.shape[2] * z.shape[3] <= WHOLE:
+        return over_tiles(fine, coarse(z))
+    return over_tiles(lambda tile: fine(coarse(tile)), z)
+
+
+class _OverTiles:
+    """A function of feature maps, applied tile by tile."""
+
+    def __init__(self, network: nn.Module, tiling: Tiling, inputs: int, outputs: int) -> None:
+        self.tiling, self.inputs, self.outputs = tiling, inputs, outputs  # values along a side of a latent position
+        self.norms = SharedNorms(network)
+
+    def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """x (B, C, H, W) through the function, as one map."""
+        rows, columns = (spans(side // self.inputs, self.tiling) for side in x.shape[2:])
+        tiles = list(product(rows, columns))
+        if len(tiles) == 1:
+            return function(x)
+        with self.norms.installed():
+            for _ in range(self.tiling.passes):
+                for row, column in tiles:
+                    self.norms.measure(row, column)
+                    function(self._cut(x, row, column))
+                self.norms.conclude()
+            return self._blended(function, x, rows, columns)
+
+    def _cut(self, x: Tensor, row: Span, column: Span) -> Tensor:
+        (top, bottom), (left, right) = ((self.inputs * at for at in span[:2]) for span in (row, column))
+        return x[:, :, top:bottom, left:right]
+
+    def _blended(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, rows: list[Span], columns: list[Span]
+    ) -> Tensor:
+        down, across = (self._weights(side, x) for side in (rows, columns))
+        out: Tensor | None = None
+        for (row, vertical), (column, horizontal) in product(
+            zip(rows, down, strict=True), zip(columns, across, strict=True)
+        ):
+            tile = function(self._cut(x, row, column))
+            if out is None:
+                out = tile.new_zeros(*tile.shape[:2], rows[-1].stop * self.outputs, columns[-1].stop * self.outputs)
+            (top, bottom), (left, right) = ((self.outputs * at for at in span[:2]) for span in (row, column))
+            weight = vertical.to(tile)[:, None] * horizontal.to(tile)
+            out[:, :, top:bottom, left:right] += tile.mul_(weight)
+        assert out is not None
+        return out
+
+    def _weights(self, side: list[Span], like: Tensor) -> list[Tensor]:
+        """How much every row of each tile counts: falling to its ends where others overlap, together one everywhere."""
+        total = torch.zeros(side[-1].stop * self.outputs, device=like.device)
+        found = []
+        for number, (start, stop, *_) in enumerate(side):
+            places = (torch.arange(self.outputs * (stop - start), device=like.device) + 0.5) / self.outputs
+            weight = torch.ones_like(places)
+            if number > 0:
+                weight = torch.minimum(weight, _rise(places / (side[number - 1].stop - start)))
+            if number < len(side) - 1:
+                weight = torch.minimum(weight, _rise(places.flip(0) / (stop - side[number + 1].start)))
+            found.append(weight)
+            total[self.outputs * start : self.outputs * stop] += weight
+        ends = ((self.outputs * span.start, self.outputs * span.stop) for span in side)
+        return [weight / total[start:stop] for weight, (start, stop) in zip(found, ends, strict=True)]
+
+
+def _rise(share: Tensor) -> Tensor:
+    """Weights at shares of an overlap: none in its outer quarter, where the tile's end still shows, then up to one."""
+    return (2 * share - 0.5).clamp(0, 1)
+
+
+class SharedNorms:
+    """The group norms of a network, which normalise every tile by the statistics of all tiles together."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+        self._tile: tuple[Span, Span] | None = None
+        self._sums: dict[nn.GroupNorm, Tensor] = {}  # of values, squares and ones, (3, B, groups), float64
+        self._affine: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # what they come to, (B, C, 1, 1) each
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stands in for the norms' own computation as long as it lasts."""
+        for norm in self.norms:
+            norm.forward = partial(self._normalise, norm)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                del norm.forward
+
+    def measure(self, row: Span, column: Span) -> None:
+        """Add what the norms see of this tile from now on, as far as it is the tile's own."""
+        self._tile = row, column
+
+    def conclude(self) -> None:
+        """Normalise from now on by what was measured."""
+        for norm, sums in self._sums.items():
+            mean, square, _ = sums / sums[2]  # (B, groups) each
+            scale = (square - mean.square() + norm.eps).rsqrt()
+            width = norm.num_channels // norm.num_groups
+            scale, mean = (value.repeat_interleave(width, dim=1) for value in (scale, mean))  # (B, C)
+            gain = scale * norm.weight
+            offset = norm.bias - mean * gain
+            self._affine[norm] = gain[:, :, None, None], offset[:, :, None, None]
+        self._sums, self._tile = {}, None
+
+    def _normalise(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        if self._tile is not None:
+            self._add(norm, x, *self._tile)
+        if norm not in self._affine:
+            return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        gain, offset = self._affine[norm]
+        return torch.addcmul(offset.to(x.dtype), x, gain.to(x.dtype))
+
+    def _add(self, norm: nn.GroupNorm, x: Tensor, row: Span, column: Span) -> None:
+        tall, wide = x.shape[2] // (row.stop - row.start), x.shape[3] // (column.stop - column.start)
+        own = x[
+            :,
+            :,
+            tall * (row.own_start - row.start) : tall * (row.own_stop - row.start),
+            wide * (column.own_start - column.start) : wide * (column.own_stop - column.start),
+        ]
+        groups = own.unflatten(1, (norm.num_groups, -1)).flatten(2)  # (B, groups, values)
+        variance, mean = torch.var_mean(groups.float(), dim=2, correction=0)
+        variance, mean = variance.double(), mean.double()
+        sums = groups.shape[2] * torch.stack([mean, variance + mean.square(), torch.ones_like(mean)])
+        self._sums[norm] = self._sums[norm] + sums if norm in self._sums else sums

@@ -1,0 +1,131 @@
+"""Tiles give the picture that the whole gives, in memory that does not grow with the picture."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.config import AutoencoderConfig
+from ldm.models import tiling as tiled
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.tiling import SharedNorms, Tiling, decode_tiled, encode_tiled, spans
+
+SMALL = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_attention=False)
+
+
+def network(**changes: object) -> Autoencoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Autoencoder(SMALL.model_copy(update=changes)).double().eval()
+
+
+def pictures(height: int, width: int) -> Tensor:
+    """Smooth, and darker on one side than on the other, so that tiles differ in what their norms see."""
+    down, across = torch.linspace(-1, 1, height).double()[:, None], torch.linspace(-1, 1, width).double()
+    wave = torch.sin(7 * down + 3 * across) * across
+    return torch.stack([wave, across.expand(height, width), wave * down])[None]
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "overlap"), [(64, 64, 16), (65, 64, 16), (200, 64, 16), (31, 10, 4), (40, 10, 0)]
+)
+def test_tiles_cover_a_side_and_own_every_position_once(length: int, size: int, overlap: int) -> None:
+    side = spans(length, Tiling(size, overlap))
+    assert side[0].start == 0
+    assert side[-1].stop == length
+    assert [at for span in side for at in range(span.own_start, span.own_stop)] == list(range(length))
+    for before, after in pairwise(side):
+        assert before.stop - after.start >= overlap
+        assert after.start <= after.own_start <= before.stop
+
+
+def test_a_picture_of_one_tile_is_the_whole_bit_by_bit() -> None:
+    vae, x = network(), pictures(32, 48)
+    latents = vae.encode(x).mode()
+    assert torch.equal(encode_tiled(vae, x, Tiling(24, 8)).mode(), latents)
+    assert torch.equal(decode_tiled(vae, latents, Tiling(24, 8)), vae.decode(latents))
+
+
+# What is left are the ends of tiles; they reach further in where the coarsest level is in tiles as well.
+@pytest.mark.parametrize(("coarsest_is_whole", "left"), [(True, 1e-4), (False, 5e-3)])
+def test_tiles_come_to_the_whole_as_their_norms_are_measured(
+    coarsest_is_whole: bool, left: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "WHOLE", 10**6 if coarsest_is_whole else 0)
+    vae, x = network(scaling_factor=0.7), pictures(64, 96)
+    latents = vae.encode(x).mode()
+    whole = vae.decode(latents).detach()
+
+    def errors(tiling: Tiling) -> list[float]:
+        pairs = (encode_tiled(vae, x, tiling).mode(), latents), (decode_tiled(vae, latents, tiling), whole)
+        return [((made - exact).abs().mean() / exact.abs().mean()).item() for made, exact in pairs]
+
+    assert min(errors(Tiling(28, 24, passes=0))) > 0.1  # each by its own norms: this is what makes seams
+    assert max(errors(Tiling(28, 24, passes=16))) < left
+
+
+def test_a_codebook_and_odd_sides_go_through_tiles() -> None:
+    vae, x = network(kind="vq", codebook_size=16), pictures(90, 134)
+    posterior = encode_tiled(vae, x, Tiling(24, 12))
+    assert posterior.mode().shape == (1, 4, 45, 67)
+    assert decode_tiled(vae, posterior.mode(), Tiling(24, 12)).shape == x.shape
+
+
+def test_norms_are_their_own_again_afterwards() -> None:
+    vae = network()
+    before = vae.encode(pictures(64, 64)).mode()
+    encode_tiled(vae, pictures(64, 64), Tiling(16, 8))
+    assert torch.equal(vae.encode(pictures(64, 64)).mode(), before)
+    shared = SharedNorms(vae)
+    with pytest.raises(RuntimeError, match="broken"), shared.installed():
+        raise RuntimeError("broken")
+    assert all("forward" not in vars(norm) for norm in shared.norms)
+
+
+@pytest.mark.parametrize("options", [{"size": 8, "overlap": 8}, {"overlap": -1}, {"passes": -1}])
+def test_tiles_that_cannot_be_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="cannot overlap"):
+        replace(Tiling(), **options)
+
+
+@pytest.mark.slow
+def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None:
+    from PIL import Image
+
+    from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder
+    from ldm.data.pictures import fit, to_tensor
+
+    vae = load_autoencoder(find_autoencoder("emoji"))
+    picture = Image.open("docs/grid.png").convert("RGB").crop((0, 0, 262, 262))
+    x = to_tensor(fit(picture.resize((1024, 1024), Image.Resampling.LANCZOS), 1024)[None])
+    with torch.inference_mode():
+        latents = vae.encode(x).mode()
+        whole = vae.decode(latents)
+    assert (encode_tiled(vae, x).mode() - latents).abs().mean() < 0.005 * latents.abs().mean()
+    assert (decode_tiled(vae, latents) - whole).abs().mean() < 0.005 * 2  # of the range from -1 to 1
+
+
+MEMORY = """
+import resource, torch
+from ldm.config import AutoencoderConfig
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
+torch.set_num_threads(2)
+vae = Autoencoder(AutoencoderConfig(block_out_channels=(32, 32, 32), layers_per_block=1, norm_num_groups=4)).eval()
+picture = torch.rand(1, 3, 4096, 4096) * 2 - 1
+decoded = decode_tiled(vae, encode_tiled(vae, picture, Tiling(passes=0)).mode(), Tiling(passes=0))
+assert decoded.shape == picture.shape
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_picture_of_4096_pixels_takes_less_than_4_gibibytes() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4 * 2**20  # KiB
