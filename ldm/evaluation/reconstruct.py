@@ -9,6 +9,7 @@ from PIL import Image
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.data.pictures import to_bytes, to_tensor
 from ldm.errors import UserError
+from ldm.models import tiling
 from ldm.pipeline.given import cut
 
 
@@ -24,5 +25,5 @@ def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarra
 def reconstruction(autoencoder: Autoencoder, picture: np.ndarray) -> np.ndarray:
     """What comes back of a picture, bytes (H, W, 3), through the posterior's mode."""
     device = next(autoencoder.parameters()).device
-    latents = autoencoder.encode(to_tensor(picture[None]).to(device)).mode()
-    return to_bytes(autoencoder.decode(latents))[0]
+    latents = tiling.encode(autoencoder, to_tensor(picture[None]).to(device)).mode()
+    return to_bytes(tiling.decode(autoencoder, latents))[0]

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.posterior import PointPosterior, Posterior, unscale
 
+TOGETHER = 2**16  # latent positions of the pictures that go through an autoencoder at a time
 WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole picture
 
 
@@ -55,6 +56,23 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
     stops = [start + tiling.size for start in starts]
     borders = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), length]
     return [Span(*edges) for edges in zip(starts, stops, borders, borders[1:], strict=False)]
+
+
+@torch.inference_mode()
+def encode(autoencoder: Autoencoder, pictures: Tensor) -> Posterior | PointPosterior:
+    """What `Autoencoder.encode` gives for pictures (B, 3, H, W), a few at a time and large ones in tiles."""
+    positions = pictures[0, 0].numel() // autoencoder.config.downsampling_factor**2
+    one = autoencoder.encode if positions <= WHOLE else partial(encode_tiled, autoencoder)
+    parts = [one(part).moments for part in pictures.split(max(1, TOGETHER // positions))]
+    return autoencoder.posterior(torch.cat(parts))
+
+
+@torch.inference_mode()
+def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+    """What `Autoencoder.decode` gives for latents (B, C, h, w), a few at a time and large ones in tiles."""
+    positions = latents[0, 0].numel()
+    one = autoencoder.decode if positions <= WHOLE else partial(decode_tiled, autoencoder)
+    return torch.cat([one(part) for part in latents.split(max(1, TOGETHER // positions))])
 
 
 @torch.inference_mode()
@@ -180,7 +198,7 @@ class SharedNorms:
     def installed(self) -> Iterator[None]:
         """Stands in for the norms' own computation as long as it lasts."""
         for norm in self.norms:
-            norm.forward = partial(self._normalise, norm)  # type: ignore[method-assign]
+            norm.forward = partial(self._normalise, norm)
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import keeping
 from ldm.diffusion.level import Grid
+from ldm.models import tiling
 from ldm.models.autoencoder import Autoencoder
 
 
@@ -32,7 +33,7 @@ class Given:
         self.mask = None if mask is None else fit(mask.convert("L"), size)
         pixels = torch.from_numpy(np.array(self.image)).permute(2, 0, 1)[None].to(device)
         with torch.inference_mode():
-            self.latents = autoencoder.encode(pixels.float() / 127.5 - 1).mode().float()  # (1, C, h, w)
+            self.latents = tiling.encode(autoencoder, pixels.float() / 127.5 - 1).mode().float()  # (1, C, h, w)
         if self.mask is not None:
             redrawn = torch.from_numpy(np.array(self.mask)).to(device)[None, None] > 127
             # Latents that see any redrawn pixel are drawn anew.

@@ -18,6 +18,7 @@ from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
+from ldm.models import tiling
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
@@ -260,6 +261,6 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of latents (B, C, h, w)."""
-        pictures = self.parts.autoencoder.decode(latents).float()  # (B, 3, H, W)
+        pictures = tiling.decode(self.parts.autoencoder, latents).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

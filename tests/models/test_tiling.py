@@ -129,3 +129,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_a_picture_of_4096_pixels_takes_less_than_4_gibibytes() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4 * 2**20  # KiB
+
+
+def test_many_pictures_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x = network(), torch.cat([pictures(32, 32), -pictures(32, 32), pictures(32, 32) / 2])
+    latents = vae.encode(x).mode()
+    monkeypatch.setattr(tiled, "TOGETHER", 2 * 16 * 16)
+    assert torch.allclose(tiled.encode(vae, x).mode(), latents, rtol=0, atol=1e-12)
+    assert torch.allclose(tiled.decode(vae, latents), vae.decode(latents), rtol=0, atol=1e-12)
+    monkeypatch.setattr(tiled, "WHOLE", 16 * 16 - 1)
+    monkeypatch.setattr(tiled, "Tiling", lambda: Tiling(12, 4))
+    assert torch.equal(tiled.decode(vae, latents[:1]), decode_tiled(vae, latents[:1], Tiling(12, 4)))
+    assert not torch.equal(tiled.decode(vae, latents[:1]), vae.decode(latents[:1]))
