@@ -53,7 +53,7 @@ class LDMBertConfig(TextSection):
 
 
 class CLIPConfig(TextSection):
-    """CLIP's text transformer (Radford et al. 2021) through transformers; the weights of OpenCLIP fit it as well."""
+    """CLIP's text transformer (Radford et al. 2021); the weights of OpenCLIP fit it as well."""
 
     kind: Literal["clip"] = "clip"
     frozen: bool = True

@@ -1,15 +1,87 @@
-"""CLIP's text transformer (Radford et al. 2021), that of transformers.
+"""CLIP's text transformer (Radford et al. 2021, section 2.4).
 
-Parameters are named as in the files of `CLIPTextModel` and `CLIPTextModelWithProjection`.
+Parameters are named as in the files of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`, and the numbers
+are the same; written here because importing those takes longer than reading a checkpoint of gigabytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ldm.config import CLIPConfig
-from ldm.models.text.encoder import Encoded, TextEncoder
+from ldm.models.attention import attend
+from ldm.models.text.encoder import Encoded, TextEncoder, initialise
+
+LARGEST = 2  # an `eos_token_id` of old files, which stands for the largest id of a text
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), which CLIP was trained with (Hendrycks and Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Tokens (B, L, D) to the same shape; `visible` (L, L) is true where a token may look."""
+        projected = (layer(tokens) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
+        h = attend(queries, keys, values, visible)  # (B, heads, L, D / heads)
+        return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+class Layer(nn.Module):
+    """Self-attention and a feed-forward layer, each on normalised tokens and added to them."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
+        self.layer_norm1 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.self_attn = SelfAttention(width, config.num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Tokens (B, L, D) to the same shape."""
+        tokens = tokens + self.self_attn(self.layer_norm1(tokens), visible)
+        return tokens + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(tokens))))
+
+
+class Transformer(nn.Module):
+    """Embedded tokens and positions, the layers, and the norm after them."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        tokens, places = nn.Embedding(config.vocab_size, width), nn.Embedding(config.max_length, width)
+        self.embeddings = nn.ModuleDict({"token_embedding": tokens, "position_embedding": places})
+        layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.final_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, D) before and after the last layer, neither of them normalised."""
+        length = ids.shape[1]
+        tokens = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"].weight[:length]
+        visible = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        before = tokens
+        for layer in self.encoder["layers"]:
+            before, tokens = tokens, layer(tokens, visible)
+        return before, tokens
 
 
 class CLIPTextEncoder(TextEncoder):
@@ -18,40 +90,21 @@ class CLIPTextEncoder(TextEncoder):
     config: CLIPConfig
 
     def __init__(self, config: CLIPConfig) -> None:
-        from transformers import CLIPTextConfig, CLIPTextModel
-
         super().__init__(config)
-        width = config.hidden_size
-        model = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=width,
-                intermediate_size=config.intermediate_size or 4 * width,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                max_position_embeddings=config.max_length,
-                hidden_act=config.hidden_act,
-                layer_norm_eps=config.layer_norm_eps,
-                bos_token_id=None,
-                eos_token_id=config.eos_token_id,
-            )
-        )
-        self.text_model = getattr(model, "text_model", model)  # the model itself since transformers 5
-        # No file holds this one: it must have its numbers even where the weights are yet to come (the meta device).
-        places = torch.arange(config.max_length, device="cpu")[None]
-        self.text_model.embeddings.register_buffer("position_ids", places, persistent=False)
+        self.text_model = Transformer(config)
         if config.projection_dim is not None:
-            self.text_projection = nn.Linear(width, config.projection_dim, bias=False)
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.apply(initialise)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
         """The context (B, L, D) of token ids (B, L) and, with `projection_dim`, the pooled text (B, P)."""
-        config = self.config
-        last, normed = config.layer == "last", config.final_norm
-        found = self.text_model(input_ids=ids, output_hidden_states=not (last and normed))
-        if last and normed:
-            context = found.last_hidden_state
-        else:
-            context = found.hidden_states[-1 if last else -2]
-            context = self.text_model.final_layer_norm(context) if normed else context
-        pooled = None if config.projection_dim is None else self.text_projection(found.pooler_output)
-        return Encoded(context, pooled)
+        config, norm = self.config, self.text_model.final_layer_norm
+        before, after = self.text_model(ids)
+        context = after if config.layer == "last" else before
+        pooled = None if config.projection_dim is None else self.text_projection(norm(self._end(ids, after)))
+        return Encoded(norm(context) if config.final_norm else context, pooled)
+
+    def _end(self, ids: Tensor, tokens: Tensor) -> Tensor:
+        """The token (B, D) at the end of each text, which alone has seen all of it."""
+        marks = ids if self.config.eos_token_id == LARGEST else (ids == self.config.eos_token_id).int()
+        return tokens[torch.arange(len(ids), device=ids.device), marks.argmax(-1)]
