@@ -109,7 +109,7 @@ CLIP = Format(
     },
     fixed={"use_attention_mask": (False, None)},
     noted={"layer": "last", "final_norm": True},
-    written={"bos_token_id": 49406},
+    written={"bos_token_id": None},
 )
 T5 = Format(
     T5Config,

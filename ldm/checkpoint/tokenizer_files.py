@@ -45,12 +45,13 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
         raise UserError(f"{folder / 'tokenizer_config.json'} has no model_max_length: give it the number of tokens")
     tokenizer = _read(folder, fields)
     family = _family(tokenizer, folder)
-    if family is WORD_PIECE:
-        _follow_options(tokenizer, fields)
     try:
+        if family is WORD_PIECE:
+            _follow_options(tokenizer, fields)
+        _add_tokens(tokenizer, fields, folder)
         return Tokenizer(tokenizer, length, _content(fields.get("pad_token")) or family.special["pad_token"])
-    except ValueError as error:
-        raise UserError(f"{folder}: {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: tokenizer_config.json and the vocabulary do not fit together: {error}") from error
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -121,6 +122,24 @@ def _follow_options(tokenizer: tokenizers.Tokenizer, fields: Fields) -> None:
             setattr(normalizer, name, value)
 
 
+def _add_tokens(tokenizer: tokenizers.Tokenizer, fields: Fields, folder: Path) -> None:
+    """Add the tokens that a folder lists beside its vocabulary, such as the words of textual inversion."""
+    path = folder / "added_tokens.json"
+    listed = {int(number): dict(token) for number, token in fields.get("added_tokens_decoder", {}).items()}
+    if not listed and path.is_file():
+        special = [_content(token) for name, token in fields.items() if name.endswith("_token")]
+        listed = {
+            number: {"content": token, "special": token in special} for token, number in load_fields(path).items()
+        }
+    for number, options in sorted(listed.items()):
+        content = options.pop("content")
+        known = {name: options[name] for name in options.keys() & {"single_word", "lstrip", "rstrip", "normalized"}}
+        add = tokenizer.add_special_tokens if options.get("special") else tokenizer.add_tokens
+        add([tokenizers.AddedToken(content, **known)])
+        if tokenizer.token_to_id(content) != number:
+            raise ValueError(f"{content!r} has number {number} there and {tokenizer.token_to_id(content)} here")
+
+
 def _read_word_pieces(folder: Path) -> tokenizers.Tokenizer:
     pieces = load_text(folder / "vocab.txt").removesuffix("\n").split("\n")
     try:
@@ -130,7 +149,7 @@ def _read_word_pieces(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _read_byte_pairs(folder: Path) -> tokenizers.Tokenizer:
-    lines = load_text(folder / "merges.txt").splitlines()
+    lines = load_text(folder / "merges.txt").split("\n")
     pairs = [line.split() for line in lines if line and not line.startswith("#version")]
     try:
         return byte_pairs(load_json(folder / "vocab.json"), [(left, right) for left, right in pairs])

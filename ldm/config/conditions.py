@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ldm.config.section import Section, check_divisible
+from ldm.config.section import Count, Section, Width, check_divisible
 
 
 class TextSection(Section):
@@ -15,22 +15,22 @@ class TextSection(Section):
     kind: str
     source: str | None = None  # a directory or a Hub id to take weights and tokenizer from; None: new weights
     frozen: bool = False  # not trained together with the U-Net
-    vocab_size: int = 0
-    max_length: int = 77  # tokens, special ones included
-    hidden_size: int = 768  # width of the context
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    vocab_size: Width = 1
+    max_length: Width = 77  # tokens, special ones included
+    hidden_size: Width = 768  # width of the context
+    num_hidden_layers: Count = 12
+    num_attention_heads: Width = 12
 
 
 class BertConfig(TextSection):
     """A BERT (Devlin et al. 2019); without a source its WordPiece vocabulary is made from the captions."""
 
     kind: Literal["bert"] = "bert"
-    vocab_size: int = 2048  # upper bound; the tokenizer may find fewer pieces in the captions
-    max_length: int = 32
-    hidden_size: int = 256
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
+    vocab_size: Width = 2048  # upper bound; the tokenizer may find fewer pieces in the captions
+    max_length: Width = 32
+    hidden_size: Width = 256
+    num_hidden_layers: Count = 4
+    num_attention_heads: Width = 4
     use_attention_mask: bool = True
 
     @model_validator(mode="after")
@@ -44,11 +44,11 @@ class LDMBertConfig(TextSection):
     """The transformer over BERT's tokens of the 1.45-billion-parameter model (Rombach et al. 2022, appendix E.2.1)."""
 
     kind: Literal["ldm_bert"] = "ldm_bert"
-    vocab_size: int = 30522
-    hidden_size: int = 1280
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 8
-    head_width: int = 64
+    vocab_size: Width = 30522
+    hidden_size: Width = 1280
+    num_hidden_layers: Count = 32
+    num_attention_heads: Width = 8
+    head_width: Width = 64
     tokens: Literal["words", "boxes"] = "words"  # boxes: the tokens of a layout, not of a text; no tokenizer
 
 
@@ -57,12 +57,12 @@ class CLIPConfig(TextSection):
 
     kind: Literal["clip"] = "clip"
     frozen: bool = True
-    vocab_size: int = 49408
-    intermediate_size: int | None = None  # None: four times the width
+    vocab_size: Width = 49408
+    intermediate_size: Width | None = None  # None: four times the width
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"  # gelu: the models of OpenCLIP
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407  # where the text is pooled: its first place; 2, in old files: at the largest id
-    projection_dim: int | None = None  # width of the pooled text; None: it is not made
+    projection_dim: Width | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "last"  # whose output is the context
     final_norm: bool = True  # whether that output goes through the last layer norm
 
@@ -79,11 +79,11 @@ class OpenCLIPConfig(TextSection):
     kind: Literal["open_clip"] = "open_clip"
     frozen: bool = True
     model: str = "ViT-H-14"  # source: a local file of its weights, or the name of published ones
-    vocab_size: int = 49408
-    hidden_size: int = 1024
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    projection_dim: int | None = None  # width of the pooled text; None: it is not made
+    vocab_size: Width = 49408
+    hidden_size: Width = 1024
+    num_hidden_layers: Count = 24
+    num_attention_heads: Width = 16
+    projection_dim: Width | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "penultimate"
     final_norm: bool = True
 
@@ -93,12 +93,12 @@ class T5Config(TextSection):
 
     kind: Literal["t5"] = "t5"
     frozen: bool = True
-    vocab_size: int = 32128
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    head_width: int = 64
-    intermediate_size: int = 2048
+    vocab_size: Width = 32128
+    hidden_size: Width = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Width = 12
+    head_width: Width = 64
+    intermediate_size: Width = 2048
     use_attention_mask: bool = True
 
 
@@ -120,7 +120,7 @@ class ClassesConfig(Section):
     """A table with one token a class, which the U-Net attends to (Rombach et al. 2022, section 4.4)."""
 
     num_classes: int = Field(1000, ge=1)
-    hidden_size: int = Field(512, ge=1)  # width of the context
+    hidden_size: Width = Field(512, ge=1)  # width of the context
 
 
 class SpatialConfig(Section):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ldm.errors import UserError
+
+# What bounds the networks that a foreign file can ask for, so that a damaged number is an error and no full memory.
+Width = Annotated[int, Field(ge=1, le=2**20)]  # channels, tokens, pixels of a side
+Depth = Annotated[int, Field(ge=1, le=200)]  # layers
+Count = Annotated[int, Field(ge=0, le=200)]  # layers, of which there may be none
 
 
 class Section(BaseModel):
     """A frozen group of options that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = typing.TypeVar("S", bound=Section)

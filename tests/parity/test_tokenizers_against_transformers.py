@@ -125,6 +125,46 @@ def test_clips_tokenizer_makes_the_ids_of_transformers_and_pads_as_its_folder_sa
     assert_same(load_tokenizer(tmp_path / "ours"), theirs)
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "added_tokens.json"])
+def test_words_of_textual_inversion_beside_the_vocabulary_are_added(
+    byte_pairs: Path, tmp_path: Path, file: str
+) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text((byte_pairs / name).read_text())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}')
+    size = len(json.loads((tmp_path / "vocab.json").read_text()))
+    words = {"<my-dog>": size, "corgi-ish": size + 1}
+    if file == "added_tokens.json":
+        (tmp_path / file).write_text(json.dumps(words))
+    else:
+        options = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": True, "special": False}
+        listed = {str(number): {"content": word, **options} for word, number in words.items()}
+        edit(tmp_path / file, added_tokens_decoder=listed)
+    ours, theirs = load_tokenizer(tmp_path), transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    caption = "a <my-dog> and a corgi-ish cat"
+    made = ours([caption])[0][0].tolist()
+    assert made == theirs(caption, padding="max_length", max_length=16, truncation=True).input_ids
+    assert {size, size + 1} < set(made)
+    save_tokenizer(ours, tmp_path / "ours")
+    assert load_tokenizer(tmp_path / "ours")([caption])[0][0].tolist() == made
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<my-dog>": size + 7}))
+    edit(tmp_path / "tokenizer_config.json", added_tokens_decoder={})
+    with pytest.raises(UserError, match="'<my-dog>' has number"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("pad_token", "<none>"), ("pad_token", [1]), ("do_lower_case", "yes")])
+def test_a_tokenizers_field_that_makes_no_sense_is_an_error_of_one_line(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    save_tokenizer(Tokenizer.train(CAPTIONS, 200, LENGTH), tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink()
+    edit(tmp_path / "tokenizer_config.json", **{field: value})
+    with pytest.raises(UserError, match=r"tokenizer_config\.json") as raised:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_open_clips_tokenizer_is_found_in_its_package_and_saved_as_clips(tmp_path: Path) -> None:
     import open_clip
 

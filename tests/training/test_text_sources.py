@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tokenizers import pre_tokenizers
 from torch import nn
 
 from ldm import build, config
+from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import save_tokenizer
 from ldm.config import BertConfig, CLIPConfig, Config, LDMBertConfig, OpenCLIPConfig, TextSection
@@ -165,13 +167,30 @@ def test_an_ldm_bert_finds_its_vocabulary_in_the_captions(vae: Path, tmp_path: P
     TextToImage.from_pretrained(tmp_path / "saved", device="cpu")("a", num_inference_steps=1)
 
 
+def test_a_model_in_the_cache_of_the_hub_needs_no_network(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached = tmp_path / "models--somebody--clip"
+    shutil.copytree(clip, cached / "snapshots" / "0123abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abc")
+    configuration = settings(tmp_path / "run", {"kind": "clip", "source": "somebody/clip", "hidden_size": 64})
+    encoder, tokenizer = load_source(configuration.text)
+    assert_equal(encoder, state_of(load_text_encoder(clip)))
+    assert (tokenizer.max_length, tokenizer.pad_token) == (24, "!")
+
+
 REFUSED = {
     r"text.num_hidden_layers is 3, there 2": {"num_hidden_layers": 3},
     r"text.max_length is 30, there 24": {"max_length": 30},
     r"text.projection_dim is 5, there None": {"projection_dim": 5},
     r"text.kind is bert, the encoder of text.source .* is a clip": {"kind": "bert"},
     r"cross_attention_dim is 64, the context has text.hidden_size 32": {"hidden_size": 32},
-    r"text.source nobody/no-such-model is no folder, is not in the Hub's cache": {"source": "nobody/no-such-model"},
+    r"text.source: no model 'nobody/no-such-model': there is no such folder, and the Hub gives none": {
+        "source": "nobody/no-such-model"
+    },
     r"text.source /no/such/folder: there is no such folder": {"source": "/no/such/folder"},
 }
 

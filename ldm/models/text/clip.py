@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ldm.config import CLIPConfig
 from ldm.models.text.encoder import Encoded, TextEncoder
 
-START, END = 49406, 49407  # of CLIP's own vocabulary
-
 
 class CLIPTextEncoder(TextEncoder):
     """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
@@ -34,7 +32,7 @@ class CLIPTextEncoder(TextEncoder):
                 max_position_embeddings=config.max_length,
                 hidden_act=config.hidden_act,
                 layer_norm_eps=config.layer_norm_eps,
-                bos_token_id=START,
+                bos_token_id=None,
                 eos_token_id=config.eos_token_id,
             )
         )
