@@ -60,7 +60,7 @@ def autoencoder_stage(
     autoencoder = load_autoencoder(find_autoencoder(init))
     _check_same(autoencoder.config, sized, "autoencoder", init)
     autoencoder.config = sized  # its latent statistics are measured anew
-    return AutoencoderStage(autoencoder, config, accelerator, source)
+    return AutoencoderStage(autoencoder, config, accelerator, source, trained=True)
 
 
 def unet_stage(

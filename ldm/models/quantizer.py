@@ -5,8 +5,11 @@ The codebook is named as in diffusers' `VQModel`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 DISTANCES = 2**24  # computed at a time, 64 MiB of them, so that memory stays bounded whatever the picture's size
 
@@ -40,13 +43,16 @@ class Quantizer(nn.Module):
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
     """Index (N,) of the row of the codebook (K, C) nearest to each point (N, C); the first of several equally near.
 
-    |p - e|^2 without |p|^2, which is the same for all e.
+    |p - e|^2 without |p|^2, which is the same for all e; both as seen from the codebook's mean, so that little cancels.
     """
     points, codebook = _wide(points), _wide(codebook)
+    centre = codebook.mean(0)
+    codebook = codebook - centre
     halves = 0.5 * codebook.square().sum(1)  # (K,)
     rows = max(1, DISTANCES // len(codebook))
-    with torch.autocast(points.device.type, enabled=False):
-        return torch.cat([(halves - part @ codebook.t()).argmin(1) for part in points.split(rows)])
+    device = points.device.type
+    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():  # not on meta
+        return torch.cat([(halves - (part - centre) @ codebook.t()).argmin(1) for part in points.split(rows)])
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -64,7 +64,14 @@ class AutoencoderStage(Stage):
     config: AutoencoderStageConfig
     needs_pictures = True
 
-    def __init__(self, autoencoder: Autoencoder, config: Config, accelerator: Accelerator, source: Source) -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        config: Config,
+        accelerator: Accelerator,
+        source: Source,
+        trained: bool = False,  # its codebook is kept as it is at the start
+    ) -> None:
         self.config = config.training.autoencoder
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
@@ -77,6 +84,7 @@ class AutoencoderStage(Stage):
             autoencoder.quantize.requires_grad_(config.loss.codebook.decay is None)
             quantizers = autoencoder.quantize, self.average.quantize
             self.codebook = CodebookTrainer(*quantizers, config.loss.codebook, accelerator, self.draws)
+        self._start_steps = 0 if trained else config.loss.codebook.start_steps
         self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
         self.networks = {"reconstruction": accelerator.prepare(network)}
         adversarial = config.loss.adversarial
@@ -132,7 +140,7 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def _start_codebook(self, batches: list[Batch], step: int) -> None:
-        if self.codebook is None or step > self.loss_config.codebook.start_steps:
+        if self.codebook is None or step > self._start_steps:
             return
         # The unwrapped network: there are no gradients to synchronise.
         autoencoder = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder

@@ -90,12 +90,20 @@ def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "unet"])
-def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("kind", ["vae", "vq", "unet"])
+def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, kind: str) -> None:
+    stage = "unet" if kind == "unet" else "vae"
     part = "autoencoder" if stage == "vae" else "unet"
     options = ["--data", "scenes", "--max-steps", "20", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
     options += ["--vae", str(tiny_vae)] if stage == "unet" else []
-    options += ["--set", "loss.equivariance.weight=0.25"] if stage == "vae" else []
+    options += ["--set", "loss.equivariance.weight=0.25"] if kind == "vae" else []
+    vq = (
+        "autoencoder.kind=vq",
+        "autoencoder.codebook_size=16",
+        "loss.codebook.window=6",
+        "loss.codebook.start_steps=3",
+    )
+    options += [word for option in vq for word in ("--set", option)] if kind == "vq" else []
     alone, together = tmp_path / "one", tmp_path / "two"
     ldm(f"train-{stage}", "tiny", *options, "--out", alone)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", f"train-{stage}"]

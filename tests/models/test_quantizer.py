@@ -1,0 +1,73 @@
+"""Every position becomes the nearest codebook vector; gradients go straight through to what was quantised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm.config import AutoencoderConfig
+from ldm.models import quantizer
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.quantizer import Quantizer, nearest
+
+VQ = AutoencoderConfig(
+    kind="vq", codebook_size=12, latent_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
+)
+
+
+def points(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_nearest_vector_is_that_of_the_smallest_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    codebook = points(40, seed=1)
+    expected = (points(500)[:, None] - codebook).square().sum(-1).argmin(1)
+    assert torch.equal(nearest(points(500), codebook), expected)
+    monkeypatch.setattr(quantizer, "DISTANCES", 100)  # two points at a time
+    assert torch.equal(nearest(points(500), codebook), expected)
+
+
+def test_of_equally_near_vectors_the_first_is_taken() -> None:
+    assert nearest(torch.zeros(1, 2), torch.tensor([[0.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])).tolist() == [1]
+
+
+def test_distances_are_those_of_float32_whatever_the_precision_around() -> None:
+    codebook = 100 + 0.01 * torch.arange(50.0)[:, None]  # bfloat16 does not tell them apart
+    wanted = torch.tensor([7, 31, 48])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest(codebook[wanted], codebook), wanted)
+
+
+def test_quantised_values_are_exact_and_their_gradient_is_that_of_z_alone() -> None:
+    quantize = Quantizer(12, 3)
+    z = points(2 * 4 * 5).view(2, 4, 5, 3).permute(0, 3, 1, 2).requires_grad_()
+    quantised = quantize(z)
+    assert torch.equal(quantised, quantize.lookup(quantize.indices(z)))
+    weights = torch.randn_like(z)
+    (quantised * weights).sum().backward()
+    assert torch.equal(z.grad, weights)
+    assert quantize.embedding.weight.grad is None
+
+
+@torch.no_grad()
+def test_latents_are_what_was_not_quantised_yet_and_decode_quantises_them_in_the_scale_of_the_codebook() -> None:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(VQ)
+    torch.nn.init.normal_(autoencoder.quantize.embedding.weight, 0.0, 0.1)
+    pictures = torch.rand(2, 3, 8, 8) * 2 - 1
+    plain = autoencoder.encode(pictures)
+    assert torch.equal(plain.sample(noise=torch.randn(2, 3, 4, 4)), plain.mode())
+    assert plain.moments.shape == (2, 3, 4, 4)
+    indices, expected = autoencoder.indices(plain.mode()), autoencoder.decode(plain.mode())
+    autoencoder.config = VQ.model_copy(update={"scaling_factor": 4.0, "shift_factor": 0.5})
+    latents = autoencoder.encode(pictures).mode()
+    torch.testing.assert_close(latents, (plain.moments - 0.5) * 4)
+    assert torch.equal(autoencoder.indices(latents), indices)
+    torch.testing.assert_close(autoencoder.decode(latents), expected)
+    torch.testing.assert_close(autoencoder.decode(autoencoder.lookup(indices)), expected)
+
+
+@pytest.mark.parametrize("statistics", [{"statistics": "channel"}, {"scaling_factor": (1.0, 2.0, 3.0)}])
+def test_a_factor_a_channel_is_refused_for_it_would_change_which_vector_is_nearest(statistics: dict) -> None:
+    with pytest.raises(ValueError, match="one scaling_factor"):
+        AutoencoderConfig(kind="vq", codebook_size=4, latent_channels=3, **statistics)
