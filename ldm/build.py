@@ -39,7 +39,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     if text.frozen and config.training.unet.text_learning_rate is not None:
         raise UserError("training.unet.text_learning_rate is for a text encoder that is trained; text.frozen is true")
     scheduler_to_fields(config.diffusion)  # these two refuse what could be trained but not saved
-    unet_to_fields(config.unet)
+    unet_to_fields(config.need_unet())
     if init is not None:
         resolve(init)
     if vae is not None:
@@ -110,12 +110,12 @@ def _new_parts(
         found = {} if text.source else {"vocab_size": tokenizer.vocab_size}  # as many as there are in the captions
         text_encoder = make_text_encoder(text.model_copy(update=found))
     side = config.data.size // autoencoder.config.downsampling_factor
-    unet = UNet(config.unet.model_copy(update={"sample_size": side}))
+    unet = UNet(config.need_unet().model_copy(update={"sample_size": side}))
     return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
 
 
 def _check_networks(parts: Parts, config: Config, where: str) -> None:
-    _check_same(parts.unet.config, config.unet, "unet", where)
+    _check_same(parts.unet.config, config.need_unet(), "unet", where)
     if parts.text_encoder is None or parts.text_encoder_2 is not None or parts.tokenizer is None:
         raise UserError(f"the model {where} is not what the configuration describes: it has not one text encoder")
     _check_same(parts.text_encoder.config, saved_config(_text(config)), "text", where)
@@ -167,7 +167,7 @@ def _text(config: Config) -> TextSection:
     if text is None or config.text_2 or config.spatial:
         raise UserError("train-unet trains models of text alone, with one text encoder")
     for name in ("num_class_embeds", "class_embed_type", "addition_embed_type"):
-        if getattr(config.unet, name) is not None:
+        if getattr(config.need_unet(), name) is not None:
             raise UserError(f"train-unet trains models of text alone: set unet.{name} to null")
     if isinstance(text, LDMBertConfig) and text.tokens == "boxes":
         raise UserError("text.tokens boxes: train-unet has captions, which are words")

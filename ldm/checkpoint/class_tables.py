@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
+from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.config import ClassesConfig, parse
@@ -17,12 +17,15 @@ STEM = "diffusion_pytorch_model"
 
 def load_class_embedder(folder: Path, dtype: torch.dtype = torch.float32) -> ClassEmbedder:
     """The table in a folder; UserError if it is not whole."""
-    path = folder / "config.json"
-    fields = load_fields(path)
-    expect_class(fields, ("ClassEmbedder",), path)
-    known = known_fields(fields, dict.fromkeys(ClassesConfig.model_fields), {}, path)
-    config = parse(known, ClassesConfig, str(path))
+    config = classes_from_fields(load_fields(folder / "config.json"), folder / "config.json")
     return build(lambda: ClassEmbedder(config), load_weights(folder, STEM), dtype, folder)
+
+
+def classes_from_fields(fields: Fields, where: Path) -> ClassesConfig:
+    """The configuration of a table; UserError names a field that cannot be had."""
+    expect_class(fields, ("ClassEmbedder",), where)
+    known = known_fields(fields, dict.fromkeys(ClassesConfig.model_fields), {}, where)
+    return parse(known, ClassesConfig, str(where))
 
 
 def save_class_embedder(classes: ClassEmbedder, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldm.checkpoint.layouts import OPTIONAL
+from ldm.checkpoint.hub import fetch
 from ldm.errors import UserError
 
 
@@ -17,12 +17,17 @@ def resolve(model: str | Path) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _newest(folder)
-    built_in = _weights_folder() / str(model)
-    if re.fullmatch(r"[\w.-]+", str(model)) and built_in.is_dir():
-        return built_in
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        return _from_hub(str(model))
+    if (found := built_in(str(model))) is not None:
+        return found
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model)):
+        return fetch(str(model))
     raise _unknown(model)
+
+
+def built_in(name: str) -> Path | None:
+    """The folder of a model that is installed with the package; None: there is none of that name."""
+    folder = _weights_folder() / name
+    return folder if re.fullmatch(r"[\w.-]+", name) and folder.is_dir() else None
 
 
 def find_autoencoder(model: str | Path) -> Path:
@@ -56,20 +61,7 @@ def _weights_folder() -> Path:
     return Path(next(iter(ldm.weights.__path__)))
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # What is in the parts' folders, or that of a single autoencoder; no single-file checkpoints beside them.
-    wanted = ["model_index.json", "config.json", "diffusion_pytorch_model.*", "*/*.json", "*/*.safetensors", "*/*.txt"]
-    unwanted = [*(f"{part}/*" for part in OPTIONAL), "*.non_ema.*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise _unknown(name, f" ({type(error).__name__} from the Hub)") from error
-
-
-def _unknown(model: str | Path, why: str = "") -> UserError:
+def _unknown(model: str | Path) -> UserError:
     names = sorted(path.name for path in _weights_folder().iterdir() if (path / "model_index.json").is_file())
-    built_in = f"a built-in model ({', '.join(names) or 'none is installed'})"
-    return UserError(f"no model {str(model)!r}: neither a run, a diffusers directory, {built_in}, nor a Hub id{why}")
+    installed = f"a built-in model ({', '.join(names) or 'none is installed'})"
+    return UserError(f"no model {str(model)!r}: neither a run, a diffusers directory, {installed}, nor a Hub id")

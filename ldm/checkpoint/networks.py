@@ -66,6 +66,10 @@ def read_unet(kind: type[U], folder: Path, dtype: torch.dtype) -> U:
 
 
 def write_unet(unet: UNet, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
-    """Write a U-Net, its weights as `dtype` if given."""
+    """Write a U-Net, its weights as `dtype` if given.
+
+    Raises UserError, with nothing written, for what diffusers' classes cannot express.
+    """
+    fields = unet_to_fields(unet.config)
     save_weights(folder, DIFFUSERS_STEM, unet.state_dict(), dtype, shard_size)
-    save_json(folder / "config.json", unet_to_fields(unet.config))
+    save_json(folder / "config.json", fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.weights import SHARD_SIZE, build, load_weights, save_weights
 from ldm.config import BertConfig, CLIPConfig, OpenCLIPConfig, TextSection
 from ldm.models.text import TextEncoder, make_text_encoder
+
+T = TypeVar("T")
 
 TRANSFORMERS_STEM = "model"
 
@@ -60,10 +63,10 @@ def load_text_encoder(
     return build(lambda: make_text_encoder(config), tensors, dtype, folder)
 
 
-def network_tensors(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The weights of a file of transformers under the names of our network of that kind."""
-    kept: dict[str, Tensor] = {}
-    renamed: dict[str, Tensor] = {}
+def network_tensors(tensors: dict[str, T], kind: str) -> dict[str, T]:
+    """The weights of a file of transformers, or what its header says of them, under our network's names."""
+    kept: dict[str, T] = {}
+    renamed: dict[str, T] = {}
     for old, tensor in tensors.items():
         name = old
         for pattern, replacement in RENAMED.get(kind, {}).items():

@@ -106,6 +106,8 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
             raise UserError(
                 f"{name} in {where} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
             )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(f"{name} in {where} is of {tensor.dtype}, which are no weights: the file is damaged")
     network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return network.eval()
 

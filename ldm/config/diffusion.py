@@ -30,7 +30,7 @@ class ScheduleConfig(Section):
     """
 
     kind: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "scaled_linear"
-    num_train_timesteps: int = Field(1000, ge=2)
+    num_train_timesteps: int = Field(1000, ge=2, le=100_000)
     beta_start: float = 0.00085
     beta_end: float = 0.012
     zero_terminal_snr: bool = False

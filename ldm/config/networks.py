@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 
-from ldm.config.section import Section, check_divisible
+from ldm.config.section import Count, Depth, Section, Width, check_divisible
 
 
 class AutoencoderConfig(Section):
     """The first stage; every level but the last halves the picture, so f = 2 ** (levels - 1)."""
 
     kind: Literal["kl", "vq"] = "kl"
-    in_channels: int = Field(3, ge=1)
-    out_channels: int = Field(3, ge=1)
-    latent_channels: int = Field(4, ge=1)  # what the U-Net sees
-    z_channels: int | None = Field(None, ge=1)  # of the encoder's output and decoder's input; None: latent_channels
-    codebook_size: int | None = Field(None, ge=1)  # vq: number of latent vectors
-    block_out_channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1)
-    layers_per_block: int = Field(2, ge=1)
+    in_channels: Width = 3
+    out_channels: Width = 3
+    latent_channels: Width = 4  # what the U-Net sees
+    z_channels: Width | None = None  # of the encoder's output and the decoder's input; None: latent_channels
+    codebook_size: Width | None = None  # vq: number of latent vectors
+    block_out_channels: tuple[Width, ...] = Field((128, 256, 512, 512), min_length=1)
+    layers_per_block: Depth = 2
     attention_levels: tuple[int, ...] = ()  # levels, 0 the finest, with attention after each ResNet block
     mid_block_attention: bool = True
-    norm_num_groups: int = 32
+    norm_num_groups: Width = 32
     force_upcast: bool = True  # to float32 where float16 is asked for, in which large activations overflow
-    sample_size: int = 64  # side of the pictures it was trained on, pixels
+    sample_size: Width = 64  # side of the pictures it was trained on, pixels
     # Latent statistics: latents = (z - shift_factor) * scaling_factor. None: not measured yet.
-    scaling_factor: float | tuple[float, ...] | None = None
+    scaling_factor: PositiveFloat | tuple[PositiveFloat, ...] | None = None
     shift_factor: float | tuple[float, ...] | None = None
     statistics: Literal["tensor", "channel"] = "tensor"  # what training measures at its end
 
@@ -83,37 +83,35 @@ class AutoencoderConfig(Section):
 class UNetConfig(Section):
     """The denoising U-Net; tuples have one entry a level, finest first."""
 
-    in_channels: PositiveInt = 4  # latents, then what is concatenated to them
-    out_channels: PositiveInt = 4
-    sample_size: PositiveInt = 16  # side of the latents it was trained on
-    block_out_channels: tuple[PositiveInt, ...] = Field((128, 256, 384), min_length=1)
-    layers_per_block: PositiveInt = 2
+    in_channels: Width = 4  # latents, then what is concatenated to them
+    out_channels: Width = 4
+    sample_size: Width = 16  # side of the latents it was trained on
+    block_out_channels: tuple[Width, ...] = Field((128, 256, 384), min_length=1)
+    layers_per_block: Depth = 2
     attention: Literal["transformer", "plain"] = "transformer"  # plain: self-attention alone, which sees no context
-    attention_layers: tuple[NonNegativeInt, ...] = (
+    attention_layers: tuple[Count, ...] = (
         1,
         1,
         1,
     )  # attention blocks after each ResNet block of a level; 0: none
-    mid_attention_layers: NonNegativeInt | None = (
-        None  # in the mid block; None: as many as the last level, at least one
-    )
-    num_attention_heads: int | tuple[int, ...] = 8
-    cross_attention_dim: PositiveInt | None = 256  # width of the context; None, with plain attention: there is none
+    mid_attention_layers: Count | None = None  # in the mid block; None: as many as the last level, at least one
+    num_attention_heads: Width | tuple[Width, ...] = 8
+    cross_attention_dim: Width | None = 256  # width of the context; None, with plain attention: there is none
     use_linear_projection: bool = True
-    norm_num_groups: PositiveInt = 32
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
+    norm_num_groups: Width = 32
+    norm_eps: float = Field(1e-5, gt=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
     time_scale_shift: bool = False  # the time embedding scales and shifts after a norm, instead of being added
     resnet_resampling: bool | tuple[bool, ...] = False  # levels that halve and double by a ResNet block
     downsample_padding: Literal[0, 1] = 1  # 0: at the right and the bottom only
     flip_sin_to_cos: bool = True  # the time embedding has its cosines first
     freq_shift: float = 0.0  # of the time embedding's frequencies
     # What is added to the time embedding besides:
-    num_class_embeds: PositiveInt | None = None  # a table of classes
+    num_class_embeds: Width | None = None  # a table of classes
     class_embed_type: Literal["timestep", "identity", "projection", "simple_projection"] | None = None
-    projection_class_embeddings_input_dim: PositiveInt | None = None  # width of what the projections take
+    projection_class_embeddings_input_dim: Width | None = None  # width of what the projections take
     addition_embed_type: Literal["text_time"] | None = None  # SDXL: pooled text, original size, crop and target size
-    addition_time_embed_dim: PositiveInt | None = None  # width of the embedding of each of those six numbers
+    addition_time_embed_dim: Width | None = None  # width of the embedding of each of those six numbers
 
     @model_validator(mode="after")
     def _levels_agree(self) -> UNetConfig:

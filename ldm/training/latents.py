@@ -21,14 +21,26 @@ from ldm.data.sources import Source
 BATCH = 64
 
 
-@torch.no_grad()
 def measure(
     autoencoder: Autoencoder, source: Source, size: int, pictures: int, accelerator: Accelerator
 ) -> dict[str, float]:
     """Set the autoencoder's latent statistics to those of `pictures` pictures spread evenly over the source.
 
-    Means and variances are those of posterior samples, summed in float64 over the positions of all pictures and over
-    all processes. Returns the mean and standard deviation over all channels.
+    Returns the mean and standard deviation over all channels.
+    """
+    means, deviations = channel_statistics(autoencoder, source, size, pictures, accelerator)
+    autoencoder.set_statistics(means, deviations)
+    spread = (deviations.square().mean() + means.var(correction=0)).sqrt()
+    return {"latent_mean": round(means.mean().item(), 4), "latent_std": round(spread.item(), 4)}
+
+
+@torch.no_grad()
+def channel_statistics(
+    autoencoder: Autoencoder, source: Source, size: int, pictures: int, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of z over `pictures` pictures spread evenly over the source, in float64.
+
+    They are those of posterior samples, summed over the positions of all pictures and over all processes.
     """
     count = min(pictures, len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
@@ -44,9 +56,7 @@ def measure(
     totals = torch.cat([sums.flatten(), positions[None]]).to(accelerator.device)
     totals = accelerator.reduce(totals, "sum").cpu()
     means, seconds = (totals[:-1] / totals[-1]).view(2, channels)
-    autoencoder.set_statistics(means, (seconds - means.square()).sqrt())
-    spread = (seconds.mean() - means.mean().square()).sqrt()
-    return {"latent_mean": round(means.mean().item(), 4), "latent_std": round(spread.item(), 4)}
+    return means, (seconds - means.square()).sqrt()
 
 
 class MomentsCache:

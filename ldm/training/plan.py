@@ -39,10 +39,11 @@ def _networks(stage: str, config: Config) -> dict[str, nn.Module]:
     from ldm.models.unet import UNet
 
     if stage == "unet":
+        unet = UNet(config.need_unet())
         if config.text is None:
             raise UserError("train-unet trains models of text alone, with one text encoder")
         text = {} if config.text.frozen else {"text encoder": make_text_encoder(config.text)}
-        return {"U-Net": UNet(config.unet), **text}
+        return {"U-Net": unet, **text}
     networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(config.autoencoder)}
     if config.loss.adversarial.weight:
         networks["discriminator"] = PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels)

@@ -9,6 +9,7 @@ import pytest
 
 from ldm.checkpoint import unet_condition_fields, unet_plain_fields
 from ldm.checkpoint.fields import EXTRA
+from ldm.checkpoint.pretrained import UNet
 from ldm.checkpoint.unet_fields import unet_from_fields, unet_to_fields
 from ldm.config import UNetConfig
 from ldm.errors import UserError
@@ -16,6 +17,7 @@ from ldm.errors import UserError
 HERE = Path("unet/config.json")
 CONDITION: dict[str, Any] = {"_class_name": "UNet2DConditionModel", "sample_size": 8}
 PLAIN: dict[str, Any] = {"_class_name": "UNet2DModel", "sample_size": 8}
+SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "attention_layers": (1, 1), "norm_num_groups": 4}
 SCALE_SHIFT = {"resnet_time_scale_shift": "scale_shift"}
 
 FIXED = [
@@ -133,3 +135,10 @@ def test_fields_that_were_changed_decide_over_our_own_note_of_them() -> None:
     assert (fields["attention_head_dim"], fields[EXTRA]) == (32, {"num_attention_heads": [5, 7, 12]})
     changed = unet_from_fields(fields | {"attention_head_dim": 96}, HERE)
     assert changed.num_attention_heads == (1, 2, 4)
+
+
+def test_a_network_that_diffusers_cannot_express_leaves_nothing_behind(tmp_path: Path) -> None:
+    config = plain(**SMALL, num_attention_heads=8)
+    with pytest.raises(UserError, match="num_attention_heads"):
+        UNet(config).save_pretrained(tmp_path / "unet")
+    assert list(tmp_path.iterdir()) == []
