@@ -83,7 +83,10 @@ class Layout:
 
 
 def recognise(shapes: Shapes, where: str) -> Contents:
-    """What the one published model with such tensors holds; UserError when there is none, or more than one."""
+    """What the one published model with such tensors holds; UserError when there is none, or more than one.
+
+    For one network alone, the configuration of just that network goes before those of models that have it as a part.
+    """
     found: dict[str, Contents] = {}
     for name, contents in _published().items():
         layout = Layout.of(contents, shapes)
@@ -91,7 +94,8 @@ def recognise(shapes: Shapes, where: str) -> Contents:
             found[name] = layout.contents
     if not found:
         raise UserError(f"{where} is of no published model: give its configuration with --config")
-    first, *others = found.values()
+    alone = [contents for name, contents in found.items() if contents == _published()[name]]
+    first, *others = alone or found.values()
     if any(other != first for other in others):
         raise UserError(
             f"{where} could be of {', '.join(found)}, which have the same shapes: say which with --config, such as "
