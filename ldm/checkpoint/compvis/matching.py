@@ -43,7 +43,9 @@ class Layout:
     @property
     def averaged(self) -> dict[str, str]:
         """The names of weights of which an average may be kept -> those of the average, which have no dots."""
-        network = "unet" if "unet" in self.rules else "autoencoder"
+        network = next((name for name in ("unet", "autoencoder") if name in self.rules), None)
+        if network is None:
+            return {}
         required = [name for rule in self.rules[network].rules for name in rule.theirs]
         return {name: EMA + name.removeprefix("model.").replace(".", "") for name in required}
 
@@ -57,6 +59,8 @@ class Layout:
 
     def problem(self, shapes: Shapes) -> str | None:
         """What keeps a file with such tensors from being read; None: nothing."""
+        if not self.rules:
+            return "it holds none of the networks that are described"
         expected = self.expected()
         known = {*expected, *BUFFERS, *EMA_COUNTERS, *self.averaged.values(), *self.copies}
         known |= {name for rules in self.rules.values() for name in rules.known}
