@@ -1,10 +1,12 @@
 """Configurations: all of their networks can be made, and have as many parameters as the published models."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ldm import config
 from ldm.config import Config
@@ -37,31 +39,37 @@ FIRST_STAGES = {
 }
 
 
-@pytest.mark.parametrize(("section", "name", "count"), ROWS, ids=lambda value: str(value).split(" ")[0])
-def test_a_published_model_has_its_parameters_to_the_digit(section: str, name: str, count: int) -> None:
-    networks = make_networks(of_config(name, config.load(f"published/{name.split(' ')[0]}")).contents)
-    assert sum(weight.numel() for weight in networks[SECTIONS[section]].parameters()) == count
+@cache
+def networks_of(name: str) -> dict[str, nn.Module]:
+    return make_networks(of_config(name, config.load(name)).contents)
 
 
 @pytest.mark.parametrize("name", config.names())
-def test_every_shipped_configuration_runs_on_the_meta_device_from_pictures_to_output(name: str) -> None:
-    """Encoding, a U-Net call with all it is told, decoding: shapes fit, and no number takes memory."""
-    loaded = config.load(name)
-    description = of_config(name, loaded)
-    networks = make_networks(description.contents)
-    assert {"autoencoder"} | ({"unet"} if loaded.unet else set()) <= networks.keys()
+def test_all_networks_of_a_shipped_configuration_can_be_made_and_take_no_memory_on_the_meta_device(name: str) -> None:
+    loaded, networks = config.load(name), networks_of(name)
+    described = {part for part in ("unet", "text", "text_2", "classes") if getattr(loaded, part) is not None}
+    rescaled = {"spatial"} if loaded.spatial is not None and loaded.spatial.kind == "rescaler" else set()
+    assert networks.keys() == {"autoencoder"} | described | rescaled
     assert all(weight.device == torch.device("meta") for net in networks.values() for weight in net.parameters())
-    facts = report(description)
+
+
+@pytest.mark.parametrize(("section", "name", "count"), ROWS, ids=lambda value: str(value).split(" ")[0])
+def test_a_published_model_has_its_parameters_to_the_digit(section: str, name: str, count: int) -> None:
+    network = networks_of(f"published/{name.split(' ')[0]}")[SECTIONS[section]]
+    assert sum(weight.numel() for weight in network.parameters()) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", config.names())
+def test_every_shipped_configuration_runs_from_pictures_to_output(name: str) -> None:
+    """Encoding, a U-Net call with all it is told, decoding, and texts to contexts, on the meta device."""
+    loaded, facts = config.load(name), report(of_config(name, config.load(name)))
     assert facts["flops"].keys() == {"encode", "decode"} | ({"unet"} if loaded.unet else set())
     assert facts["picture"] == [3, loaded.data.size, loaded.data.size]
-    for text in (loaded.text, loaded.text_2):
-        if text is not None:
-            _check_text(networks["text" if text is loaded.text else "text_2"], text)
-
-
-def _check_text(encoder: torch.nn.Module, text: config.TextSection) -> None:
-    ids = torch.zeros(1, text.max_length, dtype=torch.int64, device="meta")
-    assert encoder(ids, ids).context.shape == (1, text.max_length, text.hidden_size)
+    for part in ("text", "text_2"):
+        if (text := getattr(loaded, part)) is not None:
+            ids = torch.zeros(1, text.max_length, dtype=torch.int64, device="meta")
+            assert networks_of(name)[part](ids, ids).context.shape == (1, text.max_length, text.hidden_size)
 
 
 @pytest.mark.parametrize(("name", "first_stage"), FIRST_STAGES.items())

@@ -9,10 +9,13 @@ import torch
 from tiny_models import random_parts
 
 from ldm import config
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.files import SingleFile, write_single_file
 from ldm.checkpoint.diffusers import load_autoencoder, save_autoencoder, save_pipeline
 from ldm.checkpoint.store import save_tensors
+from ldm.config import AutoencoderConfig
 from ldm.errors import UserError
-from ldm.info.describe import describe
+from ldm.info.describe import describe, of_config
 from ldm.info.headers import read_folder
 from ldm.info.report import as_text, report
 
@@ -77,6 +80,13 @@ def test_a_name_of_a_model_and_of_a_configuration_means_the_model() -> None:
     assert describe("configs/emoji.yaml").kind == "configuration"
 
 
+def test_the_built_in_model_is_told_in_lines_that_fit_a_terminal() -> None:
+    lines = as_text(report(describe("emoji"))).splitlines()
+    assert lines[0] == "emoji: a pipeline"
+    assert any(line.startswith("latents") and "4x16x16, scaling factor" in line for line in lines)
+    assert max(map(len, lines)) <= 120
+
+
 def sparse(path: Path, shapes: dict[str, list[int]]) -> None:
     """A safetensors file whose numbers take no room on the disk."""
     header, at = {}, 0
@@ -110,6 +120,33 @@ def test_parameters_of_a_file_are_counted_from_its_header_alone(tmp_path: Path) 
         "other": {"total": 1000},
         "total": 10_001_011_000,
     }
+
+
+def test_a_file_of_a_published_model_is_known_by_its_shapes(tmp_path: Path) -> None:
+    """Of the original naming and 6 GB large, which are not there."""
+    loaded = config.load("published/txt2img-1p4B")
+    contents = Contents.of_config(loaded)
+    shapes: dict[str, list[int]] = {}
+    with torch.device("meta"):
+        for name, rules in contents.rules(contents.prefixes()).items():
+            tensors = rules.to_theirs(contents.make(name).state_dict())
+            shapes |= {key: list(tensor.shape) for key, tensor in tensors.items()}
+    sparse(tmp_path / "model.safetensors", shapes)
+    facts, expected = report(describe(str(tmp_path / "model.safetensors"))), report(of_config("", loaded))
+    assert facts["kind"] == "single file"
+    for name in ("parameters", "flops", "picture", "latents", "context", "latent_statistics", "diffusion"):
+        assert facts[name] == expected[name], name
+
+
+def test_a_file_that_we_wrote_tells_its_configuration_in_its_header(tmp_path: Path) -> None:
+    sizes = {"latent_channels": 2, "block_out_channels": (32, 32), "layers_per_block": 1, "sample_size": 16}
+    contents = Contents(autoencoder=AutoencoderConfig(**sizes))
+    autoencoder = contents.make("autoencoder")
+    write_single_file(SingleFile(contents, {"autoencoder": autoencoder}), tmp_path / "vae.safetensors")
+    facts = report(describe(str(tmp_path / "vae.safetensors")))
+    assert facts["parameters"]["autoencoder"]["total"] == count(autoencoder)
+    assert facts["picture"] == [3, 16, 16]
+    assert facts["flops"].keys() == {"encode", "decode"}
 
 
 def test_positions_and_counters_are_no_parameters(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -42,7 +43,9 @@ class Layout:
     @property
     def averaged(self) -> dict[str, str]:
         """The names of weights of which an average may be kept -> those of the average, which have no dots."""
-        network = "unet" if "unet" in self.rules else "autoencoder"
+        network = next((name for name in ("unet", "autoencoder") if name in self.rules), None)
+        if network is None:
+            return {}
         required = [name for rule in self.rules[network].rules for name in rule.theirs]
         return {name: EMA + name.removeprefix("model.").replace(".", "") for name in required}
 
@@ -56,7 +59,9 @@ class Layout:
 
     def problem(self, shapes: Shapes) -> str | None:
         """What keeps a file with such tensors from being read; None: nothing."""
-        expected = self._expected()
+        if not self.rules:
+            return "it holds none of the networks that are described"
+        expected = self.expected()
         known = {*expected, *BUFFERS, *EMA_COUNTERS, *self.averaged.values(), *self.copies}
         known |= {name for rules in self.rules.values() for name in rules.known}
         if missing := expected.keys() - shapes.keys():
@@ -69,8 +74,8 @@ class Layout:
                 return f"{name} has shape {tuple(shapes[name])}, its configuration asks for {shape}"
         return None
 
-    def _expected(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that must be there."""
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that must be there, by name."""
         found: dict[str, tuple[int, ...]] = {}
         for name, rules in self.rules.items():
             with torch.device("meta"), WithoutNormals():
@@ -82,22 +87,30 @@ class Layout:
 
 
 def recognise(shapes: Shapes, where: str) -> Contents:
-    """What the one published model with such tensors holds; UserError when there is none, or more than one."""
+    """What the one published model with such tensors holds; UserError when there is none, or more than one.
+
+    For one network alone, the configuration of just that network goes before those of models that have it as a part.
+    """
     found: dict[str, Contents] = {}
-    for name in names():
-        if name.startswith(PUBLISHED):
-            layout = Layout.of(Contents.of_config(load(name)), shapes)
-            if _has_names(layout, shapes) and layout.problem(shapes) is None:
-                found[name] = layout.contents
+    for name, contents in _published().items():
+        layout = Layout.of(contents, shapes)
+        if _has_names(layout, shapes) and layout.problem(shapes) is None:
+            found[name] = layout.contents
     if not found:
         raise UserError(f"{where} is of no published model: give its configuration with --config")
-    contents = list(found.values())
-    if any(other != contents[0] for other in contents):
+    alone = [contents for name, contents in found.items() if contents == _published()[name]]
+    first, *others = alone or found.values()
+    if any(other != first for other in others):
         raise UserError(
             f"{where} could be of {', '.join(found)}, which have the same shapes: say which with --config, such as "
             f"--config {next(iter(found))}"
         )
-    return contents[0]
+    return first
+
+
+@cache
+def _published() -> dict[str, Contents]:
+    return {name: Contents.of_config(load(name)) for name in names() if name.startswith(PUBLISHED)}
 
 
 def _has_names(layout: Layout, shapes: Shapes) -> bool:

@@ -1,0 +1,395 @@
+"""A single file is read whole or refused in one line that says why; nothing in it is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import types
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from single_files import GOLDEN, golden_weights, same_networks, with_weights
+from torch import Tensor
+
+from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.rules import interleaved
+from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, SpatialConfig, T5Config, UNetConfig
+from ldm.errors import UserError
+
+CONFIG = GOLDEN / "class-vq" / "config.yaml"
+AUTOENCODER = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return golden_weights("class-vq")
+
+
+@pytest.fixture(scope="module")
+def expected(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> SingleFile:
+    path = tmp_path_factory.mktemp("class-vq") / "model.safetensors"
+    save_file(weights, path)
+    return read_single_file(path, CONFIG)
+
+
+def refuses(path: Path, *words: str, ema: bool = False, config: Path | None = CONFIG) -> None:
+    with pytest.raises(UserError) as caught:
+        read_single_file(path, config, ema)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+# Pickles
+
+
+class Framework:
+    """Modules of a training framework that is not installed, as long as a file is written."""
+
+    def __enter__(self) -> types.ModuleType:
+        names = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
+        sys.modules |= {name: types.ModuleType(name) for name in names}
+        self.names, module = names, sys.modules[names[-1]]
+        for name, parents in {"ModelCheckpoint": (object,), "AttributeDict": (dict,)}.items():
+            setattr(module, name, type(name, parents, {"__module__": module.__name__, "best": 0.1}))
+        return module
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.names:
+            del sys.modules[name]
+
+
+def training_checkpoint(weights: dict[str, Tensor], framework: types.ModuleType) -> dict[str, Any]:
+    """What the framework wrote in 2022: callbacks by class, numpy's numbers, the optimizer's state."""
+    callback = framework.ModelCheckpoint()
+    callback.best_model_path = "runs/last.ckpt"
+    return {
+        "state_dict": weights,
+        "epoch": 12,
+        "callbacks": {framework.ModelCheckpoint: {"best": np.float64(0.25), "at": np.arange(3)}, "other": callback},
+        "hyper_parameters": framework.AttributeDict(rate=np.float32(1e-4), monitor=None),
+        "optimizer_states": [{"state": {0: {"step": 3, "exp_avg": torch.ones(2)}}}],
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_checkpoint_of_the_training_framework_is_read_without_the_framework(
+    zipped: bool, weights: dict[str, Tensor], expected: SingleFile, tmp_path: Path
+) -> None:
+    with Framework() as framework:
+        content = training_checkpoint(weights, framework)
+        torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    assert same_networks(read_single_file(tmp_path / "model.ckpt", CONFIG), expected)
+    assert "pytorch_lightning" not in sys.modules
+
+
+@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: {"state_dict": weights}])
+def test_a_plain_checkpoint_is_read(
+    wrap: Callable[..., Any], weights: dict[str, Tensor], expected: SingleFile, tmp_path: Path
+) -> None:
+    torch.save(wrap(weights), tmp_path / "model.ckpt")
+    assert same_networks(read_single_file(tmp_path / "model.ckpt", CONFIG), expected)
+
+
+class Shell:
+    """What a hostile file holds: a call of the operating system's shell."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_carries_code_is_refused_by_the_name_of_what_it_asks_for(
+    zipped: bool, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    content = {"state_dict": weights, "extra": Shell(tmp_path / "run")}
+    torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    refuses(tmp_path / "model.ckpt", f"{os.system.__module__}.system", "nothing was run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a checkpoint at all", b"\x80\x04\x95", b"PK\x03\x04" + bytes(100), b"\x80\x02cos\nsystem\n(S'ls'\ntR."],
+)
+def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(content)
+    refuses(tmp_path / "model.ckpt", "model.ckpt")
+
+
+def test_a_checkpoint_that_was_cut_off_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "whole.ckpt")
+    content = (tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "model.ckpt").write_bytes(content[: len(content) // 2])
+    refuses(tmp_path / "model.ckpt", "no whole checkpoint")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"a": 1}}, {"state_dict": {1: torch.ones(1)}}])
+def test_a_checkpoint_without_weights_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "model.ckpt")
+    refuses(tmp_path / "model.ckpt", "state_dict")
+
+
+# Names and shapes
+
+
+def test_a_missing_weight_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    name = "model.diffusion_model.middle_block.1.norm.weight"
+    save_file({key: weight for key, weight in weights.items() if key != name}, tmp_path / "model.safetensors")
+    refuses(tmp_path / "model.safetensors", f"lacks {name}")
+
+
+def test_a_weight_too_many_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    extra = {"model.diffusion_model.middle_block.9.weight": torch.ones(3), "zzz": torch.ones(1)}
+    save_file(weights | extra, tmp_path / "model.safetensors")
+    refuses(tmp_path / "model.safetensors", "holds model.diffusion_model.middle_block.9.weight and 1 more")
+
+
+def test_a_weight_of_another_shape_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(weights | {"cond_stage_model.embedding.weight": torch.ones(10, 31)}, tmp_path / "model.safetensors")
+    refuses(tmp_path / "model.safetensors", "cond_stage_model.embedding.weight has shape (10, 31)", "(10, 32)")
+
+
+@pytest.mark.parametrize("other", ["uncond-vq", "text-kl-bert"])
+def test_a_file_of_another_architecture_is_refused(other: str, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(weights, tmp_path / "model.safetensors")
+    refuses(tmp_path / "model.safetensors", "does not fit", config=GOLDEN / other / "config.yaml")
+
+
+def test_what_is_not_a_published_model_asks_for_its_configuration(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(weights, tmp_path / "model.safetensors")
+    refuses(tmp_path / "model.safetensors", "--config", config=None)
+
+
+def test_buffers_of_the_schedule_and_losses_of_first_stages_are_passed_over(
+    weights: dict[str, Tensor], expected: SingleFile, tmp_path: Path
+) -> None:
+    names = ("betas", "alphas_cumprod", "posterior_variance", "first_stage_model.loss.discriminator.main.0.weight")
+    save_file(weights | {name: torch.ones(4) for name in names}, tmp_path / "model.safetensors")
+    assert same_networks(read_single_file(tmp_path / "model.safetensors", CONFIG), expected)
+
+
+def test_a_scale_that_training_has_measured_is_the_latents_own(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(weights | {"scale_factor": torch.tensor(0.25)}, tmp_path / "model.safetensors")
+    assert read_single_file(tmp_path / "model.safetensors", CONFIG).contents.autoencoder.scaling_factor == 0.25
+
+
+def average_of(name: str) -> str:
+    return "model_ema." + name.removeprefix("model.").replace(".", "")
+
+
+def test_averaged_weights_are_taken_when_asked_for(
+    weights: dict[str, Tensor], expected: SingleFile, tmp_path: Path
+) -> None:
+    averages = {average_of(name): weight * 2 for name, weight in weights.items() if name.startswith("model.")}
+    counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    save_file(weights | averages | counters, tmp_path / "model.safetensors")
+    assert same_networks(read_single_file(tmp_path / "model.safetensors", CONFIG), expected)
+    found = read_single_file(tmp_path / "model.safetensors", CONFIG, ema=True)
+    plain, averaged = expected.networks["unet"].state_dict(), found.networks["unet"].state_dict()
+    assert all(torch.equal(averaged[name], weight * 2) for name, weight in plain.items())
+    assert torch.equal(found.networks["classes"].embedding.weight, expected.networks["classes"].embedding.weight)
+
+
+def test_averaged_weights_that_are_not_there_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(weights | {average_of("model.diffusion_model.out.0.bias"): torch.ones(32)}, tmp_path / "a.safetensors")
+    refuses(tmp_path / "a.safetensors", "lacks model_ema.diffusion_modelinput_blocks00bias", "without --ema", ema=True)
+
+
+# One network alone
+
+
+def test_an_autoencoder_alone_has_no_prefix(tmp_path: Path) -> None:
+    model = with_weights(Contents(autoencoder=AUTOENCODER))
+    write_single_file(model, tmp_path / "vae.safetensors")
+    assert "encoder.conv_in.weight" in load_file(tmp_path / "vae.safetensors")
+    assert same_networks(read_single_file(tmp_path / "vae.safetensors"), model)
+
+
+def test_one_network_of_a_described_model_is_read_alone(
+    weights: dict[str, Tensor], expected: SingleFile, tmp_path: Path
+) -> None:
+    for prefix, name in (("first_stage_model.", "autoencoder"), ("model.diffusion_model.", "unet")):
+        for cut in (0, len(prefix)):
+            alone = {key[cut:]: weight for key, weight in weights.items() if key.startswith(prefix)}
+            save_file(alone, tmp_path / "alone.safetensors")
+            found = read_single_file(tmp_path / "alone.safetensors", CONFIG)
+            assert list(found.networks) == [name]
+            state = expected.networks[name].state_dict()
+            assert all(torch.equal(weight, state[key]) for key, weight in found.networks[name].state_dict().items())
+
+
+@pytest.mark.parametrize("config", ["published/kl-f8", "tiny"])
+def test_a_unet_is_not_what_another_configuration_describes(
+    config: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    alone = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+    save_file(alone, tmp_path / "unet.safetensors")
+    refuses(tmp_path / "unet.safetensors", "does not fit its configuration", config=Path(config))
+
+
+# What is written
+
+PLAIN: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "attention": "plain",
+    "cross_attention_dim": None,
+    "layers_per_block": 1,
+    "num_attention_heads": 4,
+}
+MODELS = {
+    "scale-shift and resblock_updown": UNetConfig(
+        **PLAIN, block_out_channels=(32, 64), attention_layers=(1, 0), time_scale_shift=True, resnet_resampling=True
+    ),
+    "a table of classes": UNetConfig(
+        **PLAIN, block_out_channels=(32, 64, 64), attention_layers=(0, 1, 1), num_class_embeds=7
+    ),
+    "a projected vector": UNetConfig(
+        **PLAIN,
+        block_out_channels=(64, 32 * 6),
+        attention_layers=(0, 1),
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=10,
+    ),
+    "one level": UNetConfig(**PLAIN, block_out_channels=(64,), attention_layers=(0,)),
+}
+
+
+@pytest.mark.parametrize("unet", MODELS.values(), ids=MODELS)
+def test_every_kind_of_unet_comes_back_bit_by_bit(unet: UNetConfig, tmp_path: Path) -> None:
+    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, diffusion=DiffusionConfig()))
+    write_single_file(model, tmp_path / "model.safetensors")
+    assert same_networks(read_single_file(tmp_path / "model.safetensors"), model)
+
+
+def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    unet = UNetConfig(**PLAIN | {"in_channels": 5}, block_out_channels=(32, 32), attention_layers=(0, 1))
+    spatial = SpatialConfig(kind="rescaler", in_channels=9, channels=2, stages=1)
+    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig()))
+    write_single_file(model, tmp_path / "model.safetensors")
+    assert load_file(tmp_path / "model.safetensors")["cond_stage_model.channel_mapper.weight"].shape == (2, 9, 1, 1)
+    assert same_networks(read_single_file(tmp_path / "model.safetensors"), model)
+
+
+def test_a_condition_stage_that_is_the_first_stage_must_be_the_same(tmp_path: Path) -> None:
+    unet = UNetConfig(**PLAIN | {"in_channels": 7}, block_out_channels=(32, 32), attention_layers=(0, 1))
+    spatial = SpatialConfig(kind="inpainting", in_channels=1, channels=4)
+    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig()))
+    path = tmp_path / "model.safetensors"
+    write_single_file(model, path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    first, condition = "first_stage_model.", "cond_stage_model."
+    copies = {condition + name.removeprefix(first): w for name, w in tensors.items() if name.startswith(first)}
+    save_file(tensors | {name: w.clone() for name, w in copies.items()}, path, header)
+    assert same_networks(read_single_file(path), model)
+    other = {condition + "quant_conv.bias": copies[condition + "quant_conv.bias"] + 1}
+    save_file(tensors | {name: w.clone() for name, w in copies.items()} | other, path, header)
+    refuses(path, "cond_stage_model.quant_conv.bias", config=None)
+
+
+def test_the_header_tells_what_the_model_is(expected: SingleFile, tmp_path: Path) -> None:
+    write_single_file(expected, tmp_path / "a model.safetensors")
+    with safe_open(tmp_path / "a model.safetensors", "pt") as file:
+        header = file.metadata()
+    told = {name.removeprefix("modelspec."): value for name, value in header.items() if name.startswith("modelspec.")}
+    assert told.pop("hash_sha256") == "0x" + sha256_after_header(tmp_path / "a model.safetensors")
+    assert datetime.fromisoformat(told.pop("date")).tzinfo is not None
+    assert told == {
+        "sai_model_spec": "1.0.0",
+        "architecture": "latent-diffusion",
+        "implementation": "https://github.com/CompVis/latent-diffusion",
+        "title": "a model",
+        "resolution": "32x32",
+        "prediction_type": "epsilon",
+    }
+
+
+def sha256_after_header(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+
+
+def test_a_damaged_configuration_in_a_header_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    for text, word in (("{", "no JSON"), ("[]", "dictionary"), ('{"unet": {"no": 1}}', "unet.no")):
+        save_file(weights, tmp_path / "model.safetensors", {"ldm.config": text})
+        refuses(tmp_path / "model.safetensors", "ldm.config", word, config=None)
+
+
+INEXPRESSIBLE = {
+    "unet.norm_num_groups is 16": {"unet": {"norm_num_groups": 16}},
+    "unet.num_attention_heads is [1, 8]": {"unet": {"num_attention_heads": (1, 8)}},
+    "unet.downsample_padding is 0": {"unet": {"downsample_padding": 0}},
+    "unet.freq_shift is 1.0": {"unet": {"freq_shift": 1.0}},
+    "unet.flip_sin_to_cos is False": {"unet": {"flip_sin_to_cos": False}},
+    "unet.block_out_channels is [32, 48]": {"unet": {"block_out_channels": (32, 48), "norm_num_groups": 32}},
+    "unet.mid_attention_layers is 0": {"unet": {"mid_attention_layers": 0}},
+    "autoencoder.norm_num_groups is 8": {"autoencoder": {"norm_num_groups": 8}},
+    "diffusion.prediction is flow": {"diffusion": {"prediction": "flow"}},
+    "diffusion.learned_variance is True": {"diffusion": {"learned_variance": True}},
+}
+
+
+@pytest.mark.parametrize("message", INEXPRESSIBLE)
+def test_what_the_original_cannot_express_is_refused_by_name(message: str, tmp_path: Path) -> None:
+    unet = UNetConfig(**PLAIN, block_out_channels=(32, 64), attention_layers=(0, 1))
+    contents = Contents(unet=unet, autoencoder=AUTOENCODER, diffusion=DiffusionConfig())
+    changed = {
+        name: getattr(contents, name).model_copy(update=update) for name, update in INEXPRESSIBLE[message].items()
+    }
+    model = SingleFile(contents.model_copy(update=changed), with_weights(contents).networks)
+    with pytest.raises(UserError) as caught:
+        write_single_file(model, tmp_path / "model.safetensors")
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", [BertConfig(), T5Config()])
+def test_a_text_encoder_that_the_original_lacks_is_refused_by_its_kind(text: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"text.kind {text.kind}"):
+        Contents(unet=UNetConfig(cross_attention_dim=text.hidden_size), text=text).rules({"unet": "", "text": ""})
+
+
+# The transforms
+
+
+def test_interleaved_rows_are_those_of_one_head_after_the_other() -> None:
+    heads, width = 2, 3
+    rows = torch.arange(3 * heads * width)  # of the file: head 0: q q q k k k v v v, head 1: the same
+    query, key, value = interleaved(3, heads).to_ours([rows])
+    assert query.tolist() == [0, 1, 2, 9, 10, 11]
+    assert key.tolist() == [3, 4, 5, 12, 13, 14]
+    assert value.tolist() == [6, 7, 8, 15, 16, 17]
+    [again] = interleaved(3, heads).to_theirs([query, key, value])
+    assert torch.equal(again, rows)
+
+
+def test_the_newer_order_of_plain_attention_is_that_of_its_configuration(tmp_path: Path) -> None:
+    tree = yaml.safe_load((GOLDEN / "uncond-vq" / "config.yaml").read_text())
+    tree["model"]["params"]["unet_config"]["params"]["use_new_attention_order"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    weights = golden_weights("uncond-vq")
+    save_file(weights, tmp_path / "model.safetensors")
+    found = read_single_file(tmp_path / "model.safetensors", tmp_path / "config.yaml")
+    theirs = weights["model.diffusion_model.middle_block.1.qkv.weight"]
+    attention = found.networks["unet"].mid_block.attentions[0]
+    assert torch.equal(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), theirs[..., 0])
+    write_single_file(found, tmp_path / "again.safetensors")  # in the older order, which all can read
+    again = read_single_file(tmp_path / "again.safetensors")
+    state = found.networks["unet"].state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in again.networks["unet"].state_dict().items())

@@ -1,0 +1,112 @@
+"""Models as single files: the golden data, and those of Stable Diffusion made small; imported by name."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm.checkpoint.compvis import SingleFile
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.config import AutoencoderConfig, CLIPConfig, DiffusionConfig, UNetConfig
+
+GOLDEN = Path(__file__).parent / "checkpoint" / "golden"
+GOLDEN_MODELS = ("text-kl-bert", "uncond-vq", "class-vq")
+
+
+def golden_weights(model: str) -> dict[str, Tensor]:
+    """Weights made from their keys by the frozen stream that comes with the golden data."""
+    content = json.loads((GOLDEN / model / "keys.json").read_text())
+    return {key: torch.from_numpy(_weight(key, shape, content["seed"])) for key, shape in content["keys"].items()}
+
+
+def _weight(key: str, shape: list[int], seed: int) -> np.ndarray:
+    rng = np.random.RandomState(zlib.crc32(key.encode()) ^ seed)
+    w = rng.standard_normal(shape).astype(np.float32)
+    if len(shape) > 1:
+        w /= np.sqrt(np.prod(shape[1:]))
+    elif key.endswith("weight"):
+        w = 1 + 0.1 * w
+    else:
+        w = 0.1 * w
+    return w.astype(np.float32)
+
+
+def golden_arrays(model: str) -> dict[str, Tensor]:
+    """Inputs, and the outputs that the original implementation gave for them."""
+    return load_file(GOLDEN / model / "io.safetensors")
+
+
+AUTOENCODER = AutoencoderConfig(
+    block_out_channels=(32, 32, 64, 64), layers_per_block=1, sample_size=64, scaling_factor=0.18215
+)
+LEVELS = {"block_out_channels": (32, 64, 128, 128), "attention_layers": (1, 1, 1, 0), "sample_size": 8}
+TEXT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+OPEN_CLIP = TEXT | {"hidden_act": "gelu"}
+INSIDE = {"layer": "penultimate", "final_norm": False}
+
+SMALL_MODELS = {
+    "sd1": Contents(
+        autoencoder=AUTOENCODER,
+        text=CLIPConfig(**TEXT),
+        unet=UNetConfig(num_attention_heads=8, cross_attention_dim=64, use_linear_projection=False, **LEVELS),
+        diffusion=DiffusionConfig(),
+    ),
+    "sd2": Contents(
+        autoencoder=AUTOENCODER,
+        text=CLIPConfig(**OPEN_CLIP),
+        unet=UNetConfig(num_attention_heads=(1, 2, 4, 4), cross_attention_dim=64, layers_per_block=1, **LEVELS),
+        diffusion=DiffusionConfig(prediction="v"),
+    ),
+    "sdxl": Contents(
+        autoencoder=AUTOENCODER.model_copy(update={"scaling_factor": 0.13025}),
+        text=CLIPConfig(**TEXT, **INSIDE),
+        text_2=CLIPConfig(**OPEN_CLIP | {"hidden_size": 96}, **INSIDE, projection_dim=80),
+        unet=UNetConfig(
+            block_out_channels=(32, 64, 128),
+            layers_per_block=1,
+            attention_layers=(0, 2, 3),
+            num_attention_heads=(1, 2, 4),
+            cross_attention_dim=64 + 96,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=80 + 6 * 8,
+            sample_size=8,
+        ),
+        diffusion=DiffusionConfig(),
+        zeros_for_empty_prompt=True,
+    ),
+}
+
+
+def with_weights(contents: Contents, seed: int = 0, dtype: torch.dtype = torch.float32) -> SingleFile:
+    """Networks with random weights that depend on every input."""
+    generator = torch.Generator().manual_seed(seed)
+    networks = {}
+    for name in contents.networks:
+        with torch.device("meta"):
+            network = contents.make(name)
+        made = {
+            key: torch.randn(like.shape, generator=generator) * (like[0].numel() ** -0.5 if like.ndim > 1 else 0.1)
+            + (like.ndim == 1)
+            for key, like in network.state_dict().items()
+        }
+        network.load_state_dict({key: weight.to(dtype) for key, weight in made.items()}, assign=True)
+        networks[name] = network.eval()
+    return SingleFile(contents, networks)
+
+
+def same_networks(found: SingleFile, expected: SingleFile) -> bool:
+    """Whether all networks and all their weights are the same, bit by bit."""
+    if found.contents != expected.contents or found.networks.keys() != expected.networks.keys():
+        return False
+    pairs = [(found.networks[name].state_dict(), network.state_dict()) for name, network in expected.networks.items()]
+    return all(
+        a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in b)
+        for a, b in pairs
+    )

@@ -1,0 +1,41 @@
+"""`ldm convert` as a person runs it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from running import Command
+from single_files import GOLDEN, golden_weights
+
+
+def test_a_checkpoint_becomes_a_pipeline(ldm: Command, tmp_path: Path) -> None:
+    torch.save({"state_dict": golden_weights("uncond-vq")}, tmp_path / "model.ckpt")
+    config = GOLDEN / "uncond-vq" / "config.yaml"
+    done = ldm("convert", tmp_path / "model.ckpt", tmp_path / "pipeline", "--config", config, "--format", "diffusers")
+    assert done.stdout.split() == [str(tmp_path / "pipeline")]
+    assert {path.name for path in (tmp_path / "pipeline").iterdir()} == {
+        "model_index.json",
+        "scheduler",
+        "unet",
+        "vqvae",
+    }
+
+
+class Shell:
+    """What a hostile file holds: a call of the operating system's shell."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch run",)
+
+
+def test_a_file_that_carries_code_is_refused_in_one_line(ldm: Command, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "extra": Shell()}, tmp_path / "model.ckpt")
+    done = ldm("convert", tmp_path / "model.ckpt", tmp_path / "pipeline", check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("ldm: ")
+    assert "system" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
