@@ -232,6 +232,15 @@ def test_one_network_of_a_described_model_is_read_alone(
             assert all(torch.equal(weight, state[key]) for key, weight in found.networks[name].state_dict().items())
 
 
+@pytest.mark.parametrize("config", ["published/kl-f8", "tiny"])
+def test_a_unet_is_not_what_another_configuration_describes(
+    config: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    alone = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+    save_file(alone, tmp_path / "unet.safetensors")
+    refuses(tmp_path / "unet.safetensors", "does not fit its configuration", config=Path(config))
+
+
 # What is written
 
 PLAIN: dict[str, Any] = {

@@ -11,10 +11,21 @@ KINDS = {
     "VQModel": "vq",
     "VQModelInterface": "vq",
 }
-TRAINING = (
-    "monitor ckpt_path ignore_keys image_key colorize_nlabels batch_resize_range scheduler_config lr_g_factor "
-    "use_ema lossconfig sane_index_shape learning_rate base_learning_rate"
-).split()
+TRAINING = [
+    "monitor",
+    "ckpt_path",
+    "ignore_keys",
+    "image_key",
+    "colorize_nlabels",
+    "batch_resize_range",
+    "scheduler_config",
+    "lr_g_factor",
+    "use_ema",
+    "lossconfig",
+    "sane_index_shape",
+    "learning_rate",
+    "base_learning_rate",
+]
 
 
 def autoencoder_from_target(target: Target, scaling_factor: float | None = None) -> AutoencoderConfig:

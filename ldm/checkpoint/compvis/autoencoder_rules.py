@@ -1,4 +1,4 @@
-"""The original first stages (`AutoencoderKL`, `VQModel`), whose decoder numbers its levels from the finest, and ours."""
+"""The original first stages (`AutoencoderKL`, `VQModel`), whose decoder counts levels from the finest, and ours."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _unused_layer(index: int, width: int, inner: int) -> list[Filler]:
         "mlp.c_proj.bias",
         *(f"ln_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")),
     )
-    shapes |= {name: (width,) for name in vectors}
+    shapes |= dict.fromkeys(vectors, (width,))
     return [Filler(f"model.transformer.resblocks.{index}.{name}", shape) for name, shape in shapes.items()]
 
 

@@ -36,10 +36,25 @@ ALONE = {"unet": "input_blocks.0.0.weight", "autoencoder": "encoder.conv_in.weig
 
 # The schedule's tables and counters that whole models carry: our configuration has the schedule itself.
 BUFFERS = frozenset(
-    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
-    "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
-    "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar cond_ids "
-    "denoiser.sigmas scale_factor".split()
+    [
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "lvlb_weights",
+        "logvar",
+        "cond_ids",
+        "denoiser.sigmas",
+        "scale_factor",
+    ]
 )
 EMA = "model_ema."
 EMA_COUNTERS = frozenset({"model_ema.decay", "model_ema.num_updates"})

@@ -54,7 +54,7 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
         raise UserError(f"{path} does not fit its configuration: {problem}")
     _check_copies(layout, tensors, path)
     weights = _averaged(layout, tensors, path) if ema else tensors
-    contents = _with_scale(layout.contents, tensors)
+    contents = _with_scale(layout.contents, tensors, path)
     networks = {name: _network(contents, name, rules.to_ours(weights), path) for name, rules in layout.rules.items()}
     return SingleFile(contents, networks, tokenizers_from_metadata(header, str(path)))
 
@@ -94,10 +94,12 @@ def _averaged(layout: Layout, tensors: Tensors, path: Path) -> Tensors:
     return tensors | {name: tensors[average] for name, average in names.items()}
 
 
-def _with_scale(contents: Contents, tensors: Tensors) -> Contents:
+def _with_scale(contents: Contents, tensors: Tensors, path: Path) -> Contents:
     if SCALE not in tensors or contents.autoencoder is None:
         return contents
-    scaled = contents.autoencoder.model_copy(update={"scaling_factor": float(tensors[SCALE])})
+    if tensors[SCALE].numel() != 1:
+        raise UserError(f"{path}: {SCALE} is not one number: the file is damaged")
+    scaled = contents.autoencoder.model_copy(update={"scaling_factor": tensors[SCALE].item()})
     return contents.model_copy(update={"autoencoder": scaled})
 
 

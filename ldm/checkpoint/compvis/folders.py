@@ -24,6 +24,7 @@ from ldm.checkpoint.diffusers import (
     save_unet,
 )
 from ldm.checkpoint.fields import load_fields
+from ldm.config import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
 
@@ -100,7 +101,8 @@ def _to_parts(file: SingleFile, source: str | None) -> Parts:
             parts[part] = file.tokenizers.get(name) or tokenizer_for(config, source)
             if parts[part] is None:
                 raise _no_place(f"{name}.tokens {config.tokens}")
-    return Parts(**parts, diffusion=contents.diffusion, zeros_for_empty_prompt=contents.zeros_for_empty_prompt)
+    diffusion = contents.diffusion or DiffusionConfig()
+    return Parts(**parts, diffusion=diffusion, zeros_for_empty_prompt=contents.zeros_for_empty_prompt)
 
 
 def _no_place(option: str) -> UserError:

@@ -43,7 +43,9 @@ class Layout:
     @property
     def averaged(self) -> dict[str, str]:
         """The names of weights of which an average may be kept -> those of the average, which have no dots."""
-        network = "unet" if "unet" in self.rules else "autoencoder"
+        network = next((name for name in ("unet", "autoencoder") if name in self.rules), None)
+        if network is None:
+            return {}
         required = [name for rule in self.rules[network].rules for name in rule.theirs]
         return {name: EMA + name.removeprefix("model.").replace(".", "") for name in required}
 
@@ -57,6 +59,8 @@ class Layout:
 
     def problem(self, shapes: Shapes) -> str | None:
         """What keeps a file with such tensors from being read; None: nothing."""
+        if not self.rules:
+            return "it holds none of the networks that are described"
         expected = self.expected()
         known = {*expected, *BUFFERS, *EMA_COUNTERS, *self.averaged.values(), *self.copies}
         known |= {name for rules in self.rules.values() for name in rules.known}
@@ -83,7 +87,10 @@ class Layout:
 
 
 def recognise(shapes: Shapes, where: str) -> Contents:
-    """What the one published model with such tensors holds; UserError when there is none, or more than one."""
+    """What the one published model with such tensors holds; UserError when there is none, or more than one.
+
+    For one network alone, the configuration of just that network goes before those of models that have it as a part.
+    """
     found: dict[str, Contents] = {}
     for name, contents in _published().items():
         layout = Layout.of(contents, shapes)
@@ -91,7 +98,8 @@ def recognise(shapes: Shapes, where: str) -> Contents:
             found[name] = layout.contents
     if not found:
         raise UserError(f"{where} is of no published model: give its configuration with --config")
-    first, *others = found.values()
+    alone = [contents for name, contents in found.items() if contents == _published()[name]]
+    first, *others = alone or found.values()
     if any(other != first for other in others):
         raise UserError(
             f"{where} could be of {', '.join(found)}, which have the same shapes: say which with --config, such as "

@@ -59,7 +59,7 @@ class _Inert:
 
 
 def _unpickle(path: Path) -> Any:
-    """What `torch.save` wrote, without running anything: other classes than tensors become inert ones or are refused."""
+    """What `torch.save` wrote, without running anything: classes other than tensors are inert or refused."""
     try:
         asked = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         zipped = True

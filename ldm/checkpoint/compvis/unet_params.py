@@ -70,9 +70,8 @@ def _depths(params: Group, factors: list[int]) -> list[int]:
     attends = params.numbers("attention_resolutions")
     if len(depths) != len(factors) or not all(type(value) is int for value in depths):
         raise refused(f"{params.where}.transformer_depth", depth)
-    return [*(blocks if factor in attends else 0 for factor, blocks in zip(factors, depths, strict=True))] + [
-        depths[-1] if middle is None else middle
-    ]
+    levels = [blocks if factor in attends else 0 for factor, blocks in zip(factors, depths, strict=True)]
+    return [*levels, depths[-1] if middle is None else middle]
 
 
 def _heads(params: Group, widths: tuple[int, ...]) -> int | tuple[int, ...]:

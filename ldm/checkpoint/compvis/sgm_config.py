@@ -1,0 +1,130 @@
+"""SDXL's configuration, that of `sgm` (Podell et al. 2024) <-> what a single file holds."""
+
+from __future__ import annotations
+
+from ldm.checkpoint.compvis.autoencoder_params import autoencoder_from_target, autoencoder_to_target
+from ldm.checkpoint.compvis.condition_params import condition_from_target, condition_to_target
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
+from ldm.checkpoint.compvis.unet_params import unet_from_params, unet_to_params
+from ldm.config import DiffusionConfig, Section, parse
+
+PREDICTIONS = {"EpsScaling": "eps", "VScaling": "v"}
+SIZES = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+EMBEDDERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder2")
+TRAINING = [
+    "optimizer_config",
+    "scheduler_config",
+    "loss_fn_config",
+    "sampler_config",
+    "network_wrapper",
+    "ckpt_path",
+    "use_ema",
+    "ema_decay_rate",
+    "disable_first_stage_autocast",
+    "input_key",
+    "log_keys",
+    "no_cond_log",
+    "compile_model",
+    "en_and_decode_n_samples_a_time",
+]
+MODULES = "sgm.modules"
+
+
+def diffusion_engine(params: Group) -> Contents:
+    """SDXL, the one model of `sgm` that we have."""
+    params.skip(*TRAINING)
+    text, text_2, size_width = _conditions(params.target("conditioner_config"))
+    network = params.target("network_config")
+    network.need({"UNetModel": None})
+    unet, _ = unet_from_params(network.params, size_width)
+    autoencoder = autoencoder_from_target(params.target("first_stage_config"), params.take("scale_factor", 1.0))
+    diffusion = _diffusion(params.target("denoiser_config"))
+    return Contents(
+        autoencoder=autoencoder,
+        unet=unet,
+        diffusion=diffusion,
+        text=text,
+        text_2=text_2,
+        zeros_for_empty_prompt=True,  # as its sampling script does
+    )
+
+
+def _conditions(conditioner: Target) -> tuple[Section, Section, int]:
+    """Both text encoders, and the channels of the embedding of each size."""
+    conditioner.need({"GeneralConditioner": None})
+    where = f"{conditioner.where}.params.emb_models"
+    trees = conditioner.params.take("emb_models")
+    conditioner.params.finish()
+    if not isinstance(trees, list):
+        raise refused(where, trees)
+    models = [Target(tree, where) for tree in trees]
+    found = [(model.kind, tree.get("input_key")) for model, tree in zip(models, trees, strict=True)]
+    if found != [*((kind, "txt") for kind in EMBEDDERS), *(("ConcatTimestepEmbedderND", name) for name in SIZES)]:
+        raise refused(where, found)
+    text, text_2 = (condition_from_target(model, 0)["text"] for model in models[:2])
+    widths = [model.params.number("outdim") for model in models[2:]]
+    if len(set(widths)) != 1:
+        raise refused(f"{where}.outdim", widths)
+    return text, text_2, widths[0]
+
+
+def _diffusion(denoiser: Target) -> DiffusionConfig:
+    denoiser.need({"DiscreteDenoiser": None})
+    denoiser.params.skip("weighting_config", "network_config")
+    denoiser.params.expect(do_append_zero=False, quantize_c_noise=True, flip=True)
+    prediction = denoiser.params.target("scaling_config").need(PREDICTIONS)
+    table = denoiser.params.target("discretization_config")
+    table.need({"LegacyDDPMDiscretization": None})
+    schedule = {
+        "kind": "scaled_linear",
+        "beta_start": table.params.take("linear_start", 0.00085),
+        "beta_end": table.params.take("linear_end", 0.012),
+        "num_train_timesteps": denoiser.params.number("num_idx"),
+    }
+    table.params.expect(num_timesteps=schedule["num_train_timesteps"])
+    table.params.finish()
+    denoiser.params.finish()
+    return parse({"schedule": schedule, "prediction": prediction}, DiffusionConfig, denoiser.where)
+
+
+def diffusion_engine_to_target(contents: Contents) -> Params:
+    """SDXL's configuration; UserError names an option that it has no parameter for."""
+    unet, autoencoder = contents.unet, contents.autoencoder
+    assert unet is not None
+    assert autoencoder is not None
+    texts = [condition_to_target(getattr(contents, name), name) for name in ("text", "text_2")]
+    outdim = {"outdim": unet.addition_time_embed_dim}
+    embedder = {"target": f"{MODULES}.encoders.modules.ConcatTimestepEmbedderND", "params": outdim}
+    models = [{"is_trainable": False, "input_key": "txt", **text} for text in texts]
+    models += [{"is_trainable": False, "input_key": name, **embedder} for name in SIZES]
+    network = {"target": f"{MODULES}.diffusionmodules.openaimodel.UNetModel", "params": unet_to_params(unet)}
+    params: Params = {
+        "scale_factor": autoencoder.scaling_factor or 1.0,
+        "denoiser_config": _diffusion_to_target(contents.diffusion or DiffusionConfig()),
+        "network_config": network,
+        "conditioner_config": {"target": f"{MODULES}.GeneralConditioner", "params": {"emb_models": models}},
+        "first_stage_config": autoencoder_to_target(autoencoder),
+    }
+    return {"target": "sgm.models.diffusion.DiffusionEngine", "params": params}
+
+
+def _diffusion_to_target(diffusion: DiffusionConfig) -> Params:
+    schedule = diffusion.schedule
+    expect_options("diffusion.schedule", schedule, {"kind": "scaled_linear", "zero_terminal_snr": False})
+    expect_options("diffusion", diffusion, {"learned_variance": False})
+    scalings = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    if diffusion.prediction not in scalings:
+        raise inexpressible("diffusion.prediction", diffusion.prediction, " or ".join(scalings))
+    table = {
+        "linear_start": schedule.beta_start,
+        "linear_end": schedule.beta_end,
+        "num_timesteps": schedule.num_train_timesteps,
+    }
+    parts = f"{MODULES}.diffusionmodules"
+    params: Params = {
+        "num_idx": schedule.num_train_timesteps,
+        "scaling_config": {"target": f"{parts}.denoiser_scaling.{scalings[diffusion.prediction]}"},
+        "discretization_config": {"target": f"{parts}.discretizer.LegacyDDPMDiscretization", "params": table},
+    }
+    return {"target": f"{parts}.denoiser.DiscreteDenoiser", "params": params}
