@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ldm.checkpoint.hub import fetch
 from ldm.checkpoint.open_clip_files import load_open_clip
 from ldm.checkpoint.texts import load_text_config, load_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer
@@ -18,8 +19,6 @@ from ldm.models.text.open_clip import architecture_sizes
 
 # What a section says about the use of its encoder; all else is architecture, which is the source's.
 USE = {"kind", "source", "frozen", "max_length", "use_attention_mask", "projection_dim", "layer", "final_norm"}
-# Of whole pipelines, of folders of transformers; no weights of other frameworks.
-WANTED = ["*.json", "*.txt", "model*.safetensors*", "text_encoder/model*.safetensors*", "bert/model*.safetensors*"]
 
 
 def source_config(config: TextSection) -> TextSection:
@@ -79,18 +78,12 @@ def _has(folder: Path, name: str) -> bool:
 
 def _find(source: str) -> Path:
     """A local folder, or that of a model of the Hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise UserError(f"text.source {source}: there is no such folder, and it is no name of a model of the Hub")
     try:
-        return Path(snapshot_download(source, allow_patterns=WANTED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
-            f"text.source {source} is no folder, is not in the Hub's cache and cannot be fetched "
-            f"({type(error).__name__}): check the name, go online once, or give a local folder"
-        ) from error
+        return fetch(source)
+    except UserError as error:
+        raise UserError(f"text.source: {error}") from error

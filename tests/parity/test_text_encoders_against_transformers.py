@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,29 @@ def test_a_field_of_a_text_encoder_that_we_cannot_follow_is_refused_by_name(
     with pytest.raises(UserError, match=rf"^{where}.*\b{field}\b") as raised:
         text_from_fields(fields | {field: value}, where)
     assert "\n" not in str(raised.value)
+
+
+ODD = (None, -1, 10**9, 2.5, "x", [1, 2], {"a": 1}, True)
+
+
+def message_of(folder: Path) -> str | None:
+    """What loading a folder is refused with, if it is; any other exception is a failure."""
+    try:
+        load_text_encoder(folder)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_value_of_any_field_leads_to_anything_but_an_encoder_or_one_line(kind: str, tmp_path: Path) -> None:
+    save_text_encoder(random_encoder(KINDS[kind](**SIZES)), tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    messages = []
+    for name, value in [(name, value) for name in [*fields, "text_config", "_ldm"] for value in ODD]:
+        path.write_text(json.dumps(fields | {name: value}))
+        messages.append(message_of(tmp_path))
+    refused = [message for message in messages if message is not None]
+    assert len(refused) > len(fields)
+    assert not any("\n" in message for message in refused)
