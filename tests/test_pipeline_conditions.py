@@ -176,7 +176,7 @@ def test_what_a_model_does_not_know_is_refused_in_one_line(
         draw(pipes(name), **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_half_precision_draws_nearly_the_same_picture(
     name: str, dtype: torch.dtype, pipes: Callable[[str], TextToImage], tmp_path: Path

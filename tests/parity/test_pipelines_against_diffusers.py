@@ -15,7 +15,7 @@ import torch
 from ldm.checkpoint.diffusers import Parts
 from ldm.pipeline import Framing, TextToImage
 
-STEPS = 8
+STEPS = 5
 NEGATIVE = "two dogs"
 
 TEXT: dict[str, tuple[str, Callable[[], Parts]]] = {
@@ -29,6 +29,9 @@ TEXT: dict[str, tuple[str, Callable[[], Parts]]] = {
     "ldm words vq": ("LDMTextToImagePipeline", tiny.ldm_words_vq),
     "ldm vq": ("LDMTextToImagePipeline", lambda: tiny.ldm_text("vq")),
 }
+SLOW = pytest.mark.slow
+OFTEN = ("sd 1", "sd 2, zero snr", "sdxl", "ldm")
+KINDS = [pytest.param(name, marks=[] if name in OFTEN else [SLOW]) for name in TEXT]
 PLAIN: dict[str, Any] = {"guidance_scale": 1.0}
 GUIDED: dict[str, Any] = {"guidance_scale": 4.0}
 AWAY: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": NEGATIVE}
@@ -70,7 +73,7 @@ def drawn(theirs: Any, latents: torch.Tensor, **options: Any) -> np.ndarray:
     return theirs(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, output_type="np", **options).images
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_same_pictures_come_from_the_same_latents(name: str, folders: Callable[[str], Path]) -> None:
     theirs = loaded(name, folders(name))
     ours = TextToImage.from_pretrained(folders(name), device="cpu")
@@ -85,7 +88,7 @@ def test_the_same_pictures_come_from_the_same_latents(name: str, folders: Callab
         assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True)), asked
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "sdxl" else [SLOW]) for name in TEXT])
 def test_what_diffusers_saves_is_the_same_pipeline_here(
     name: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -113,7 +116,7 @@ def test_sizes_and_crops_are_told_as_there(folders: Callable[[str], Path]) -> No
     assert all(psnr(image, other) > 50 for image, other in zip(unframed, whole, strict=True))
 
 
-@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("zeros", [pytest.param(True, marks=SLOW), False])
 def test_an_empty_negative_prompt_is_zeros_where_the_pipeline_says_so(zeros: bool, tmp_path: Path) -> None:
     parts = tiny.sdxl()
     parts.zeros_for_empty_prompt = zeros
@@ -129,7 +132,7 @@ def test_an_empty_negative_prompt_is_zeros_where_the_pipeline_says_so(zeros: boo
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["vq", "kl"])
+@pytest.mark.parametrize("kind", ["vq", pytest.param("kl", marks=SLOW)])
 def test_unconditional_pictures_are_the_same(kind: str, tmp_path: Path) -> None:
     TextToImage(tiny.unconditional(kind)).save_pretrained(tmp_path)
     theirs = diffusers.LDMPipeline.from_pretrained(tmp_path)
@@ -151,10 +154,10 @@ def test_unconditional_pictures_are_the_same(kind: str, tmp_path: Path) -> None:
     ("kind", "sampler", "options"),
     [
         ("EulerDiscreteScheduler", "ddim", {"timestep_spacing": "leading"}),
-        ("EulerDiscreteScheduler", "ddim", {"timestep_spacing": "trailing"}),
-        ("PNDMScheduler", "plms", {"skip_prk_steps": True}),
-        ("UniPCMultistepScheduler", "unipc", {"timestep_spacing": "trailing"}),
-        ("DPMSolverMultistepScheduler", "dpmpp-2m", {"timestep_spacing": "trailing"}),
+        pytest.param("EulerDiscreteScheduler", "ddim", {"timestep_spacing": "trailing"}, marks=SLOW),
+        pytest.param("PNDMScheduler", "plms", {"skip_prk_steps": True}, marks=SLOW),
+        pytest.param("UniPCMultistepScheduler", "unipc", {"timestep_spacing": "trailing"}, marks=SLOW),
+        pytest.param("DPMSolverMultistepScheduler", "dpmpp-2m", {"timestep_spacing": "trailing"}, marks=SLOW),
     ],
 )
 def test_another_scheduler_saved_there_leads_the_same_way_here(

@@ -92,7 +92,9 @@ def assert_visits(name: str, grid: Grid, t: torch.Tensor, levels: torch.Tensor) 
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("origin", ["sd 1", "sdxl", "defaults"])
+@pytest.mark.parametrize(
+    "origin", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd 1", "defaults"))]
+)
 def test_the_levels_are_those_of_its_own_class(name: str, origin: str, tmp_path: Path) -> None:
     kind = getattr(diffusers, name)
     own = {"skip_prk_steps": True} if name == "PNDMScheduler" else {"clip_sample": False} if name in TABLES else {}
@@ -108,7 +110,7 @@ def test_the_levels_are_those_of_its_own_class(name: str, origin: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", [name for name, kind in SCHEDULERS.items() if name not in TABLES])
-@pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas"])
+@pytest.mark.parametrize("flag", ["use_karras_sigmas", pytest.param("use_exponential_sigmas", marks=pytest.mark.slow)])
 def test_levels_even_in_their_noise_are_those_of_its_own_class(name: str, flag: str, tmp_path: Path) -> None:
     if name == "EulerAncestralDiscreteScheduler":
         with pytest.raises(UserError, match=f"{flag} is True"):
