@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +11,8 @@ from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, 
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
 from ldm.config import BertConfig, Config, Section
+from ldm.data.preview import all_captions
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.perceptual import backbone_state
@@ -31,6 +32,8 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
             find_autoencoder(init)
         return
     _text(config)
+    if config.data.buckets is not None and config.training.unet.cache_latents:
+        raise UserError("training.unet.cache_latents keeps the latents of squares: not together with data.buckets")
     scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
     if init is not None:
         resolve(init)
@@ -43,7 +46,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
 
 
 def autoencoder_stage(
-    config: Config, source: Source, accelerator: Accelerator, init: str | None = None
+    config: Config, source: Source | Shards, accelerator: Accelerator, init: str | None = None
 ) -> AutoencoderStage:
     """A new autoencoder, or that of `init`, and all that trains it."""
     sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
@@ -56,19 +59,21 @@ def autoencoder_stage(
 
 
 def unet_stage(
-    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
 ) -> UNetStage:
     """A new U-Net and text encoder, or those of `init`, on the latents of the autoencoder `vae`, ready to train."""
     parts = _initial_parts(config, source, accelerator, run, vae, init)
     cache = None
     if config.training.unet.cache_latents:
+        if isinstance(source, Shards):
+            raise UserError("streamed shards cannot be kept as latents: --set training.unet.cache_latents=false")
         autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
         cache = MomentsCache(run.path, autoencoder, source, config.data.size, accelerator)
     return UNetStage(parts, config, accelerator, cache)
 
 
 def _initial_parts(
-    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
 ) -> Parts:
     steps = run.steps()
     if steps:  # a resumed run: its own autoencoder and tokenizer; the weights follow from its state
@@ -125,14 +130,14 @@ def _check_autoencoder(autoencoder: Autoencoder, config: Config, where: str | Pa
     _check_same(autoencoder.config, config.autoencoder, "autoencoder", str(where))
 
 
-def _tokenizer(config: Config, source: Source, accelerator: Accelerator) -> Tokenizer:
+def _tokenizer(config: Config, source: Source | Shards, accelerator: Accelerator) -> Tokenizer:
     """A vocabulary made from the captions by the main process and given to the others."""
     from accelerate.utils import broadcast_object_list
 
     text = _text(config)
     made: list[str | None] = [None]
     if accelerator.is_main_process:
-        made[0] = Tokenizer.train(_captions(source), text.vocab_size, text.max_length).to_json()
+        made[0] = Tokenizer.train(all_captions(source), text.vocab_size, text.max_length).to_json()
     broadcast_object_list(made)
     assert made[0] is not None
     return Tokenizer.from_json(made[0], text.max_length)
@@ -143,8 +148,3 @@ def _text(config: Config) -> BertConfig:
     if not isinstance(config.text, BertConfig) or config.text_2 or config.spatial:
         raise UserError("train-unet trains models of text alone, with a text encoder of kind bert")
     return config.text
-
-
-def _captions(source: Source) -> Iterable[str]:
-    for index in range(len(source)):
-        yield from source.captions(index)

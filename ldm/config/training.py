@@ -1,34 +1,18 @@
-"""Data, the loops of both stages, and the whole of a configuration."""
+"""The loops of both stages, and the whole of a configuration."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
+from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.losses import LossConfig
 from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section
-
-
-class ScenesConfig(Section):
-    """The built-in data set, used where `--data scenes` is given."""
-
-    num: int = Field(20_000, ge=1)
-    seed: int = 0
-    concepts: int | None = None  # only the first so many of the list, the most recognisable ones; None: all
-
-
-class DataConfig(Section):
-    """How pictures are made ready."""
-
-    size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
-    random_crop: bool = False
-    random_flip: bool = False
-    workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
-    scenes: ScenesConfig = ScenesConfig()
 
 
 class StageConfig(Section):
@@ -109,6 +93,13 @@ class Config(Section):
                 f"latents of {side}x{side} do not divide into squares of loss.equivariance.factor {factor}"
             )
         return self
+
+    @property
+    def picture_sizes(self) -> tuple[Size, ...]:
+        """Heights and widths of the pictures in training: the square, and the buckets that both networks can take."""
+        halvings = 2 ** (len(self.unet.block_out_channels) - 1)
+        squares = self.loss.equivariance.factor if self.loss.equivariance.weight else 1
+        return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 
     def _input_fits(self) -> None:
         latent, joined = self.autoencoder.latent_channels, 0 if self.spatial is None else self.spatial.channels

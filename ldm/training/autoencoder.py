@@ -16,8 +16,10 @@ from ldm.checkpoint.diffusers import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.config import AutoencoderStageConfig, Config, LossConfig
 from ldm.data.draws import Draws
-from ldm.data.loader import Batch, fit
+from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
+from ldm.data.preview import first_pictures
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.ema import EMA
@@ -53,7 +55,9 @@ class AutoencoderStage(Stage):
     config: AutoencoderStageConfig
     needs_pictures = True
 
-    def __init__(self, autoencoder: Autoencoder, config: Config, accelerator: Accelerator, source: Source) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, config: Config, accelerator: Accelerator, source: Source | Shards
+    ) -> None:
         self.config = config.training.autoencoder
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
@@ -68,14 +72,10 @@ class AutoencoderStage(Stage):
             rate = adversarial.learning_rate or self.config.learning_rate
             self.optimizers["discriminator"] = self.optimizer((discriminator, rate))
             self.networks["discriminator"] = accelerator.prepare(discriminator)
-        self.latent_shape = self._latent_shape(config)
+        self.latent_channels = config.autoencoder.latent_channels
+        self.downsampling = config.autoencoder.downsampling_factor
         self.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
-        self._shown = pictures_of(source, range(min(SHOWN, len(source))), config.data.size)
-
-    @staticmethod
-    def _latent_shape(config: Config) -> tuple[int, int, int]:
-        side = config.data.size // config.autoencoder.downsampling_factor
-        return (config.autoencoder.latent_channels, side, side)
+        self._shown = to_tensor(first_pictures(source, SHOWN, config.data.size))
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
@@ -85,7 +85,9 @@ class AutoencoderStage(Stage):
         for batch in self.micro_batches(batches, self.networks["reconstruction"]):
             assert batch.pictures is not None
             pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
-            noise = self.draws.normal("posterior", step, batch.slots, self.latent_shape).to(pictures.device)
+            height, width = (side // self.downsampling for side in pictures.shape[2:])
+            shape = (self.latent_channels, height, width)
+            noise = self.draws.normal("posterior", step, batch.slots, shape).to(pictures.device)
             reconstructions, *others = self.networks["reconstruction"](pictures, noise)
             terms = self.loss.terms(pictures, reconstructions, *others)
             if playing:
@@ -140,7 +142,7 @@ class AutoencoderStage(Stage):
         """Write the autoencoder to `folder/vae`."""
         save_autoencoder(self.average, folder / "vae")
 
-    def finish(self, source: Source) -> dict[str, Any]:
+    def finish(self, source: Source | Shards) -> dict[str, Any]:
         """Measure the latent statistics over many pictures and all processes, and keep them with the autoencoder."""
         return measure(self.average, source, self.data.size, self.config.statistics_pictures, self.accelerator)
 
@@ -152,11 +154,6 @@ class AutoencoderStage(Stage):
         originals, copies, columns = to_bytes(pictures), to_bytes(made), SHOWN // 2
         rows = [half[at : at + columns] for at in range(0, len(pictures), columns) for half in (originals, copies)]
         return contact_sheet(np.concatenate(rows), columns)
-
-
-def pictures_of(source: Source, indices: range, size: int) -> Tensor:
-    """Pictures of a source, centre-cropped, (B, 3, size, size) in [-1, 1]."""
-    return to_tensor(np.stack([fit(source.picture(index), size) for index in indices]))
 
 
 def _mean(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:

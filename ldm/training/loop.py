@@ -15,9 +15,11 @@ from accelerate.utils import gather
 from torch import Tensor
 
 from ldm.config import Config, StageConfig
-from ldm.data.loader import Share, TrainingData, make_loader
+from ldm.data.loader import Share, training_batches
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.training.broken import BrokenReport
 from ldm.training.log import Log
 from ldm.training.run import Run
 from ldm.training.stage import Stage
@@ -30,7 +32,7 @@ class Limits:
     seconds: float | None = None  # of this process' time, saving not included
 
 
-def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits) -> None:
+def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limits: Limits) -> None:
     """Train `stage` to its last step or the time limit; save, and write the newest model to the top of the run.
 
     Raises KeyboardInterrupt, with the work saved, after SIGINT or SIGTERM.
@@ -38,20 +40,22 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
     accelerator, settings = stage.accelerator, stage.config
     step = saved = resume(stage, run)
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
-    data = TrainingData(source, config.data, share, config.training.seed, pictures=stage.needs_pictures)
-    loader = iter(make_loader(data, step + 1, settings.max_steps, config.data.workers))
+    end, pictures = settings.max_steps, stage.needs_pictures
+    loader = training_batches(source, config, share, step + 1, end, pictures, stage.unreadable)
+    broken = BrokenReport(run.path / "broken.jsonl", accelerator, config.data.max_broken, len(source))
     log = Log(run.path / "log.jsonl" if accelerator.is_main_process else None, step, settings.max_steps)
     meter, stop = Meter(accelerator, settings.batch_size), None
     with log, _Stop(accelerator, limits) as asked:
         log.say(f"{stage.name}: {_processes(accelerator)}, steps {step + 1} to {settings.max_steps}")
         while step < settings.max_steps and stop is None:
             step += 1
-            batches = [next(loader) for _ in range(share.accumulation)]
+            batches = [broken.note(next(loader)) for _ in range(share.accumulation)]
             rate = stage.set_learning_rate(step)
             meter.add(stage.losses(batches, step))
             log.step(step)
             if step % settings.log_every == 0 or step in (1, settings.max_steps):
                 log.report({"step": step, **meter.read(), "learning_rate_factor": rate})
+                broken.check()
             stop = asked.at(step, settings.log_every)
             if step % settings.sample_every == 0 and step < settings.max_steps:
                 _sample(stage, run, step)
@@ -63,12 +67,15 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
                 save(stage, run, step, config)
             log.say(f"interrupted: step {step} is saved in {run.path}, --resume continues")
             raise KeyboardInterrupt
+        broken.check()
         facts = stage.finish(source)
         save(stage, run, step, config)
         _sample(stage, run, step)
         if accelerator.is_main_process:
             run.publish()
         log.say("  ".join([f"step {step} is saved in {run.path}", *(f"{key} {fact}" for key, fact in facts.items())]))
+        if (summary := broken.summary()) is not None:
+            log.say(summary)
     accelerator.wait_for_everyone()
 
 

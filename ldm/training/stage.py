@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.config import StageConfig
+from ldm.data.broken import Broken
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.training.ema import EMA
 
@@ -25,6 +27,7 @@ class Stage(ABC):
 
     name: str
     needs_pictures: bool  # False where everything is known from their indices
+    unreadable: Mapping[int, Broken] | None = None  # what is known of the pictures where they are not needed
     config: StageConfig
     accelerator: Accelerator
     draws: Draws
@@ -44,7 +47,7 @@ class Stage(ABC):
     def sample(self) -> Any:
         """A picture that shows how far training has come, or None."""
 
-    def finish(self, source: Source) -> dict[str, Any]:
+    def finish(self, source: Source | Shards) -> dict[str, Any]:
         """What is left to do when training ends, by all processes; the facts it found."""
         return {}
 

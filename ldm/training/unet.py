@@ -49,6 +49,7 @@ class UNetStage(Stage):
         self.config = config.training.unet
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.parts, self.cache, self.needs_pictures = parts, cache, cache is None
+        self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
         self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
