@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ldm.data.draws import Draws
 from ldm.errors import UserError
 
 TRIES = 100  # draws for one slot of a batch before the data as a whole is given up
@@ -36,12 +35,12 @@ class UnreadableError(UserError):
 
 
 def first_readable(
-    item: Item, others: Callable[[], Sequence[Item]], make: Callable[[Item], Made], draws: Draws, step: int, slot: int
+    item: Item, another: Callable[[int], Item], make: Callable[[Item], Made]
 ) -> tuple[Made, list[Broken]]:
-    """What `make` makes of `item`, or, while that is unreadable, of one drawn from `others()`; and what was skipped.
+    """What `make` makes of `item`, or, while that is unreadable, of `another(1)`, `another(2)`...; what was skipped.
 
-    The draws are a function of seed, step and slot, so every number of processes fills a slot alike. Raises UserError
-    after 100 failures in a row.
+    `another` draws by seed, step and slot, so every number of processes fills a slot alike. Raises UserError after 100
+    failures in a row.
     """
     broken: list[Broken] = []
     while True:
@@ -49,7 +48,6 @@ def first_readable(
             return make(item), broken
         except UnreadableError as error:
             broken.append(error.broken)
-            pool = others()
-            if len(broken) == TRIES or not pool:
-                raise UserError(f"{len(broken)} samples in a row cannot be used, the last of them: {error}") from error
-            item = pool[draws.choice(f"fill/{len(broken)}", step, slot, len(pool))]
+            if len(broken) == TRIES:
+                raise UserError(f"{TRIES} samples in a row cannot be used, the last of them: {error}") from error
+            item = another(len(broken))

@@ -115,64 +115,50 @@ class Lane(Generic[Item]):
 
     def __init__(self, deal: Deal, read: Callable[[int], Iterator[Item]]) -> None:
         self.deal, self.read = deal, read
-        self._epochs: dict[int, _Epoch[Item]] = {}
+        self._epoch: _Epoch[Item] | None = None
 
     def sample(self, number: int) -> Item:
         """Sample `number` of the run, which this lane must give; those of the lane before it are passed over."""
         lane, epoch, position = self.deal.lanes.place(number)
-        self._epochs = {e: opened for e, opened in self._epochs.items() if e >= epoch}
-        if epoch not in self._epochs:
-            self._epochs[epoch] = _Epoch(self.deal, self.read, epoch, lane, position)
-        return self._epochs[epoch].sample(position)
-
-    def others(self, number: int) -> list[Item]:
-        """What the shuffle buffer holds after sample `number`: the next epoch's first samples where it is empty."""
-        lane, epoch, _ = self.deal.lanes.place(number)
-        while not (held := self._epochs[epoch].held):
-            epoch += 1
-            if epoch not in self._epochs:
-                self._epochs[epoch] = _Epoch(self.deal, self.read, epoch, lane, 0)
-            self._epochs[epoch].fill()
-        return list(held.values())
+        if self._epoch is None or self._epoch.number != epoch:
+            self._epoch = _Epoch(self.deal, self.read, epoch, lane, position)
+        return self._epoch.sample(position)
 
 
 class _Epoch(Generic[Item]):
     """One lane in one epoch, from a position on; shards of which nothing is left to give are not opened."""
 
-    def __init__(self, deal: Deal, read: Callable[[int], Iterator[Item]], epoch: int, lane: int, position: int) -> None:
-        self._order, self._buffer, self._position = deal.shuffled(epoch, lane), deal.buffer, position
+    def __init__(
+        self, deal: Deal, read: Callable[[int], Iterator[Item]], number: int, lane: int, position: int
+    ) -> None:
+        self.number = number
+        self._order, self._buffer, self._position = deal.shuffled(number, lane), deal.buffer, position
         self._given = set(self._order[:position])
-        self._inputs = self._read(deal.pieces(epoch, lane), read)
-        self._read_so_far = 0
-        self.held: dict[int, Item] = {}  # by position, in ascending order
+        self._inputs = enumerate(self._read(deal.pieces(number, lane), read))
+        self._held: dict[int, Item] = {}  # by position in the lane's part
 
     def sample(self, position: int) -> Item:
+        """The sample at `position`, which has not been given; no more is read than it takes."""
         while True:
-            self.fill()
-            item = self.held.pop(self._order[self._position])
+            wanted = self._order[self._position]
+            while wanted not in self._held:
+                place, item = next(self._inputs)
+                if item is not None:
+                    self._held[place] = item
+            item = self._held.pop(wanted)
             self._position += 1
             if self._position > position:
                 return item
 
-    def fill(self) -> None:
-        """Read until the buffer holds what it holds before the sample that comes next."""
-        wanted = min(self._position + self._buffer, len(self._order))
-        for index, item in islice(self._inputs, wanted - self._read_so_far):
-            if item is not None:
-                self.held[index] = item
-        self._read_so_far = wanted
-
-    def _read(
-        self, pieces: Sequence[Piece], read: Callable[[int], Iterator[Item]]
-    ) -> Iterator[tuple[int, Item | None]]:
-        """The samples of the pieces with their positions in the lane's part; None for those already given."""
+    def _read(self, pieces: Sequence[Piece], read: Callable[[int], Iterator[Item]]) -> Iterator[Item | None]:
+        """The samples of the pieces, in that order; None for those already given."""
         first = 0
         for piece in pieces:
             places = range(first, first + len(piece.positions))
             first = places.stop
             if self._given.issuperset(places):
-                yield from ((place, None) for place in places)
+                yield from (None for _ in places)
                 continue
             samples = islice(read(piece.shard), piece.positions.start, piece.positions.stop)
             for place, item in zip(places, samples, strict=True):
-                yield place, None if place in self._given else item
+                yield None if place in self._given else item

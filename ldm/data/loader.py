@@ -75,14 +75,10 @@ class TrainingData(Dataset[Batch]):
         return make_batch(step, slots, [sample for sample, _ in made], [name for _, broken in made for name in broken])
 
     def _fill(self, pick: Pick, step: int, slot: int) -> tuple[Sample, list[Broken]]:
-        return first_readable(
-            pick.indices[slot],
-            lambda: pick.pool,
-            lambda index: self._sample(index, pick.size, step, slot),
-            self._prepare.draws,
-            step,
-            slot,
-        )
+        def another(attempt: int) -> int:
+            return pick.pool[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(pick.pool))]
+
+        return first_readable(pick.indices[slot], another, lambda index: self._sample(index, pick.size, step, slot))
 
     def _sample(self, index: int, size: Size, step: int, slot: int) -> Sample:
         if index in self.unreadable:
@@ -140,15 +136,14 @@ class StreamData(IterableDataset[Batch]):
             yield make_batch(step, slots, [sample for sample, _ in made], broken)
 
     def _fill(self, lane: Lane[Packed], step: int, slot: int) -> tuple[Sample, list[Broken]]:
-        number = (step - 1) * self.share.batch_size + slot
-        return first_readable(
-            lane.sample(number),
-            lambda: lane.others(number),
-            lambda packed: self._sample(packed, step, slot),
-            self._prepare.draws,
-            step,
-            slot,
-        )
+        def another(attempt: int) -> Packed:
+            # Out of another shard, since where one sample is damaged its neighbours often are.
+            full = self.shards.counts.nonzero()[0]
+            chosen = full[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(full))]
+            return next(self.shards.read(int(chosen)))
+
+        asked = lane.sample((step - 1) * self.share.batch_size + slot)
+        return first_readable(asked, another, lambda packed: self._sample(packed, step, slot))
 
     def _sample(self, packed: Packed, step: int, slot: int) -> Sample:
         caption = self._prepare.caption(self.shards.captions(packed), step, slot)

@@ -121,7 +121,10 @@ def shards_of(data: str) -> list[str] | None:
         return found or None
     from braceexpand import braceexpand
 
-    urls = list(braceexpand(data))
+    try:
+        urls = list(braceexpand(data))
+    except ValueError as error:
+        raise UserError(f"data {data!r}: the braces do not balance") from error
     missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
     if missing:
         others = f" and {len(missing) - 1} other shards" if len(missing) > 1 else ""
@@ -205,5 +208,5 @@ def _count(url: str) -> int:
                     count, last = count + (key != last), key
         except (tarfile.TarError, EOFError) as error:
             if not count:
-                raise UserError(f"{url} is not a tar file: {error}") from error
+                raise UserError(f"{url} is not a tar file: {' '.join(str(error).split())}") from error
     return count

@@ -54,7 +54,7 @@ def write_webdataset(
     processes: int | None = None,
     concepts: int | None = None,
 ) -> None:
-    """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions and record), with an index.
+    """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions, record), with an index.
 
     Raises UserError when the folder has files already or cannot be written.
     """
