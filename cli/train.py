@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from ldm.config import Config
 
 ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
-Data = Annotated[str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, parquet, or a Hub id.")]
+Data = Annotated[
+    str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, .tar shards, parquet, or a Hub id.")
+]
 Init = Annotated[str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")]
 Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
