@@ -76,7 +76,7 @@ class TrainingData(Dataset[Batch]):
 
     def _fill(self, pick: Pick, step: int, slot: int) -> tuple[Sample, list[Broken]]:
         def another(attempt: int) -> int:
-            return pick.pool[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(pick.pool))]
+            return int(pick.pool[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(pick.pool))])
 
         return first_readable(pick.indices[slot], another, lambda index: self._sample(index, pick.size, step, slot))
 
@@ -169,18 +169,29 @@ class Steps(Sampler[tuple[int, int]]):
         return (self.end - self.start + 1) * self.accumulation
 
 
-def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> DataLoader[Batch]:
+def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> Iterator[Batch]:
     """Micro-batches of steps `start` to `end`, in order, made by `workers` processes."""
     keys = Steps(start, end, data.share.accumulation)
     # batch_size None: `data` makes whole batches itself.
-    return DataLoader(data, batch_size=None, sampler=keys, num_workers=workers)
+    return _plainly(DataLoader(data, batch_size=None, sampler=keys, num_workers=workers))
 
 
 def stream(data: StreamData, workers: int = 0) -> Iterator[Batch]:
     """Micro-batches out of shards, in order; no more loader processes are started than there are lanes."""
     workers = min(workers, len(data.own_lanes()))
-    parts = iter(DataLoader(data, batch_size=None, num_workers=workers))
+    parts = _plainly(DataLoader(data, batch_size=None, num_workers=workers))
     yield from map(join, zip(*[parts] * max(1, workers), strict=True))
+
+
+def _plainly(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The loader's batches; a UserError of a loader process without the traceback that torch makes its message of."""
+    try:
+        yield from loader
+    except UserError as error:
+        text = str(error).strip()
+        if not text.startswith("Caught "):
+            raise
+        raise UserError(text.splitlines()[-1].partition(": ")[2]) from None
 
 
 def training_batches(
@@ -204,4 +215,4 @@ def training_batches(
             )
         return stream(StreamData(source, data, share, seed, start, end), data.workers)
     made = TrainingData(source, data, share, seed, pictures, config.picture_sizes, unreadable)
-    return iter(make_loader(made, start, end, data.workers))
+    return make_loader(made, start, end, data.workers)

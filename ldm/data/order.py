@@ -22,7 +22,7 @@ class Pick:
 
     size: Size  # that all of them are cut to
     indices: Sequence[int]  # one for each slot
-    pool: Sequence[int]  # where unreadable ones find others in their places
+    pool: Sequence[int] | np.ndarray  # where unreadable ones find others in their places
 
 
 class Order:
@@ -67,7 +67,8 @@ class BucketOrder:
     def __init__(self, members: Mapping[Size, np.ndarray], batch_size: int, seed: int) -> None:
         self.members = dict(sorted(members.items()))
         self.batch_size, self.seed = batch_size, seed
-        self._counts = [len(indices) for indices in self.members.values()]
+        self._buckets = list(self.members.items())
+        self._counts = [len(indices) for _, indices in self._buckets]
         self._orders = [Order(count, seed, 1 + bucket) for bucket, count in enumerate(self._counts)]
         self._plan = lru_cache(maxsize=2)(self._permutation)
 
@@ -81,10 +82,10 @@ class BucketOrder:
         while self.steps_before(epoch + 1) < step:
             epoch += 1
         bucket, batch = self._plan(epoch)[step - 1 - self.steps_before(epoch)]
-        size, indices = list(self.members.items())[bucket]
+        size, indices = self._buckets[bucket]
         first = batch * self.batch_size
         numbers = range(first, first + self.batch_size)
-        return Pick(size, [int(indices[self._orders[bucket](number)]) for number in numbers], indices.tolist())
+        return Pick(size, [int(indices[self._orders[bucket](number)]) for number in numbers], indices)
 
     def _batches_before(self, bucket: int, epoch: int) -> int:
         return epoch * self._counts[bucket] // self.batch_size

@@ -116,9 +116,7 @@ def _grouped(file: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
 def shards_of(data: str) -> list[str] | None:
     """The shards that a path, a brace pattern, a URL or a folder names; None where `data` is something else."""
     if not data.removesuffix(".gz").endswith(".tar"):
-        folder = Path(data)
-        found = sorted(str(path) for path in folder.glob("*.tar")) if folder.is_dir() else []
-        return found or None
+        return _folder_of_shards(Path(data)) if Path(data).is_dir() else None
     from braceexpand import braceexpand
 
     try:
@@ -130,6 +128,14 @@ def shards_of(data: str) -> list[str] | None:
         others = f" and {len(missing) - 1} other shards" if len(missing) > 1 else ""
         raise UserError(f"no data at {missing[0]!r}{others} of {len(urls)}")
     return urls
+
+
+def _folder_of_shards(folder: Path) -> list[str] | None:
+    """The shards in a folder; None where pictures lie beside them, of which a .tar may be somebody's backup."""
+    paths = sorted(folder.iterdir())
+    if any(path.suffix[1:].lower() in SUFFIXES or path.stem == "metadata" for path in paths):
+        return None
+    return [str(path) for path in paths if path.suffix == ".tar"] or None
 
 
 def open_shards(urls: Sequence[str], caption_fields: tuple[str, ...]) -> Shards:

@@ -141,6 +141,8 @@ def test_shards_are_named_by_folder_pattern_or_path_and_what_is_none_is_refused(
     pattern = write_shards(tmp_path / "shards")
     for data, count in ((tmp_path / "shards", 40), (pattern, 40), (tmp_path / "shards" / "001.tar", 12)):
         assert len(open_source(str(data), settings())) == count
+    Image.new("RGB", (8, 8)).save(tmp_path / "shards" / "a.png")
+    assert len(open_source(str(tmp_path / "shards"), settings())) == 1  # a picture beside somebody's backup
     (tmp_path / "no.tar").write_bytes(b"no tar" * 1000)
     (tmp_path / "empty.tar").write_bytes(bytes(10240))
     for data, words in (
