@@ -10,8 +10,10 @@ from ldm.errors import UserError
 def load_table(kind: str, data: str, **options: Any) -> Any:
     """The `train` split of a Hub data set, or of files of a kind (json, csv, parquet); UserError in one line."""
     from datasets import disable_progress_bars, load_dataset
+    from datasets.utils import logging
 
     disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # what it logs is said again in the error
     try:
         return load_dataset(kind, split="train", **options)
     except Exception as error:  # `datasets` raises dozens of types for missing, broken and unreachable data
