@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
-from ldm.config import BertConfig, Config, Section
+from ldm.config import BertConfig, Config, DataConfig, Section
 from ldm.data.preview import all_captions
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
@@ -32,8 +32,8 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
             find_autoencoder(init)
         return
     _text(config)
-    if config.data.buckets is not None and config.training.unet.cache_latents:
-        raise UserError("training.unet.cache_latents keeps the latents of squares: not together with data.buckets")
+    if config.training.unet.cache_latents:
+        _check_cacheable(config.data)
     scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
     if init is not None:
         resolve(init)
@@ -42,6 +42,16 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     elif init is None and not run.steps():
         raise UserError(
             "train-unet needs an autoencoder: --vae (a train-vae run, a pipeline or an autoencoder's folder)"
+        )
+
+
+def _check_cacheable(data: DataConfig) -> None:
+    chances = {"random_crop": data.random_crop, "random_flip": data.random_flip, "random_zoom": data.random_zoom > 1}
+    refused = [f"data.{name}" for name, asked in (chances | {"buckets": data.buckets is not None}).items() if asked]
+    if refused:
+        raise UserError(
+            "training.unet.cache_latents keeps the latents of each picture's middle square, not together with "
+            f"{', '.join(refused)}: set it to false"
         )
 
 
