@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,21 +24,22 @@ U = TypeVar("U", bound=UNet)
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 
-# Names that diffusers gave the autoencoder's attention before version 0.15; Stable Diffusion 1's still has them.
+# Names that diffusers gave plain attention before version 0.15; Stable Diffusion 1's autoencoder still has them.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read_autoencoder(kind: type[A], folder: Path, dtype: torch.dtype) -> A:
     """An autoencoder of class `kind` out of a folder with `config.json` and weights; UserError if it is not whole."""
     config = autoencoder_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-    tensors = {_new_name(name): tensor for name, tensor in load_weights(folder, DIFFUSERS_STEM).items()}
-    return build(lambda: kind(config), tensors, dtype, folder)
+    return build(lambda: kind(config), _load(folder), dtype, folder)
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    return {_new_name(name): tensor for name, tensor in load_weights(folder, DIFFUSERS_STEM).items()}
 
 
 def _new_name(name: str) -> str:
-    start, attention, rest = name.partition(".mid_block.attentions.0.")
-    layer, dot, parameter = rest.partition(".")
-    return f"{start}{attention}{OLD_ATTENTION.get(layer, layer)}{dot}{parameter}"
+    return re.sub(r"(\.attentions\.\d+\.)(\w+)", lambda found: found[1] + OLD_ATTENTION.get(found[2], found[2]), name)
 
 
 def write_autoencoder(
@@ -84,7 +86,7 @@ def fold_statistics(
 def read_unet(kind: type[U], folder: Path, dtype: torch.dtype) -> U:
     """A U-Net of class `kind` out of a folder with `config.json` and weights; UserError if it is not whole."""
     config = unet_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-    return build(lambda: kind(config), load_weights(folder, DIFFUSERS_STEM), dtype, folder)
+    return build(lambda: kind(config), _load(folder), dtype, folder)
 
 
 def write_unet(unet: UNet, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:

@@ -147,7 +147,9 @@ def edit(path: Path, **changes: object) -> None:
 UNKNOWN = {
     "unet/config.json": [
         ("only_cross_attention", True),
-        ("class_embed_type", "timestep"),
+        ("class_embed_type", "table"),
+        ("addition_embed_type", "image"),
+        ("attention_head_dim", None),
         ("time_embedding_type", "fourier"),
         ("mid_block_type", None),
         ("num_attention_heads", 4),
