@@ -98,7 +98,7 @@ def _train(
     dry_run: bool,
     **starting_points: Any,
 ) -> None:
-    from ldm.training.loop import Limits, parse_duration
+    from ldm.training.stop import Limits, parse_duration
 
     limits = Limits(parse_duration(max_time) if max_time else None)
     if dry_run:
@@ -114,7 +114,7 @@ def _train(
     run = Run(out, resume)
     build.check(stage_name, config, run, **starting_points)
     settings = getattr(config.training, stage_name)
-    accelerator = start_accelerator(settings, config.training.seed)
+    accelerator = start_accelerator(settings, config.training.seed, config.training.trackers, out)
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done
         source = open_source(data, config.data)
     if stage_name == "autoencoder":

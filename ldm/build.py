@@ -18,12 +18,16 @@ from ldm.models.perceptual import backbone_state
 from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache
+from ldm.training.optimizer import check_optimizer
 from ldm.training.run import Run
+from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
     """Raise UserError for what a stage will miss, before any time is spent on the data."""
+    check_optimizer(getattr(config.training, stage))
+    check_trackers(config.training.trackers)
     if stage == "autoencoder":
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)

@@ -23,6 +23,7 @@ from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage, frozen
 
 SHOWN = 16  # pictures in a sample grid
@@ -58,18 +59,16 @@ class AutoencoderStage(Stage):
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
+        self.networks, self.optimizers = {}, {}
         network = self.place(Reconstruction(autoencoder, config.loss))
-        self.ema = EMA(network, self.config.ema_decay)
-        self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
-        self.networks = {"reconstruction": accelerator.prepare(network)}
+        self.emas = self.averages_of(network)
+        freeze(network, self.config.freeze)
+        self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates)
         adversarial = config.loss.adversarial
         if adversarial.weight:
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
-            rate = adversarial.learning_rate or self.config.learning_rate
-            self.optimizers["discriminator"] = self.optimizer((discriminator, rate))
-            self.networks["discriminator"] = accelerator.prepare(discriminator)
+            self.prepare("discriminator", discriminator, adversarial.learning_rate or self.config.learning_rate, {})
         self.latent_shape = self._latent_shape(config)
-        self.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
         self._shown = pictures_of(source, range(min(SHOWN, len(source))), config.data.size)
 
     @staticmethod
@@ -95,8 +94,7 @@ class AutoencoderStage(Stage):
             pairs.append((pictures, reconstructions.detach()))
             found.append({name: term.detach() for name, term in terms.items()})
         self.update("reconstruction")
-        network = self.accelerator.unwrap_model(self.networks["reconstruction"])
-        self.ema.update(network, step)
+        self.update_averages("reconstruction", step)
         losses = _mean(found)
         losses["loss"] = losses.pop("total")
         if playing:
@@ -129,20 +127,29 @@ class AutoencoderStage(Stage):
         self.update("discriminator")
         return torch.stack(found).mean()
 
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Tensor:
+        """The loss () of the averaged weights without its adversarial term."""
+        assert batch.pictures is not None
+        pictures = batch.pictures.to(self.accelerator.device)
+        noise = self.draws.normal("posterior", batch.step, batch.slots, self.latent_shape).to(pictures.device)
+        return self.loss.terms(pictures, *self.emas[0].network(pictures, noise))["total"]
+
     @property
     def average(self) -> Autoencoder:
-        """The EMA of the autoencoder."""
-        network = self.ema.network
-        assert isinstance(network, Reconstruction)
-        return network.autoencoder
+        """The first average of the autoencoder."""
+        return _autoencoder(self.emas[0])
 
     def save(self, folder: Path) -> None:
-        """Write the autoencoder to `folder/vae`."""
-        save_autoencoder(self.average, folder / "vae")
+        """Write the autoencoder to `folder/vae`, other averages to `folder/ema-DECAY/vae`."""
+        for ema, place in zip(self.emas, self.places(folder), strict=True):
+            save_autoencoder(_autoencoder(ema), place / "vae")
 
     def finish(self, source: Source) -> dict[str, Any]:
         """Measure the latent statistics over many pictures and all processes, and keep them with the autoencoder."""
-        return measure(self.average, source, self.data.size, self.config.statistics_pictures, self.accelerator)
+        count = self.config.statistics_pictures
+        facts = [measure(_autoencoder(ema), source, self.data.size, count, self.accelerator) for ema in self.emas]
+        return facts[0]
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -152,6 +159,11 @@ class AutoencoderStage(Stage):
         originals, copies, columns = to_bytes(pictures), to_bytes(made), SHOWN // 2
         rows = [half[at : at + columns] for at in range(0, len(pictures), columns) for half in (originals, copies)]
         return contact_sheet(np.concatenate(rows), columns)
+
+
+def _autoencoder(ema: EMA) -> Autoencoder:
+    assert isinstance(ema.network, Reconstruction)
+    return ema.network.autoencoder
 
 
 def pictures_of(source: Source, indices: range, size: int) -> Tensor:
