@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +19,7 @@ from ldm.data.draws import Draws
 from ldm.data.loader import Batch, fit
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
 from ldm.data.sources import Source
+from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
@@ -63,9 +64,11 @@ class AutoencoderStage(Stage):
         network = self.place(Reconstruction(autoencoder, config.loss))
         self.emas = self.averages_of(network)
         freeze(network, self.config.freeze)
-        self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates)
+        self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates, self.emas)
         adversarial = config.loss.adversarial
         if adversarial.weight:
+            if accelerator.distributed_type == DistributedType.FSDP:
+                raise UserError("FSDP trains an autoencoder without its discriminator: use DDP or adversarial.weight=0")
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
             self.prepare("discriminator", discriminator, adversarial.learning_rate or self.config.learning_rate, {})
         self.latent_shape = self._latent_shape(config)

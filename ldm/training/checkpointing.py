@@ -19,7 +19,7 @@ def checkpoint_gradients(network: nn.Module) -> None:
     """Let every level of the U-Nets and autoencoders in `network` do so; names and results stay what they are."""
     for block in network.modules():
         if isinstance(block, DownBlock | MidBlock | UpBlock):
-            block.forward = partial(_run, block, block.forward)
+            block.forward = partial(_run, block, block.forward)  # type: ignore[method-assign]
 
 
 def _run(
@@ -33,13 +33,13 @@ def _run(
     """`forward`, which takes from its iterators and changes its list, as a function that may run twice."""
     own_shifts = list(islice(shifts, _count(block, ResNetBlock)))
     own_projected = list(islice(projected, _count(block, TransformerBlock)))
+    before = list(skips or ())
 
-    def again(x: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        left = None if skips is None else list(before)
+    def again(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        left = list(before)
         lists = {} if skips is None else {"skips": left}
         return forward(x, iter(own_shifts), iter(own_projected), **lists), left
 
-    before = list(skips or ())
     out, left = checkpoint(again, x, use_reentrant=False)
     if skips is not None:
         skips[:] = left

@@ -14,7 +14,7 @@ from ldm.training.log import read_log
 WIDTH, HEIGHT, SCALE = 900, 420, 2  # drawn twice as large and scaled down, for smooth lines
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 44, 56
 COLOURS = {"loss": "#2f6db5", "validation_loss": "#c8553d"}
-NAMES = {"loss": "training loss", "validation_loss": "loss of the averaged weights, fixed draw"}
+NAMES = {"loss": "training loss, smoothed", "validation_loss": "loss of the averaged weights, fixed draw"}
 Point = tuple[float, float]
 
 
@@ -34,7 +34,13 @@ def _points(reports: list[dict[str, Any]], name: str) -> list[Point]:
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Moving averages whose weights fall by e over a thirtieth of the curve, unbiased at its start."""
+    """Moving averages to both sides, whose weights fall by e over a thirtieth of the curve."""
+    there, back = _averages(values), _averages(values[::-1])[::-1]
+    return [(a + b) / 2 for a, b in zip(there, back, strict=True)]
+
+
+def _averages(values: list[float]) -> list[float]:
+    """Exponential moving averages, unbiased at the start."""
     keep = math.exp(-30 / max(len(values), 60))
     total = weight = 0.0
     means = []

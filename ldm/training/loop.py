@@ -15,7 +15,7 @@ from ldm.errors import UserError
 from ldm.training.curves import draw_curves
 from ldm.training.log import Log
 from ldm.training.meter import Meter
-from ldm.training.run import SaveError, Run
+from ldm.training.run import Run, SaveError
 from ldm.training.saving import Saver
 from ldm.training.stage import Stage
 from ldm.training.stop import Limits, Stop

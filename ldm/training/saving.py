@@ -16,7 +16,7 @@ from ldm.config import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.training.run import SaveError, Run
+from ldm.training.run import Run, SaveError
 from ldm.training.stage import Stage
 
 VALIDATION_BATCH = 16
@@ -49,7 +49,7 @@ class Saver:
         return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
 
     def save(self, step: int) -> dict[str, Any]:
-        """Write `step-N` and delete what need not be kept; the facts saved with it. SaveError in all processes alike."""
+        """Write `step-N` and delete what need not be kept; the facts saved with it. SaveError in all processes."""
         stage = self.stage
         outcome: list[Any] = [None, {}]
         with stage.averaged():
@@ -137,7 +137,7 @@ def _config_of(folder: Path) -> str:
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,13 @@ class Stage(ABC):
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def prepare(self, name: str, network: nn.Module, rate: float, rates: Mapping[str, float]) -> None:
-        """Make the network's optimiser and hand both to accelerate, as `networks[name]` and `optimizers[name]`."""
+    def prepare(
+        self, name: str, network: nn.Module, rate: float, rates: Mapping[str, float], emas: Sequence[EMA] = ()
+    ) -> None:
+        """Make the network's optimiser and hand both to accelerate, as `networks[name]` and `optimizers[name]`.
+
+        `emas` are the averages that follow it, made before.
+        """
         if self.config.gradient_checkpointing:
             checkpoint_gradients(network)
         if self.config.compile:
@@ -103,6 +108,8 @@ class Stage(ABC):
         optimizer = make_optimizer(groups, self.config, self.accelerator.device)
         # Together, since sharding replaces the weights that the optimiser holds.
         self.networks[name], self.optimizers[name] = self.accelerator.prepare(network, optimizer)
+        for ema in emas:
+            ema.shard(self.accelerator.unwrap_model(self.networks[name]))
 
     def averages_of(self, network: nn.Module) -> list[EMA]:
         """An average of `network` for every decay asked for, the one that is used first."""

@@ -60,7 +60,7 @@ class UNetStage(Stage):
         freeze(network, self.config.freeze)
         text_rate = self.config.text_learning_rate
         rates = {} if text_rate is None else {"text": text_rate}
-        self.prepare("unet", network, self.config.learning_rate, rates | self.config.learning_rates)
+        self.prepare("unet", network, self.config.learning_rate, rates | self.config.learning_rates, self.emas)
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step: noise the latents to random levels and regress the prediction's target."""

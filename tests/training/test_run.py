@@ -10,7 +10,7 @@ from ldm import config
 from ldm.errors import UserError
 from ldm.training.log import Log
 from ldm.training.loop import share_of
-from ldm.training.run import SaveError, Run
+from ldm.training.run import Run, SaveError
 from ldm.training.stop import parse_duration
 
 CONFIG = config.load("tiny")
