@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from ldm.config import Config, StageConfig
 from ldm.data.loader import Share, TrainingData, make_loader
@@ -132,10 +132,14 @@ def start_accelerator(
 ) -> Accelerator:
     """accelerate's view of the processes and devices, and the seed of the networks' first weights.
 
-    `trackers` are told what is logged, and keep what they keep on this machine in `folder`.
+    `trackers` are told what is logged, and keep what they keep on this machine in `folder`. UserError for ways to
+    divide a network among processes that ldm does not know.
     """
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, log_with=list(trackers) or None, project_dir=folder
     )
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise UserError(f"ldm does not train with {kind.value}: FSDP of version 2 does the same, see docs/training.md")
     torch.manual_seed(seed)
     return accelerator

@@ -135,7 +135,6 @@ class Stage(ABC):
         """The micro-batches of a step; gradients of several processes are averaged in the last one only."""
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            self.accelerator.sync_gradients = last  # DeepSpeed steps in `backward` where it is true
             with nullcontext() if last else self.accelerator.no_sync(network):
                 yield batch
 

@@ -94,7 +94,7 @@ def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
 @pytest.mark.parametrize("stage", ["vae", "unet"])
 def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, stage: str) -> None:
     part = "autoencoder" if stage == "vae" else "unet"
-    options = ["--data", "scenes", "--max-steps", "20", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
+    options = ["--data", "scenes", "--max-steps", "50", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
     options += ["--vae", str(tiny_vae)] if stage == "unet" else []
     options += ["--set", "loss.equivariance.weight=0.25"] if stage == "vae" else []
     alone, together = tmp_path / "one", tmp_path / "two"

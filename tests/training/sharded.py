@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def main(measured: Path) -> None:
     # Into sharded weights again, bit by bit; and into whole ones.
     again, unsharded = make(measured, sharded=True), make(measured, sharded=False)
     for stage in (again, unsharded):
-        stage.load_state({**state, "scaler": None})
+        stage.load_state(copy.deepcopy({**state, "scaler": None}))  # an optimiser keeps what it is given
         assert_close(whole_state(stage), state, 0.0)
     goes_on = steps(sharded, 5, 7)
     assert steps(again, 5, 7) == goes_on

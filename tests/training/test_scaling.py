@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,18 @@ def test_gradient_checkpointing_keeps_losses_and_costs_memory_less(measured: Pat
         assert plain.flops < checked.flops < 1.5 * plain.flops
 
 
+@pytest.mark.slow
+def test_compiled_networks_have_the_same_losses_and_names(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Graphs are captured as for any backend; to compile them for this CPU would take minutes and show no more.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    for make, part in ((vae_stage, "autoencoder"), (partial(unet_stage, measured), "unet")):
+        plain, compiled = make(), make(f"training.{part}.compile=true")
+        [name] = compiled.networks
+        assert compiled.networks[name]._compiled_call_impl is not None
+        assert steps(compiled, 2) == pytest.approx(steps(plain, 2), rel=1e-5)
+        assert compiled.state()["networks"][name].keys() == plain.state()["networks"][name].keys()
+
+
 def test_frozen_weights_stay_and_have_no_moments(measured: Path) -> None:
     stage = unet_stage(measured, "training.unet.freeze=[text, unet.mid_block.*]")
     names = dict(stage.networks["unet"].named_parameters())
@@ -152,7 +166,7 @@ def test_several_averages_follow_their_own_recurrences_and_are_saved(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema-0.0", "ema-0.1", "vae"]
     assert (tmp_path / "ema-0.1" / "vae" / "config.json").is_file()
     other = vae_stage(*(f"training.autoencoder.{name}" for name in names))
-    other.load_state(stage.state())
+    other.load_state(copy.deepcopy(stage.state()))  # an optimiser keeps what it is given
     assert steps(other, 2) == steps(stage, 2)
 
 
