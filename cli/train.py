@@ -52,10 +52,10 @@ def train_vae(
 ) -> None:
     """Train an autoencoder on pictures."""
     loaded = _config(config, settings, "autoencoder", max_steps, batch_size, save_every, seed)
-    if dry_run or gpus or gpu:
-        _plan("autoencoder", loaded, data, dry_run, gpus, gpu, init=init)
-        return
     path = Path(out or f"runs/{Path(config).stem}-vae")
+    if dry_run or gpus or gpu:
+        _plan("autoencoder", loaded, data, path, dry_run, gpus, gpu, init=init)
+        return
     _train("autoencoder", loaded, data, path, resume, max_time, init=init)
 
 
@@ -78,10 +78,10 @@ def train_unet(
 ) -> None:
     """Train a U-Net and its text encoder on latents."""
     loaded = _config(config, settings, "unet", max_steps, batch_size, save_every, seed)
-    if dry_run or gpus or gpu:
-        _plan("unet", loaded, data, dry_run, gpus, gpu, vae=vae, init=init)
-        return
     path = Path(out or f"runs/{Path(config).stem}-unet")
+    if dry_run or gpus or gpu:
+        _plan("unet", loaded, data, path, dry_run, gpus, gpu, vae=vae, init=init)
+        return
     _train("unet", loaded, data, path, resume, max_time, vae=vae, init=init)
 
 
@@ -110,6 +110,7 @@ def _plan(
     stage: str,
     config: Config,
     data: str,
+    out: Path,
     dry_run: bool,
     gpus: int | None,
     gpu: str | None,
@@ -117,9 +118,12 @@ def _plan(
 ) -> None:
     from ldm.errors import UserError
     from ldm.training.plan import plan
+    from ldm.training.run import with_text_source
 
     if not dry_run or (gpus and not gpu):
         raise UserError("--gpus and --gpu go together with --dry-run: such as --dry-run --gpus 8 --gpu h100")
+    if stage == "unet":
+        config = with_text_source(config, out)
     ready = stage == "autoencoder" or any(starting_points.values())
     make = partial(_stage, stage, **starting_points) if ready else None
     typer.echo(plan(stage, config, data, make, gpus, gpu))
@@ -149,8 +153,10 @@ def _train(
     from ldm import build
     from ldm.data.sources import open_source
     from ldm.training.loop import start_accelerator, train
-    from ldm.training.run import Run
+    from ldm.training.run import Run, with_text_source
 
+    if stage_name == "unet":
+        config = with_text_source(config, out)
     run = Run(out, resume)
     build.check(stage_name, config, run, **starting_points)
     settings = getattr(config.training, stage_name)

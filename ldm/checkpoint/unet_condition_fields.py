@@ -93,17 +93,27 @@ def from_fields(fields: Fields, where: Path) -> Fields:
     levels = levels_from_fields(theirs, "CrossAttn", where)
     depths = _depths(theirs, len(levels), where)
     layers = [depth if level.attends else 0 for depth, level in zip(depths, levels, strict=True)]
-    heads = theirs["attention_head_dim"]
-    if type(heads) is not int:
-        heads = whole_numbers(heads, "attention_head_dim", where)
     return ours | {
         "attention": "transformer",
         "attention_layers": layers,
         "mid_attention_layers": depths[-1] if depths[-1] != max(1, layers[-1]) else None,
-        "num_attention_heads": heads,
+        "num_attention_heads": _heads(theirs, [*layers[:-1], depths[-1]], where),
         "resnet_resampling": resampling(levels),
         "cross_attention_dim": one_value(theirs["cross_attention_dim"], "cross_attention_dim", where),
     }
+
+
+def _heads(theirs: Fields, layers: list[int], where: Path) -> int | list[int]:
+    """Number of heads, one or of each level, which must divide the width where there are `layers`."""
+    given, widths = theirs["attention_head_dim"], theirs["block_out_channels"]
+    numbers = given if isinstance(given, list) else [given] * len(widths)
+    heads = whole_numbers(numbers, "attention_head_dim", where)
+    divided = len(heads) == len(widths) and not any(
+        depth and width % number for width, number, depth in zip(widths, heads, layers, strict=True)
+    )
+    if not divided:
+        raise refused("attention_head_dim", given, where)
+    return heads if isinstance(given, list) else heads[0]
 
 
 def _depths(theirs: Fields, levels: int, where: Path) -> list[int]:

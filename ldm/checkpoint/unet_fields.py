@@ -31,8 +31,8 @@ def unet_from_fields(fields: Fields, where: Path) -> UNetConfig:
     if not spelled:
         return config
     ours = parse(config.model_dump() | spelled, UNetConfig, str(where))
-    to_fields = KINDS[config.attention].to_fields
-    return ours if to_fields(ours) == to_fields(config) else config  # the fields were changed since: they decide
+    same = _read(KINDS[config.attention].to_fields(ours), where) == config
+    return ours if same else config  # the fields were changed since: they decide
 
 
 def _read(fields: Fields, where: Path) -> UNetConfig:

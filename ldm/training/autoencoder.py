@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from ldm.checkpoint.diffusers import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import AutoencoderStageConfig, Config, LossConfig
+from ldm.config import AutoencoderStageConfig, CodebookConfig, Config, LossConfig
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch, fit
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.posterior import PointPosterior
+from ldm.training.codebook import CodebookTrainer, Quantised, quantise
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
@@ -40,12 +42,21 @@ class Reconstruction(nn.Module):
         variance = torch.tensor(config.reconstruction.initial_log_variance)
         self.log_variance = nn.Parameter(variance, requires_grad=config.reconstruction.learned_log_variance)
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance (), and what averaged latents give."""
+    def forward(
+        self, pictures: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor | Quantised, Tensor, Tensor | None]:
+        """Reconstructions (B, 3, H, W), the bottleneck, log-variance (), and what averaged latents give.
+
+        The bottleneck is the KL divergence (B,) in nats, or for kind vq what was quantised.
+        """
         posterior = self.autoencoder.encode(pictures)
         latents = posterior.sample(noise=noise)
         small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
-        return self.autoencoder.decode(latents), posterior.kl(), self.log_variance * 1.0, small
+        if isinstance(posterior, PointPosterior):
+            bottleneck: Tensor | Quantised = quantise(self.autoencoder.quantize, posterior.mean)
+        else:
+            bottleneck = posterior.kl()
+        return self.autoencoder.decode(latents), bottleneck, self.log_variance * 1.0, small
 
 
 class AutoencoderStage(Stage):
@@ -60,19 +71,31 @@ class AutoencoderStage(Stage):
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
+        self._check_whole(config)
         self.networks, self.optimizers = {}, {}
         network = self.place(Reconstruction(autoencoder, config.loss))
         self.emas = self.averages_of(network)
+        self.codebook = self._codebook(autoencoder, config.loss.codebook) if config.autoencoder.kind == "vq" else None
         freeze(network, self.config.freeze)
         self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates, self.emas)
         adversarial = config.loss.adversarial
         if adversarial.weight:
-            if accelerator.distributed_type == DistributedType.FSDP:
-                raise UserError("FSDP trains an autoencoder without its discriminator: use DDP or adversarial.weight=0")
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
             self.prepare("discriminator", discriminator, adversarial.learning_rate or self.config.learning_rate, {})
         self.latent_shape = self._latent_shape(config)
         self._shown = pictures_of(source, range(min(SHOWN, len(source))), config.data.size)
+
+    def _check_whole(self, config: Config) -> None:
+        """Refuse to divide weights among processes where a loss needs them whole."""
+        whole = config.loss.adversarial.weight or config.autoencoder.kind == "vq"
+        if whole and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError("an autoencoder with a discriminator or a codebook is trained with DDP, not with FSDP")
+
+    def _codebook(self, autoencoder: Autoencoder, config: CodebookConfig) -> CodebookTrainer:
+        # Averages move it, so that no gradient may.
+        autoencoder.quantize.requires_grad_(config.decay is None)
+        averages = [_autoencoder(ema).quantize for ema in self.emas]
+        return CodebookTrainer(autoencoder.quantize, averages, config, self.accelerator, self.draws)
 
     @staticmethod
     def _latent_shape(config: Config) -> tuple[int, int, int]:
@@ -83,13 +106,15 @@ class AutoencoderStage(Stage):
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
         adversarial = self.loss_config.adversarial
         playing = bool(adversarial.weight) and step >= adversarial.start_step
+        self._start_codebook(batches, step)
         pairs, found = [], []
         for batch in self.micro_batches(batches, self.networks["reconstruction"]):
             assert batch.pictures is not None
             pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
-            noise = self.draws.normal("posterior", step, batch.slots, self.latent_shape).to(pictures.device)
-            reconstructions, *others = self.networks["reconstruction"](pictures, noise)
-            terms = self.loss.terms(pictures, reconstructions, *others)
+            reconstructions, bottleneck, *others = self.networks["reconstruction"](pictures, self._noise(batch))
+            terms = self.loss.terms(pictures, reconstructions, bottleneck, *others)
+            if self.codebook is not None:
+                self.codebook.see(bottleneck, batch.slots)
             if playing:
                 terms |= self._adversarial_terms(terms["nll"], reconstructions)
                 terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]
@@ -100,9 +125,28 @@ class AutoencoderStage(Stage):
         self.update_averages("reconstruction", step)
         losses = _mean(found)
         losses["loss"] = losses.pop("total")
+        if self.codebook is not None:
+            losses |= self.codebook.update(step)
         if playing:
             losses["discriminator"] = self._train_discriminator(batches, pairs)
         return losses
+
+    def _noise(self, batch: Batch) -> Tensor | None:
+        """Of the posterior samples, (B, C, h, w); a VQ autoencoder needs none."""
+        if self.codebook is not None:
+            return None
+        return self.draws.normal("posterior", batch.step, batch.slots, self.latent_shape).to(self.accelerator.device)
+
+    @torch.no_grad()
+    def _start_codebook(self, batches: list[Batch], step: int) -> None:
+        if self.codebook is None or step > self.loss_config.codebook.start_steps:
+            return
+        # The unwrapped network: there are no gradients to synchronise.
+        autoencoder = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder
+        with self.accelerator.autocast():
+            pictures = [batch.pictures for batch in batches if batch.pictures is not None]
+            z = [autoencoder.encode(each.to(self.accelerator.device)).mean for each in pictures]
+        self.codebook.start(torch.cat(z), [slot for batch in batches for slot in batch.slots], step)
 
     def _adversarial_terms(self, nll: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.loss_config.adversarial
@@ -135,13 +179,23 @@ class AutoencoderStage(Stage):
         """The loss () of the averaged weights without its adversarial term."""
         assert batch.pictures is not None
         pictures = batch.pictures.to(self.accelerator.device)
-        noise = self.draws.normal("posterior", batch.step, batch.slots, self.latent_shape).to(pictures.device)
-        return self.loss.terms(pictures, *self.emas[0].network(pictures, noise))["total"]
+        return self.loss.terms(pictures, *self.emas[0].network(pictures, self._noise(batch)))["total"]
 
     @property
     def average(self) -> Autoencoder:
         """The first average of the autoencoder."""
         return _autoencoder(self.emas[0])
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, as a tree of tensors and plain values."""
+        state = super().state()
+        return state if self.codebook is None else state | {"codebook": self.codebook.state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up where `state` was written."""
+        super().load_state(state)
+        if self.codebook is not None:
+            self.codebook.load_state(state["codebook"])
 
     def save(self, folder: Path) -> None:
         """Write the autoencoder to `folder/vae`, other averages to `folder/ema-DECAY/vae`."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.config import BertConfig, Config, StageConfig
+from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.text import BertTextEncoder
+from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
@@ -58,24 +58,24 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
 
 
 def _unet_cost(config: Config) -> StepCost:
-    if not isinstance(config.text, BertConfig):
-        raise UserError("train-unet trains models with a text encoder of kind bert")
-    settings, text = config.training.unet, config.text
-    network = TextConditioned(UNet(config.unet), BertTextEncoder(text, text.vocab_size))
-    freeze(network, settings.freeze)
-    side = config.data.size // config.autoencoder.downsampling_factor
-    latents = torch.empty(1, config.unet.in_channels, side, side)
+    if config.text is None:
+        raise UserError("train-unet trains models of text alone, with one text encoder")
+    settings, text, side = config.training.unet, config.text, config.data.size
+    encoder, unet = make_text_encoder(text), UNet(config.need_unet())
+    small = side // config.autoencoder.downsampling_factor
+    noisy, t = torch.empty(1, unet.config.in_channels, small, small), torch.zeros(1)
     words = torch.zeros(1, text.max_length, dtype=torch.long)
-    flops, activations = _measured(
-        network, lambda: network(latents, torch.zeros(1), words, torch.ones_like(words)), settings
-    )
+    told, network, prefix, flops = (words, torch.ones_like(words)), TextConditioned(unet, encoder), "", 0
+    if text.frozen:
+        flops, context = _forward(lambda: encoder(*told).context)
+        told, network, prefix = (context,), unet, "unet."
+    freeze(network, settings.freeze, prefix)
+    trained, activations = _measured(network, lambda: network(noisy, t, *told), settings)
     if not settings.cache_latents:
-        autoencoder = Autoencoder(config.autoencoder)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            autoencoder.encode(torch.empty(1, config.autoencoder.in_channels, config.data.size, config.data.size))
-        flops += counter.get_total_flops()
-    parts = {"U-Net": network.unet, "text encoder": network.text_encoder}
-    return StepCost(_sizes(parts), _trained(network), flops, activations)
+        autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, side, side)
+        flops += _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    parts = {"U-Net": unet} if text.frozen else {"U-Net": unet, "text encoder": encoder}
+    return StepCost(_sizes(parts), _trained(network), flops + trained, activations)
 
 
 def _autoencoder_cost(config: Config) -> StepCost:
@@ -114,6 +114,13 @@ def _measured(network: nn.Module, run: Callable[[], Tensor], settings: StageConf
         size = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
         out.sum().backward()
     return counter.get_total_flops(), size
+
+
+def _forward(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """Operations of a forward pass without gradients, and its result."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        out = run()
+    return counter.get_total_flops(), out
 
 
 def _sizes(networks: dict[str, nn.Module]) -> dict[str, int]:

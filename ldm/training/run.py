@@ -198,3 +198,23 @@ def _size(tree: Any) -> int:
 def _flush_all(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         flush(path)
+
+
+def with_text_source(config: Config, run: Path) -> Config:
+    """The configuration with the sizes of its text encoder's source, which a run that goes on knows without it.
+
+    Raises UserError for a source that is not there, and for one of other sizes than the configuration's.
+    """
+    from ldm.checkpoint.text_sources import adopt, source_config
+
+    text, steps = config.text, step_folders(run)
+    if text is None or text.source is None:
+        return config
+    saved = configuration.load(str(steps[-1] / "config.yaml")).text if steps else None
+    if saved is not None and saved.source == text.source:
+        if saved.frozen != text.frozen:
+            raise UserError(f"text.frozen is {text.frozen}, in the run {run} it is {saved.frozen}: it cannot change")
+        whole = adopt(text, saved)
+    else:
+        whole = adopt(text, source_config(text))
+    return configuration.parse(config.model_dump() | {"text": whole.model_dump()}, Config, f"text.source {text.source}")
