@@ -65,9 +65,11 @@ def _unet_cost(config: Config) -> StepCost:
     small = side // config.autoencoder.downsampling_factor
     noisy, t = torch.empty(1, unet.config.in_channels, small, small), torch.zeros(1)
     words = torch.zeros(1, text.max_length, dtype=torch.long)
-    told, network, prefix, flops = (words, torch.ones_like(words)), TextConditioned(unet, encoder), "", 0
+    told: tuple[Tensor, ...] = (words, torch.ones_like(words))
+    network: nn.Module = TextConditioned(unet, encoder)
+    prefix, flops = "", 0
     if text.frozen:
-        flops, context = _forward(lambda: encoder(*told).context)
+        flops, context = _forward(lambda: encoder(words, torch.ones_like(words)).context)
         told, network, prefix = (context,), unet, "unet."
     freeze(network, settings.freeze, prefix)
     trained, activations = _measured(network, lambda: network(noisy, t, *told), settings)

@@ -26,7 +26,12 @@ MakeStage = Callable[[Config, Source, Accelerator, Run], Stage]
 
 
 def plan(
-    stage: str, config: Config, data: str, make: MakeStage | None, gpus: int | None = None, gpu: str | None = None
+    stage: str,
+    config: Config,
+    data: str,
+    make: MakeStage | None = None,
+    gpus: int | None = None,
+    gpu: str | None = None,
 ) -> str:
     """Lines of text on a run that would begin now.
 
