@@ -191,6 +191,23 @@ def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:
-    done = ldm("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run", "--dry-run")
-    assert "400 of 32 pictures" in done.stdout
+    options = ("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run")
+    done = ldm(*options, "--dry-run", "--gpus", 8, "--gpu", "h100")
+    for told in ("400 of 32 pictures", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
+        assert told in done.stdout
     assert not (tmp_path / "run").exists()
+    for words, said in ((("--dry-run", "--gpu", "abacus"), "one of t4,"), (("--gpus", 8), "together with --dry-run")):
+        refused = ldm(*options, *words, check=False)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_tries_a_few_steps(ldm: Command, tiny_vae: Path, tmp_path: Path, cache: Path) -> None:
+    before = sorted(cache.rglob("*")), sorted(tiny_vae.rglob("*"))
+    for stage, extra in (("vae", ()), ("unet", ("--vae", tiny_vae))):
+        out = ("--out", tmp_path / "run")
+        done = ldm(f"train-{stage}", "tiny", "--data", "scenes", *extra, *out, "--dry-run", *SMALL)
+        assert re.search(r"time here +about [\d.,]+ \w+, [\d.]+ s a step on \w+, tried for \d steps", done.stdout)
+    assert not list(tmp_path.iterdir())
+    assert (sorted(cache.rglob("*")), sorted(tiny_vae.rglob("*"))) == before

@@ -1,8 +1,9 @@
-"""A full disk or a failed write: one clear line, the older state valid, training goes on."""
+"""When a run saves, what it keeps, and how a full disk or a failed write harms nothing."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -53,6 +54,34 @@ def start(run: Path, *more: str) -> tuple[AutoencoderStage, Run, Config]:
 def train(run: Path, *more: str) -> None:
     stage, folder, asked = start(run, *more)
     loop.train(stage, Grey(), asked, folder, Limits())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    stage, run, asked = start(tmp_path, "save_every=100")
+    begin = stage.begin
+
+    def interrupted(step: int) -> float:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return begin(step)
+
+    monkeypatch.setattr(stage, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(stage, Grey(), asked, run, Limits())
+    assert f"interrupted: step 2 is saved in {tmp_path}, --resume continues" in capsys.readouterr().err
+    assert [folder.name for folder in run.steps()] == ["step-000002"]
+    assert not (tmp_path / "vae").exists()
+
+
+def test_the_time_limit_saves_and_finishes_the_run(tmp_path: Path) -> None:
+    stage, run, asked = start(tmp_path, "save_every=100")
+    loop.train(stage, Grey(), asked, run, Limits(seconds=0.0))
+    assert [folder.name for folder in run.steps()] == ["step-000001"]
+    assert (tmp_path / "vae" / "config.json").is_file()
+    assert (tmp_path / "samples" / "step-000001.png").is_file()
 
 
 def test_a_write_that_fails_is_told_and_the_next_save_succeeds(
