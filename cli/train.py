@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.errors import UserError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -116,12 +118,11 @@ def _plan(
     gpu: str | None,
     **starting_points: Any,
 ) -> None:
-    from ldm.errors import UserError
+    if not dry_run or (gpus and not gpu):
+        raise UserError("--gpus and --gpu go together with --dry-run: such as --dry-run --gpus 8 --gpu h100")
     from ldm.training.plan import plan
     from ldm.training.run import with_text_source
 
-    if not dry_run or (gpus and not gpu):
-        raise UserError("--gpus and --gpu go together with --dry-run: such as --dry-run --gpus 8 --gpu h100")
     if stage == "unet":
         config = with_text_source(config, out)
     ready = stage == "autoencoder" or any(starting_points.values())

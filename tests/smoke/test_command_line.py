@@ -196,10 +196,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Pa
     for told in ("400 of 32 pictures", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
         assert told in done.stdout
     assert not (tmp_path / "run").exists()
-    for words, said in ((("--dry-run", "--gpu", "abacus"), "one of t4,"), (("--gpus", 8), "together with --dry-run")):
-        refused = ldm(*options, *words, check=False)
-        assert refused.returncode == 2
-        assert said in refused.stderr
+    refused = ldm(*options, "--gpus", 8, check=False)
+    assert refused.returncode == 2
+    assert "together with --dry-run" in refused.stderr
 
 
 @pytest.mark.slow
