@@ -6,6 +6,7 @@ stopped, and several processes share the work, without any state.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,4 +133,10 @@ def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> D
     """Micro-batches of steps `start` to `end`, in order, made by `workers` processes."""
     keys = Steps(start, end, data.share.accumulation)
     # batch_size None: `data` makes whole batches itself.
-    return DataLoader(data, batch_size=None, sampler=keys, num_workers=workers)
+    return DataLoader(data, batch_size=None, sampler=keys, num_workers=workers, worker_init_fn=leave_signals)
+
+
+def leave_signals(worker: int) -> None:
+    """Let a loader process outlive Ctrl-C and a cluster's SIGTERM, which all processes get: training saves with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

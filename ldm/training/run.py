@@ -68,8 +68,9 @@ class Run:
 
     def best(self) -> Path | None:
         """The step of the lowest validation loss, the older of two; None where none was measured."""
-        measured = [(self.facts(folder).get("validation_loss"), folder) for folder in self.steps()]
-        return min((pair for pair in measured if pair[0] is not None), key=lambda pair: pair[0], default=(0, None))[1]
+        losses = {folder: self.facts(folder).get("validation_loss") for folder in self.steps()}
+        measured = {folder: float(loss) for folder, loss in losses.items() if loss is not None}
+        return min(measured, key=measured.__getitem__) if measured else None
 
     def load_state(self) -> Saved | None:
         """The newest save; None in an empty run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -74,6 +75,23 @@ def test_a_signal_saves_and_ends_the_run(
     assert f"interrupted: step 2 is saved in {tmp_path}, --resume continues" in capsys.readouterr().err
     assert [folder.name for folder in run.steps()] == ["step-000002"]
     assert not (tmp_path / "vae").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_finds_the_data_still_being_loaded(tmp_path: Path, number: signal.Signals) -> None:
+    options = [*OPTIONS[2:], "log_every=1", "max_steps=100000"]
+    sets = [word for option in options for word in ("--set", f"training.autoencoder.{option}")]
+    words = ["train-vae", "tiny", "--data", "scenes", "--set", "data.scenes.num=16", "--set", "data.workers=1", *sets]
+    command = [sys.executable, "-m", "ldm", *words, "--save-every", "100000", "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("step 2/"))
+        os.killpg(process.pid, number)
+        said += process.stderr.read()
+        assert process.wait(60) == 130, said
+    assert "is saved in" in said
+    assert Run(tmp_path / "run", resume=True).load_state().step >= 2
 
 
 def test_the_time_limit_saves_and_finishes_the_run(tmp_path: Path) -> None:
