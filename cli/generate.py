@@ -24,9 +24,24 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DTYPES = ("float32", "bfloat16", "float16")
 
-Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to draw; @prompts.txt: a prompt a line.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PROMPT]...",
+        help="What to draw; @prompts.txt: a prompt a line; none where the model knows no text.",
+        show_default=False,
+    ),
+]
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
-Guidance = Annotated[float, typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.")]
+Classes = Annotated[
+    list[int] | None,
+    typer.Option("--class", help="A class to draw, its number; for each one more.", show_default=False),
+]
+NegativeClass = Annotated[int | None, typer.Option(help="The class to guide away from.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.  [default: 3 where there is text]"),
+]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 Spacing = Annotated[
@@ -56,10 +71,12 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 
 
 def generate(
-    prompts: Prompts,
+    prompts: Prompts = None,
     model: Model = "emoji",
-    cfg: Guidance = 3.0,
+    classes: Classes = None,
+    cfg: Guidance = None,
     negative: Negative = "",
+    negative_class: NegativeClass = None,
     steps: Steps = 30,
     spacing: Spacing = None,
     timesteps: Timesteps = None,
@@ -76,9 +93,10 @@ def generate(
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Draw pictures of prompts."""
-    texts = read_prompts(prompts)
-    paths = output_paths(out, texts, num, grid)
+    """Draw pictures of prompts, or of classes."""
+    texts = read_prompts(prompts or [])
+    names = texts or [f"class {number}" for number in classes or []] or [""]
+    paths = output_paths(out, names, num, grid)
     width_and_height = parse_size(size)
     levels = parse_timesteps(timesteps)
     if dtype not in DTYPES:
@@ -94,6 +112,8 @@ def generate(
     request = Request(
         prompts=tuple(texts),
         negative_prompt=negative,
+        classes=tuple(classes or ()),
+        negative_class=negative_class,
         guidance_scale=cfg,
         num_inference_steps=steps,
         spacing=spacing,
@@ -109,6 +129,7 @@ def generate(
     )
     share = ProcessShare.of_environment()
     pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device())
+    request = pipe.settle(request)
     facts = parameters(request, model, pipe.size(request)) | {
         name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None
     }
@@ -118,12 +139,14 @@ def generate(
         if grid:
             whole = share.gather(list(images))
             if share.is_first:
-                save_grid(whole, num if num > 1 else grid_columns(len(texts)), paths[0], texts, facts | {"seed": seed})
+                save_grid(whole, num if num > 1 else grid_columns(len(names)), paths[0], names, facts | {"seed": seed})
             share.leave()
             return
         for number, drawn in zip(numbers, images, strict=True):
-            prompt, picture_seed = request.pictures[number]
-            save(drawn, paths[number], prompt, facts | {"seed": picture_seed})
+            subject, picture_seed = request.pictures[number]
+            own = {"class": subject} if isinstance(subject, int) else {}
+            prompt = subject if isinstance(subject, str) else ""
+            save(drawn, paths[number], prompt, facts | own | {"seed": picture_seed})
             typer.echo(paths[number])
 
 
@@ -225,6 +248,8 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         levels = {"timesteps": request.timesteps}
     if request.image is not None:
         levels |= {"strength": request.given_strength}
+    if request.negative_class is not None:
+        levels |= {"negative_class": request.negative_class}
     return {
         "negative_prompt": request.negative_prompt,
         "steps": len(request.timesteps or ()) or request.num_inference_steps,

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from ldm.cli import data, evaluate, generate, interpolate, train
+from ldm.cli import convert, data, evaluate, generate, info, interpolate, train
 from ldm.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command("train-unet")(train.train_unet)
 app.command()(interpolate.interpolate)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.reconstruct)
+app.command()(convert.convert)
+app.command()(info.info)
 app.add_typer(data.app, name="data")
 
 

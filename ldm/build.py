@@ -10,31 +10,43 @@ from accelerate import Accelerator
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
-from ldm.config import BertConfig, Config, DataConfig, Section
+from ldm.checkpoint.text_sources import load_source
+from ldm.checkpoint.texts import saved_config
+from ldm.checkpoint.unet_fields import unet_to_fields
+from ldm.config import BertConfig, Config, DataConfig, LDMBertConfig, Section, TextSection
 from ldm.data.preview import all_captions
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.perceptual import backbone_state
-from ldm.models.text import BertTextEncoder, Tokenizer
+from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache
+from ldm.training.optimizer import check_optimizer
 from ldm.training.run import Run
+from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
     """Raise UserError for what a stage will miss, before any time is spent on the data."""
+    check_optimizer(getattr(config.training, stage))
+    check_trackers(config.training.trackers)
     if stage == "autoencoder":
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)
         if init is not None:
             find_autoencoder(init)
         return
-    _text(config)
+    text = _text(config)
     if config.training.unet.cache_latents:
         _check_cacheable(config.data)
-    scheduler_to_fields(config.diffusion)  # refuses what could be trained but not saved
+    if init is None and not run.steps():
+        _check_source(text)
+    if text.frozen and config.training.unet.text_learning_rate is not None:
+        raise UserError("training.unet.text_learning_rate is for a text encoder that is trained; text.frozen is true")
+    scheduler_to_fields(config.diffusion)  # these two refuse what could be trained but not saved
+    unet_to_fields(config.need_unet())
     if init is not None:
         resolve(init)
     if vae is not None:
@@ -91,7 +103,9 @@ def _initial_parts(
         if vae is not None:
             _check_weights(load_autoencoder(find_autoencoder(vae)), saved.autoencoder, vae, run)
         _check_networks(saved, config, str(steps[-1]))
-        return _new_parts(config, saved.autoencoder, saved.tokenizer)
+        assert saved.tokenizer is not None  # `_check_networks` saw to it
+        text = saved.text_encoder if _text(config).frozen else None
+        return _new_parts(config, saved.autoencoder, saved.tokenizer, text)
     if init is not None:
         parts = load_pipeline(resolve(init))
         autoencoder = load_autoencoder(find_autoencoder(vae)) if vae else parts.autoencoder
@@ -101,28 +115,41 @@ def _initial_parts(
     assert vae is not None  # `check` saw to it
     autoencoder = load_autoencoder(find_autoencoder(vae))
     _check_autoencoder(autoencoder, config, vae)
+    if _text(config).source is not None:
+        text_encoder, tokenizer = load_source(_text(config))
+        return _new_parts(config, autoencoder, tokenizer, text_encoder)
     return _new_parts(config, autoencoder, _tokenizer(config, source, accelerator))
 
 
-def _new_parts(config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer) -> Parts:
-    text_encoder = BertTextEncoder(_text(config), tokenizer.vocab_size)
+def _new_parts(
+    config: Config, autoencoder: Autoencoder, tokenizer: Tokenizer, text_encoder: TextEncoder | None = None
+) -> Parts:
+    text = _text(config)
+    if text_encoder is None:
+        found = {} if text.source else {"vocab_size": tokenizer.vocab_size}  # as many as there are in the captions
+        text_encoder = make_text_encoder(text.model_copy(update=found))
     side = config.data.size // autoencoder.config.downsampling_factor
-    unet = UNet(config.unet.model_copy(update={"sample_size": side}))
+    unet = UNet(config.need_unet().model_copy(update={"sample_size": side}))
     return Parts(autoencoder, unet, text_encoder, tokenizer, config.diffusion)
 
 
 def _check_networks(parts: Parts, config: Config, where: str) -> None:
-    _check_same(parts.unet.config, config.unet, "unet", where)
-    _check_same(parts.text_encoder.config, _text(config), "text", where)
+    _check_same(parts.unet.config, config.need_unet(), "unet", where)
+    if parts.text_encoder is None or parts.text_encoder_2 is not None or parts.tokenizer is None:
+        raise UserError(f"the model {where} is not what the configuration describes: it has not one text encoder")
+    _check_same(parts.text_encoder.config, saved_config(_text(config)), "text", where)
 
 
 def _check_same(loaded: Section, asked: Section, section: str, where: str) -> None:
     """Refuse a configuration that describes another network than the one it is to start from."""
-    given = {"sample_size", "vocab_size", "scaling_factor", "shift_factor", "statistics"}  # they follow from the data
+    # They follow from the data, or tell how to load or to train the weights.
+    given = {"sample_size", "vocab_size", "scaling_factor", "shift_factor", "statistics", "force_upcast"}
+    given |= {"source", "frozen"}
+    wanted = dict(asked)
     differing = [
-        f"{section}.{name} is {value}, not {getattr(asked, name)}"
+        f"{section}.{name} is {value}, not {wanted.get(name)}"
         for name, value in loaded
-        if name not in given and value != getattr(asked, name)
+        if name not in given and value != wanted.get(name)
     ]
     if differing:
         raise UserError(f"the model {where} is not what the configuration describes: {'; '.join(differing)}")
@@ -153,8 +180,22 @@ def _tokenizer(config: Config, source: Source | Shards, accelerator: Accelerator
     return Tokenizer.from_json(made[0], text.max_length)
 
 
-def _text(config: Config) -> BertConfig:
-    """The text encoder that train-unet makes; UserError for a configuration of another kind of model."""
-    if not isinstance(config.text, BertConfig) or config.text_2 or config.spatial:
-        raise UserError("train-unet trains models of text alone, with a text encoder of kind bert")
-    return config.text
+def _text(config: Config) -> TextSection:
+    """The section of the text encoder that train-unet gives a U-Net; UserError for another kind of model."""
+    text = config.text
+    if text is None or config.text_2 or config.spatial:
+        raise UserError("train-unet trains models of text alone, with one text encoder")
+    for name in ("num_class_embeds", "class_embed_type", "addition_embed_type"):
+        if getattr(config.need_unet(), name) is not None:
+            raise UserError(f"train-unet trains models of text alone: set unet.{name} to null")
+    if isinstance(text, LDMBertConfig) and text.tokens == "boxes":
+        raise UserError("text.tokens boxes: train-unet has captions, which are words")
+    return text
+
+
+def _check_source(text: TextSection) -> None:
+    """Refuse an encoder that neither comes from somewhere nor can be made from captions."""
+    if text.source is None and not isinstance(text, BertConfig | LDMBertConfig):
+        raise UserError(f"text.kind {text.kind} needs text.source: a vocabulary for it is not made from captions")
+    if text.source is None and text.frozen:
+        raise UserError("text.frozen without text.source would keep random weights: set one of the two")

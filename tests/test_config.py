@@ -89,3 +89,60 @@ def test_parts_that_do_not_fit_are_refused(overrides: list[str], words: str) -> 
 @pytest.mark.parametrize("overrides", [FLOW, ["diffusion.learned_variance=true", "unet.out_channels=8"]])
 def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[str]) -> None:
     assert isinstance(config.load("tiny", overrides), Config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["text.kind=gpt"], "text.kind: Input should be one of 'bert', 'ldm_bert', 'clip', 'open_clip', 't5'"),
+        (["text_2={kind: clip, layers: 3}"], "unknown option 'text_2.layers'; did you mean 'layer'?"),
+        (["text={kind: clip, nope: 1}"], "unknown option 'text.nope'; known here: source, frozen,"),
+        (["text={kind: clip, max_length: many}"], "text.max_length: Input should be a valid integer"),
+        (["text={kind: clip, layer: first}"], "text.layer: Input should be 'last' or 'penultimate'"),
+        (["text={kind: bert, hidden_size: 30}"], "text: hidden_size 30 is not divisible by num_attention_heads 4"),
+        (["text=words"], "text: Input should be a valid dictionary"),
+        (["classes={num_clases: 3}"], "unknown option 'classes.num_clases'; did you mean 'num_classes'?"),
+        (["classes={num_classes: 3}"], "classes takes the place of text: set text to null"),
+        (["text=null", "classes={num_classes: 0}"], "classes.num_classes: Input should be greater than or equal to 1"),
+        (["text=null", "classes={hidden_size: 8}"], "cross_attention_dim is 64, the context has classes.hidden_size 8"),
+        (["text=null", "text_2={kind: clip}"], "text_2 is a second text encoder: there must be text as well"),
+        (["text=null"], "unet.cross_attention_dim is 64, the context has no text or classes: they must be equal"),
+        (["spatial={kind: sketch}"], "spatial.kind: Input should be 'rescaler', 'inpainting' or 'low_resolution'"),
+        (["spatial={kind: rescaler}"], "unet.in_channels is 4; it must be .*, 4, and spatial.channels, 3"),
+        (
+            ["spatial={kind: inpainting, in_channels: 1, channels: 3}", "unet.in_channels=7"],
+            "spatial.channels is 3; with kind inpainting it must be autoencoder.latent_channels, 4, and its .*: 5",
+        ),
+        (
+            ["spatial={kind: low_resolution, channels: 4}", "unet.in_channels=8"],
+            "spatial.channels is 4; with kind low_resolution it must be its in_channels: 3",
+        ),
+        (
+            ["spatial={kind: low_resolution, stages: 1}", "unet.in_channels=7"],
+            "spatial.stages means something for kind rescaler alone, not for low_resolution",
+        ),
+        (["unet=null"], "there is no unet that text could tell anything: set text to null as well"),
+        (["unet.block_out_channels=[32, wide]"], "unet.block_out_channels.1: Input should be a valid integer"),
+        (["unet.attention=full"], "unet.attention: Input should be 'transformer' or 'plain'"),
+        (["unet.attention=plain"], "plain attention sees no context: set cross_attention_dim to null"),
+        (["unet.class_embed_type=projection"], "projection_class_embeddings_input_dim belongs to class_embed_type"),
+        (["autoencoder.kind=vq"], "autoencoder: kind vq needs codebook_size, the number of latent vectors"),
+        (["autoencoder.codebook_size=8"], "autoencoder: codebook_size means something for kind vq alone, not for kl"),
+        (["autoencoder.attention_levels=[3]"], "attention_levels has level 3; there are levels 0 to 2"),
+    ],
+)
+def test_conditions_and_networks_are_refused_in_one_line_that_names_the_option(
+    overrides: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words.replace("?", r"\?")) as refused:
+        config.load("tiny", overrides)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_may_describe_an_autoencoder_alone_and_says_so_when_a_u_net_is_asked_for(tmp_path) -> None:
+    alone = config.load("tiny", ["unet=null", "text=null"])
+    path = tmp_path / "alone.yaml"
+    path.write_text(config.dump(alone))
+    assert config.load(path) == alone
+    with pytest.raises(UserError, match="describes an autoencoder alone"):
+        alone.need_unet()

@@ -30,6 +30,9 @@ class FakePipe:
         cls.loaded = (path, str(dtype), device)
         return cls()
 
+    def settle(self, request: Any) -> Any:
+        return request
+
     def size(self, request: Any) -> tuple[int, int]:
         return request.size or (16, 16)
 

@@ -17,6 +17,18 @@ ALLOWED = {
     "pipeline": {"pipeline", "checkpoint", "models", "diffusion"},
     "training": {"training", "models", "diffusion", "data", "checkpoint", "pipeline"},
     "evaluation": {"evaluation", "models", "diffusion", "data", "checkpoint", "pipeline"},
+    "info": {
+        "info",
+        "models",
+        "diffusion",
+        "data",
+        "checkpoint",
+        "pipeline",
+        "training",
+        "evaluation",
+        "bench",
+        "build",
+    },
     "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
 EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}

@@ -11,7 +11,7 @@ from ldm.models import autoencoder, unet
 
 
 class Autoencoder(autoencoder.Autoencoder):
-    """An autoencoder that knows its folder's layout, that of diffusers' AutoencoderKL."""
+    """An autoencoder that knows its folder's layout, that of diffusers' AutoencoderKL or VQModel."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
@@ -24,7 +24,7 @@ class Autoencoder(autoencoder.Autoencoder):
 
 
 class UNet(unet.UNet):
-    """A U-Net that knows its folder's layout, that of diffusers' UNet2DConditionModel."""
+    """A U-Net that knows its folder's layout, that of diffusers' UNet2DConditionModel or UNet2DModel."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> UNet:

@@ -14,57 +14,15 @@ from ldm.checkpoint.fields import (
     extra,
     key_of,
     known_fields,
-    refused,
 )
+from ldm.checkpoint.schedulers import DEFAULTS, SCHEDULERS, SPACING_FLAGS, VARIANCES
 from ldm.config import DiffusionConfig, ScheduleConfig, parse
 from ldm.config.diffusion import BETA_KINDS
 from ldm.errors import UserError
 
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction", "flow": "flow_prediction"}
-VARIANCES = {False: "fixed_small", True: "learned_range"}  # by learned_variance
 FLOW = "FlowMatchEulerDiscreteScheduler"
-
-# The schedulers that Stable Diffusion's checkpoints come with, and their defaults where they differ.
-SCHEDULERS: dict[str, Fields] = {
-    "DDIMScheduler": {"clip_sample": True},
-    "DDPMScheduler": {"clip_sample": True},
-    "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": False},
-    FLOW: {},
-    "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "HeunDiscreteScheduler": {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012},
-}
-BETWEEN_TIMESTEPS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
-SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
-DEFAULTS: Fields = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-    "set_alpha_to_one": True,
-    "rescale_betas_zero_snr": False,
-    "variance_type": "fixed_small",
-    "final_sigmas_type": "zero",
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "dynamic_thresholding_ratio": 0.995,  # these three belong to clip_sample and thresholding
-    "clip_sample_range": 1.0,
-    "sample_max_value": 1.0,
-}
-FIXED: Fixed = {
-    "clip_sample": (False,),
-    "thresholding": (False,),
-    "trained_betas": (None,),
-    "skip_prk_steps": (True,),
-    "variance_type": (VARIANCES[False],),
-    "use_beta_sigmas": (False, None),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-}
 FLOW_DEFAULTS: Fields = {
     "num_train_timesteps": 1000,
     "shift": 1.0,
@@ -185,7 +143,7 @@ _own_fields: dict[str, Callable[[DiffusionConfig], Fields]] = {
 
 def scheduler_from_fields(fields: Fields, where: Path) -> DiffusionConfig:
     """Schedule and prediction of a scheduler; UserError names a field that cannot be had."""
-    expect_class(fields, tuple(SCHEDULERS), where)
+    expect_class(fields, (*SCHEDULERS, FLOW), where)
     name = fields["_class_name"]
     ours = _flow_from_fields(fields, where) if name == FLOW else _table_from_fields(fields, name, where)
     known = {key: value for key, value in extra(fields).items() if key in TRAINING}
@@ -200,12 +158,13 @@ def _flow_from_fields(fields: Fields, where: Path) -> Fields:
 
 
 def _table_from_fields(fields: Fields, name: str, where: Path) -> Fields:
-    fixed = FIXED | {"variance_type": tuple(VARIANCES.values())} if name == "DDPMScheduler" else FIXED
-    theirs = known_fields(SCHEDULERS[name] | fields, DEFAULTS, fixed, where)
+    scheduler = SCHEDULERS[name]
+    theirs = known_fields(scheduler.defaults | fields, DEFAULTS, scheduler.fixed, where)
     schedule = {key: theirs[key] for key in theirs.keys() & ScheduleConfig.model_fields.keys()} | {
         "kind": key_of(_beta_schedules(name), "beta_schedule", theirs, where),
         "zero_terminal_snr": theirs["rescale_betas_zero_snr"],
-        **_spacing_from_fields(name, theirs, where),
+        "spacing": scheduler.spacing(theirs, where),
+        "set_alpha_to_one": scheduler.ends_at_picture(theirs, where),
     }
     if schedule["kind"] not in BETA_KINDS:  # theirs are there all the same
         del schedule["beta_start"], schedule["beta_end"]
@@ -214,23 +173,6 @@ def _table_from_fields(fields: Fields, name: str, where: Path) -> Fields:
         "prediction": key_of(PREDICTIONS, "prediction_type", theirs, where),
         "learned_variance": theirs["variance_type"] == VARIANCES[True],
     }
-
-
-def _spacing_from_fields(name: str, theirs: Fields, where: Path) -> Fields:
-    """`spacing`, and `set_alpha_to_one` where the class `name` calls it otherwise."""
-    flags = [flag for flag in SPACING_FLAGS if theirs[flag]]
-    if name not in BETWEEN_TIMESTEPS:
-        if flags:
-            raise refused(flags[0], theirs[flags[0]], where)
-        return {"spacing": theirs["timestep_spacing"]}
-    if theirs["final_sigmas_type"] not in ("zero", "sigma_min"):
-        raise refused("final_sigmas_type", theirs["final_sigmas_type"], where)
-    spacing = {"linspace": "fractional"}.get(theirs["timestep_spacing"], theirs["timestep_spacing"])
-    if flags:
-        if spacing != "fractional":  # theirs then span a part of the schedule, ours all of it
-            raise UserError(f"{where}: ldm has the field {flags[0]} with timestep_spacing linspace alone")
-        spacing = SPACING_FLAGS[flags[0]]
-    return {"spacing": spacing, "set_alpha_to_one": theirs["final_sigmas_type"] == "zero"}
 
 
 def _beta_schedules(name: str) -> dict[str, str]:

@@ -94,7 +94,7 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
 
     Raises UserError when a tensor is missing, left over or of another shape.
     """
-    with torch.device("meta"), _WithoutNormals():
+    with torch.device("meta"), WithoutNormals():
         network = make()
     expected = network.state_dict()
     if missing := expected.keys() - tensors.keys():
@@ -112,7 +112,7 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
     return network.eval()
 
 
-class _WithoutNormals(TorchFunctionMode):
+class WithoutNormals(TorchFunctionMode):
     """Leaves out normal initial values: on the meta device they make torch import its compiler, for five seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -20,6 +20,7 @@ from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfi
 from ldm.config.files import find, load, names
 from ldm.config.losses import (
     AdversarialLossConfig,
+    CodebookConfig,
     EquivarianceLossConfig,
     KLLossConfig,
     LossConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "BucketsConfig",
     "CLIPConfig",
     "ClassesConfig",
+    "CodebookConfig",
     "Config",
     "DataConfig",
     "DiffusionConfig",

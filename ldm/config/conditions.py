@@ -12,6 +12,7 @@ from ldm.config.section import Count, Section, Width, check_divisible
 class TextSection(Section):
     """What all text encoders have: where they come from and how wide their tokens are."""
 
+    kind: str
     source: str | None = None  # a directory or a Hub id to take weights and tokenizer from; None: new weights
     frozen: bool = False  # not trained together with the U-Net
     vocab_size: Width = 1
@@ -34,7 +35,8 @@ class BertConfig(TextSection):
 
     @model_validator(mode="after")
     def _width_divides(self) -> BertConfig:
-        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if self.source is None or "num_attention_heads" in self.model_fields_set:  # else the source has their number
+            check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         return self
 
 
@@ -58,9 +60,17 @@ class CLIPConfig(TextSection):
     vocab_size: Width = 49408
     intermediate_size: Width | None = None  # None: four times the width
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"  # gelu: the models of OpenCLIP
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407  # where the text is pooled: its first place; 2, in old files: at the largest id
     projection_dim: Width | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "last"  # whose output is the context
     final_norm: bool = True  # whether that output goes through the last layer norm
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> CLIPConfig:
+        if self.source is None or "num_attention_heads" in self.model_fields_set:  # else the source has their number
+            check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        return self
 
 
 class OpenCLIPConfig(TextSection):
@@ -73,6 +83,7 @@ class OpenCLIPConfig(TextSection):
     hidden_size: Width = 1024
     num_hidden_layers: Count = 24
     num_attention_heads: Width = 16
+    projection_dim: Width | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "penultimate"
     final_norm: bool = True
 
@@ -88,6 +99,7 @@ class T5Config(TextSection):
     num_attention_heads: Width = 12
     head_width: Width = 64
     intermediate_size: Width = 2048
+    use_attention_mask: bool = True
 
 
 def _kind(value: Any) -> str:

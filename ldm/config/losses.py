@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm.config.section import Section
 
@@ -18,9 +18,26 @@ class ReconstructionLossConfig(Section):
 
 
 class KLLossConfig(Section):
-    """Kullback-Leibler divergence of the posterior from a unit normal, summed over a latent."""
+    """Kullback-Leibler divergence of a KL autoencoder's posterior from a unit normal, summed over a latent."""
 
     weight: float = 1e-6
+
+
+class CodebookConfig(Section):
+    """How a VQ autoencoder's codebook and its encoder come together (van den Oord et al. 2017, equation 3)."""
+
+    weight: float = 1.0  # of |z - codebook vector|^2 per value, which moves the codebook
+    commitment_weight: float = 0.25  # of the same distance, which moves the encoder
+    decay: float | None = Field(None, ge=0.0, lt=1.0)  # the codebook follows averages of z instead of its loss
+    start_steps: int = Field(10, ge=0)  # first steps, before each of which the codebook is the k-means of the batch's z
+    window: int = Field(100, ge=1)  # steps after which a vector that was not used is dead
+    revive: bool = True  # put dead vectors at random z
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> CodebookConfig:
+        if self.decay is not None and self.weight != 1.0:
+            raise ValueError("with decay the codebook follows averages and has no loss: leave weight out")
+        return self
 
 
 class PerceptualLossConfig(Section):
@@ -58,6 +75,7 @@ class LossConfig(Section):
 
     reconstruction: ReconstructionLossConfig = ReconstructionLossConfig()
     kl: KLLossConfig = KLLossConfig()
+    codebook: CodebookConfig = CodebookConfig()
     perceptual: PerceptualLossConfig = PerceptualLossConfig()
     adversarial: AdversarialLossConfig = AdversarialLossConfig()
     equivariance: EquivarianceLossConfig = EquivarianceLossConfig()

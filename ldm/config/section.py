@@ -42,27 +42,35 @@ def dump(config: Section) -> str:
 def _explain(error: ValidationError, section: type[Section]) -> str:
     lines = []
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
+        names, known = _follow(section, problem["loc"])
+        path, message = ".".join(names), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            known = _fields(section, problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(names[-1], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown option {path!r}; {hint}")
+        elif problem["type"] == "union_tag_invalid":
+            lines.append(f"{path}.kind: Input should be one of {problem['ctx']['expected_tags']}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {message}" if path else message)
     return "; ".join(lines)
 
 
-def _fields(section: type[Section], path: typing.Sequence[int | str]) -> list[str]:
-    """Names of the options at a path, in which a section of several kinds has the kind after its name."""
-    kinds: list[Any] = [section]
-    for part in path:
+def _follow(section: type[Section], location: typing.Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """The options on the way to a problem, and the names of those beside the last one.
+
+    In a location the kind of a section of several kinds comes after its name; in a path it does not.
+    """
+    path: list[str] = []
+    beside: list[str] = []
+    kinds: list[type[Section]] = [section]
+    for part in location:
         if len(kinds) > 1:
             kinds = [kind for kind in kinds if kind.model_fields["kind"].default == part]
-        else:
-            kinds = _sections(kinds[0].model_fields[str(part)].annotation)
-    return list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
+            continue
+        fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+        path, beside = [*path, str(part)], list(fields)
+        kinds = _sections(fields[str(part)].annotation) if part in fields else []
+    return path, beside
 
 
 def _sections(annotation: Any) -> list[type[Section]]:

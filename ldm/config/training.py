@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
 from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
-from ldm.config.losses import LossConfig
+from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
 from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section
+from ldm.errors import UserError
 
 
 class StageConfig(Section):
@@ -21,20 +22,32 @@ class StageConfig(Section):
     max_steps: int = Field(100_000, ge=1)
     batch_size: int = Field(32, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False  # run blocks again in the backward pass: less memory, a third more time
+    compile: bool = False  # torch.compile
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = 1e-4
+    # Other rates of some weights, by the name of a part (unet, text) or a pattern of names (unet.*.attn2.*), and
+    # weights that are not trained, named alike. Where several name a weight, the last one holds.
+    learning_rates: dict[str, float] = Field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
     warmup_steps: int = 0
     decay: Literal["constant", "cosine", "linear"] = "constant"
     decay_steps: int | None = None  # the last so many steps; None: all after the warm-up
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     gradient_clip: float | None = 1.0
-    ema_decay: float = 0.9999
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    ema_others: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()  # more averages, saved as `step-N/ema-DECAY`
+    ema_device: Literal["cpu"] | None = None  # where averages lie; None: with the weights
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False
     log_every: int = Field(10, ge=1)
     save_every: int = Field(5_000, ge=1)
     sample_every: int = Field(1_000, ge=1)
     keep: int = Field(2, ge=1)  # newest `step-N` directories kept
+    keep_best: bool = True  # and the one of the lowest validation loss
+    # Pictures of the fixed draw on which the averaged weights are measured at every save; 0: they are not.
+    validation_pictures: int = Field(64, ge=0, multiple_of=16)
 
 
 class AutoencoderStageConfig(StageConfig):
@@ -59,6 +72,7 @@ class TrainingConfig(Section):
     """Both stages and what they share."""
 
     seed: int = 0
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # besides `log.jsonl`
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     unet: UNetStageConfig = UNetStageConfig()
 
@@ -71,17 +85,30 @@ class Config(Section):
     text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
     classes: ClassesConfig | None = None  # in place of text
     spatial: SpatialConfig | None = None
-    unet: UNetConfig = UNetConfig()
+    unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone
     diffusion: DiffusionConfig = DiffusionConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
 
+    def need_unet(self) -> UNetConfig:
+        """The U-Net's section; UserError in a file that describes an autoencoder alone."""
+        if self.unet is None:
+            raise UserError(
+                "this configuration describes an autoencoder alone (unet: null): there is no U-Net to train"
+            )
+        return self.unet
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        self._input_fits()
-        self._output_fits()
-        self._context_fits()
+        if self.unet is None:
+            self._nothing_is_conditioned()
+        else:
+            self._channels_fit(self.unet)
+            self._context_fits(self.unet)
+        if self.spatial is not None:
+            self._spatial_fits(self.spatial)
+        self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
                 f"data.size {self.data.size} is not divisible by the autoencoder's downsampling factor "
@@ -97,36 +124,59 @@ class Config(Section):
     @property
     def picture_sizes(self) -> tuple[Size, ...]:
         """Heights and widths of the pictures in training: the square, and the buckets that both networks can take."""
-        halvings = 2 ** (len(self.unet.block_out_channels) - 1)
+        halvings = 1 if self.unet is None else 2 ** (len(self.unet.block_out_channels) - 1)
         squares = self.loss.equivariance.factor if self.loss.equivariance.weight else 1
         return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 
-    def _input_fits(self) -> None:
+    def _nothing_is_conditioned(self) -> None:
+        for name in ("text", "text_2", "classes", "spatial"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"there is no unet that {name} could tell anything: set {name} to null as well")
+
+    def _channels_fit(self, unet: UNetConfig) -> None:
         latent, joined = self.autoencoder.latent_channels, 0 if self.spatial is None else self.spatial.channels
-        if self.unet.in_channels != latent + joined:
+        if unet.in_channels != latent + joined:
             raise ValueError(
-                f"unet.in_channels is {self.unet.in_channels}; it must be autoencoder.latent_channels, {latent}"
+                f"unet.in_channels is {unet.in_channels}; it must be autoencoder.latent_channels, {latent}"
                 + (f", and spatial.channels, {joined}" if joined else "")
             )
+        needed, rule = latent, "they must be equal"
+        if self.diffusion.learned_variance:
+            needed, rule = 2 * latent, "with diffusion.learned_variance it must be twice that"
+        if unet.out_channels != needed:
+            raise ValueError(
+                f"unet.out_channels is {unet.out_channels}, autoencoder.latent_channels is {latent}: {rule}"
+            )
 
-    def _context_fits(self) -> None:
+    def _bottleneck_fits(self) -> None:
+        other = {"kl": ("codebook", CodebookConfig()), "vq": ("kl", KLLossConfig())}
+        name, untouched = other[self.autoencoder.kind]
+        if getattr(self.loss, name) != untouched:
+            raise ValueError(f"loss.{name} means nothing for an autoencoder of kind {self.autoencoder.kind}")
+
+    def _spatial_fits(self, spatial: SpatialConfig) -> None:
+        latent = self.autoencoder.latent_channels
+        made, rule = {
+            "inpainting": (latent + spatial.in_channels, f"autoencoder.latent_channels, {latent}, and its in_channels"),
+            "low_resolution": (spatial.in_channels, "its in_channels"),
+            "rescaler": (spatial.channels, ""),
+        }[spatial.kind]
+        if spatial.channels != made:
+            raise ValueError(
+                f"spatial.channels is {spatial.channels}; with kind {spatial.kind} it must be {rule}: {made}"
+            )
+        if spatial.stages and spatial.kind != "rescaler":
+            raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
+
+    def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
         widths = {name: section.hidden_size for name, section in given.items() if section is not None}
         if "classes" in widths and len(widths) > 1:
             raise ValueError("classes takes the place of text: set text to null")
         if "text_2" in widths and "text" not in widths:
             raise ValueError("text_2 is a second text encoder: there must be text as well")
-        if (sum(widths.values()) or None) != self.unet.cross_attention_dim:
+        if (sum(widths.values()) or None) != unet.cross_attention_dim:
             found = " + ".join(f"{name}.hidden_size {width}" for name, width in widths.items()) or "no text or classes"
             raise ValueError(
-                f"unet.cross_attention_dim is {self.unet.cross_attention_dim}, the context has {found}: "
-                "they must be equal"
+                f"unet.cross_attention_dim is {unet.cross_attention_dim}, the context has {found}: they must be equal"
             )
-
-    def _output_fits(self) -> None:
-        made, latent = self.unet.out_channels, self.autoencoder.latent_channels
-        needed, rule = latent, "they must be equal"
-        if self.diffusion.learned_variance:
-            needed, rule = 2 * latent, "with diffusion.learned_variance it must be twice that"
-        if made != needed:
-            raise ValueError(f"unet.out_channels is {made}, autoencoder.latent_channels is {latent}: {rule}")

@@ -6,6 +6,7 @@ continues where it stopped, and several processes share the work, without any st
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -173,13 +174,13 @@ def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> I
     """Micro-batches of steps `start` to `end`, in order, made by `workers` processes."""
     keys = Steps(start, end, data.share.accumulation)
     # batch_size None: `data` makes whole batches itself.
-    return _plainly(DataLoader(data, batch_size=None, sampler=keys, num_workers=workers))
+    return _plainly(DataLoader(data, batch_size=None, sampler=keys, num_workers=workers, worker_init_fn=leave_signals))
 
 
 def stream(data: StreamData, workers: int = 0) -> Iterator[Batch]:
     """Micro-batches out of shards, in order; no more loader processes are started than there are lanes."""
     workers = min(workers, len(data.own_lanes()))
-    parts = _plainly(DataLoader(data, batch_size=None, num_workers=workers))
+    parts = _plainly(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=leave_signals))
     yield from map(join, zip(*[parts] * max(1, workers), strict=True))
 
 
@@ -216,3 +217,9 @@ def training_batches(
         return stream(StreamData(source, data, share, seed, start, end), data.workers)
     made = TrainingData(source, data, share, seed, pictures, config.picture_sizes, unreadable)
     return make_loader(made, start, end, data.workers)
+
+
+def leave_signals(worker: int) -> None:
+    """Let a loader process outlive Ctrl-C and a cluster's SIGTERM, which all processes get: training saves with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image
 
+from ldm.config import Size
 from ldm.data.broken import UnreadableError
 from ldm.data.pictures import fit
 from ldm.data.shards import Shards
@@ -13,6 +15,37 @@ from ldm.data.sources import Source
 from ldm.errors import UserError
 
 CAPTIONS = 100_000  # of streamed shards; a folder or table gives all
+
+
+class HeldSource:
+    """A few readable samples of streamed shards, spread over them and held in memory, to be read in any order."""
+
+    def __init__(self, shards: Shards, count: int) -> None:
+        self._samples: list[tuple[Image.Image, list[str]]] = []
+        for packed in shards.spread(count):
+            try:
+                self._samples.append((shards.picture(packed), shards.captions(packed)))
+            except UnreadableError:
+                continue
+        if not self._samples:
+            raise UserError("none of the pictures of the data can be read")
+
+    def __len__(self) -> int:
+        """Number of samples held."""
+        return len(self._samples)
+
+    def picture(self, index: int) -> Image.Image:
+        """The picture of a sample."""
+        return self._samples[index][0]
+
+    def shape(self, index: int) -> Size:
+        """Its height and width."""
+        width, height = self._samples[index][0].size
+        return height, width
+
+    def captions(self, index: int) -> list[str]:
+        """Its captions."""
+        return self._samples[index][1]
 
 
 def some_pictures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,33 +12,35 @@ from ldm.diffusion.denoiser import Denoised, Denoiser
 from ldm.diffusion.level import Level
 from ldm.diffusion.prediction import Prediction
 
+C = TypeVar("C")  # what a network is told of a picture, whatever it is
+
 
 def classifier_free(
-    condition: Callable[[Tensor], Denoiser],
-    context: Tensor,
-    negative: Tensor,
+    condition: Callable[..., Denoiser],
+    positive: C,
+    negative: C,
     prediction: Prediction,
     scale: float,
     rescale: float = 0.0,
 ) -> Denoiser:
     """Classifier-free guidance: output = negative + scale * (positive - negative) (Ho and Salimans 2022, eq. 6).
 
-    `condition` makes a denoiser for a context; `context` and `negative` (the empty or a negative prompt) are
-    (B, L, D). Their two halves share one network call. A `scale` of 1 is no guidance: the denoiser of `context`
-    itself. `rescale` between 0 and 1 draws the output's standard deviation back to that of the unguided one (Lin et
-    al. 2024, eq. 15 and 16), which models with zero terminal signal-to-noise ratio need at large scales. A learned
-    variance is that of `context`.
+    `condition` makes a denoiser of one condition, or of several whose samples lie behind each other in the batch:
+    `negative` (the empty or a negative prompt) and `positive`, of B samples each, share one network call. A `scale` of
+    1 is no guidance: the denoiser of `positive` itself. `rescale` between 0 and 1 draws the output's standard
+    deviation back to that of the unguided one (Lin et al. 2024, eq. 15 and 16), which models with zero terminal
+    signal-to-noise ratio need at large scales. A learned variance is that of `positive`.
     """
     if scale == 1:
-        return condition(context)
-    both = condition(torch.cat([negative, context]))
+        return condition(positive)
+    both = condition(negative, positive)
 
     def denoise(x: Tensor, level: Level) -> Denoised:
         denoised = both(torch.cat([x, x]), level)
-        without, positive = denoised.output.chunk(2)
-        output = without + scale * (positive - without)
+        without, conditional = denoised.output.chunk(2)
+        output = without + scale * (conditional - without)
         if rescale:
-            output = _rescaled(output, positive, rescale)
+            output = _rescaled(output, conditional, rescale)
         log_variance = None if denoised.log_variance is None else denoised.log_variance.chunk(2)[1]
         return Denoised(prediction.to_x0(x, output, level), output, log_variance)
 
@@ -71,7 +74,7 @@ def keeping(denoiser: Denoiser, picture: Tensor, mask: Tensor) -> Denoiser:
     return denoise
 
 
-def _rescaled(output: Tensor, positive: Tensor, share: float) -> Tensor:
+def _rescaled(output: Tensor, conditional: Tensor, share: float) -> Tensor:
     axes = tuple(range(1, output.ndim))
-    ratio = positive.std(axes, keepdim=True) / output.std(axes, keepdim=True)  # (B, 1, ...)
+    ratio = conditional.std(axes, keepdim=True) / output.std(axes, keepdim=True)  # (B, 1, ...)
     return output * (share * ratio + (1 - share))

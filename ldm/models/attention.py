@@ -56,10 +56,10 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(Attention):
-    """x + self-attention over the positions of a feature map, with one head (Ho et al. 2020, appendix B)."""
+    """x + self-attention over the positions of a feature map (Ho et al. 2020, appendix B)."""
 
-    def __init__(self, channels: int, groups: int, eps: float) -> None:
-        super().__init__(channels, heads=1, bias=True)
+    def __init__(self, channels: int, groups: int, eps: float, heads: int = 1) -> None:
+        super().__init__(channels, heads, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor, projected: object = None) -> Tensor:

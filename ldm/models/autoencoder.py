@@ -1,6 +1,6 @@
-"""The first stage: a KL-regularised convolutional autoencoder (Rombach et al. 2022, section 3.1 and appendix G).
+"""The first stage: a convolutional autoencoder with a KL or a VQ bottleneck (Rombach et al. 2022, section 3.1).
 
-Parameters are named as in diffusers' `AutoencoderKL`.
+Parameters are named as in diffusers' `AutoencoderKL` and `VQModel`.
 """
 
 from __future__ import annotations
@@ -13,56 +13,16 @@ from torch.nn import functional as F
 
 from ldm.config import AutoencoderConfig
 from ldm.models.attention import SpatialAttention
-from ldm.models.blocks import DownBlock, MidBlock, UpBlock
+from ldm.models.blocks import DownBlock, MakeAttention, MidBlock, UpBlock
 from ldm.models.layers import BlockOptions, Downsample, Upsample
+from ldm.models.posterior import PointPosterior, Posterior, scale, unscale
+from ldm.models.quantizer import Quantizer
 
-
-class Posterior:
-    """A diagonal normal distribution over z; latents drawn from it are scaled, (z - shift_factor) * scaling_factor."""
-
-    def __init__(self, moments: Tensor, config: AutoencoderConfig) -> None:
-        self.moments = moments  # (B, 2C, h, w): mean and log-variance of z, as the network gave them
-        self.config = config
-        wide = moments.to(torch.promote_types(moments.dtype, torch.float32))
-        self.mean, log_variance = wide.chunk(2, dim=1)
-        self.log_variance = log_variance.clamp(-30.0, 20.0)
-
-    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) with the given standard normal noise, or noise drawn from the generator."""
-        if noise is None:
-            device = generator.device if generator is not None else self.mean.device
-            noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
-        z = self.mean + torch.exp(0.5 * self.log_variance) * noise.to(self.mean.device)
-        return scale(z, self.config)
-
-    def mode(self) -> Tensor:
-        """The likeliest latents (B, C, h, w)."""
-        return scale(self.mean, self.config)
-
-    def kl(self) -> Tensor:
-        """Kullback-Leibler divergence from a unit normal, (B,) in nats (Kingma and Welling 2014, appendix B)."""
-        terms = self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance
-        return 0.5 * terms.sum(dim=(1, 2, 3))
-
-
-def scale(z: Tensor, config: AutoencoderConfig) -> Tensor:
-    """Latents of the encoder's z (B, C, h, w); z itself as long as its statistics are not measured."""
-    return (z - _per_channel(config.shift_factor, 0.0, z)) * _per_channel(config.scaling_factor, 1.0, z)
-
-
-def unscale(latents: Tensor, config: AutoencoderConfig) -> Tensor:
-    """The inverse of `scale`."""
-    return latents / _per_channel(config.scaling_factor, 1.0, latents) + _per_channel(config.shift_factor, 0.0, latents)
-
-
-def _per_channel(value: float | tuple[float, ...] | None, unmeasured: float, like: Tensor) -> float | Tensor:
-    if value is None:
-        return unmeasured
-    return like.new_tensor(value).view(1, -1, 1, 1) if isinstance(value, tuple) else value
+POSTERIORS: dict[str, type[Posterior | PointPosterior]] = {"kl": Posterior, "vq": PointPosterior}
 
 
 class Encoder(nn.Module):
-    """Pictures to the moments of z."""
+    """Pictures to what `quant_conv` makes the moments of z of."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -72,15 +32,14 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         for level, (before, width) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True)):
             downsample = Downsample(width, pad_all_around=False) if level < len(widths) - 1 else None
-            self.down_blocks.append(
-                DownBlock(before, width, config.layers_per_block, options, downsample=downsample),
-            )
+            attention = _attention(width, options) if level in config.attention_levels else None
+            self.down_blocks.append(DownBlock(before, width, config.layers_per_block, options, attention, downsample))
         self.mid_block = _mid_block(config, options)
         self.conv_norm_out = nn.GroupNorm(options.groups, widths[-1], options.eps)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.moments * config.z_width, 3, padding=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) to (B, 2C, H / f, W / f)."""
+        """Pictures (B, 3, H, W) to (B, 2Z, H / f, W / f), or (B, Z, H / f, W / f) without a log-variance."""
         h = self.conv_in(pictures)
         for block in self.down_blocks:
             h = block(h)
@@ -89,24 +48,25 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z to pictures."""
+    """What `post_quant_conv` makes of z to pictures."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         options = BlockOptions(config.norm_num_groups, eps=1e-6)
         widths = config.block_out_channels[::-1]
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.z_width, widths[0], 3, padding=1)
         self.mid_block = _mid_block(config, options)
         self.up_blocks = nn.ModuleList()
         no_skips = [0] * (config.layers_per_block + 1)
         for level, (before, width) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True)):
             upsample = Upsample(width) if level < len(widths) - 1 else None
-            self.up_blocks.append(UpBlock(before, width, no_skips, options, upsample=upsample))
+            attention = _attention(width, options) if len(widths) - 1 - level in config.attention_levels else None
+            self.up_blocks.append(UpBlock(before, width, no_skips, options, attention, upsample))
         self.conv_norm_out = nn.GroupNorm(options.groups, widths[-1], options.eps)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (B, C, h, w) to pictures (B, 3, fh, fw)."""
+        """z (B, Z, h, w) to pictures (B, 3, fh, fw)."""
         h = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             h = block(h)
@@ -115,21 +75,30 @@ class Decoder(nn.Module):
 
 def _mid_block(config: AutoencoderConfig, options: BlockOptions) -> MidBlock:
     channels = config.block_out_channels[-1]
-    attention = partial(SpatialAttention, channels, options.groups, options.eps)
-    return MidBlock(channels, options, attention if config.mid_block_attention else None)
+    return MidBlock(channels, options, _attention(channels, options) if config.mid_block_attention else None)
+
+
+def _attention(channels: int, options: BlockOptions) -> MakeAttention:
+    return partial(SpatialAttention, channels, options.groups, options.eps)
 
 
 class Autoencoder(nn.Module):
-    """Pictures to latents and back; it owns the statistics that scale its latents to unit variance."""
+    """Pictures to latents and back; it owns the statistics that scale its latents to unit variance.
+
+    One of kind vq quantises when it decodes, so that a U-Net works on what is not quantised yet.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self._start_narrow()
+        self.quant_conv = nn.Conv2d(config.moments * config.z_width, config.moments * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.z_width, 1)
+        if config.codebook_size is None:
+            self._start_narrow()
+        else:
+            self.quantize = Quantizer(config.codebook_size, config.latent_channels)
 
     def _start_narrow(self) -> None:
         """Start with posteriors of standard deviation about exp(-3), whatever the picture.
@@ -141,21 +110,34 @@ class Autoencoder(nn.Module):
             self.quant_conv.bias[log_variance] = -6.0
             self.quant_conv.weight[log_variance] *= 0.1
 
-    def encode(self, pictures: Tensor) -> Posterior:
+    def encode(self, pictures: Tensor) -> Posterior | PointPosterior:
         """The posterior of pictures (B, 3, H, W) in [-1, 1], sides divisible by the downsampling factor f."""
         h = self.encoder(pictures.to(self.dtype))
-        return self.posterior(self.quant_conv(h))  # (B, 2C, H / f, W / f)
+        return self.posterior(self.quant_conv(h))  # (B, 2C, H / f, W / f), without log-variance (B, C, H / f, W / f)
 
-    def posterior(self, moments: Tensor) -> Posterior:
-        """The posterior with the given moments (B, 2C, h, w), such as were kept from an earlier `encode`."""
-        return Posterior(moments, self.config)
+    def posterior(self, moments: Tensor) -> Posterior | PointPosterior:
+        """The posterior with the given moments, such as were kept from an earlier `encode`.
+
+        They are (B, 2C, h, w), mean and log-variance of z, or (B, C, h, w) for kind vq, which has z itself.
+        """
+        return POSTERIORS[self.config.kind](moments, self.config)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), about in [-1, 1], of scaled latents (B, C, H / f, W / f)."""
-        z = unscale(latents, self.config).to(self.dtype)
-        return self.decoder(self.post_quant_conv(z))
+        z = unscale(latents, self.config)
+        if self.config.kind == "vq":
+            z = self.quantize(z)
+        return self.decoder(self.post_quant_conv(z.to(self.dtype)))
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+    def indices(self, latents: Tensor) -> Tensor:
+        """Indices (B, h, w) of the codebook vectors that scaled latents (B, C, h, w) decode as; for kind vq alone."""
+        return self.quantize.indices(unscale(latents, self.config))
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of indices (B, h, w) into the codebook; for kind vq alone."""
+        return scale(self.quantize.lookup(indices), self.config)
+
+    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Posterior | PointPosterior]:
         """Reconstructions of pictures (B, 3, H, W) through posterior samples with the given noise (B, C, h, w)."""
         posterior = self.encode(pictures)
         return self.decode(posterior.sample(noise=noise)), posterior

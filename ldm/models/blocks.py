@@ -8,19 +8,25 @@ order in which they run. The autoencoder has neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat, zip_longest
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from ldm.models.attention import KeysValues
-from ldm.models.layers import BlockOptions, Downsample, ResNetBlock, Upsample
+from ldm.models.layers import (
+    NOTHING,
+    BlockOptions,
+    DoublingBlock,
+    Downsample,
+    HalvingBlock,
+    ResNetBlock,
+    Shifts,
+    Upsample,
+)
 
 MakeAttention = Callable[[], nn.Module]
-Shifts = Iterator[Tensor | None]
 Projected = Iterator[KeysValues | None]
-
-NOTHING: Iterator[None] = repeat(None)  # for networks without time or context
 
 
 class DownBlock(nn.Module):
@@ -33,7 +39,7 @@ class DownBlock(nn.Module):
         layers: int,
         options: BlockOptions,
         attention: MakeAttention | None = None,
-        downsample: Downsample | None = None,
+        downsample: Downsample | HalvingBlock | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * (layers - 1)
@@ -47,11 +53,11 @@ class DownBlock(nn.Module):
         """x (B, C, H, W) to (B, C', H / 2, W / 2) or (B, C', H, W); everything made on the way is put on `skips`."""
         made = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
-            x = resnet(x, next(shifts))
+            x = resnet(x, shifts)
             x = attention(x, projected) if attention else x
             made.append(x)
         for downsample in self.downsamplers:
-            x = downsample(x)
+            x = downsample(x, shifts)
             made.append(x)
         if skips is not None:
             skips.extend(made)
@@ -68,10 +74,10 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, shifts: Shifts = NOTHING, projected: Projected = NOTHING) -> Tensor:
         """x (B, C, H, W) to the same shape."""
-        x = self.resnets[0](x, next(shifts))
+        x = self.resnets[0](x, shifts)
         for attention in self.attentions:
             x = attention(x, projected)
-        return self.resnets[1](x, next(shifts))
+        return self.resnets[1](x, shifts)
 
 
 class UpBlock(nn.Module):
@@ -87,7 +93,7 @@ class UpBlock(nn.Module):
         skip_channels: Sequence[int],
         options: BlockOptions,
         attention: MakeAttention | None = None,
-        upsample: Upsample | None = None,
+        upsample: Upsample | DoublingBlock | None = None,
     ) -> None:
         super().__init__()
         layers = len(skip_channels)
@@ -105,8 +111,8 @@ class UpBlock(nn.Module):
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             if skips is not None:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = resnet(x, next(shifts))
+            x = resnet(x, shifts)
             x = attention(x, projected) if attention else x
         for upsample in self.upsamplers:
-            x = upsample(x, size=tuple(skips[-1].shape[2:]) if skips else None)
+            x = upsample(x, shifts, size=tuple(skips[-1].shape[2:]) if skips else None)
         return x

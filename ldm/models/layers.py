@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Size = tuple[int, int]
+Shifts = Iterator[Tensor | None]  # the time embedding after each ResNet block's `time_emb_proj`, as they run
+
+NOTHING: Iterator[None] = repeat(None)  # for networks without time or context
 
 
 @dataclass(frozen=True)
@@ -16,38 +23,70 @@ class BlockOptions:
     eps: float  # of the group normalisation: 1e-6 in autoencoders, 1e-5 in U-Nets
     time_channels: int | None = None  # width of the time embedding; None: the blocks know no time
     dropout: float = 0.0
+    scale_shift: bool = False  # the time embedding scales and shifts after the second norm
 
 
 class ResNetBlock(nn.Module):
     """x + f(x) with f two rounds of group norm, SiLU and 3x3 convolution (He et al. 2016; Ho et al. 2020, appendix B).
 
-    The time embedding, projected by `time_emb_proj`, is added between the convolutions, the same at every position.
+    The time embedding, projected by `time_emb_proj`, is the same at every position. It is added after the first
+    convolution or, with `scale_shift`, it scales and shifts what the second norm gives (adaptive group
+    normalisation, Dhariwal and Nichol 2021, section 3.1).
     """
 
     def __init__(self, in_channels: int, out_channels: int, options: BlockOptions) -> None:
         super().__init__()
+        self.scale_shift = options.scale_shift
         self.norm1 = nn.GroupNorm(options.groups, in_channels, options.eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if options.time_channels is not None:
-            self.time_emb_proj = nn.Linear(options.time_channels, out_channels)
+            self.shift_channels = 2 * out_channels if options.scale_shift else out_channels
+            self.time_emb_proj = nn.Linear(options.time_channels, self.shift_channels)
         self.norm2 = nn.GroupNorm(options.groups, out_channels, options.eps)
         self.dropout = nn.Dropout(options.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) to (B, C', H, W); `shift` (B or 1, C') is the time embedding after `time_emb_proj`."""
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, C', H, W)
-        if shift is not None:
-            h = h + shift[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+    def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
+        """x (B, C, H, W) to (B, C', H, W); takes its own shift (B or 1, C' or 2C') from `shifts`."""
+        return self._add(x, F.silu(self.norm1(x)), next(shifts))
+
+    def _add(self, x: Tensor, h: Tensor, shift: Tensor | None) -> Tensor:
+        """The sum (B, C', H, W) of x and its branch, which starts from h; both (B, C, H, W)."""
+        h = self._second_norm(self.conv1(h), shift)  # (B, C', H, W)
+        h = self.conv2(self.dropout(F.silu(h)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+    def _second_norm(self, h: Tensor, shift: Tensor | None) -> Tensor:
+        if shift is None:
+            return self.norm2(h)
+        if not self.scale_shift:
+            return self.norm2(h + shift[:, :, None, None])
+        scale, shift = shift[:, :, None, None].chunk(2, dim=1)  # (B or 1, C', 1, 1) each
+        return self.norm2(h) * (1 + scale) + shift
+
+
+class HalvingBlock(ResNetBlock):
+    """A ResNet block that halves both sides by averages, before its first convolution and beside it."""
+
+    def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
+        """x (B, C, H, W) to (B, C', H / 2, W / 2), rounded up."""
+        return self._add(halve(x), halve(F.silu(self.norm1(x))), next(shifts))
+
+
+class DoublingBlock(ResNetBlock):
+    """A ResNet block that repeats every position twice, before its first convolution and beside it."""
+
+    def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
+        """x (B, C, H, W) to (B, C', 2H, 2W), or to `size` as `Upsample` does."""
+        return self._add(enlarge(x, size), enlarge(F.silu(self.norm1(x)), size), next(shifts))
 
 
 class Downsample(nn.Module):
     """Halves both sides with a strided 3x3 convolution.
 
-    U-Nets pad all around, autoencoders at the right and the bottom only, as the published weights of each expect.
+    U-Nets pad all around, autoencoders and the U-Nets of Ho et al. (2020) at the right and the bottom only, as the
+    published weights of each expect.
     """
 
     def __init__(self, channels: int, pad_all_around: bool) -> None:
@@ -55,8 +94,8 @@ class Downsample(nn.Module):
         self.pad_all_around = pad_all_around
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad_all_around else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) to (B, C, H / 2, W / 2)."""
+    def forward(self, x: Tensor, shifts: object = None) -> Tensor:
+        """x (B, C, H, W) to (B, C, H / 2, W / 2), the same at all times."""
         return self.conv(x if self.pad_all_around else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -67,7 +106,16 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
         """x (B, C, H, W) to (B, C, 2H, 2W), or to `size` where halving an odd side has lost a row or a column."""
-        size = size or (2 * x.shape[2], 2 * x.shape[3])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv(enlarge(x, size))
+
+
+def halve(x: Tensor) -> Tensor:
+    """x (B, C, H, W) in averages of 2x2 positions, fewer at the end of an odd side, (B, C, H / 2, W / 2)."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+def enlarge(x: Tensor, size: Size | None = None) -> Tensor:
+    """x (B, C, H, W) with every position repeated, (B, C, 2H, 2W) or of a `size` near that."""
+    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")

@@ -2,7 +2,7 @@
 
 from ldm.pipeline.device import find_device
 from ldm.pipeline.noise import SeededNoise
-from ldm.pipeline.request import Request
+from ldm.pipeline.request import Framing, Request
 from ldm.pipeline.text_to_image import Progress, TextToImage
 
-__all__ = ["Progress", "Request", "SeededNoise", "TextToImage", "find_device"]
+__all__ = ["Framing", "Progress", "Request", "SeededNoise", "TextToImage", "find_device"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -12,18 +13,35 @@ from ldm.diffusion.level import Grid
 from ldm.diffusion.samplers import make_sampler
 from ldm.errors import UserError
 
+Subject = str | int | None  # a prompt, a class, or nothing
+
+
+class Framing(NamedTuple):
+    """Which part of another picture the picture seems to be (Podell et al. 2023, section 2.2); sizes in pixels."""
+
+    original: tuple[int, int] | None = None  # width and height of that other picture; None: the picture's own
+    corner: tuple[int, int] = (0, 0)  # left and top of the part
+    target: tuple[int, int] | None = None  # width and height of the part; None: the picture's own
+
+    def sizes(self, size: tuple[int, int]) -> list[int]:
+        """What models are told, heights and tops first, for a picture of `size`, width and height."""
+        return [side for pair in (self.original or size, self.corner, self.target or size) for side in pair[::-1]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw: `num_images` pictures of each prompt; raises UserError for values that mean nothing.
+    """What to draw: `num_images` pictures of each prompt or class; raises UserError for values that mean nothing.
 
     The pictures have the seeds `seed`, `seed + 1`, ... in order. A picture depends on its prompt and its seed, not on
     what is drawn beside it.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
-    guidance_scale: float = 3.0  # 1: off
+    classes: tuple[int, ...] = ()  # instead of prompts, for a model of classes
+    negative_class: int | None = None  # what to guide away from there
+    framing: Framing | None = None  # for a model that was told sizes and crops; None: the whole picture
+    guidance_scale: float | None = None  # 1: off; None: 3 where there is something to guide away from
     guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
     num_inference_steps: int = 30
     spacing: str | None = None  # of the levels that are visited; None: the model's own
@@ -42,15 +60,17 @@ class Request:
     def __post_init__(self) -> None:
         make_sampler(self.sampler, self.eta)
         self._check_levels()
-        if not self.prompts:
-            raise UserError("there is no prompt to draw")
+        if self.prompts and self.classes:
+            raise UserError("give prompts or classes, not both")
         for name in ("num_inference_steps", "num_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.seed <= 2**63 - len(self.prompts) * self.num_images:
+        if not 0 <= self.seed <= 2**63 - len(self.subjects) * self.num_images:
             raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
-        if not math.isfinite(self.guidance_scale):
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance scale {self.guidance_scale} is not a number to multiply by")
+        if self.guidance_scale == 1 and self.negative_class is not None:
+            raise UserError("a negative class needs guidance: give a guidance scale other than 1, which is off")
         if self.guidance_scale == 1 and self.negative_prompt:
             raise UserError("a negative prompt needs guidance: give a guidance scale other than 1, which is off")
         if not 0 <= self.guidance_rescale <= 1:
@@ -101,7 +121,12 @@ class Request:
         return grid.last(steps)
 
     @property
-    def pictures(self) -> list[tuple[str, int]]:
-        """Prompt and seed of each picture, in order."""
-        prompts = [prompt for prompt in self.prompts for _ in range(self.num_images)]
-        return [(prompt, self.seed + number) for number, prompt in enumerate(prompts)]
+    def subjects(self) -> tuple[Subject, ...]:
+        """What is drawn: the prompts, the classes, or the one that has no name."""
+        return self.prompts or self.classes or (None,)
+
+    @property
+    def pictures(self) -> list[tuple[Subject, int]]:
+        """Subject and seed of each picture, in order."""
+        subjects = [subject for subject in self.subjects for _ in range(self.num_images)]
+        return [(subject, self.seed + number) for number, subject in enumerate(subjects)]

@@ -1,4 +1,4 @@
-"""Text to picture: prompt -> context -> guided denoiser -> sampler over levels -> latents -> picture."""
+"""Text to picture: prompt -> condition -> guided denoiser -> sampler over levels -> latents -> picture."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
-from ldm.errors import UserError
+from ldm.pipeline.condition import Condition, joined, mapped
+from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
 from ldm.pipeline.given import Given
 from ldm.pipeline.noise import SeededNoise
-from ldm.pipeline.request import Request
+from ldm.pipeline.request import Framing, Request
+from ldm.pipeline.sizes import latent_shape, picture_size
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
 
 
 class TextToImage:
-    """A trained pipeline that draws pictures of prompts."""
+    """A trained pipeline that draws pictures of prompts; some draw classes instead, or what they were trained on."""
 
     def __init__(self, parts: Parts) -> None:
         """Take over the parts, which must lie on one device, and switch them to evaluation."""
         self.parts = parts
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
-        for network in (parts.autoencoder, parts.unet, parts.text_encoder):
+        self.conditioner = make_conditioner(parts)
+        for network in parts.networks:
             network.eval()
 
     @classmethod
@@ -55,24 +58,27 @@ class TextToImage:
 
     def to(self, device: str | torch.device) -> TextToImage:
         """Move all networks to a device."""
-        for network in (self.parts.autoencoder, self.parts.unet, self.parts.text_encoder):
+        for network in self.parts.networks:
             network.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return next(self.parts.unet.parameters()).device
+        return self.parts.device
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] = (),
         negative_prompt: str = "",
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         num_inference_steps: int = 30,
         num_images: int = 1,
         seed: int = 0,
         *,
+        classes: int | Sequence[int] = (),
+        negative_class: int | None = None,
+        framing: Framing | None = None,
         guidance_rescale: float = 0.0,
         spacing: str | None = None,
         timesteps: Sequence[float] | None = None,
@@ -87,7 +93,7 @@ class TextToImage:
         batch_size: int = 8,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """`num_images` pictures of each prompt, those of the first prompt first; see `Request` for the options.
+        """`num_images` pictures of each prompt or class, those of the first one first; see `Request` for the options.
 
         `latents` (pictures, C, h, w) replaces the standard normal numbers to start from, and sets the size. Raises
         UserError for what the model cannot do.
@@ -95,6 +101,9 @@ class TextToImage:
         request = Request(
             prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
             negative_prompt=negative_prompt,
+            classes=(classes,) if isinstance(classes, int) else tuple(classes),
+            negative_class=negative_class,
+            framing=framing,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             num_inference_steps=num_inference_steps,
@@ -124,11 +133,16 @@ class TextToImage:
 
         `numbers` says which of `request.pictures` to draw, all of them by default.
         """
+        request = self.settle(request)
         grid = self.grid(request)
-        shape = self.latent_shape(request, latents)
+        shape = latent_shape(self.parts, request, latents)
         given = self._given(request) if request.image is not None else None
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
         return self._batches(request, grid, shape, latents, given, progress, chosen)
+
+    def settle(self, request: Request) -> Request:
+        """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
+        return self.conditioner.settle(request)
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
@@ -138,39 +152,7 @@ class TextToImage:
 
     def size(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
-        if request.size is not None:
-            return request.size
-        factor = self.parts.autoencoder.config.downsampling_factor
-        if request.image is None:
-            side = self.parts.unet.config.sample_size * factor
-            return side, side
-        multiple = factor * self._halvings
-        width, height = (side // multiple * multiple for side in request.image.size)
-        if not width or not height:
-            raise UserError(f"the image is smaller than {multiple} pixels, the least that this model draws")
-        return width, height
-
-    def latent_shape(self, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents; UserError for a size that the networks cannot halve as they do."""
-        unet = self.parts.unet.config
-        factor = self.parts.autoencoder.config.downsampling_factor
-        width, height = self.size(request)
-        if latents is not None:
-            given = (latents.shape[-1] * factor, latents.shape[-2] * factor)
-            count = len(request.pictures)
-            if latents.shape[:-2] != (count, unet.in_channels) or request.size not in (None, given):
-                needed = (count, unet.in_channels, height // factor, width // factor)
-                raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} pictures need {needed}")
-            width, height = given
-        multiple = factor * self._halvings
-        if min(width, height) < 1 or width % multiple or height % multiple:
-            raise UserError(f"size {width}x{height}: width and height must be multiples of {multiple} for this model")
-        return unet.in_channels, height // factor, width // factor
-
-    @property
-    def _halvings(self) -> int:
-        """What the sides of latents must be divisible by, for the U-Net to halve them as often as it does."""
-        return int(2 ** (len(self.parts.unet.config.block_out_channels) - 1))
+        return picture_size(self.parts, request)
 
     def _given(self, request: Request) -> Given:
         assert request.image is not None
@@ -188,16 +170,19 @@ class TextToImage:
         numbers: list[int],
     ) -> Iterator[Image.Image]:
         pictures, size = request.pictures, request.batch_size
+        factor = self.parts.autoencoder.config.downsampling_factor
+        pixels = shape[2] * factor, shape[1] * factor  # width and height
         total = math.ceil(len(numbers) / size) * len(grid)
         for batch, first in enumerate(range(0, len(numbers), size)):
             chosen = numbers[first : first + size]
-            prompts, seeds = zip(*(pictures[number] for number in chosen), strict=True)
+            subjects, seeds = zip(*(pictures[number] for number in chosen), strict=True)
             noise = SeededNoise(seeds)
             start = torch.empty(len(seeds), *shape, device=self.device)
             start = noise(start) if latents is None else latents[chosen].to(start)
             start = grid.initial_scale * start if given is None else given.noisy(grid, start)
-            context, negative = self.encode_text([*prompts, request.negative_prompt]).split([len(prompts), 1])
-            steps = self.sample(request, context, negative.expand_as(context), start, noise, given)
+            with torch.inference_mode():
+                condition, negative = self.conditioner.pair(subjects, request, pixels)
+            steps = self.sample(request, condition, negative, start, noise, given)
             for step, x in enumerate(steps, start=batch * len(grid) + 1):  # noqa: B007
                 if progress:
                     progress(step, total)
@@ -208,51 +193,69 @@ class TextToImage:
     def sample(
         self,
         request: Request,
-        context: Tensor,
-        negative: Tensor,
+        condition: Condition,
+        negative: Condition | None,
         start: Tensor,
         noise: SeededNoise,
         given: Given | None = None,
     ) -> Iterator[Tensor]:
         """Latents (B, C, h, w) after each step from `start`, in float32 whatever the type of the networks.
 
-        `context` and `negative` (B, L, D) take the place of the request's prompts.
+        `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled.
         """
         grid = self.grid(request)
-        guided = classifier_free(
-            lambda context: self.denoiser(context, grid),
-            context,
-            negative,
-            self.prediction,
-            request.guidance_scale,
-            request.guidance_rescale,
-        )
-        if request.guidance_interval is not None:
-            guided = within(guided, self.denoiser(context, grid), *request.guidance_interval)
+        guided = self._guided(request, condition, negative, grid, len(start))
         denoiser = guided if given is None else given.keep(guided)
         sampler = make_sampler(request.sampler, request.eta)
         for step in sampler(denoiser, start, grid, noise):
             yield step.x
 
-    @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """What the U-Net attends to for each text, (B, L, D)."""
-        unique = list(dict.fromkeys(texts))  # each is encoded once
-        ids, mask = self.parts.tokenizer(unique)
-        encoded = self.parts.text_encoder(ids.to(self.device), mask.to(self.device))
-        return encoded[[unique.index(text) for text in texts]]
+    def _guided(
+        self, request: Request, condition: Condition, negative: Condition | None, grid: Grid, count: int
+    ) -> Denoiser:
+        if negative is None:  # a settled request then asks for no guidance
+            return self.denoiser(condition, grid)
+        assert request.guidance_scale is not None
+        guided = classifier_free(
+            lambda *conditions: self.denoiser(joined(*conditions), grid),
+            condition,
+            negative.expand(count),
+            self.prediction,
+            request.guidance_scale,
+            request.guidance_rescale,
+        )
+        if request.guidance_interval is not None:
+            guided = within(guided, self.denoiser(condition, grid), *request.guidance_interval)
+        return guided
 
-    def denoiser(self, context: Tensor, grid: Grid) -> Denoiser:
-        """The U-Net given a context (B, L, D), with all that does not change while sampling computed here, once."""
+    @torch.inference_mode()
+    def condition(self, prompts: Sequence[str], request: Request) -> Condition:
+        """What the U-Net is told of each prompt, in pictures of the size that a request asks for."""
+        return self.conditioner(prompts, request, self.size(request))
+
+    @torch.inference_mode()
+    def negative(self, request: Request) -> Condition | None:
+        """What the U-Net is told of one picture that a request guides away from, if any."""
+        return self.conditioner.pair([], request, self.size(request))[1]
+
+    def denoiser(self, condition: Condition, grid: Grid) -> Denoiser:
+        """The U-Net given a condition, with all that does not change while sampling computed here, once."""
         unet = self.parts.unet
-        projected = unet.project_context(context)
-        embeddings = dict(zip(grid.t.tolist(), unet.embed_time(grid.t.to(self.device)).split(1), strict=True))
+        projected = unet.project_context(condition.context)
+        embeddings = dict(zip(grid.t.tolist(), self._embedded(condition.in_time, grid), strict=True))
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
         return make_denoiser(network, self.prediction, posteriors)
+
+    def _embedded(self, condition: Condition, grid: Grid) -> tuple[Tensor, ...]:
+        """What joins the U-Net at each step of a grid: (1, E), or (B, E) where it differs between pictures."""
+        rows = condition.count or 1
+        t = grid.t.to(self.device).repeat_interleave(rows)  # (steps * B)
+        told = mapped(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)), condition)
+        return self.parts.unet.embed_time(t, told.classes, told.added).split(rows)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:

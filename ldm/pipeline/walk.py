@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from PIL import Image
@@ -11,18 +12,21 @@ from torch import Tensor
 
 from ldm.diffusion.samplers import invert
 from ldm.errors import UserError
+from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.given import Given
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Request
+from ldm.pipeline.sizes import latent_shape
 from ldm.pipeline.text_to_image import TextToImage
 
 
 def between_prompts(pipe: TextToImage, first: str, second: str, frames: int, request: Request) -> list[Image.Image]:
-    """Contexts on the straight line from one prompt's to the other's, all from the noise of the request's seed."""
-    start, end = pipe.encode_text([first, second])
-    contexts = [torch.lerp(start, end, share) for share in shares(frames)]
+    """Conditions on the straight line from one prompt's to the other's, all from the noise of the request's seed."""
+    both = pipe.condition([first, second], request)
+    start, end = both.rows([0]), both.rows([1])
+    conditions = [mapped(partial(torch.lerp, weight=share), start, end) for share in shares(frames)]
     noise = _noise(pipe, request.seed, request)
-    return _drawn(pipe, request, contexts, [noise] * frames)
+    return _drawn(pipe, request, conditions, [noise] * frames)
 
 
 def between_seeds(
@@ -30,8 +34,8 @@ def between_seeds(
 ) -> list[Image.Image]:
     """Noises on the arc from one seed's to the other's, all of one prompt."""
     start, end = (_noise(pipe, seed, request) for seed in (first, second))
-    [context] = pipe.encode_text([prompt])
-    return _drawn(pipe, request, [context] * frames, [slerp(start, end, share) for share in shares(frames)])
+    condition = pipe.condition([prompt], request)
+    return _drawn(pipe, request, [condition] * frames, [slerp(start, end, share) for share in shares(frames)])
 
 
 def between_pictures(
@@ -42,17 +46,17 @@ def between_pictures(
     Inversion and drawing go without guidance, which would not lead back to the pictures.
     """
     plain = replace(request, guidance_scale=1.0, sampler="ddim", eta=None)
-    [context] = pipe.encode_text([prompt])
-    start, end = (inverted(pipe, picture, context, plain) for picture in (first, second))
-    return _drawn(pipe, plain, [context] * frames, [slerp(start, end, share) for share in shares(frames)])
+    condition = pipe.condition([prompt], plain)
+    start, end = (inverted(pipe, picture, condition, plain) for picture in (first, second))
+    return _drawn(pipe, plain, [condition] * frames, [slerp(start, end, share) for share in shares(frames)])
 
 
 @torch.inference_mode()
-def inverted(pipe: TextToImage, picture: Image.Image, context: Tensor, request: Request) -> Tensor:
-    """The noise (C, h, w) from which DDIM draws about this picture again, given a context (L, D)."""
+def inverted(pipe: TextToImage, picture: Image.Image, condition: Condition, request: Request) -> Tensor:
+    """The noise (C, h, w) from which DDIM draws about this picture again, given the condition of one picture."""
     given = Given(picture, None, pipe.size(request), True, pipe.parts.autoencoder, pipe.device)
     grid = pipe.grid(request)
-    *_, last = invert(pipe.denoiser(context[None], grid), given.latents, grid)
+    *_, last = invert(pipe.denoiser(condition, grid), given.latents, grid)
     return last.x[0]
 
 
@@ -77,23 +81,23 @@ def shares(frames: int) -> list[float]:
 
 
 def _noise(pipe: TextToImage, seed: int, request: Request) -> Tensor:
-    return SeededNoise([seed])(torch.empty(1, *pipe.latent_shape(request)))[0]
+    return SeededNoise([seed])(torch.empty(1, *latent_shape(pipe.parts, request)))[0]
 
 
 def _drawn(
-    pipe: TextToImage, request: Request, contexts: Sequence[Tensor], starts: Sequence[Tensor]
+    pipe: TextToImage, request: Request, conditions: Sequence[Condition], starts: Sequence[Tensor]
 ) -> list[Image.Image]:
-    """A picture of each context (L, D) from each start (C, h, w); a step's fresh noise is the same for all."""
-    return [image for batch in _batches(pipe, request, contexts, starts) for image in batch]
+    """A picture of each condition from each start (C, h, w); a step's fresh noise is the same for all."""
+    return [image for batch in _batches(pipe, pipe.settle(request), conditions, starts) for image in batch]
 
 
 def _batches(
-    pipe: TextToImage, request: Request, contexts: Sequence[Tensor], starts: Sequence[Tensor]
+    pipe: TextToImage, request: Request, conditions: Sequence[Condition], starts: Sequence[Tensor]
 ) -> Iterator[list[Image.Image]]:
-    [negative] = pipe.encode_text([request.negative_prompt])
+    negative = pipe.negative(request)
     for first in range(0, len(starts), request.batch_size):
         at = slice(first, first + request.batch_size)
-        start, context = torch.stack(list(starts[at])).to(pipe.device), torch.stack(list(contexts[at]))
+        start, condition = torch.stack(list(starts[at])).to(pipe.device), joined(*conditions[at])
         noise = SeededNoise([request.seed] * len(start))
-        *_, latents = pipe.sample(request, context, negative.expand_as(context), start, noise)
+        *_, latents = pipe.sample(request, condition, negative, start, noise)
         yield pipe.decode(latents)

@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint.diffusers import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import AutoencoderStageConfig, Config, LossConfig
+from ldm.config import AutoencoderStageConfig, CodebookConfig, Config, LossConfig
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
 from ldm.data.preview import first_pictures
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.posterior import PointPosterior
+from ldm.training.codebook import CodebookTrainer, Quantised, quantise
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage, frozen
 
 SHOWN = 16  # pictures in a sample grid
@@ -40,12 +44,21 @@ class Reconstruction(nn.Module):
         variance = torch.tensor(config.reconstruction.initial_log_variance)
         self.log_variance = nn.Parameter(variance, requires_grad=config.reconstruction.learned_log_variance)
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Reconstructions (B, 3, H, W), KL divergence (B,) in nats, log-variance (), and what averaged latents give."""
+    def forward(
+        self, pictures: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor | Quantised, Tensor, Tensor | None]:
+        """Reconstructions (B, 3, H, W), the bottleneck, log-variance (), and what averaged latents give.
+
+        The bottleneck is the KL divergence (B,) in nats, or for kind vq what was quantised.
+        """
         posterior = self.autoencoder.encode(pictures)
         latents = posterior.sample(noise=noise)
         small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
-        return self.autoencoder.decode(latents), posterior.kl(), self.log_variance * 1.0, small
+        if isinstance(posterior, PointPosterior):
+            bottleneck: Tensor | Quantised = quantise(self.autoencoder.quantize, posterior.mean)
+        else:
+            bottleneck = posterior.kl()
+        return self.autoencoder.decode(latents), bottleneck, self.log_variance * 1.0, small
 
 
 class AutoencoderStage(Stage):
@@ -62,34 +75,46 @@ class AutoencoderStage(Stage):
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
+        self._check_whole(config)
+        self.networks, self.optimizers = {}, {}
         network = self.place(Reconstruction(autoencoder, config.loss))
-        self.ema = EMA(network, self.config.ema_decay)
-        self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
-        self.networks = {"reconstruction": accelerator.prepare(network)}
+        self.emas = self.averages_of(network)
+        self.codebook = self._codebook(autoencoder, config.loss.codebook) if config.autoencoder.kind == "vq" else None
+        freeze(network, self.config.freeze)
+        self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates, self.emas)
         adversarial = config.loss.adversarial
         if adversarial.weight:
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
-            rate = adversarial.learning_rate or self.config.learning_rate
-            self.optimizers["discriminator"] = self.optimizer((discriminator, rate))
-            self.networks["discriminator"] = accelerator.prepare(discriminator)
+            self.prepare("discriminator", discriminator, adversarial.learning_rate or self.config.learning_rate, {})
         self.latent_channels = config.autoencoder.latent_channels
         self.downsampling = config.autoencoder.downsampling_factor
-        self.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
         self._shown = to_tensor(first_pictures(source, SHOWN, config.data.size))
+
+    def _check_whole(self, config: Config) -> None:
+        """Refuse to divide weights among processes where a loss needs them whole."""
+        whole = config.loss.adversarial.weight or config.autoencoder.kind == "vq"
+        if whole and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError("an autoencoder with a discriminator or a codebook is trained with DDP, not with FSDP")
+
+    def _codebook(self, autoencoder: Autoencoder, config: CodebookConfig) -> CodebookTrainer:
+        # Averages move it, so that no gradient may.
+        autoencoder.quantize.requires_grad_(config.decay is None)
+        averages = [_autoencoder(ema).quantize for ema in self.emas]
+        return CodebookTrainer(autoencoder.quantize, averages, config, self.accelerator, self.draws)
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
         adversarial = self.loss_config.adversarial
         playing = bool(adversarial.weight) and step >= adversarial.start_step
+        self._start_codebook(batches, step)
         pairs, found = [], []
         for batch in self.micro_batches(batches, self.networks["reconstruction"]):
             assert batch.pictures is not None
             pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
-            height, width = (side // self.downsampling for side in pictures.shape[2:])
-            shape = (self.latent_channels, height, width)
-            noise = self.draws.normal("posterior", step, batch.slots, shape).to(pictures.device)
-            reconstructions, *others = self.networks["reconstruction"](pictures, noise)
-            terms = self.loss.terms(pictures, reconstructions, *others)
+            reconstructions, bottleneck, *others = self.networks["reconstruction"](pictures, self._noise(batch))
+            terms = self.loss.terms(pictures, reconstructions, bottleneck, *others)
+            if self.codebook is not None:
+                self.codebook.see(bottleneck, batch.slots)
             if playing:
                 terms |= self._adversarial_terms(terms["nll"], reconstructions)
                 terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]
@@ -97,13 +122,34 @@ class AutoencoderStage(Stage):
             pairs.append((pictures, reconstructions.detach()))
             found.append({name: term.detach() for name, term in terms.items()})
         self.update("reconstruction")
-        network = self.accelerator.unwrap_model(self.networks["reconstruction"])
-        self.ema.update(network, step)
+        self.update_averages("reconstruction", step)
         losses = _mean(found)
         losses["loss"] = losses.pop("total")
+        if self.codebook is not None:
+            losses |= self.codebook.update(step)
         if playing:
             losses["discriminator"] = self._train_discriminator(batches, pairs)
         return losses
+
+    def _noise(self, batch: Batch) -> Tensor | None:
+        """Of the posterior samples, (B, C, h, w); a VQ autoencoder needs none."""
+        if self.codebook is not None:
+            return None
+        assert batch.pictures is not None
+        height, width = (side // self.downsampling for side in batch.pictures.shape[2:])
+        shape = (self.latent_channels, height, width)
+        return self.draws.normal("posterior", batch.step, batch.slots, shape).to(self.accelerator.device)
+
+    @torch.no_grad()
+    def _start_codebook(self, batches: list[Batch], step: int) -> None:
+        if self.codebook is None or step > self.loss_config.codebook.start_steps:
+            return
+        # The unwrapped network: there are no gradients to synchronise.
+        autoencoder = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder
+        with self.accelerator.autocast():
+            pictures = [batch.pictures for batch in batches if batch.pictures is not None]
+            z = [autoencoder.encode(each.to(self.accelerator.device)).mean for each in pictures]
+        self.codebook.start(torch.cat(z), [slot for batch in batches for slot in batch.slots], step)
 
     def _adversarial_terms(self, nll: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.loss_config.adversarial
@@ -131,20 +177,39 @@ class AutoencoderStage(Stage):
         self.update("discriminator")
         return torch.stack(found).mean()
 
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Tensor:
+        """The loss () of the averaged weights without its adversarial term."""
+        assert batch.pictures is not None
+        pictures = batch.pictures.to(self.accelerator.device)
+        return self.loss.terms(pictures, *self.emas[0].network(pictures, self._noise(batch)))["total"]
+
     @property
     def average(self) -> Autoencoder:
-        """The EMA of the autoencoder."""
-        network = self.ema.network
-        assert isinstance(network, Reconstruction)
-        return network.autoencoder
+        """The first average of the autoencoder."""
+        return _autoencoder(self.emas[0])
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, as a tree of tensors and plain values."""
+        state = super().state()
+        return state if self.codebook is None else state | {"codebook": self.codebook.state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up where `state` was written."""
+        super().load_state(state)
+        if self.codebook is not None:
+            self.codebook.load_state(state["codebook"])
 
     def save(self, folder: Path) -> None:
-        """Write the autoencoder to `folder/vae`."""
-        save_autoencoder(self.average, folder / "vae")
+        """Write the autoencoder to `folder/vae`, other averages to `folder/ema-DECAY/vae`."""
+        for ema, place in zip(self.emas, self.places(folder), strict=True):
+            save_autoencoder(_autoencoder(ema), place / "vae")
 
     def finish(self, source: Source | Shards) -> dict[str, Any]:
         """Measure the latent statistics over many pictures and all processes, and keep them with the autoencoder."""
-        return measure(self.average, source, self.data.size, self.config.statistics_pictures, self.accelerator)
+        count = self.config.statistics_pictures
+        facts = [measure(_autoencoder(ema), source, self.data.size, count, self.accelerator) for ema in self.emas]
+        return facts[0]
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -154,6 +219,11 @@ class AutoencoderStage(Stage):
         originals, copies, columns = to_bytes(pictures), to_bytes(made), SHOWN // 2
         rows = [half[at : at + columns] for at in range(0, len(pictures), columns) for half in (originals, copies)]
         return contact_sheet(np.concatenate(rows), columns)
+
+
+def _autoencoder(ema: EMA) -> Autoencoder:
+    assert isinstance(ema.network, Reconstruction)
+    return ema.network.autoencoder
 
 
 def _mean(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:

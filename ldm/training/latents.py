@@ -26,38 +26,49 @@ from ldm.data.sources import Source
 BATCH = 64
 
 
-@torch.no_grad()
 def measure(
     autoencoder: Autoencoder, source: Source | Shards, size: int, pictures: int, accelerator: Accelerator
 ) -> dict[str, float]:
     """Set the autoencoder's latent statistics to those of `pictures` pictures spread evenly over the source.
 
-    Means and variances are those of posterior samples, summed in float64 over the positions of all pictures and over
-    all processes. Returns the mean and standard deviation over all channels.
+    Returns the mean and standard deviation over all channels.
+    """
+    means, deviations = channel_statistics(autoencoder, source, size, pictures, accelerator)
+    autoencoder.set_statistics(means, deviations)
+    spread = (deviations.square().mean() + means.var(correction=0)).sqrt()
+    return {"latent_mean": round(means.mean().item(), 4), "latent_std": round(spread.item(), 4)}
+
+
+@torch.no_grad()
+def channel_statistics(
+    autoencoder: Autoencoder, source: Source, size: int, pictures: int, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of z over `pictures` pictures spread evenly over the source, in float64.
+
+    They are those of posterior samples, summed over the positions of all pictures and over all processes.
     """
     mine = some_pictures(source, pictures, size, accelerator.process_index, accelerator.num_processes)
     channels = autoencoder.config.latent_channels
     sums = torch.zeros(2, channels, dtype=torch.float64)
     positions = torch.zeros((), dtype=torch.float64)
     for moments in _moments(autoencoder, mine, accelerator):
-        mean, log_variance = moments.cpu().double().chunk(2, dim=1)  # (B, C, h, w)
-        second = mean.square() + log_variance.clamp(-30, 20).exp()
-        sums += torch.stack([mean.sum((0, 2, 3)), second.sum((0, 2, 3))])
-        positions += mean[:, 0].numel()
+        posterior = autoencoder.posterior(moments.cpu().double())
+        second = posterior.mean.square() + posterior.variance  # (B, C, h, w)
+        sums += torch.stack([posterior.mean.sum((0, 2, 3)), second.sum((0, 2, 3))])
+        positions += second[:, 0].numel()
     totals = torch.cat([sums.flatten(), positions[None]]).to(accelerator.device)
     totals = accelerator.reduce(totals, "sum").cpu()
     means, seconds = (totals[:-1] / totals[-1]).view(2, channels)
-    autoencoder.set_statistics(means, (seconds - means.square()).sqrt())
-    spread = (seconds.mean() - means.mean().square()).sqrt()
-    return {"latent_mean": round(means.mean().item(), 4), "latent_std": round(spread.item(), 4)}
+    return means, (seconds - means.square()).sqrt()
 
 
 class MomentsCache:
-    """Posterior moments of every picture of a source, (N, 2C, h, w) float32, memory-mapped from a file of the run.
+    """Posterior moments of every picture of a source, (N, M, h, w) float32, memory-mapped from a file of the run.
 
-    All processes encode their part at construction. The file's name tells of which autoencoder and pictures it is, and
-    it gets that name when it is whole: a resumed run finds it, anything else is encoded anew. `unreadable` tells, by
-    index, of pictures that could not be read; the moments in their places mean nothing.
+    M is 2C, or C for an autoencoder of kind vq. All processes encode their part at construction. The file's name tells
+    of which autoencoder and pictures it is, and it gets that name when it is whole: a resumed run finds it, anything
+    else is encoded anew. `unreadable` tells, by index, of pictures that could not be read; the moments in their places
+    mean nothing.
     """
 
     def __init__(
@@ -71,7 +82,7 @@ class MomentsCache:
         self.unreadable = {int(index): Broken(*words) for index, words in told.items()}
 
     def __getitem__(self, indices: list[int]) -> Tensor:
-        """Moments (B, 2C, h, w) of the pictures at `indices`."""
+        """Moments (B, M, h, w) of the pictures at `indices`."""
         return torch.from_numpy(self._moments[indices])
 
     def _beside(self) -> Path:
@@ -80,7 +91,8 @@ class MomentsCache:
     def _encode(self, autoencoder: Autoencoder, source: Source, size: int, accelerator: Accelerator) -> None:
         work = self.path.with_suffix(".tmp")
         side = size // autoencoder.config.downsampling_factor
-        shape = (len(source), 2 * autoencoder.config.latent_channels, side, side)
+        network = autoencoder.config
+        shape = (len(source), network.moments * network.latent_channels, side, side)
         if accelerator.is_main_process:
             np.lib.format.open_memmap(work, mode="w+", dtype=np.float32, shape=shape).flush()
         accelerator.wait_for_everyone()

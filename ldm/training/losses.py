@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from ldm.config import LossConfig
 from ldm.models.perceptual import PerceptualDistance
+from ldm.training.codebook import Quantised
 
 
 class AutoencoderLoss:
-    """Reconstruction, perceptual and KL terms."""
+    """Reconstruction and perceptual terms, and those of the bottleneck."""
 
     def __init__(self, config: LossConfig, device: torch.device) -> None:
         self.config = config
@@ -24,9 +25,16 @@ class AutoencoderLoss:
             self.perceptual = PerceptualDistance(config.perceptual.net).to(device)
 
     def terms(
-        self, pictures: Tensor, reconstructions: Tensor, kl: Tensor, log_variance: Tensor, small: Tensor | None = None
+        self,
+        pictures: Tensor,
+        reconstructions: Tensor,
+        bottleneck: Tensor | Quantised,
+        log_variance: Tensor,
+        small: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Scalars for pictures and reconstructions (B, 3, H, W) and kl (B,) in nats; `nll` and `total` are minimised.
+        """Scalars for pictures and reconstructions (B, 3, H, W); `nll` and `total` are minimised.
+
+        `bottleneck` is the KL divergence (B,) in nats, or what quantisation did.
 
         nll = distance / exp(log_variance) + log_variance, the negative log-likelihood of a Laplace (l1) or normal (l2)
         distribution up to a constant; the distance has the perceptual one added, and that of `small`, the
@@ -41,9 +49,23 @@ class AutoencoderLoss:
             terms["perceptual"] = self.perceptual(reconstructions.float(), pictures).mean()
             distance_mean = distance_mean + self.config.perceptual.weight * terms["perceptual"]
         terms["nll"] = distance_mean * torch.exp(-log_variance) + log_variance
-        terms["kl"] = kl.mean() / pictures[0].numel()
-        terms["total"] = terms["nll"] + self.config.kl.weight * terms["kl"]
+        if isinstance(bottleneck, Quantised):
+            weighted = self._codebook(bottleneck, terms)
+        else:
+            terms["kl"] = bottleneck.mean() / pictures[0].numel()
+            weighted = self.config.kl.weight * terms["kl"]
+        terms["total"] = terms["nll"] + weighted
         return terms
+
+    def _codebook(self, quantised: Quantised, terms: dict[str, Tensor]) -> Tensor:
+        """|z - e|^2 per value, once to move the encoder and once the codebook, put into `terms`; their weighted sum."""
+        config, (z, nearest, _) = self.config.codebook, quantised
+        terms["commitment"] = F.mse_loss(z, nearest.detach())
+        weighted = config.commitment_weight * terms["commitment"]
+        if config.decay is None:
+            terms["codebook"] = F.mse_loss(nearest, z.detach())
+            weighted = weighted + config.weight * terms["codebook"]
+        return weighted
 
     def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:
         difference = made.float() - wanted

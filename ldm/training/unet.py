@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,28 +20,29 @@ from ldm.data.pictures import contact_sheet
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
-from ldm.models.text import BertTextEncoder
+from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
 from ldm.training.ema import EMA
 from ldm.training.latents import MomentsCache
+from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
 
 
 class TextConditioned(nn.Module):
     """Text encoder and U-Net as one network: what is trained together, in one forward pass."""
 
-    def __init__(self, unet: UNet, text_encoder: BertTextEncoder) -> None:
+    def __init__(self, unet: UNet, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy: Tensor, t: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
         """The U-Net's output (B, C, h, w) for noisy latents at `t` (B,) given captions of token ids (B, L)."""
-        return self.unet(noisy, t, self.text_encoder(token_ids, mask))
+        return self.unet(noisy, t, self.text_encoder(token_ids, mask).context)
 
 
 class UNetStage(Stage):
-    """Trains a U-Net and its text encoder on the noise levels of a schedule."""
+    """Trains a U-Net, and its text encoder if that is not frozen, on the noise levels of a schedule."""
 
     name = "unet"
     config: UNetStageConfig
@@ -54,31 +56,42 @@ class UNetStage(Stage):
         self.loss = DenoisingLoss(config.diffusion)
         self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
-        network = self.place(TextConditioned(parts.unet, parts.text_encoder))
-        self.ema = EMA(network, self.config.ema_decay)
-        rate = self.config.learning_rate
-        text_rate = rate if self.config.text_learning_rate is None else self.config.text_learning_rate
-        optimizer = self.optimizer((parts.unet, rate), (parts.text_encoder, text_rate))
-        self.optimizers = {"unet": accelerator.prepare(optimizer)}
-        self.networks = {"unet": accelerator.prepare(network)}
+        [(text_encoder, self.tokenizer)] = parts.texts
+        frozen = config.text is not None and config.text.frozen
+        self.frozen_text = text_encoder.to(accelerator.device).eval().requires_grad_(False) if frozen else None
+        self.networks, self.optimizers = {}, {}
+        network = self.place(parts.unet if frozen else TextConditioned(parts.unet, text_encoder))
+        self.emas = self.averages_of(network)
+        prefix = "unet." if frozen else ""
+        freeze(network, self.config.freeze, prefix)
+        text_rate = self.config.text_learning_rate
+        rates = {} if text_rate is None else {"text": text_rate}
+        self.prepare("unet", network, self.config.learning_rate, rates | self.config.learning_rates, self.emas, prefix)
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step: noise the latents to random levels and regress the prediction's target."""
         network, found = self.networks["unet"], []
         for batch in self.micro_batches(batches, network):
-            latents = self._latents(batch)
-            level = self.schedule.sample(self.draws.uniform("level", step, batch.slots).to(latents.device))
-            noise, seen = self._noise(batch, latents.shape[1:])
-            noise, seen = noise.to(latents.device), seen.to(latents.device)
-            token_ids, mask = (t.to(latents.device) for t in self.parts.tokenizer(self._captions(batch)))
-            output = network(level.noisy(latents, seen), level.t, token_ids, mask)
-            loss = self._loss(output, latents, noise, level).mean()
+            loss = self._batch_loss(network, batch)
             self.accelerator.backward(loss / len(batches))
             found.append(loss.detach())
         norm = self.update("unet")
-        self.ema.update(self.accelerator.unwrap_model(network), step)
+        self.update_averages("unet", step)
         losses = {"loss": torch.stack(found).mean()}
         return losses if norm is None else losses | {"gradient_norm": norm.detach()}
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Tensor:
+        """The loss () of the averaged weights."""
+        return self._batch_loss(self.emas[0].network, batch)
+
+    def _batch_loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        latents = self._latents(batch)
+        level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
+        noise, seen = self._noise(batch, latents.shape[1:])
+        noise, seen = noise.to(latents.device), seen.to(latents.device)
+        output = network(level.noisy(latents, seen), level.t, *self._told(batch))
+        return self._loss(output, latents, noise, level).mean()
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The noise (B, C, h, w) that is regressed, and that which the network's input holds.
@@ -117,6 +130,14 @@ class UNetStage(Stage):
         noise = self.draws.normal("posterior", batch.step, batch.slots, shape)
         return posterior.sample(noise=noise.to(self.accelerator.device))
 
+    def _told(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the trained network is told of the captions: ids and mask (B, L), or a frozen encoder's context."""
+        ids, mask = (tensor.to(self.accelerator.device) for tensor in self.tokenizer(self._captions(batch)))
+        if self.frozen_text is None:
+            return ids, mask
+        with torch.no_grad(), self.accelerator.autocast():
+            return (self.frozen_text(ids, mask).context,)
+
     def _captions(self, batch: Batch) -> list[str]:
         """The captions, a share of them replaced by the empty prompt (Ho and Salimans 2022)."""
         draws = self.draws.uniform("condition", batch.step, batch.slots).tolist()
@@ -125,15 +146,20 @@ class UNetStage(Stage):
 
     @property
     def average(self) -> Parts:
-        """The pipeline with EMA weights."""
-        network = self.ema.network
+        """The pipeline with the first average of its weights."""
+        return self._pipeline(self.emas[0])
+
+    def _pipeline(self, ema: EMA) -> Parts:
+        network = ema.network
+        if isinstance(network, UNet):
+            return replace(self.parts, unet=network)
         assert isinstance(network, TextConditioned)
-        parts = self.parts
-        return Parts(parts.autoencoder, network.unet, network.text_encoder, parts.tokenizer, parts.diffusion)
+        return replace(self.parts, unet=network.unet, text_encoder=network.text_encoder)
 
     def save(self, folder: Path) -> None:
-        """Write the whole pipeline in diffusers layout."""
-        save_pipeline(self.average, folder)
+        """Write the whole pipeline in diffusers layout to `folder`, with other averages to `folder/ema-DECAY`."""
+        for ema, place in zip(self.emas, self.places(folder), strict=True):
+            save_pipeline(self._pipeline(ema), place)
 
     def sample(self) -> Image.Image | None:
         """Pictures of the configured prompts, one a prompt, always with the same seed."""

@@ -15,7 +15,8 @@ from ldm.checkpoint import diffusers
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, resolve, save_pipeline
 from ldm.checkpoint.networks import write_unet
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.checkpoint.texts import load_text_encoder, load_tokenizer
+from ldm.checkpoint.texts import load_text_encoder
+from ldm.checkpoint.tokenizer_files import load_tokenizer
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig, WeightingConfig
 from ldm.errors import UserError
 from ldm.models.text import BertTextEncoder, Tokenizer
@@ -147,7 +148,9 @@ def edit(path: Path, **changes: object) -> None:
 UNKNOWN = {
     "unet/config.json": [
         ("only_cross_attention", True),
-        ("class_embed_type", "timestep"),
+        ("class_embed_type", "table"),
+        ("addition_embed_type", "image"),
+        ("attention_head_dim", None),
         ("time_embedding_type", "fourier"),
         ("mid_block_type", None),
         ("num_attention_heads", 4),
@@ -175,14 +178,13 @@ UNKNOWN = {
         ("_class_name", "FlowMatchEulerDiscreteScheduler"),
     ],
     "text_encoder/config.json": [
-        ("model_type", "clip_text_model"),
+        ("model_type", "roberta"),
         ("hidden_act", "relu"),
         ("intermediate_size", 17),
-        ("hidden_dropout_prob", 0.1),
         ("type_vocab_size", 1),
     ],
     "model_index.json": [
-        ("_class_name", "StableDiffusionXLPipeline"),
+        ("_class_name", "StableDiffusionUpscalePipeline"),
         ("text_encoder", ["transformers", "CLIPTextModel"]),
         ("text_encoder_2", ["transformers", "CLIPTextModel"]),
     ],
@@ -228,6 +230,7 @@ def cut(path: Path) -> None:
 def test_a_missing_or_cut_off_file_is_an_error_of_one_line(
     pipeline: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
+    (pipeline / "tokenizer" / "vocab.txt").unlink()  # a tokenizer would be made of it anew
     damage(pipeline / file)
     with pytest.raises(UserError, match=str(pipeline)) as raised:
         load_pipeline(pipeline)

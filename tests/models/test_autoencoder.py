@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from ldm.config import AutoencoderConfig
-from ldm.models.autoencoder import Autoencoder, Posterior
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.posterior import Posterior
 
 TINY = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=3)
 

@@ -53,7 +53,7 @@ def test_the_mask_hides_padding_only_where_the_config_says_so(tokenizer: Tokeniz
     encoder = BertTextEncoder(config, tokenizer.vocab_size)
     ids, mask = tokenizer(["a dog"])
     length = int(mask.sum())
-    context = encoder(ids, mask)
-    alone = encoder(ids[:, :length], mask[:, :length])
+    context = encoder(ids, mask).context
+    alone = encoder(ids[:, :length], mask[:, :length]).context
     assert context.shape == (1, 10, 16)
     assert torch.allclose(context[:, :length], alone, atol=1e-6) is use_mask

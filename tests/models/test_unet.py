@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.config import UNetConfig
-from ldm.models.unet import UNet
+from ldm.models.unet import Added, UNet
 
 CONFIG = UNetConfig(
     block_out_channels=(16, 24, 32),
@@ -17,15 +17,71 @@ CONFIG = UNetConfig(
     cross_attention_dim=12,
     layers_per_block=1,
 )
+SMALL = {"block_out_channels": (16, 24, 32), "norm_num_groups": 4, "layers_per_block": 1}
+PLAIN = {**SMALL, "attention": "plain", "cross_attention_dim": None, "num_attention_heads": 4}
+CLASSES = torch.tensor([4, 0])
+ADDED = Added(torch.randn(2, 5), torch.tensor([[64, 48, 0, 3, 64, 64], [32, 32, 1, 0, 64, 64]]))
+
+# Networks of every kind, each with its classes and what is added.
+KINDS: dict[str, tuple[UNetConfig, Tensor | None, Added | None]] = {
+    "transformer": (CONFIG, None, None),
+    "table": (CONFIG.model_copy(update={"num_class_embeds": 5, "mid_attention_layers": 0}), CLASSES, None),
+    "simple_projection": (
+        CONFIG.model_copy(
+            update={"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 3},
+        ),
+        torch.randn(2, 3),
+        None,
+    ),
+    "text_time": (
+        CONFIG.model_copy(
+            update={
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 29,
+                "class_embed_type": "projection",
+                "resnet_resampling": True,
+                "time_scale_shift": True,
+            }
+        ),
+        torch.randn(2, 29),
+        ADDED,
+    ),
+    "plain": (UNetConfig(**PLAIN, attention_layers=(0, 1, 0), downsample_padding=0, freq_shift=1), None, None),
+    "plain with ResNet resampling": (
+        UNetConfig(
+            **PLAIN,
+            attention_layers=(1, 1, 1),
+            resnet_resampling=(True, False, True),
+            time_scale_shift=True,
+            class_embed_type="timestep",
+        ),
+        CLASSES,
+        None,
+    ),
+    "identity": (
+        UNetConfig(**PLAIN, attention_layers=(0, 0, 0), class_embed_type="identity"),
+        torch.randn(2, 64),
+        None,
+    ),
+}
+
+
+def randomised(config: UNetConfig) -> UNet:
+    torch.manual_seed(0)
+    unet = UNet(config).eval()
+    for weight in unet.parameters():
+        nn.init.normal_(weight, 0.0, 0.1)
+    return unet
+
+
+def random_context(config: UNetConfig) -> Tensor | None:
+    return None if config.cross_attention_dim is None else torch.randn(2, 5, config.cross_attention_dim)
 
 
 @pytest.fixture
 def unet() -> UNet:
-    torch.manual_seed(0)
-    unet = UNet(CONFIG).eval()
-    for weight in unet.parameters():
-        nn.init.normal_(weight, 0.0, 0.1)
-    return unet
+    return randomised(CONFIG)
 
 
 def test_denoise_with_constants_made_before_is_forward(unet: UNet) -> None:
@@ -61,6 +117,47 @@ def test_a_new_network_is_zero_everywhere_and_learns_in_every_part() -> None:
 def test_sides_that_do_not_halve_evenly_come_back(unet: UNet, size: tuple[int, int]) -> None:
     output = unet(torch.randn(1, 4, *size), torch.tensor([1]), torch.randn(1, 5, 12))
     assert output.shape == (1, 4, *size)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (9, 13)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_divides_into_constants_and_the_rest_at_any_size(kind: str, size: tuple[int, int]) -> None:
+    config, classes, added = KINDS[kind]
+    unet = randomised(config)
+    latents, t, context = torch.randn(2, 4, *size), torch.tensor([3, 700]), random_context(config)
+    output = unet(latents, t, context, classes, added)
+    assert output.shape == latents.shape
+    embedding, projected = unet.embed_time(t, classes, added), unet.project_context(context)
+    assert torch.equal(unet.denoise(latents, embedding, projected), output)
+    at_one_time = unet.embed_time(t[1:], classes, added)
+    torch.testing.assert_close(at_one_time[-1], embedding[1], rtol=1e-5, atol=1e-5)
+    assert len(at_one_time) == (1 if classes is None and added is None else 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_starts_as_zero_and_passes_a_gradient_to_every_parameter(kind: str) -> None:
+    config, classes, added = KINDS[kind]
+    unet = UNet(config)
+    latents, t, context = torch.randn(2, 4, 7, 8), torch.tensor([3, 70]), random_context(config)
+    assert torch.count_nonzero(unet(latents, t, context, classes, added)) == 0
+    generator = torch.Generator().manual_seed(0)
+    for weight in unet.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, 0.0, 0.1, generator=generator)
+    unet(latents, t, context, classes, added).square().mean().backward()
+    assert [name for name, weight in unet.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_network_needs_and_what_it_does_not_know_are_errors(kind: str) -> None:
+    config, classes, added = KINDS[kind]
+    unet, t, context = UNet(config), torch.tensor([3, 70]), random_context(config)
+    with pytest.raises(ValueError, match="needs classes" if classes is not None else "knows no classes"):
+        unet.embed_time(t, CLASSES if classes is None else None, added)
+    with pytest.raises(ValueError, match="needs added" if added is not None else "knows no added"):
+        unet.embed_time(t, classes, ADDED if added is None else None)
+    with pytest.raises(ValueError, match="needs a context" if context is not None else "knows no context"):
+        unet.project_context(torch.zeros(2, 1, 12) if context is None else None)
 
 
 def test_memory_format_does_not_change_the_numbers(unet: UNet) -> None:

@@ -1,0 +1,41 @@
+"""`ldm info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from ldm.errors import UserError
+
+Target = Annotated[
+    str,
+    typer.Argument(help="A configuration, a run, a diffusers directory, a built-in model or a .safetensors file."),
+]
+
+
+def info(
+    target: Target,
+    measure: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measure the autoencoder's latent statistics on this data.")
+    ] = None,
+    pictures: Annotated[int | None, typer.Option(min=2, help="Of --measure.  [default: 4096]")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write what was measured into the autoencoder's folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document of raw numbers.")] = False,
+) -> None:
+    """Tell a model's size by part, its shapes, its cost, its latent statistics and what it was trained with."""
+    if measure is None and (write or pictures is not None):
+        raise UserError("--write and --pictures belong to --measure DATA")
+    from ldm.info.describe import describe
+    from ldm.info.report import as_text, report
+
+    measured = {}
+    if measure is not None:
+        from ldm.info.measure import measure as measure_latents
+
+        measured = {"measured": measure_latents(describe(target), measure, pictures or 4096, write)}
+    facts = report(describe(target)) | measured
+    typer.echo(json.dumps(facts, indent=1) if as_json else as_text(facts))

@@ -1,0 +1,136 @@
+"""What a single file holds: its networks' configurations, where their names begin, and what else may be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from torch import nn
+
+from ldm.checkpoint.compvis.autoencoder_rules import autoencoder_rules
+from ldm.checkpoint.compvis.condition_rules import condition_rules
+from ldm.checkpoint.compvis.rules import Rules
+from ldm.checkpoint.compvis.unet_rules import unet_rules
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import (
+    AutoencoderConfig,
+    ClassesConfig,
+    Config,
+    DiffusionConfig,
+    Section,
+    SpatialConfig,
+    TextConfig,
+    UNetConfig,
+)
+from ldm.models.conditions import ClassEmbedder, SpatialRescaler
+from ldm.models.text import make_text_encoder
+
+# Where the names of a network begin in files of a whole model; networks alone have none of it.
+UNET, FIRST_STAGE, CONDITION, CONDITIONS = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "cond_stage_model.",
+    "conditioner.embedders.",
+)
+ALONE = {"unet": "input_blocks.0.0.weight", "autoencoder": "encoder.conv_in.weight"}  # by which they are known
+
+# The schedule's tables and counters that whole models carry: our configuration has the schedule itself.
+BUFFERS = frozenset(
+    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
+    "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
+    "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar cond_ids "
+    "denoiser.sigmas scale_factor".split()
+)
+EMA = "model_ema."
+EMA_COUNTERS = frozenset({"model_ema.decay", "model_ema.num_updates"})
+LOSSES = ("loss.", "first_stage_model.loss.", "model_ema.loss")  # what trained a first stage
+
+
+class Contents(Section):
+    """The sections of a configuration that a file holds; None: it does not."""
+
+    autoencoder: AutoencoderConfig | None = None
+    unet: UNetConfig | None = None
+    text: TextConfig | None = None
+    text_2: TextConfig | None = None
+    classes: ClassesConfig | None = None
+    spatial: SpatialConfig | None = None
+    diffusion: DiffusionConfig | None = None
+    # How plain attention of the file stores queries, keys and values: those of a head together, or of a kind.
+    attention_order: Literal["heads", "kinds"] = "heads"
+    zeros_for_empty_prompt: bool = False  # guidance without a negative prompt is away from zeros
+
+    @classmethod
+    def of_config(cls, config: Config) -> Contents:
+        """All that a configuration describes."""
+        whole = cls(**{name: getattr(config, name) for name in cls.model_fields if hasattr(config, name)})
+        if whole.unet is None:
+            return cls(autoencoder=whole.autoencoder)
+        return whole.model_copy(update={"zeros_for_empty_prompt": whole.text_2 is not None})  # so is SDXL sampled
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of the sections of networks that tell the U-Net something."""
+        names = [name for name in ("text", "text_2", "classes") if getattr(self, name) is not None]
+        return names + ["spatial"] * (self.spatial is not None and self.spatial.kind == "rescaler")
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of the sections that are networks with weights in the file."""
+        return [name for name in ("unet", "autoencoder") if getattr(self, name) is not None] + self.conditions
+
+    def make(self, name: str) -> nn.Module:
+        """The network of a section, with new weights."""
+        return MAKERS[name](getattr(self, name))
+
+    def rules(self, prefixes: dict[str, str]) -> dict[str, Rules]:
+        """The rules of each network; UserError for one that the original has no class for."""
+        return {name: self._rules(name).prefixed(prefixes[name]) for name in self.networks}
+
+    def _rules(self, name: str) -> Rules:
+        if name == "unet":
+            assert self.unet is not None
+            return unet_rules(self.unet, heads_first=self.attention_order == "heads")
+        if name == "autoencoder":
+            assert self.autoencoder is not None
+            return autoencoder_rules(self.autoencoder)
+        return condition_rules(getattr(self, name), name)
+
+    def prefixes(self) -> dict[str, str]:
+        """Where the names of each network begin in a file that we write."""
+        found = {"unet": UNET, "autoencoder": FIRST_STAGE if self.unet is not None else ""}
+        return found | self._condition_prefixes()
+
+    def prefixes_in(self, names: Iterable[str]) -> dict[str, str]:
+        """Where the names of each network begin in a file with such names."""
+        names = set(names)
+        found = {"unet": UNET, "autoencoder": FIRST_STAGE}
+        found |= {name: "" for name, key in ALONE.items() if key in names}
+        return found | self._condition_prefixes()
+
+    def _condition_prefixes(self) -> dict[str, str]:
+        """Models with several conditions number them (SDXL), the others have one."""
+        names = self.conditions
+        if "text_2" not in names:
+            return dict.fromkeys(names, CONDITION)
+        return {name: f"{CONDITIONS}{number}." for number, name in enumerate(names)}
+
+    def within(self, names: Iterable[str]) -> Contents:
+        """What of it a file with such names is about: all, unless the file holds one network alone."""
+        names = set(names)
+        wholes = {"unet": UNET + ALONE["unet"], "autoencoder": FIRST_STAGE + ALONE["autoencoder"]}
+        present = [name for name, key in ALONE.items() if key in names or wholes[name] in names]
+        if len(present) != 1 or any(name.startswith((CONDITION, CONDITIONS)) for name in names):
+            return self
+        kept = {"unet": ("unet", "diffusion", "attention_order"), "autoencoder": ("autoencoder",)}[present[0]]
+        return Contents(**{name: getattr(self, name) for name in kept})
+
+
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "autoencoder": Autoencoder,
+    "text": make_text_encoder,
+    "text_2": make_text_encoder,
+    "classes": ClassEmbedder,
+    "spatial": SpatialRescaler,
+}

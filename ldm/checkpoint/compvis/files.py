@@ -1,0 +1,145 @@
+"""A single file <-> networks and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.matching import Layout, recognise, shapes_of, some
+from ldm.checkpoint.compvis.modelspec import contents_from_metadata, metadata
+from ldm.checkpoint.compvis.original_config import check_expressible, contents_from_original
+from ldm.checkpoint.compvis.reading import read_tensors
+from ldm.checkpoint.compvis.rules import Tensors
+from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokenizers_to_metadata
+from ldm.checkpoint.networks import fold_statistics
+from ldm.checkpoint.store import save_tensors
+from ldm.checkpoint.weights import build
+from ldm.config import find, load
+from ldm.errors import UserError
+from ldm.models.text import Tokenizer
+
+SCALE = "scale_factor"  # of a model whose first latents were measured when its training began
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """What a file holds, its networks by the names of their sections, and the tokenizers of its text encoders.
+
+    A file of the original has no tokenizers; ours has those that cannot be had otherwise.
+    """
+
+    contents: Contents
+    networks: Mapping[str, nn.Module]
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+
+
+def read_single_file(path: str | Path, config: str | Path | None = None, ema: bool = False) -> SingleFile:
+    """The networks in a file of the original naming, on the CPU, each in the precision of the file.
+
+    `config` is ours or the original's; without it the file's header has it, or it is of one of the published models.
+    `ema` takes the average of the weights that training has kept. UserError says what is missing, left over, of
+    another shape, damaged or not to be told.
+    """
+    path = Path(path)
+    tensors, header = read_tensors(path)
+    layout = Layout.of(_contents(config, header, tensors, path), tensors)
+    if (problem := layout.problem(shapes_of(tensors))) is not None:
+        raise UserError(f"{path} does not fit its configuration: {problem}")
+    _check_copies(layout, tensors, path)
+    weights = _averaged(layout, tensors, path) if ema else tensors
+    contents = _with_scale(layout.contents, tensors)
+    networks = {
+        name: _network(contents, name, rules.to_ours(weights), path) for name, rules in layout.rules.items()
+    }
+    return SingleFile(contents, networks, tokenizers_from_metadata(header, str(path)))
+
+
+def read_config(config: str | Path) -> Contents:
+    """What a configuration describes, by name or path, ours or the original's."""
+    path = find(config)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        return contents_from_original(tree, str(path))
+    return Contents.of_config(load(path))
+
+
+def _contents(config: str | Path | None, header: dict[str, str], tensors: Tensors, path: Path) -> Contents:
+    if config is not None:
+        return read_config(config)
+    return contents_from_metadata(header, str(path)) or recognise(shapes_of(tensors), str(path))
+
+
+def _check_copies(layout: Layout, tensors: Tensors, path: Path) -> None:
+    """Where the condition stage is the first stage, its weights must be the same."""
+    for copy, name in layout.copies.items():
+        if copy in tensors and not torch.equal(tensors[copy], tensors[name]):
+            raise UserError(f"{path}: {copy} is not {name}, though the one encodes as the other")
+
+
+def _averaged(layout: Layout, tensors: Tensors, path: Path) -> Tensors:
+    names = layout.averaged
+    if missing := {average for average in names.values() if average not in tensors}:
+        raise UserError(f"{path} has no average of all weights: it lacks {some(missing)}; convert without --ema")
+    for name, average in names.items():
+        if tensors[average].shape != tensors[name].shape:
+            raise UserError(f"{path}: {average} has another shape than {name}: the file is damaged")
+    return tensors | {name: tensors[average] for name, average in names.items()}
+
+
+def _with_scale(contents: Contents, tensors: Tensors) -> Contents:
+    if SCALE not in tensors or contents.autoencoder is None:
+        return contents
+    scaled = contents.autoencoder.model_copy(update={"scaling_factor": float(tensors[SCALE])})
+    return contents.model_copy(update={"autoencoder": scaled})
+
+
+def _network(contents: Contents, name: str, tensors: Tensors, path: Path) -> nn.Module:
+    return build(lambda: contents.make(name), tensors, common_dtype(tensors), path)
+
+
+def common_dtype(tensors: Tensors) -> torch.dtype:
+    """The smallest type that holds all weights exactly."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+
+
+def write_single_file(file: SingleFile, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write networks in the original naming, as `dtype` if given; the header has our configuration and modelspec.
+
+    The statistics of latents are folded into one scaling factor. UserError names an option that the original lacks.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: a single file is written as .safetensors alone, never as a pickle")
+    contents, weights = folded(file)
+    check_expressible(contents)
+    prefixes = contents.prefixes()
+    tensors: dict[str, Tensor] = {}
+    for name, rules in contents.rules(prefixes).items():
+        tensors |= rules.to_theirs(weights[name])
+    tensors = {name: _ready(tensor, dtype) for name, tensor in tensors.items()}
+    save_tensors(path, tensors, metadata(contents, path.stem, tensors) | tokenizers_to_metadata(file.tokenizers))
+
+
+def folded(file: SingleFile) -> tuple[Contents, dict[str, Tensors]]:
+    """What is written: contents with one scaling factor for all channels and no shift, and the weights of each part."""
+    weights = {name: file.networks[name].state_dict() for name in file.contents.networks}
+    contents = file.contents.model_copy(update={"attention_order": "heads"})
+    if contents.autoencoder is not None:
+        config, weights["autoencoder"] = fold_statistics(contents.autoencoder, weights["autoencoder"])
+        contents = contents.model_copy(update={"autoencoder": config})
+    return contents, weights
+
+
+def _ready(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)

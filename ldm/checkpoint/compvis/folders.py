@@ -1,0 +1,125 @@
+"""Folders in the layout of diffusers <-> the networks of a single file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.files import SingleFile
+from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
+from ldm.checkpoint.diffusers import (
+    Parts,
+    load_autoencoder,
+    load_pipeline,
+    load_unet,
+    save_autoencoder,
+    save_pipeline,
+    save_unet,
+)
+from ldm.checkpoint.fields import load_fields
+from ldm.errors import UserError
+from ldm.models.text import Tokenizer
+
+CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
+    ("UNet2DConditionModel", "UNet2DModel"), "unet"
+)
+LOADERS: dict[str, Callable[..., nn.Module]] = {"autoencoder": load_autoencoder, "unet": load_unet}
+SAVERS: dict[str, Callable[..., None]] = {"autoencoder": save_autoencoder, "unet": save_unet}
+TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}  # our section -> the part
+PARTS = {  # our section -> the part
+    "autoencoder": "autoencoder",
+    "unet": "unet",
+    "text": "text_encoder",
+    "text_2": "text_encoder_2",
+    "classes": "classes",
+}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_folder(folder: Path) -> SingleFile:
+    """The networks of a pipeline, or of one network's folder, in the widest precision that there is.
+
+    Raises UserError where it is neither, is not whole, or asks for what we do not have.
+    """
+    if (folder / "model_index.json").is_file():
+        return _of_parts(load_pipeline(folder, _stored_dtype(folder)))
+    path = folder / "config.json"
+    kind = load_fields(path).get("_class_name") if path.is_file() else None
+    if kind not in CLASSES:
+        raise UserError(f"{folder} is neither a pipeline nor one of {', '.join(CLASSES)}")
+    name = CLASSES[kind]
+    network = LOADERS[name](folder, _stored_dtype(folder))
+    return SingleFile(Contents(**{name: network.config}), {name: network})
+
+
+def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -> None:
+    """Write the networks as a pipeline, or one network alone.
+
+    `tokenizer` is a folder or a Hub id, where the one that belongs to the text encoder is not at hand. UserError for
+    what a pipeline has no place for.
+    """
+    if len(file.networks) == 1:
+        [(name, network)] = file.networks.items()
+        SAVERS[name](network, folder)
+        return
+    save_pipeline(_to_parts(file, tokenizer), folder)
+
+
+def _of_parts(parts: Parts) -> SingleFile:
+    found = {name: getattr(parts, part) for name, part in PARTS.items()}
+    networks = {name: network for name, network in found.items() if network is not None}
+    contents = Contents(
+        diffusion=parts.diffusion,
+        zeros_for_empty_prompt=parts.zeros_for_empty_prompt,
+        **{name: network.config for name, network in networks.items()},
+    )
+    kept: dict[str, Tokenizer] = {}
+    for name, part in TOKENIZERS.items():
+        tokenizer = getattr(parts, part)
+        if tokenizer is not None and not is_usual(tokenizer, getattr(contents, name)):
+            kept[name] = tokenizer
+    return SingleFile(contents, networks, kept)
+
+
+def _to_parts(file: SingleFile, source: str | None) -> Parts:
+    contents = file.contents
+    if contents.spatial is not None:
+        raise _no_place(f"spatial.kind {contents.spatial.kind}")
+    parts: dict[str, Any] = {part: file.networks.get(name) for name, part in PARTS.items()}
+    for name, part in TOKENIZERS.items():
+        config = getattr(contents, name)
+        parts[part] = None
+        if config is not None:
+            parts[part] = file.tokenizers.get(name) or tokenizer_for(config, source)
+            if parts[part] is None:
+                raise _no_place(f"{name}.tokens {config.tokens}")
+    return Parts(**parts, diffusion=contents.diffusion, zeros_for_empty_prompt=contents.zeros_for_empty_prompt)
+
+
+def _no_place(option: str) -> UserError:
+    return UserError(
+        f"{option}: no pipeline in the layout of diffusers has such a condition; make the file safe as one file, with "
+        "a DST that ends in .safetensors"
+    )
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The smallest type that holds all weights of a folder exactly."""
+    found = {dtype for path in folder.rglob("*.safetensors") for dtype in _dtypes(path)}
+    return reduce(torch.promote_types, found) if found else torch.float32
+
+
+def _dtypes(path: Path) -> set[torch.dtype]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({error}): get it anew") from error
+    return {DTYPES[name] for name in names if name in DTYPES}

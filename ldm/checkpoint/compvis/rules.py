@@ -1,0 +1,147 @@
+"""Rules that turn tensors of one naming into another and back, strict in both directions.
+
+A network's rules are made by walking the levels of its configuration, so that every key on either side is known before
+a file is opened: one that is missing, or left over, is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+Change = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How the tensors of a rule change, each way; one is the inverse of the other."""
+
+    to_ours: Change
+    to_theirs: Change
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The tensors `theirs` of a single file are the tensors `ours` of a network, up to an invertible transform."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    transform: Transform
+
+
+@dataclass(frozen=True)
+class Filler:
+    """A tensor of the file that our network has no use for: it may be missing, and is written as a constant."""
+
+    theirs: str
+    shape: tuple[int, ...]
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All about one network: `ignored` names tensors that may be in a file and are never written."""
+
+    rules: tuple[Rule, ...]
+    fillers: tuple[Filler, ...] = ()
+    ignored: frozenset[str] = frozenset()
+
+    def prefixed(self, prefix: str) -> Rules:
+        """The same rules where the file's names begin with `prefix`."""
+        return Rules(
+            tuple(replace(rule, theirs=tuple(prefix + name for name in rule.theirs)) for rule in self.rules),
+            tuple(replace(filler, theirs=prefix + filler.theirs) for filler in self.fillers),
+            frozenset(prefix + name for name in self.ignored),
+        )
+
+    @property
+    def known(self) -> set[str]:
+        """Every name that a file may have."""
+        names = {name for rule in self.rules for name in rule.theirs}
+        return names | {filler.theirs for filler in self.fillers} | self.ignored
+
+    def to_ours(self, theirs: Tensors) -> Tensors:
+        """The network's tensors out of the file's, which must have been checked against `to_theirs`."""
+        ours: Tensors = {}
+        for rule in self.rules:
+            made = rule.transform.to_ours([theirs[name] for name in rule.theirs])
+            ours |= zip(rule.ours, made, strict=True)
+        return ours
+
+    def to_theirs(self, ours: Tensors) -> Tensors:
+        """The file's tensors out of the network's; on the meta device, what shapes a file must have.
+
+        Raises KeyError when the network lacks a tensor or has one that no rule takes: the rules are then wrong.
+        """
+        theirs: Tensors = {}
+        for rule in self.rules:
+            made = rule.transform.to_theirs([ours[name] for name in rule.ours])
+            theirs |= zip(rule.theirs, made, strict=True)
+        if unused := ours.keys() - {name for rule in self.rules for name in rule.ours}:
+            raise KeyError(f"no rule takes {sorted(unused)}")
+        like = next(iter(ours.values()))
+        return theirs | {f.theirs: like.new_full(f.shape, f.value) for f in self.fillers}
+
+
+def _all(change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda tensors: [change(tensor) for tensor in tensors]
+
+
+SAME = Transform(tuple, tuple)
+TRANSPOSED = Transform(_all(Tensor.t), _all(Tensor.t))  # a parameter W of x @ W, and the weight of a linear layer
+
+
+def convolution(sides: int) -> Transform:
+    """A convolution whose kernel has one position, (C, C', 1, ...) with as many sides, and a linear layer (C, C')."""
+    ones = (1,) * sides
+    return Transform(_all(lambda w: w.flatten(1)), _all(lambda w: w.reshape(*w.shape, *ones)))
+
+
+def stacked(parts: int) -> Transform:
+    """One tensor whose first dimension holds those of several, one after the other."""
+    return Transform(lambda tensors: tensors[0].chunk(parts), lambda tensors: [torch.cat(list(tensors))])
+
+
+def interleaved(parts: int, heads: int) -> Transform:
+    """One tensor whose first dimension holds, for each head, its rows of one tensor, then those of the next."""
+
+    def to_ours(tensors: Sequence[Tensor]) -> list[Tensor]:
+        by_head = tensors[0].unflatten(0, (heads, parts, -1))  # (heads, parts, width of a head, ...)
+        return [part.flatten(0, 1) for part in by_head.unbind(1)]
+
+    def to_theirs(tensors: Sequence[Tensor]) -> list[Tensor]:
+        by_head = [tensor.unflatten(0, (heads, -1)) for tensor in tensors]
+        return [torch.stack(by_head, dim=1).flatten(0, 2)]
+
+    return Transform(to_ours, to_theirs)
+
+
+def chain(first: Transform, second: Transform) -> Transform:
+    """`first`, then `second` on the way to ours, and back the other way round."""
+    return Transform(
+        lambda tensors: second.to_ours(first.to_ours(tensors)),
+        lambda tensors: first.to_theirs(second.to_theirs(tensors)),
+    )
+
+
+def layer(theirs: str, ours: str, transform: Transform = SAME, bias: bool = True) -> Iterator[Rule]:
+    """A layer's weight, to which the transform belongs, and its bias."""
+    yield Rule((f"{theirs}.weight",), (f"{ours}.weight",), transform)
+    if bias:
+        yield Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME)
+
+
+def layers(theirs: str, ours: str, names: dict[str, str]) -> Iterator[Rule]:
+    """Layers by their names within a block of the file and within one of ours."""
+    for their_name, our_name in names.items():
+        yield from layer(f"{theirs}.{their_name}", f"{ours}.{our_name}")
+
+
+def same_names(theirs: str, ours: str, names: Iterable[str]) -> Iterator[Rule]:
+    """Tensors with the same name within a block of the file and within one of ours."""
+    for name in names:
+        yield Rule((f"{theirs}.{name}",), (f"{ours}.{name}",), SAME)

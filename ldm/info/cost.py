@@ -1,0 +1,115 @@
+"""What networks cost: operations of a call, memory of weights and of training; on the meta device, without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.weights import WithoutNormals
+from ldm.config import Config, UNetConfig
+from ldm.info.describe import Description
+from ldm.info.parameters import of_network
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.unet import Added, UNet
+
+# Bytes that a trained number takes: itself, its gradient, Adam's two moments and the average, all in float32.
+TRAINED = 5 * 4
+FROZEN = 4
+
+
+def make_networks(contents: Contents) -> dict[str, nn.Module]:
+    """The networks of all sections, on the meta device: they have shapes and no numbers."""
+    with torch.device("meta"), WithoutNormals():
+        return {name: contents.make(name).eval() for name in contents.networks}
+
+
+def flops(contents: Contents, networks: dict[str, nn.Module], side: int, tokens: int) -> dict[str, int]:
+    """Floating-point operations of one U-Net call, and of a picture's way to latents and back.
+
+    Latents have `side` positions along each side, the context has `tokens`, and batches are of one; a multiplication
+    and an addition are two.
+    """
+    counted = {}
+    if contents.unet is not None:
+        unet = networks["unet"]
+        assert isinstance(unet, UNet)
+        inputs = _unet_inputs(contents.unet, side, tokens)
+        counted["unet"] = _count(lambda: unet(**inputs))
+    if contents.autoencoder is not None:
+        autoencoder, config = networks["autoencoder"], contents.autoencoder
+        assert isinstance(autoencoder, Autoencoder)
+        pictures = _empty(1, config.in_channels, *(2 * [side * config.downsampling_factor]))
+        latents = _empty(1, config.latent_channels, side, side)
+        counted["encode"] = _count(lambda: autoencoder.encode(pictures))
+        counted["decode"] = _count(lambda: autoencoder.decode(latents))
+    return counted
+
+
+def _unet_inputs(config: UNetConfig, side: int, tokens: int) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"latents": _empty(1, config.in_channels, side, side), "t": _empty(1)}
+    if config.cross_attention_dim is not None:
+        inputs["context"] = _empty(1, tokens, config.cross_attention_dim)
+    if config.num_class_embeds is not None:
+        inputs["classes"] = torch.empty(1, dtype=torch.int64, device="meta")
+    elif config.class_embed_type == "timestep":
+        inputs["classes"] = _empty(1)
+    elif config.class_embed_type is not None:
+        width = config.projection_class_embeddings_input_dim or 4 * config.block_out_channels[0]
+        inputs["classes"] = _empty(1, width)
+    if config.addition_embed_type is not None:
+        sizes = 6 * (config.addition_time_embed_dim or 0)
+        inputs["added"] = Added(_empty(1, (config.projection_class_embeddings_input_dim or 0) - sizes), _empty(1, 6))
+    return inputs
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+@torch.no_grad()
+def _count(call: Callable[[], object]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, _ShapesAlone():
+        call()
+    return int(counter.get_total_flops())
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Leaves out what keeps a shape and is not counted, in which the meta device spends most of its time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.group_norm, F.layer_norm, F.silu, F.gelu):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def training_memory(description: Description, totals: dict[str, int]) -> dict[str, int]:
+    """Bytes of what is trained and what stands beside it, by stage; activations are not counted.
+
+    `totals` are the parameters of each section. A frozen text encoder, and the autoencoder below a U-Net, are weights
+    alone.
+    """
+    stages = {}
+    if "autoencoder" in totals:
+        stages["autoencoder"] = TRAINED * (totals["autoencoder"] + _opponent(description.config))
+    if "unet" in totals:
+        texts = {"text": description.contents.text, "text_2": description.contents.text_2}
+        frozen = {"autoencoder", *(name for name, text in texts.items() if text is not None and text.frozen)}
+        stages["unet"] = sum((FROZEN if name in frozen else TRAINED) * count for name, count in totals.items())
+    return stages
+
+
+def _opponent(config: Config | None) -> int:
+    """Parameters of the discriminator that an autoencoder is trained against."""
+    if config is None or not config.loss.adversarial.weight:
+        return 0
+    with torch.device("meta"), WithoutNormals():
+        return sum(of_network(PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels)).values())

@@ -1,0 +1,187 @@
+"""What a target is: the sections of its networks, the parameters its files hold, what it was trained with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldm import config as configuration
+from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields
+from ldm.checkpoint.class_tables import classes_from_fields
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.matching import recognise
+from ldm.checkpoint.compvis.modelspec import contents_from_metadata
+from ldm.checkpoint.diffusers import load_scheduler
+from ldm.checkpoint.fields import Fields, load_fields
+from ldm.checkpoint.find import built_in, step_folders
+from ldm.checkpoint.text_fields import text_from_fields
+from ldm.checkpoint.texts import network_tensors
+from ldm.checkpoint.unet_fields import unet_from_fields
+from ldm.config import Config, Section, TextSection
+from ldm.errors import UserError
+from ldm.info.headers import Header, read_folder, read_headers
+from ldm.info.parameters import Counts, by_part
+
+# The sections of a pipeline's folders; what else has weights, such as a safety checker, goes by its folder's name.
+SECTIONS = {
+    "vae": "autoencoder",
+    "vqvae": "autoencoder",
+    "unet": "unet",
+    "text_encoder": "text",
+    "bert": "text",
+    "text_encoder_2": "text_2",
+    "class_embedder": "classes",
+}
+READERS: dict[str, Callable[[Fields, Path], Any]] = {
+    "autoencoder": autoencoder_from_fields,
+    "unet": unet_from_fields,
+    "text": text_from_fields,
+    "text_2": text_from_fields,
+    "classes": classes_from_fields,
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that is known of a target before anything is counted."""
+
+    target: str
+    kind: str
+    contents: Contents
+    stored: dict[str, Counts] | None = None  # parameters that files hold, by section and name; None: there are no files
+    config: Config | None = None  # what it was or is to be trained with
+    step: int | None = None  # at which it was saved
+    notes: list[str] = field(default_factory=list)  # what could not be followed
+
+    @property
+    def stage(self) -> str | None:
+        """Which of the configuration's two trainings it is of; None without a configuration."""
+        if self.config is None:
+            return None
+        return "autoencoder" if self.contents.unet is None else "unet"
+
+    @property
+    def tokens(self) -> int:
+        """Of the context: of the text, one of a class, CLIP's 77 where there is a U-Net alone."""
+        if self.contents.classes is not None:
+            return 1
+        return 77 if self.contents.text is None else self.contents.text.max_length
+
+    @property
+    def latent_side(self) -> int | None:
+        """Of the latents it was or is to be trained on; None where nothing says it."""
+        autoencoder, unet = self.contents.autoencoder, self.contents.unet
+        if self.stored is None and self.config is not None and autoencoder is not None:
+            return self.config.data.size // autoencoder.downsampling_factor
+        if unet is not None:
+            return unet.sample_size
+        return None if autoencoder is None else autoencoder.sample_size // autoencoder.downsampling_factor
+
+
+def describe(target: str) -> Description:
+    """A configuration (name or path), a run, a directory in diffusers layout, a built-in model or a single file.
+
+    A name of both a built-in model and a configuration means the model. UserError when it is none of them, or damaged.
+    """
+    path = Path(target).expanduser()
+    if path.is_file():
+        return _file(target, path)
+    if path.is_dir():
+        return _folder(target, path)
+    if (found := built_in(target)) is not None:
+        return _folder(target, found)
+    if target in configuration.names():
+        return of_config(target, configuration.load(target))
+    raise UserError(
+        f"nothing to tell of {target!r}: neither a file, a run, a diffusers directory nor a built-in model, "
+        f"nor one of the configurations {', '.join(configuration.names())}"
+    )
+
+
+def of_config(target: str, config: Config) -> Description:
+    """A configuration, of which nothing is on the disk."""
+    return Description(target, "configuration", Contents.of_config(config), config=config)
+
+
+def _file(target: str, path: Path) -> Description:
+    if path.suffix in (".yaml", ".yml"):
+        return of_config(target, configuration.load(path))
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise UserError(f"{path} is a pickle: make it a safetensors file with `ldm convert`, then ask again")
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is neither a configuration (.yaml) nor a file of weights (.safetensors)")
+    headers, metadata = read_headers(path)
+    shapes = {name: header.shape for name, header in headers.items()}
+    notes = []
+    try:
+        contents = contents_from_metadata(metadata, str(path)) or recognise(shapes, str(path))
+        contents = contents.within(shapes)
+    except UserError:
+        contents = Contents()
+        notes = ["it is of no published configuration, or of several: its parameters alone are known"]
+    stored = by_part({name: header.parameters for name, header in headers.items()})
+    return Description(target, "single file", contents, stored, notes=notes)
+
+
+def _folder(target: str, folder: Path) -> Description:
+    config = configuration.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
+    steps = step_folders(folder)
+    if steps and not (folder / "model_index.json").is_file() and not _networks(folder):
+        folder = steps[-1]
+        config = configuration.load(folder / "config.yaml")
+    networks = _networks(folder)
+    if not networks:
+        raise UserError(f"{folder} holds no model: neither config.json, model_index.json nor a finished step")
+    sections, notes = _sections(networks, folder)
+    stored = {name: _counts(read_folder(path), sections.get(name)) for name, path in networks.items()}
+    step = int(steps[-1].name.removeprefix("step-")) if steps else _step_of(folder)
+    kind = "run" if config is not None else "pipeline" if (folder / "model_index.json").is_file() else "network"
+    return Description(target, kind, Contents(**sections), stored, config, step, notes)
+
+
+def _networks(folder: Path) -> dict[str, Path]:
+    """The folders of networks, by section."""
+    if (folder / "config.json").is_file():
+        return {_section_of(load_fields(folder / "config.json")): folder}
+    found = sorted(path.parent for path in folder.glob("*/config.json"))
+    return {SECTIONS.get(path.name, path.name): path for path in found if not path.name.startswith((".", "step-"))}
+
+
+def _section_of(fields: Fields) -> str:
+    name = str(fields.get("_class_name"))  # transformers' files have none
+    starts = {"UNet": "unet", "Autoencoder": "autoencoder", "VQ": "autoencoder", "ClassEmbedder": "classes"}
+    return next((section for start, section in starts.items() if name.startswith(start)), "text")
+
+
+def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The sections of networks that we have, and why we do not have the others."""
+    sections: dict[str, Any] = {}
+    notes = []
+    readers: dict[str, Callable[[], Any]] = {
+        name: lambda name=name, path=path / "config.json": READERS[name](load_fields(path), path)  # type: ignore[misc]
+        for name, path in networks.items()
+        if name in READERS
+    }
+    if (folder / "scheduler").is_dir():
+        readers["diffusion"] = lambda: load_scheduler(folder / "scheduler")
+    for name, read in readers.items():
+        try:
+            sections[name] = read()
+        except UserError as error:
+            notes.append(str(error))
+    return sections, notes
+
+
+def _counts(headers: dict[str, Header], section: Section | None) -> Counts:
+    """Parameters by name, without what files of text encoders hold besides and nobody uses."""
+    if isinstance(section, TextSection):
+        headers = network_tensors(headers, section.kind)
+    return {name: header.parameters for name, header in headers.items()}
+
+
+def _step_of(folder: Path) -> int | None:
+    found = re.fullmatch(r"step-(\d+)", folder.resolve().name)
+    return int(found[1]) if found else None

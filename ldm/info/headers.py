@@ -1,0 +1,75 @@
+"""What lies in files of weights, from their headers alone: no tensor is read, and none is mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldm.checkpoint.fields import load_fields
+from ldm.errors import UserError
+
+LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
+# Positions and counters, which nobody trained.
+INTEGERS = frozenset(("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
+
+
+class Header(NamedTuple):
+    """What a file's header says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str  # in safetensors' words: F32, BF16, ...
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were trained: none in a tensor of integers."""
+        return 0 if self.dtype in INTEGERS else math.prod(self.shape)
+
+
+def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
+    """Tensors by name and the metadata of a safetensors file; UserError when it is none, cut off or damaged."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            room = path.stat().st_size - 8 - length
+            if not 0 < length <= LONGEST or room < 0:
+                raise ValueError(f"its header would have {length} bytes")
+            tree = json.loads(file.read(length))
+        metadata = tree.pop("__metadata__", {})
+        headers = {name: Header(tuple(found["shape"]), found["dtype"]) for name, found in tree.items()}
+        if (end := _end(tree)) != room:
+            raise ValueError(f"its tensors would have {end} bytes, it holds {room}")
+        return headers, metadata
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is no whole safetensors file ({reason}): it is cut off or damaged, get it anew"
+        ) from None
+
+
+def _end(tree: dict[str, Any]) -> int:
+    return max((found["data_offsets"][1] for found in tree.values()), default=0)
+
+
+def read_folder(folder: Path) -> dict[str, Header]:
+    """Tensors of a network's folder, whole or in shards; of one precision, where there are several; {}: no weights."""
+    for variant in ("", ".fp16", ".bf16"):
+        for stem in ("diffusion_pytorch_model", "model"):
+            whole = folder / f"{stem}{variant}.safetensors"
+            if whole.is_file():
+                return read_headers(whole)[0]
+            for index in (f"{stem}{variant}.safetensors.index.json", f"{stem}.safetensors.index{variant}.json"):
+                if (folder / index).is_file():
+                    return _read_shards(folder / index)
+    return {}
+
+
+def _read_shards(index: Path) -> dict[str, Header]:
+    places = load_fields(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise UserError(f"{index} has no weight_map: it is damaged, get it anew")
+    headers: dict[str, Header] = {}
+    for name in sorted(set(places.values())):
+        headers |= read_headers(index.parent / name)[0]
+    return headers

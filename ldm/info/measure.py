@@ -1,0 +1,62 @@
+"""Latent statistics of an autoencoder on other data than its own (Rombach et al. 2022, appendix G)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, save_autoencoder
+from ldm.config import DataConfig, ScenesConfig
+from ldm.data.sources import open_source
+from ldm.errors import UserError
+from ldm.info.describe import Description
+from ldm.info.headers import read_folder
+from ldm.info.report import statistics
+from ldm.training.latents import channel_statistics
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def measure(description: Description, data: str, pictures: int, write: bool) -> dict[str, Any]:
+    """Measure over so many pictures of `data`; the statistics before and after, and what they follow from.
+
+    With `write` the autoencoder's folder gets them. UserError where there are no weights in a folder, and where a
+    U-Net stands beside it, which was trained on latents of the old statistics.
+    """
+    from accelerate import Accelerator
+
+    if description.kind in ("configuration", "single file") or "autoencoder" not in (description.stored or {}):
+        raise UserError(
+            f"--measure needs the folder of an autoencoder, not the {description.kind} {description.target}"
+        )
+    folder = find_autoencoder(description.target)
+    if write:
+        _check_alone(folder)
+    autoencoder = load_autoencoder(folder).eval()
+    before, size = statistics(autoencoder.config), autoencoder.config.sample_size
+    source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=pictures)))
+    accelerator = Accelerator()
+    means, deviations = channel_statistics(autoencoder.to(accelerator.device), source, size, pictures, accelerator)
+    autoencoder.set_statistics(means, deviations)
+    if write:
+        stored = {header.dtype for header in read_folder(folder).values()}
+        save_autoencoder(autoencoder.cpu(), folder, DTYPES.get(stored.pop()) if len(stored) == 1 else None)
+    return {
+        "data": data,
+        "pictures": min(pictures, len(source)),
+        "mean": means.tolist(),
+        "std": deviations.tolist(),
+        "before": before,
+        "after": statistics(autoencoder.config),
+        "written": write,
+    }
+
+
+def _check_alone(folder: Path) -> None:
+    if (folder.parent / "unet").is_dir():
+        raise UserError(
+            f"the U-Net in {folder.parent / 'unet'} was trained on latents of the old statistics: copy {folder} to a "
+            "folder of its own before --write"
+        )

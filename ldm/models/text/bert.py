@@ -1,0 +1,84 @@
+"""A BERT (Devlin et al. 2019) as text encoder.
+
+Parameters are named as in transformers' `BertModel`, and the numbers are the same; written here because importing that
+one takes longer than drawing a picture.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.config import BertConfig
+from ldm.models.attention import attend
+from ldm.models.text.encoder import Encoded, TextEncoder, initialise
+
+
+class BertEmbeddings(nn.Module):
+    """The sum of what a token is and where it stands, normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_length, width)
+        self.token_type_embeddings = nn.Embedding(2, width)  # first or second sentence; captions are always first
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) to (B, L, D)."""
+        places = self.position_embeddings.weight[: ids.shape[1]]
+        return self.LayerNorm(self.word_embeddings(ids) + places + self.token_type_embeddings.weight[0])
+
+
+class BertLayer(nn.Module):
+    """Self-attention and a feed-forward layer, each added to its input and then normalised."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        projections = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
+        self.attention = nn.ModuleDict({"self": projections, "output": _added(width, width)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, 4 * width)})
+        self.output = _added(4 * width, width)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens (B, L, D) to the same shape; a mask (B, 1, 1, L) is true at tokens to attend to."""
+        projected = [layer(tokens) for layer in self.attention["self"].values()]
+        queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
+        h = attend(queries, keys, values, mask)  # (B, heads, L, D / heads)
+        h = h.transpose(1, 2).flatten(2)  # (B, L, D)
+        tokens = _add(self.attention["output"], h, tokens)
+        return _add(self.output, F.gelu(self.intermediate["dense"](tokens)), tokens)
+
+
+def _added(in_width: int, width: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"dense": nn.Linear(in_width, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)})
+
+
+def _add(layers: nn.ModuleDict, h: Tensor, tokens: Tensor) -> Tensor:
+    return layers["LayerNorm"](layers["dense"](h) + tokens)
+
+
+class BertTextEncoder(TextEncoder):
+    """A BERT without a pooler and without dropout, small enough to be trained together with the U-Net.
+
+    `vocab_size` takes the place of that of the configuration, which is the bound given to a tokenizer in training.
+    """
+
+    config: BertConfig
+
+    def __init__(self, config: BertConfig, vocab_size: int | None = None) -> None:
+        super().__init__(config if vocab_size is None else config.model_copy(update={"vocab_size": vocab_size}))
+        self.embeddings = BertEmbeddings(self.config)
+        layers = [BertLayer(config.hidden_size, config.num_attention_heads) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
+        """The context (B, L, D) of token ids (B, L); with `use_attention_mask` no token looks at padding."""
+        visible = mask.bool()[:, None, None, :] if self.config.use_attention_mask else None  # (B, 1, 1, L)
+        tokens = self.embeddings(ids)
+        for layer in self.encoder["layer"]:
+            tokens = layer(tokens, visible)
+        return Encoded(tokens)

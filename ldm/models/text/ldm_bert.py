@@ -1,0 +1,86 @@
+"""The transformer over BERT's tokens of the 1.45-billion-parameter model (Rombach et al. 2022, appendix E.2.1).
+
+Parameters are named as in diffusers' `LDMBertModel`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.config import LDMBertConfig
+from ldm.models.attention import attend
+from ldm.models.text.encoder import Encoded, TextEncoder, initialise
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose heads together may be narrower than the tokens; no bias but in the last layer."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, heads * head_width, bias=False) for _ in range(3))
+        self.out_proj = nn.Linear(heads * head_width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, D) to the same shape."""
+        projected = (layer(tokens) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
+        h = attend(queries, keys, values)  # (B, heads, L, width of a head)
+        return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+class Layer(nn.Module):
+    """Self-attention and a feed-forward layer, each on normalised tokens and added to them."""
+
+    def __init__(self, config: LDMBertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = SelfAttention(width, config.num_attention_heads, config.head_width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, D) to the same shape."""
+        tokens = tokens + self.self_attn(self.self_attn_layer_norm(tokens))
+        return tokens + self.fc2(F.gelu(self.fc1(self.final_layer_norm(tokens))))
+
+
+class Transformer(nn.Module):
+    """Embedded tokens and positions through all layers, normalised at the end."""
+
+    def __init__(self, config: LDMBertConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Embedding(config.max_length, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) to (B, L, D)."""
+        tokens = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.layer_norm(tokens)
+
+
+class LDMBertTextEncoder(TextEncoder):
+    """Trained from nothing together with its U-Net; its tokens look at padding as well, as the published one's do.
+
+    `to_logits` is in every published file and count, and nothing ever passes through it.
+    """
+
+    config: LDMBertConfig
+
+    def __init__(self, config: LDMBertConfig) -> None:
+        super().__init__(config)
+        self.model = Transformer(config)
+        self.to_logits = nn.Linear(config.hidden_size, config.vocab_size)
+        self.apply(initialise)
+        self.to_logits.requires_grad_(False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
+        """The context (B, L, D) of token ids (B, L), whatever the mask."""
+        return Encoded(self.model(ids))

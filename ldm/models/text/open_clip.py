@@ -1,0 +1,107 @@
+"""Text transformers of open_clip_torch (Cherti et al. 2023), by the name of their architecture.
+
+Parameters are named as in open_clip's text tower.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config import OpenCLIPConfig
+from ldm.errors import UserError
+from ldm.models.text.encoder import Encoded, TextEncoder
+
+SIZES = {  # ours -> theirs
+    "vocab_size": "vocab_size",
+    "max_length": "context_length",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+}
+
+
+class OpenCLIPTextEncoder(TextEncoder):
+    """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
+
+    config: OpenCLIPConfig
+
+    def __init__(self, config: OpenCLIPConfig) -> None:
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        super().__init__(config)
+        _check_sizes(config)
+        architecture = text_architecture(config.model)
+        tower = TextTransformer(
+            **{theirs: architecture[theirs] for theirs in SIZES.values()},
+            output_dim=architecture["embed_dim"],
+            act_layer=QuickGELU if architecture["quick_gelu"] else nn.GELU,
+        )
+        self.token_embedding, self.positional_embedding = tower.token_embedding, tower.positional_embedding
+        self.transformer, self.ln_final = tower.transformer, tower.ln_final
+        if config.projection_dim is not None:
+            self.text_projection = tower.text_projection  # (D, P)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
+        """The context (B, L, D) of token ids (B, L) and, with `projection_dim`, the pooled text (B, P)."""
+        config, length = self.config, ids.shape[1]
+        h = self.token_embedding(ids) + self.positional_embedding[:length]
+        causal = torch.full((length, length), float("-inf"), device=h.device, dtype=h.dtype).triu(1)
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            h = block(h, attn_mask=causal)
+        context = h
+        if config.layer == "last" or config.projection_dim is not None:
+            h = last(h, attn_mask=causal)
+        if config.layer == "last":
+            context = h
+        pooled = None
+        if config.projection_dim is not None:
+            ends = h[torch.arange(len(h), device=h.device), ids.argmax(-1)]  # the end of the text is the largest id
+            pooled = self.ln_final(ends) @ self.text_projection
+        return Encoded(self.ln_final(context) if config.final_norm else context, pooled)
+
+
+def text_architecture(model: str) -> dict[str, Any]:
+    """The text tower of an architecture of open_clip, and its `embed_dim` and `quick_gelu`.
+
+    Raises UserError for a name that open_clip does not know and for a tower of another kind than CLIP's.
+    """
+    import open_clip
+
+    if model not in open_clip.list_models():
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models()"
+        raise UserError(f"text.model {model!r}: open_clip has no such architecture; {hint}")
+    found = open_clip.get_model_config(model)
+    defaults = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+    plain = {**defaults, "mlp_ratio": 4.0, "pool_type": "argmax", "proj_type": "linear"}
+    text = found["text_cfg"]
+    strange = [name for name, value in text.items() if name not in defaults and value != plain.get(name)]
+    if strange or found.get("custom_text"):
+        raise UserError(
+            f"text.model {model!r}: its text tower is not CLIP's own ({', '.join(strange) or 'custom_text'}), "
+            "which ldm does not have"
+        )
+    rest = {"embed_dim": found["embed_dim"], "quick_gelu": bool(found.get("quick_gelu"))}
+    return {**defaults, **{name: text[name] for name in defaults.keys() & text.keys()}, **rest}
+
+
+def architecture_sizes(config: OpenCLIPConfig) -> dict[str, int]:
+    """The sizes that a section must have, since they are those of its architecture."""
+    architecture = text_architecture(config.model)
+    sizes = {ours: architecture[theirs] for ours, theirs in SIZES.items()}
+    return sizes if config.projection_dim is None else sizes | {"projection_dim": architecture["embed_dim"]}
+
+
+def _check_sizes(config: OpenCLIPConfig) -> None:
+    wrong = [
+        f"{name} is {getattr(config, name)}, not {size}"
+        for name, size in architecture_sizes(config).items()
+        if getattr(config, name) != size
+    ]
+    if wrong:
+        raise UserError(f"the text encoder is not open_clip's {config.model}: {'; '.join(wrong)}")

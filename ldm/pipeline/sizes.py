@@ -1,0 +1,46 @@
+"""How large pictures and their latents are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldm.checkpoint.parts import Parts
+from ldm.errors import UserError
+from ldm.pipeline.request import Request
+
+
+def picture_size(parts: Parts, request: Request) -> tuple[int, int]:
+    """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
+    if request.size is not None:
+        return request.size
+    factor = parts.autoencoder.config.downsampling_factor
+    if request.image is None:
+        side = parts.unet.config.sample_size * factor
+        return side, side
+    multiple = factor * _halvings(parts)
+    width, height = (side // multiple * multiple for side in request.image.size)
+    if not width or not height:
+        raise UserError(f"the image is smaller than {multiple} pixels, the least that this model draws")
+    return width, height
+
+
+def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
+    """(C, h, w) of one picture's latents; UserError for a size that the networks cannot halve as they do."""
+    channels, factor = parts.unet.config.in_channels, parts.autoencoder.config.downsampling_factor
+    width, height = picture_size(parts, request)
+    if latents is not None:
+        given = (latents.shape[-1] * factor, latents.shape[-2] * factor)
+        count = len(request.pictures)
+        if latents.shape[:-2] != (count, channels) or request.size not in (None, given):
+            needed = (count, channels, height // factor, width // factor)
+            raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} pictures need {needed}")
+        width, height = given
+    multiple = factor * _halvings(parts)
+    if min(width, height) < 1 or width % multiple or height % multiple:
+        raise UserError(f"size {width}x{height}: width and height must be multiples of {multiple} for this model")
+    return channels, height // factor, width // factor
+
+
+def _halvings(parts: Parts) -> int:
+    """What the sides of latents must be divisible by, for the U-Net to halve them as often as it does."""
+    return int(2 ** (len(parts.unet.config.block_out_channels) - 1))

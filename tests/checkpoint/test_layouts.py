@@ -1,0 +1,211 @@
+"""Which pipeline stands for which parts; what a `model_index.json` asks for and we have not is refused by its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_pipelines as tiny
+import torch
+from torch import nn
+
+from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, save_pipeline
+from ldm.checkpoint.layouts import LAYOUTS, pipeline_class
+from ldm.config import ClassesConfig, DiffusionConfig, ScheduleConfig
+from ldm.errors import UserError
+from ldm.models.conditions import ClassEmbedder
+
+KINDS: dict[str, Callable[[], Parts]] = {
+    "sd 1": tiny.sd_1,
+    "sdxl": tiny.sdxl,
+    "ldm": tiny.ldm_text,
+    "unconditional": tiny.unconditional,
+    "classes": tiny.of_classes,
+    "own classes": lambda: tiny.unconditional(num_class_embeds=5),
+    "bert vq": tiny.bert_vq,
+}
+EXPECTED = {
+    "sd 1": ("StableDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}),
+    "sdxl": (
+        "StableDiffusionXLPipeline",
+        {"vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"},
+    ),
+    "ldm": ("LDMTextToImagePipeline", {"vqvae", "bert", "tokenizer", "unet", "scheduler"}),
+    "unconditional": ("LDMPipeline", {"vqvae", "unet", "scheduler"}),
+    "classes": ("LatentDiffusionPipeline", {"vae", "class_embedder", "unet", "scheduler"}),
+    "own classes": ("LatentDiffusionPipeline", {"vae", "unet", "scheduler"}),
+    "bert vq": ("LatentDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("saved")
+            save_pipeline(KINDS[name](), made[name])
+        return made[name]
+
+    return folder
+
+
+def assert_same(network: nn.Module | None, other: nn.Module | None) -> None:
+    assert (network is None) == (other is None)
+    if network is not None and other is not None:
+        weights, others = network.state_dict(), other.state_dict()
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+        assert network.config == other.config
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_parts_comes_back_bit_by_bit(name: str, saved: Callable[[str], Path]) -> None:
+    parts, loaded = KINDS[name](), load_pipeline(saved(name))
+    for part in ("autoencoder", "unet", "text_encoder", "text_encoder_2", "classes"):
+        assert_same(getattr(loaded, part), getattr(parts, part))
+    assert loaded.diffusion == parts.diffusion
+    assert loaded.zeros_for_empty_prompt == parts.zeros_for_empty_prompt
+    for (_, tokenizer), (_, other) in zip(loaded.texts, parts.texts, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(tokenizer(tiny.CAPTIONS), other(tiny.CAPTIONS), strict=True))
+    assert not any(network.training for network in loaded.networks)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_folders_and_index_are_those_of_the_class(name: str, saved: Callable[[str], Path]) -> None:
+    kind, folders = EXPECTED[name]
+    index = json.loads((saved(name) / "model_index.json").read_text())
+    assert index["_class_name"] == kind == pipeline_class(KINDS[name]())
+    assert {path.name for path in saved(name).iterdir()} == folders | {"model_index.json"}
+    assert {part for part, value in index.items() if isinstance(value, list) and value[0]} == folders
+    assert find_autoencoder(saved(name)).name in ("vae", "vqvae")
+
+
+def test_the_parts_of_our_own_pipeline_load_singly_in_diffusers(saved: Callable[[str], Path]) -> None:
+    from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
+
+    folder, parts = saved("classes"), tiny.of_classes()
+    unet, autoencoder = UNet2DConditionModel.from_pretrained(folder / "unet"), VQModel.from_pretrained(folder / "vae")
+    assert DDIMScheduler.from_pretrained(folder / "scheduler").config.prediction_type == "epsilon"
+    assert parts.classes is not None
+    latents, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 900]), parts.classes(torch.tensor([1, 4]))
+    with torch.no_grad():
+        output, expected = parts.unet(latents, t, context), unet(latents, t, context).sample
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        pictures = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
+        torch.testing.assert_close(parts.autoencoder.eval().decode(latents), pictures, rtol=1e-4, atol=1e-5)
+
+
+def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
+    folder = Path(shutil.copytree(saved, tmp_path / "pipeline"))
+    fields = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps({key: value for key, value in fields.items() if value != "absent"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("sd 1", {"controlnet": ["diffusers", "ControlNetModel"]}, "does not know the part controlnet"),
+        ("sd 1", {"force_zeros_for_empty_prompt": True}, "does not know the part force_zeros_for_empty_prompt"),
+        ("sd 1", {"requires_safety_checker": "maybe"}, "requires_safety_checker is 'maybe'"),
+        ("sd 1", {"vae": ["diffusers", "VQModel"]}, "the part vae is .*VQModel.*; ldm loads AutoencoderKL"),
+        ("sd 1", {"unet": "absent"}, "the part unet is None"),
+        ("sdxl", {"add_watermarker": True}, "add_watermarker is True"),
+        ("sdxl", {"force_zeros_for_empty_prompt": 3}, "force_zeros_for_empty_prompt is 3"),
+        ("sdxl", {"text_encoder": [None, None]}, r"the part text_encoder is \[None, None\]"),
+        ("sdxl", {"safety_checker": [None, None]}, "does not know the part safety_checker"),
+        ("ldm", {"vae": ["diffusers", "AutoencoderKL"]}, "does not know the part vae"),
+        ("ldm", {"vqvae": ["diffusers", "VQModel"]}, "the part vqvae is VQModel, its folder holds AutoencoderKL"),
+        ("ldm", {"bert": ["transformers", "BertModel"]}, "the part bert is BertModel, its folder holds LDMBertModel"),
+        ("unconditional", {"unet": ["diffusers", "UNet2DConditionModel"]}, "the part unet is .*loads UNet2DModel"),
+        ("classes", {"class_embedder": ["ldm", "Table"]}, "the part class_embedder is .*; ldm loads ClassEmbedder"),
+        ("classes", {"class_embedder": "absent"}, "do not fit: the U-Net's cross_attention_dim: 32, .*: None"),
+        ("classes", {"spatial": ["ldm", "SpatialRescaler"]}, "does not know the part spatial"),
+        ("classes", {"_class_name": ["LDMPipeline"]}, "is of a .*ldm loads StableDiffusionPipeline, "),
+    ],
+)
+def test_what_an_index_asks_for_and_we_have_not_is_refused_by_name(
+    name: str, changes: dict[str, Any], message: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = edited(saved(name), tmp_path, "model_index.json", **changes)
+    with pytest.raises(UserError, match=message) as raised:
+        load_pipeline(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_an_index_may_leave_out_has_the_defaults_of_its_class(
+    saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    index = {"force_zeros_for_empty_prompt": "absent", "add_watermarker": "absent", "image_encoder": "absent"}
+    assert load_pipeline(edited(saved("sdxl"), tmp_path, "model_index.json", **index)).zeros_for_empty_prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "message"),
+    [
+        ("sdxl", "tokenizer_2/tokenizer_config.json", {"model_max_length": 9}, "the tokenizer's length: 9"),
+        (
+            "sd 1",
+            "scheduler/scheduler_config.json",
+            {"_class_name": "DDPMScheduler", "variance_type": "learned_range"},
+            "output channels: 4, latent channels and as many learned variances: 8",
+        ),
+        ("classes", "class_embedder/config.json", {"num_classes": 6}, r"embedding.weight .* has shape \(5, 32\)"),
+        ("classes", "class_embedder/config.json", {"rows": 6}, "does not know the field rows of ClassEmbedder"),
+        ("classes", "class_embedder/config.json", {"hidden_size": "absent"}, "hidden_size"),
+        ("classes", "class_embedder/config.json", {"_class_name": "Table"}, "is of a Table; ldm loads ClassEmbedder"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    name: str, file: str, changes: dict[str, Any], message: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_pipeline(edited(saved(name), tmp_path, file, **changes))
+
+
+def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> None:
+    for parts, message in (
+        (tiny.unconditional(class_embed_type="timestep"), "class_embed_type: timestep"),
+        (tiny.unconditional(in_channels=7), "the U-Net's input channels: 7, latent channels: 4"),
+        (
+            replace(tiny.of_classes(), classes=ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=31))),
+            "classes: 31",
+        ),
+    ):
+        save_pipeline(parts, tmp_path)
+        with pytest.raises(UserError, match=message):
+            load_pipeline(tmp_path)
+
+
+def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
+    karras = DiffusionConfig(schedule=ScheduleConfig(spacing="karras", set_alpha_to_one=True))
+    ours = "LatentDiffusionPipeline"
+    for parts, expected in (
+        (replace(tiny.sd_1(), zeros_for_empty_prompt=True), ours),
+        (replace(tiny.sd_1(), autoencoder=tiny.vq()), ours),
+        (replace(tiny.ldm_text(), diffusion=karras), ours),
+        (replace(tiny.unconditional(), diffusion=karras), "LDMPipeline"),
+        (replace(tiny.ldm_words_vq(), autoencoder=tiny.vq()), ours),
+        (tiny.ldm_words_vq(), "LDMTextToImagePipeline"),
+        (tiny.sd_2(), "StableDiffusionPipeline"),
+        (tiny.t5(), "StableDiffusionPipeline"),
+    ):
+        assert pipeline_class(parts) == expected
+    assert list(LAYOUTS)[-1] == ours
+
+
+def test_nothing_is_written_of_what_cannot_be_expressed(tmp_path: Path) -> None:
+    parts = tiny.unconditional(num_attention_heads=2)
+    with pytest.raises(UserError, match=r"unet.num_attention_heads is 2, but diffusers' UNet2DModel"):
+        save_pipeline(parts, tmp_path / "new")
+    flow = DiffusionConfig(schedule=ScheduleConfig(kind="flow"), prediction="v")
+    with pytest.raises(UserError, match=r"diffusion\.prediction is v"):
+        save_pipeline(replace(tiny.sd_1(), diffusion=flow), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,180 @@
+"""What a target is: files are told by their headers, runs by their configuration, all else is refused in one line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import random_parts
+
+from ldm import config
+from ldm.checkpoint.diffusers import load_autoencoder, save_autoencoder, save_pipeline
+from ldm.checkpoint.store import save_tensors
+from ldm.errors import UserError
+from ldm.info.describe import describe
+from ldm.info.headers import read_folder
+from ldm.info.report import as_text, report
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    save_pipeline(random_parts(), folder)
+    return folder
+
+
+def count(network: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def test_a_pipeline_has_the_parameters_of_its_networks(pipeline: Path) -> None:
+    parts, facts = random_parts(), report(describe(str(pipeline)))
+    autoencoder = parts.autoencoder
+    assert facts["kind"] == "pipeline"
+    assert facts["parameters"] == {
+        "autoencoder": {
+            "encoder": count(autoencoder.encoder) + count(autoencoder.quant_conv),
+            "decoder": count(autoencoder.decoder) + count(autoencoder.post_quant_conv),
+            "total": count(autoencoder),
+        },
+        "unet": {"total": count(parts.unet)},
+        "text": {"total": count(parts.text_encoder)},
+        "total": count(autoencoder) + count(parts.unet) + count(parts.text_encoder),
+    }
+    assert facts["picture"] == [3, 16, 16]
+    assert facts["latents"] == [4, 8, 8]
+    assert facts["context"] == [8, 16]
+    assert facts["latent_statistics"] == {"scaling_factor": 0.8, "shift_factor": None}
+    assert facts["diffusion"]["prediction"] == "v"
+    assert facts["memory"]["float32"] == 4 * facts["parameters"]["total"] == 2 * facts["memory"]["bfloat16"]
+
+
+def test_one_network_of_a_pipeline_is_described_alone(pipeline: Path) -> None:
+    facts = report(describe(str(pipeline / "unet")))
+    assert facts["kind"] == "network"
+    assert facts["parameters"].keys() == {"unet", "total"}
+    assert facts["flops"].keys() == {"unet"}
+    assert facts["context"] == [77, 16]  # CLIP's length, where no text encoder tells another
+
+
+def test_a_run_tells_its_step_and_what_it_was_trained_with(tmp_path: Path) -> None:
+    step = tmp_path / "run" / "step-000400"
+    save_pipeline(random_parts(), step)
+    (step / "config.yaml").write_text(config.dump(config.load("tiny")))
+    (tmp_path / "run" / "step-000200").mkdir()
+    for target in (step, tmp_path / "run"):
+        facts = report(describe(str(target)))
+        assert facts["kind"] == "run"
+        assert facts["training"]["step"] == 400
+        assert facts["training"]["max_steps"] == 400
+        assert facts["training"]["learning_rate"] == 1e-3
+    assert "U-Net, step 400 of 400 steps of 32 pictures of 32x32, learning rate 0.001" in as_text(facts)
+
+
+def test_a_name_of_a_model_and_of_a_configuration_means_the_model() -> None:
+    assert describe("emoji").kind == "pipeline"
+    assert describe("configs/emoji.yaml").kind == "configuration"
+
+
+def sparse(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file whose numbers take no room on the disk."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * int(torch.tensor(shape).prod())
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+
+
+def test_parameters_of_a_file_are_counted_from_its_header_alone(tmp_path: Path) -> None:
+    """Its tensors, 40 GB of them, are not there to be read."""
+    path = tmp_path / "model.safetensors"
+    sparse(
+        path,
+        {
+            "model.diffusion_model.input_blocks.0.0.weight": [100_000, 90_000],
+            "first_stage_model.encoder.conv_in.weight": [1000, 1000],
+            "first_stage_model.decoder.conv_in.weight": [10, 1000],
+            "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": [1000, 1000, 1000],
+            "betas": [1000],
+        },
+    )
+    assert report(describe(str(path)))["parameters"] == {
+        "autoencoder": {"encoder": 1_000_000, "decoder": 10_000, "total": 1_010_000},
+        "unet": {"total": 9_000_000_000},
+        "text": {"total": 1_000_000_000},
+        "other": {"total": 1000},
+        "total": 10_001_011_000,
+    }
+
+
+def test_positions_and_counters_are_no_parameters(tmp_path: Path) -> None:
+    weights = {"text_model.embeddings.position_ids": torch.arange(7), "text_model.weight": torch.zeros(3).bfloat16()}
+    save_tensors(tmp_path / "model.safetensors", weights)
+    assert report(describe(str(tmp_path / "model.safetensors")))["parameters"]["total"] == 3
+
+
+def test_shards_and_half_precision_variants_are_counted_once(pipeline: Path, tmp_path: Path) -> None:
+    save_pipeline(random_parts(), tmp_path / "sharded", dtype=torch.float16, shard_size=20_000)
+    whole, sharded = (report(describe(str(folder))) for folder in (pipeline, tmp_path / "sharded"))
+    assert len(list((tmp_path / "sharded" / "unet").glob("*.safetensors"))) > 1
+    assert sharded["parameters"] == whole["parameters"]
+
+
+def test_a_field_that_we_do_not_have_is_a_note_and_the_parameters_are_counted_all_the_same(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    save_pipeline(random_parts(), tmp_path / "other")
+    path = tmp_path / "other" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
+    facts = report(describe(str(tmp_path / "other")))
+    assert facts["parameters"] == report(describe(str(pipeline)))["parameters"]
+    assert "dual_cross_attention is True, which ldm cannot do" in facts["notes"][0]
+    assert "unet" not in facts["flops"]
+
+
+def test_what_is_nothing_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
+    (tmp_path / "cut.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{")
+    (tmp_path / "empty").mkdir()
+    for target, words in (
+        (tmp_path / "model.ckpt", "is a pickle: make it a safetensors file with `ldm convert`"),
+        (tmp_path / "cut.safetensors", "is no whole safetensors file"),
+        (tmp_path / "empty", "holds no model: neither config.json, model_index.json nor a finished step"),
+        ("nobody/nothing", "nothing to tell of 'nobody/nothing': neither a file, a run, a diffusers directory"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)) as refused:
+            describe(str(target))
+        assert "\n" not in str(refused.value)
+
+
+def test_measured_statistics_are_written_on_request_alone_and_give_unit_variance(tmp_path: Path) -> None:
+    from ldm.info.measure import measure
+
+    folder = tmp_path / "vae"
+    save_autoencoder(random_parts().autoencoder, folder)
+    before = load_autoencoder(folder).config
+    first = measure(describe(str(folder)), "scenes", 16, write=False)
+    assert load_autoencoder(folder).config == before
+    assert first["before"]["scaling_factor"] == 0.8 != first["after"]["scaling_factor"]
+    measure(describe(str(folder)), "scenes", 16, write=True)
+    again = measure(describe(str(folder)), "scenes", 16, write=False)
+    scale = again["before"]["scaling_factor"]
+    variances = [
+        (std * scale) ** 2 + (mean * scale) ** 2 for mean, std in zip(again["mean"], again["std"], strict=True)
+    ]
+    assert sum(variances) / len(variances) == pytest.approx(1.0, abs=1e-4)
+    assert {header.dtype for header in read_folder(folder).values()} == {"F32"}
+
+
+def test_statistics_are_not_written_beneath_a_u_net_that_was_trained_on_the_old_ones(pipeline: Path) -> None:
+    from ldm.info.measure import measure
+
+    with pytest.raises(UserError, match="was trained on latents of the old statistics"):
+        measure(describe(str(pipeline)), "scenes", 16, write=True)
+    with pytest.raises(UserError, match="--measure needs the folder of an autoencoder, not the configuration tiny"):
+        measure(describe("tiny"), "scenes", 16, write=False)

@@ -1,0 +1,23 @@
+"""Classes become tokens, and maps become as small as latents."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ldm.config import ClassesConfig, SpatialConfig
+from ldm.models.conditions import ClassEmbedder, SpatialRescaler
+
+
+def test_a_class_is_one_token_of_the_table() -> None:
+    embedder = ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=6))
+    context = embedder(torch.tensor([4, 0]))
+    assert context.shape == (2, 1, 6)
+    assert torch.equal(context[:, 0], embedder.state_dict()["embedding.weight"][[4, 0]])
+
+
+def test_a_map_is_averaged_over_squares_and_mixed_to_few_channels() -> None:
+    rescaler = SpatialRescaler(SpatialConfig(kind="rescaler", in_channels=7, channels=3, stages=2))
+    picture = torch.randn(2, 7, 16, 24)
+    expected = F.conv2d(F.avg_pool2d(picture, 4), rescaler.state_dict()["channel_mapper.weight"])
+    torch.testing.assert_close(rescaler(picture), expected)

@@ -1,0 +1,215 @@
+"""Models of classes, of nothing, and of two texts with sizes: what they draw, what it costs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines as tiny
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.checkpoint.diffusers import Parts
+from ldm.cli.generate import generate
+from ldm.errors import UserError
+from ldm.pipeline import Framing, Request, TextToImage
+
+KINDS: dict[str, Callable[[], Parts]] = {
+    "classes": tiny.of_classes,
+    "own classes": lambda: tiny.unconditional(num_class_embeds=5),
+    "unconditional": tiny.unconditional,
+    "sdxl": tiny.sdxl,
+    "sd 1": tiny.sd_1,
+}
+
+
+@pytest.fixture(scope="module")
+def pipes() -> Callable[[str], TextToImage]:
+    made: dict[str, TextToImage] = {}
+
+    def pipe(name: str) -> TextToImage:
+        return made.setdefault(name, made.get(name) or TextToImage(KINDS[name]()))
+
+    return pipe
+
+
+def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
+    return [np.asarray(image).astype(int) for image in pipe(**{"num_inference_steps": 3} | options)]
+
+
+def differ(image: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(image - other).max() > 8)
+
+
+@pytest.mark.parametrize("name", ["classes", "own classes"])
+def test_a_picture_depends_on_its_class_and_seed_not_on_its_batch(
+    name: str, pipes: Callable[[str], TextToImage]
+) -> None:
+    pipe = pipes(name)
+    together = draw(pipe, classes=[3, 0, 3], num_images=2, seed=4, batch_size=4)
+    alone = [draw(pipe, classes=number, seed=4 + i)[0] for i, number in enumerate([3, 3, 0, 0, 3, 3])]
+    assert all(np.abs(image - other).max() <= 1 for image, other in zip(together, alone, strict=True))
+    assert differ(together[0], draw(pipe, classes=1, seed=4)[0])
+
+
+@pytest.mark.parametrize("name", ["classes", "own classes"])
+def test_guidance_is_away_from_the_negative_class(name: str, pipes: Callable[[str], TextToImage]) -> None:
+    pipe = pipes(name)
+    guided = draw(pipe, classes=2, negative_class=4)[0]
+    assert differ(guided, draw(pipe, classes=2)[0])
+    assert not differ(guided, draw(pipe, classes=2, negative_class=4, guidance_scale=3.0)[0])  # the default
+    away_from_itself = draw(pipe, classes=2, negative_class=2, guidance_scale=5.0)[0]
+    assert np.abs(away_from_itself - draw(pipe, classes=2)[0]).max() <= 1
+
+
+def test_pictures_of_nothing_depend_on_their_seed_alone(pipes: Callable[[str], TextToImage]) -> None:
+    pipe = pipes("unconditional")
+    first, second = draw(pipe, num_images=2, seed=8)
+    assert np.abs(draw(pipe, seed=9)[0] - second).max() <= 1
+    assert differ(first, second)
+    assert np.array_equal(draw(pipe, seed=8, guidance_scale=1.0)[0], draw(pipe, seed=8)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "calls", "batch"),
+    [
+        ("sdxl", {"prompt": tiny.CAPTIONS}, 1, 4),
+        ("sdxl", {"prompt": tiny.CAPTIONS, "guidance_scale": 1.0}, 1, 2),
+        ("sdxl", {"prompt": tiny.CAPTIONS, "guidance_interval": (0.5, 2.0)}, 2, 4),
+        ("own classes", {"classes": [1, 2], "negative_class": 0}, 1, 4),
+        ("own classes", {"classes": [1, 2]}, 1, 2),
+        ("unconditional", {"num_images": 2}, 1, 2),
+    ],
+)
+def test_what_joins_the_time_is_embedded_once_a_prompt_for_all_steps(
+    name: str,
+    options: dict[str, Any],
+    calls: int,
+    batch: int,
+    pipes: Callable[[str], TextToImage],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, counted = pipes(name), {"embed_time": 0, "project_context": 0}
+    unet, batches = pipe.parts.unet, []
+    denoise = unet.denoise
+
+    def count(method: str) -> Callable[..., Any]:
+        original = getattr(unet, method)
+
+        def call(*arguments: Any) -> Any:
+            counted[method] += 1
+            return original(*arguments)
+
+        return call
+
+    def denoised(x: Tensor, *rest: Any) -> Tensor:
+        batches.append(len(x))
+        return denoise(x, *rest)
+
+    for method in counted:
+        monkeypatch.setattr(unet, method, count(method))
+    monkeypatch.setattr(unet, "denoise", denoised)
+    draw(pipe, num_inference_steps=5, sampler="heun", **options)
+    assert counted == {"embed_time": calls, "project_context": calls}
+    assert max(batches) == batch
+
+
+def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage]) -> None:
+    pipe = pipes("sdxl")
+    plain = draw(pipe, prompt="a red dog")[0]
+    assert np.array_equal(plain, draw(pipe, prompt="a red dog", framing=Framing())[0])
+    assert np.array_equal(plain, draw(pipe, prompt="a red dog", framing=Framing((32, 32), (0, 0), (32, 32)))[0])
+    for framing in (Framing((64, 32)), Framing((32, 64)), Framing(corner=(9, 0)), Framing(target=(32, 16))):
+        assert not np.array_equal(plain, draw(pipe, prompt="a red dog", framing=framing)[0])
+    first, second = pipe.parts.texts
+    request = Request(prompts=("a red dog",))
+    condition = pipe.condition(["a red dog"], request)
+    for encoder, _ in (first, second):
+        weight = next(encoder.parameters())
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.zero_()
+        changed = pipe.condition(["a red dog"], request)
+        with torch.no_grad():
+            weight.copy_(before)
+        assert condition.context is not None
+        assert not torch.equal(condition.context, changed.context)
+    assert condition.added is not None
+    assert condition.added.sizes.tolist() == [[32, 32, 0, 0, 32, 32]]
+    assert Framing((96, 64), (8, 2), (40, 36)).sizes((1, 1)) == [64, 96, 2, 8, 36, 40]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("classes", {}, r"no class to draw: .*from 0 to 4"),
+        ("classes", {"prompt": "a dog"}, "draws classes, it knows no prompts"),
+        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts or classes, not both"),
+        ("classes", {"classes": 1, "negative_prompt": "a dog", "negative_class": 0}, "it knows no prompts"),
+        ("classes", {"classes": 5}, "class 5: this model has classes 0 to 4"),
+        ("classes", {"classes": [1, -1]}, "class -1"),
+        ("own classes", {"classes": 1, "negative_class": 7}, "class 7"),
+        ("classes", {"classes": 1, "guidance_scale": 2.0}, "give a negative class"),
+        ("classes", {"classes": 1, "negative_class": 0, "guidance_scale": 1.0}, "a negative class needs guidance"),
+        ("classes", {"classes": 1, "framing": Framing()}, "framing is for models"),
+        ("unconditional", {"prompt": "a dog"}, "unconditional: it knows no prompts"),
+        ("unconditional", {"classes": 1}, "unconditional: it knows no prompts and no classes"),
+        ("unconditional", {"guidance_scale": 3.0}, "unconditional: guidance has nothing"),
+        ("unconditional", {"negative_prompt": "a dog"}, "unconditional"),
+        ("unconditional", {"guidance_interval": (0.1, 1.0)}, "a guidance interval needs guidance"),
+        ("unconditional", {"framing": Framing()}, "framing is for models"),
+        ("sd 1", {}, "there is no prompt to draw"),
+        ("sd 1", {"classes": 1}, "knows no classes"),
+        ("sd 1", {"prompt": "a dog", "negative_class": 1}, "knows no classes"),
+        ("sd 1", {"prompt": "a dog", "framing": Framing()}, "not told sizes and crops"),
+    ],
+)
+def test_what_a_model_does_not_know_is_refused_in_one_line(
+    name: str, options: dict[str, Any], message: str, pipes: Callable[[str], TextToImage]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        draw(pipes(name), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", KINDS)
+def test_half_precision_draws_nearly_the_same_picture(
+    name: str, dtype: torch.dtype, pipes: Callable[[str], TextToImage], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"prompt": "a red dog"} if pipes(name).parts.texts else {}
+    options |= {"classes": 3} if pipes(name).parts.num_classes else {}
+    pipes(name).save_pretrained(tmp_path)
+    half = TextToImage.from_pretrained(tmp_path, dtype, "cpu")
+    assert {w.dtype for network in half.parts.networks for w in network.parameters()} <= {dtype, torch.float32}
+    assert all(w.dtype == dtype for network in half.parts.networks[1:] for w in network.parameters())
+    image, other = draw(half, guidance_scale=1.0, **options)[0], draw(pipes(name), guidance_scale=1.0, **options)[0]
+    assert np.abs(image - other).mean() < 8  # of 255, from random networks that amplify every rounding
+
+
+def test_every_network_moves(pipes: Callable[[str], TextToImage]) -> None:
+    for make in (tiny.sdxl, tiny.of_classes):
+        pipe = TextToImage(make()).to("meta")
+        assert {weight.device.type for network in pipe.parts.networks for weight in network.parameters()} == {"meta"}
+        assert pipe.device.type == "meta"
+
+
+def test_the_command_draws_classes_and_what_has_no_name(pipes: Callable[[str], TextToImage], tmp_path: Path) -> None:
+    pipes("classes").save_pretrained(tmp_path / "classes")
+    pipes("unconditional").save_pretrained(tmp_path / "nothing")
+    options: dict[str, Any] = {"steps": 3, "device": "cpu", "seed": 4}
+    generate(model=str(tmp_path / "classes"), classes=[0, 3], negative_class=4, out=tmp_path / "a", **options)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["class-0-0.png", "class-3-1.png"]
+    expected = draw(pipes("classes"), classes=[0, 3], negative_class=4, seed=4)
+    for path, other in zip(sorted((tmp_path / "a").iterdir()), expected, strict=True):
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - other).max() <= 1
+    facts = json.loads(Image.open(tmp_path / "a" / "class-0-0.png").text["parameters"])  # type: ignore[attr-defined]
+    assert (facts["class"], facts["negative_class"], facts["guidance_scale"], facts["seed"]) == (0, 4, 3.0, 4)
+    generate(model=str(tmp_path / "nothing"), num=2, out=tmp_path / "b", **options)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["picture-0.png", "picture-1.png"]
+    with pytest.raises(UserError, match="unconditional"):
+        generate(["a dog"], model=str(tmp_path / "nothing"), out=tmp_path / "b", **options)

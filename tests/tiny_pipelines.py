@@ -1,0 +1,192 @@
+"""Published kinds of pipelines, tiny and with random weights; imported by name, as this folder is on pytest's path."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tokenizers
+import torch
+from tokenizers import processors
+from torch import nn
+
+from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import (
+    AutoencoderConfig,
+    BertConfig,
+    ClassesConfig,
+    CLIPConfig,
+    DiffusionConfig,
+    LDMBertConfig,
+    ScheduleConfig,
+    T5Config,
+    UNetConfig,
+)
+from ldm.models.conditions import ClassEmbedder
+from ldm.models.text import Tokenizer, make_text_encoder
+from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
+
+CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]
+ZERO_SNR_V = DiffusionConfig(
+    schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True), prediction="v"
+)
+V = DiffusionConfig(prediction="v")
+
+
+def clip_tokenizer(pad_token: str) -> Tokenizer:
+    """A vocabulary of the letters and two merges, with CLIP's bracketing tokens at the end."""
+    letters = list("!abcdefghijklmnopqrstuvwxyz")
+    merges = [("d", "o"), ("do", "g</w>")]
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), *CLIP_BRACKETS]
+    return Tokenizer(byte_pairs({word: number for number, word in enumerate(words)}, merges), 16, pad_token)
+
+
+def bert_tokenizer(max_length: int) -> Tokenizer:
+    return Tokenizer.train(CAPTIONS * 3, vocab_size=90, max_length=max_length)
+
+
+def speaking(*networks: nn.Module) -> None:
+    """Weights at random in all that begins at zero or nearly so, so that every input has a say."""
+    for weight in (weight for network in networks for weight in network.parameters()):
+        if weight.ndim > 1:
+            nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
+
+
+def autoencoder_config(**options: object) -> AutoencoderConfig:
+    tiny = {"layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32, "scaling_factor": 0.7}
+    return AutoencoderConfig(**{"block_out_channels": (8, 16)} | tiny | options)
+
+
+def unet_config(**options: object) -> UNetConfig:
+    tiny = {"layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16, "num_attention_heads": 2}
+    levels = {"block_out_channels": (16, 32, 32), "attention_layers": (1, 1, 0), "cross_attention_dim": 32}
+    return UNetConfig(**levels | tiny | options)
+
+
+def clip_config(tokenizer: Tokenizer, **options: object) -> CLIPConfig:
+    tiny = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_length": tokenizer.max_length}
+    words = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.pieces.index(CLIP_BRACKETS[1])}
+    return CLIPConfig(**tiny | words | options)
+
+
+def text_parts(
+    autoencoder: AutoencoderConfig, unet: UNetConfig, text: object, tokenizer: Tokenizer, **more: object
+) -> Parts:
+    diffusion = more.pop("diffusion", DiffusionConfig())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = Autoencoder(autoencoder), UNet(unet), make_text_encoder(text)
+        speaking(*networks)
+    return Parts(*networks, tokenizer, diffusion, **more)
+
+
+def sd_1() -> Parts:
+    tokenizer = clip_tokenizer(CLIP_BRACKETS[1])
+    return text_parts(autoencoder_config(), unet_config(use_linear_projection=False), clip_config(tokenizer), tokenizer)
+
+
+def sd_2(diffusion: DiffusionConfig = V) -> Parts:
+    tokenizer = clip_tokenizer("!")
+    text = clip_config(tokenizer, num_hidden_layers=3, hidden_act="gelu", layer="penultimate")
+    unet = unet_config(num_attention_heads=(2, 4, 4))
+    return text_parts(autoencoder_config(), unet, text, tokenizer, diffusion=diffusion)
+
+
+def sdxl() -> Parts:
+    first, second = clip_tokenizer(CLIP_BRACKETS[1]), clip_tokenizer("!")
+    inside = {"layer": "penultimate", "final_norm": False}
+    wide = clip_config(second, **inside, hidden_size=48, num_attention_heads=4, hidden_act="gelu", projection_dim=40)
+    unet = unet_config(
+        attention_layers=(0, 1, 2),
+        cross_attention_dim=80,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=40 + 6 * 16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        text_encoder_2 = make_text_encoder(wide)
+        speaking(text_encoder_2)
+    return text_parts(
+        autoencoder_config(),
+        unet,
+        clip_config(first, **inside),
+        first,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=second,
+        zeros_for_empty_prompt=True,
+    )
+
+
+def ldm_text(kind: str = "kl") -> Parts:
+    """The 1.45-billion-parameter model's kind, at the factor of 8 that LDMTextToImagePipeline knows alone."""
+    tokenizer = bert_tokenizer(77)
+    text = LDMBertConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_width=8
+    )
+    quantised = {"kind": "vq", "codebook_size": 32} if kind == "vq" else {}
+    autoencoder = autoencoder_config(block_out_channels=(8, 8, 8, 16), sample_size=64, **quantised)
+    return text_parts(autoencoder, unet_config(sample_size=8, use_linear_projection=False), text, tokenizer)
+
+
+def bert() -> Parts:
+    tokenizer = bert_tokenizer(12)
+    text = BertConfig(
+        vocab_size=tokenizer.vocab_size, max_length=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    return text_parts(autoencoder_config(), unet_config(), text, tokenizer, diffusion=ZERO_SNR_V)
+
+
+def bert_vq() -> Parts:
+    """What no pipeline of diffusers expresses: it would not hide the padding."""
+    parts = bert()
+    parts.autoencoder = vq()
+    return parts
+
+
+def ldm_words_vq() -> Parts:
+    """A BERT that looks at padding, of the length that LDMTextToImagePipeline pads to."""
+    parts, tokenizer = ldm_text("vq"), bert_tokenizer(77)
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_length": 77}
+    config = BertConfig(vocab_size=tokenizer.vocab_size, use_attention_mask=False, **text)
+    return replace(parts, text_encoder=make_text_encoder(config), tokenizer=tokenizer)
+
+
+def t5() -> Parts:
+    pieces = tokenizers.SentencePieceUnigramTokenizer()
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces.train_from_iterator(CAPTIONS * 3, 80, special_tokens=special, unk_token="<unk>", show_progress=False)
+    unigram = tokenizers.Tokenizer.from_str(pieces.to_str())
+    unigram.add_special_tokens([*special, *(f"<extra_id_{number}>" for number in range(99, -1, -1))])
+    unigram.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = Tokenizer(unigram, 16, "<pad>")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_width": 8}
+    text = T5Config(vocab_size=tokenizer.vocab_size, max_length=16, intermediate_size=48, **sizes)
+    return text_parts(autoencoder_config(), unet_config(), text, tokenizer)
+
+
+def vq() -> Autoencoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        autoencoder = Autoencoder(autoencoder_config(kind="vq", codebook_size=32, scaling_factor=1.0))
+        speaking(autoencoder)
+    return autoencoder
+
+
+def unconditional(kind: str = "vq", **options: object) -> Parts:
+    plain = {"attention": "plain", "cross_attention_dim": None, "num_attention_heads": (2, 4, 4)}
+    config = unet_config(**plain | options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet, autoencoder = UNet(config), Autoencoder(autoencoder_config())
+        speaking(unet, autoencoder)
+    return Parts(vq() if kind == "vq" else autoencoder, unet, None, None, DiffusionConfig())
+
+
+def of_classes() -> Parts:
+    """Classes by a token that the U-Net attends to."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet, classes = UNet(unet_config()), ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=32))
+        speaking(unet)
+    return Parts(vq(), unet, None, None, DiffusionConfig(), classes=classes)

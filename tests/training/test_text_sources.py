@@ -1,0 +1,297 @@
+"""Text encoders from a source: found, checked against the configuration, kept as they are or trained further."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from test_stages import Colours, micro_batches
+from tokenizers import pre_tokenizers
+from torch import nn
+
+from ldm import build, config
+from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
+from ldm.checkpoint.tokenizer_files import save_tokenizer
+from ldm.config import BertConfig, CLIPConfig, Config, LDMBertConfig, OpenCLIPConfig, TextSection
+from ldm.errors import UserError
+from ldm.models.text import Tokenizer, make_text_encoder
+from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
+from ldm.pipeline import TextToImage
+from ldm.training.plan import plan
+from ldm.training.run import Run, with_text_source
+from ldm.training.unet import UNetStage
+
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+WORDS = [*LETTERS, *(letter + "</w>" for letter in LETTERS), *CLIP_BRACKETS]
+CLIP = CLIPConfig(
+    vocab_size=len(WORDS),
+    max_length=24,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    hidden_act="gelu",
+    eos_token_id=len(WORDS) - 1,
+)
+BERT = BertConfig(vocab_size=60, max_length=40, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+
+
+def clip_tokenizer() -> Tokenizer:
+    return Tokenizer(byte_pairs({word: number for number, word in enumerate(WORDS)}, []), 24, "!")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources") / "clip"
+    save_text_encoder(make_text_encoder(CLIP), folder)
+    save_tokenizer(clip_tokenizer(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources") / "pipeline"
+    tokenizer = Tokenizer.train([f"colour number {i}" for i in range(12)], BERT.vocab_size, BERT.max_length)
+    save_text_encoder(make_text_encoder(BERT.model_copy(update={"vocab_size": tokenizer.vocab_size})), folder / "bert")
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ldm.checkpoint.pretrained import Autoencoder
+
+    folder = tmp_path_factory.mktemp("vae")
+    shape = config.load("tiny", []).autoencoder.model_copy(update={"sample_size": 32, "scaling_factor": 1.0})
+    Autoencoder(shape).save_pretrained(folder)
+    return folder
+
+
+def settings(run: Path, text: dict[str, object], *overrides: str) -> Config:
+    """`tiny` with another text encoder, as the command line completes it."""
+    given = ["training.unet.batch_size=8", "training.unet.cache_latents=false", f"text={json.dumps(text)}", *overrides]
+    return with_text_source(config.load("tiny", given), run)
+
+
+def stage_of(configuration: Config, run: Path, vae: Path, resume: bool = False) -> UNetStage:
+    torch.manual_seed(0)
+    folder = Run(run, resume)
+    build.check("unet", configuration, folder, str(vae))
+    return build.unet_stage(configuration, Colours(), Accelerator(cpu=True), folder, str(vae), None)
+
+
+def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def assert_equal(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    found = network.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_frozen_clip_stays_as_it_is_and_goes_with_the_run(clip: Path, vae: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    text = {"kind": "clip", "source": str(clip), "hidden_size": 64}
+    configuration = settings(run, text)
+    assert configuration.text == CLIP.model_copy(update={"source": str(clip)})
+    stage = stage_of(configuration, run, vae)
+    assert stage.frozen_text is not None
+    before = state_of(stage.frozen_text)
+    assert_equal(load_text_encoder(clip), before)
+    moving = [weight.clone() for weight in stage.networks["unet"].parameters()]
+    stage.losses(micro_batches(1), 1)
+    stage.losses(micro_batches(2), 2)
+    assert_equal(stage.frozen_text, before)
+    assert not stage.frozen_text.training
+    assert all(weight.grad is None and not weight.requires_grad for weight in stage.frozen_text.parameters())
+    assert not torch.equal(moving[-1], list(stage.networks["unet"].parameters())[-1])
+    trained = sum(weight.numel() for group in stage.optimizers["unet"].param_groups for weight in group["params"])
+    assert trained == sum(weight.numel() for weight in stage.parts.unet.parameters())
+    assert not any("text" in name for name in stage.state()["networks"]["unet"])
+
+    step = Run(run, resume=False).save(2, stage.save, stage.state(), configuration)
+    pipe = TextToImage.from_pretrained(step, device="cpu")
+    assert_equal(pipe.parts.text_encoder, before)
+    assert pipe.parts.tokenizer.pad_token == "!"
+    [image] = pipe("colour number 3", num_inference_steps=2)
+    assert image.size == (32, 32)
+
+    away = tmp_path / "away"  # a run that goes on needs its source no more
+    clip.rename(away)
+    try:
+        again = settings(run, text)
+        assert again == configuration
+        resumed = stage_of(again, run, vae, resume=True)
+        resumed.load_state(stage.state())
+        assert_equal(resumed.frozen_text, before)
+        with pytest.raises(UserError, match=r"text.frozen is False, in the run .* it is True"):
+            settings(run, text | {"frozen": False})
+    finally:
+        away.rename(clip)
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_an_encoder_that_is_not_frozen_starts_from_its_source_and_is_trained(
+    kind: str, clip: Path, bert: Path, vae: Path, tmp_path: Path
+) -> None:
+    run, source = tmp_path / "run", {"clip": clip, "bert": bert}[kind]
+    configuration = settings(run, {"kind": kind, "source": str(source), "hidden_size": 64, "frozen": False})
+    assert configuration.text.max_length == {"clip": 24, "bert": 32}[kind]  # as many as asked for, and as there are
+    stage = stage_of(configuration, run, vae)
+    before = [weight.clone() for weight in stage.networks["unet"].text_encoder.parameters()]
+    for step in (1, 2, 3):
+        stage.losses(micro_batches(step), step)
+    after = list(stage.networks["unet"].text_encoder.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    step_folder = Run(run, resume=False).save(3, stage.save, stage.state(), configuration)
+    TextToImage.from_pretrained(step_folder, device="cpu")("a", num_inference_steps=1)
+    resumed = stage_of(configuration, run, vae, resume=True)
+    resumed.load_state(stage.state())
+    assert_equal(resumed.networks["unet"], stage.networks["unet"].state_dict())
+
+
+def test_an_ldm_bert_finds_its_vocabulary_in_the_captions(vae: Path, tmp_path: Path) -> None:
+    text = {"kind": "ldm_bert", "vocab_size": 90, "max_length": 12, "hidden_size": 64, "num_hidden_layers": 1}
+    stage = stage_of(settings(tmp_path, text), tmp_path, vae)
+    assert stage.parts.text_encoder.vocab_size == stage.parts.tokenizer.vocab_size <= 90
+    for step in (1, 2, 3):
+        assert torch.isfinite(stage.losses(micro_batches(step), step)["loss"])
+    stage.save(tmp_path / "saved")
+    TextToImage.from_pretrained(tmp_path / "saved", device="cpu")("a", num_inference_steps=1)
+
+
+REFUSED = {
+    r"text.num_hidden_layers is 3, there 2": {"num_hidden_layers": 3},
+    r"text.max_length is 30, there 24": {"max_length": 30},
+    r"text.projection_dim is 5, there None": {"projection_dim": 5},
+    r"text.kind is bert, the encoder of text.source .* is a clip": {"kind": "bert"},
+    r"cross_attention_dim is 64, the context has text.hidden_size 32": {"hidden_size": 32},
+    r"text.source nobody/no-such-model is no folder, is not in the Hub's cache": {"source": "nobody/no-such-model"},
+    r"text.source /no/such/folder: there is no such folder": {"source": "/no/such/folder"},
+}
+
+
+@pytest.mark.parametrize(("message", "change"), REFUSED.items())
+def test_what_the_source_is_not_is_refused_by_name(
+    message: str, change: dict[str, object], clip: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        settings(tmp_path, {"kind": "clip", "source": str(clip), "hidden_size": 64} | change)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("text.kind clip needs text.source", {"kind": "clip", "hidden_size": 64, "num_attention_heads": 2}),
+        ("text.frozen without text.source", {"kind": "bert", "hidden_size": 64, "frozen": True}),
+        ("text.tokens boxes", {"kind": "ldm_bert", "hidden_size": 64, "tokens": "boxes"}),
+    ],
+)
+def test_an_encoder_out_of_nothing_is_refused(message: str, text: dict[str, object], vae: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        stage_of(settings(tmp_path, text), tmp_path, vae)
+
+
+def test_the_plan_counts_what_is_trained(clip: Path, tmp_path: Path) -> None:
+    text = {"kind": "clip", "source": str(clip), "hidden_size": 64}
+    assert "text encoder" not in plan("unet", settings(tmp_path, text), "scenes")
+    assert "text encoder" in plan("unet", settings(tmp_path, text | {"frozen": False}), "scenes")
+
+
+def test_a_completed_configuration_is_written_whole_and_read_back(clip: Path, tmp_path: Path) -> None:
+    configuration = settings(tmp_path, {"kind": "clip", "source": str(clip), "hidden_size": 64})
+    (tmp_path / "config.yaml").write_text(config.dump(configuration))
+    assert yaml.safe_load(config.dump(configuration))["text"]["num_hidden_layers"] == 2
+    assert with_text_source(config.load(str(tmp_path / "config.yaml"), []), tmp_path / "new") == configuration
+
+
+TINY = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3}
+OPEN: dict[str, object] = {"kind": "open_clip", "model": "tiny", "hidden_size": 64}
+
+
+@pytest.fixture
+def open_clip_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The weights of both halves of an architecture of open_clip small enough for a test."""
+    import open_clip.factory
+
+    vision = {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4}
+    tiny = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": TINY}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", tiny)
+    state = open_clip.create_model("tiny").state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "weights.pt")
+    return tmp_path
+
+
+def open_clip_section(**changes: object) -> TextSection:
+    return OpenCLIPConfig(**OPEN | {"max_length": 24, "num_hidden_layers": 3, "num_attention_heads": 4} | changes)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
+    open_clip_file: Path, name: str, vae: Path
+) -> None:
+    run = open_clip_file / "run"
+    configuration = settings(run, OPEN | {"source": str(open_clip_file / name)})
+    assert (configuration.text.num_hidden_layers, configuration.text.num_attention_heads) == (3, 4)
+    stage = stage_of(configuration, run, vae)
+    assert torch.isfinite(stage.losses(micro_batches(1), 1)["loss"])
+    step = Run(run, resume=False).save(1, stage.save, stage.state(), configuration)
+    pipe = TextToImage.from_pretrained(step, device="cpu")
+    captions = ["colour number 3", "a trumpet"]
+    with torch.no_grad():
+        expected = stage.frozen_text(*stage.parts.tokenizer(captions)).context
+    torch.testing.assert_close(pipe.parts.text_encoder(*pipe.parts.tokenizer(captions)).context, expected)
+    assert stage_of(configuration, run, vae, resume=True).frozen_text.config.kind == "clip"
+
+
+@pytest.mark.usefixtures("open_clip_file")
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"text.model 'tinyy': open_clip has no such architecture; did you mean 'tiny'", {"model": "tinyy"}),
+        (r"its text tower is not CLIP's own", {"model": "ViT-B-16-SigLIP"}),
+        (r"text.num_hidden_layers is 7, there 3", {"num_hidden_layers": 7}),
+    ],
+)
+def test_an_open_clip_that_is_not_there_is_refused_by_name(
+    message: str, change: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(tmp_path, OPEN | {"source": "somewhere"} | change)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("run",)
+
+
+def test_published_weights_that_cannot_be_had_and_pickles_of_code_are_one_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ldm.checkpoint.open_clip_files import load_open_clip
+
+    whole = OpenCLIPConfig(source="laion2b_s32b_b79k")
+    torch.save({"token_embedding.weight": Malicious()}, tmp_path / "bad.pt")
+    for section, message in (
+        (whole, r"'laion2b_s32b_b79k' of open_clip's ViT-H-14 is not in the cache and cannot be fetched"),
+        (whole.model_copy(update={"source": "best"}), r"'best' is neither a file nor .* those are: laion2b_s32b_b79k"),
+        (whole.model_copy(update={"source": str(tmp_path / "bad.pt")}), r"bad.pt is no file of weights alone"),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            load_open_clip(section)
+        assert "\n" not in str(raised.value)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_to_logits_is_kept_but_not_trained() -> None:
+    encoder = make_text_encoder(LDMBertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1))
+    encoder(torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3)).context.sum().backward()
+    without = {name for name, weight in encoder.named_parameters() if weight.grad is None}
+    assert without == {"to_logits.weight", "to_logits.bias"}
