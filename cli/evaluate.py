@@ -46,7 +46,7 @@ def evaluate(
     if concepts is not None and data != "scenes":
         raise UserError(f"--concepts is an option of scenes, not of {data}")
     from ldm.config import DataConfig, ScenesConfig
-    from ldm.data.sources import open_source
+    from ldm.data.sources import open_indexed
     from ldm.evaluation.evaluate import Plan
     from ldm.evaluation.evaluate import evaluate as measure
     from ldm.pipeline import TextToImage
@@ -68,7 +68,7 @@ def evaluate(
     pipe = TextToImage.from_pretrained(model, device=device or share.device())
     side = pipe.parts.unet.config.sample_size * pipe.parts.autoencoder.config.downsampling_factor
     scenes = ScenesConfig(num=samples, concepts=concepts)
-    source = open_source(data, DataConfig(size=side, scenes=scenes), split="test")
+    source = open_indexed(data, DataConfig(size=side, scenes=scenes), split="test")
     report = measure(pipe, source, plan, share, extractor)
     share.leave()
     if not share.is_first:

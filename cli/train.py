@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.errors import UserError
+
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from ldm.config import Config
+    from ldm.data.shards import Shards
+    from ldm.data.sources import Source
+    from ldm.training.run import Run
+    from ldm.training.stage import Stage
 
 ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
-Data = Annotated[str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, parquet, or a Hub id.")]
+Data = Annotated[
+    str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, .tar shards, parquet, or a Hub id.")
+]
 Init = Annotated[str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")]
 Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
@@ -20,7 +31,9 @@ MaxTime = Annotated[str | None, typer.Option(help="Stop, save and finish after t
 BatchSize = Annotated[int | None, typer.Option(help="Pictures in a step, all processes together.")]
 SaveEvery = Annotated[int | None, typer.Option(help="Optimiser steps between saves.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, after a few trial steps; write nothing.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="With --dry-run: the cost on so many GPUs.")]
+Gpu = Annotated[str | None, typer.Option(help="With --dry-run: their kind, such as a100 or h100.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one option of the configuration.")
 ]
@@ -38,12 +51,17 @@ def train_vae(
     save_every: SaveEvery = None,
     seed: Seed = None,
     dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu: Gpu = None,
     settings: Set = None,
 ) -> None:
     """Train an autoencoder on pictures."""
     loaded = _config(config, settings, "autoencoder", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-vae")
-    _train("autoencoder", loaded, data, path, resume, max_time, dry_run, init=init)
+    if dry_run or gpus or gpu:
+        _plan("autoencoder", loaded, data, path, dry_run, gpus, gpu, init=init)
+        return
+    _train("autoencoder", loaded, data, path, resume, max_time, init=init)
 
 
 def train_unet(
@@ -59,12 +77,17 @@ def train_unet(
     save_every: SaveEvery = None,
     seed: Seed = None,
     dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu: Gpu = None,
     settings: Set = None,
 ) -> None:
     """Train a U-Net and its text encoder on latents."""
     loaded = _config(config, settings, "unet", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-unet")
-    _train("unet", loaded, data, path, resume, max_time, dry_run, vae=vae, init=init)
+    if dry_run or gpus or gpu:
+        _plan("unet", loaded, data, path, dry_run, gpus, gpu, vae=vae, init=init)
+        return
+    _train("unet", loaded, data, path, resume, max_time, vae=vae, init=init)
 
 
 def _config(
@@ -88,6 +111,39 @@ def _config(
     return config.load(name, overrides)
 
 
+def _plan(
+    stage: str,
+    config: Config,
+    data: str,
+    out: Path,
+    dry_run: bool,
+    gpus: int | None,
+    gpu: str | None,
+    **starting_points: Any,
+) -> None:
+    if not dry_run or (gpus and not gpu):
+        raise UserError("--gpus and --gpu go together with --dry-run: such as --dry-run --gpus 8 --gpu h100")
+    from ldm.training.plan import plan
+    from ldm.training.run import with_text_source
+
+    if stage == "unet":
+        config = with_text_source(config, out)
+    ready = stage == "autoencoder" or any(starting_points.values())
+    make = partial(_stage, stage, **starting_points) if ready else None
+    typer.echo(plan(stage, config, data, make, gpus, gpu))
+
+
+def _stage(
+    name: str, config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, **starting: Any
+) -> Stage:
+    """The stage as its command makes it."""
+    from ldm import build
+
+    if name == "autoencoder":
+        return build.autoencoder_stage(config, source, accelerator, **starting)
+    return build.unet_stage(config, source, accelerator, run, **starting)
+
+
 def _train(
     stage_name: str,
     config: Config,
@@ -95,35 +151,23 @@ def _train(
     out: Path,
     resume: bool,
     max_time: str | None,
-    dry_run: bool,
     **starting_points: Any,
 ) -> None:
-    from ldm.training.loop import Limits, parse_duration
+    from ldm.training.stop import Limits, parse_duration
 
     limits = Limits(parse_duration(max_time) if max_time else None)
-    if stage_name == "unet":
-        from ldm.training.run import with_text_source
-
-        config = with_text_source(config, out)
-    if dry_run:
-        from ldm.training.plan import plan
-
-        typer.echo(plan(stage_name, config, data))
-        return
     from ldm import build
     from ldm.data.sources import open_source
     from ldm.training.loop import start_accelerator, train
-    from ldm.training.run import Run
+    from ldm.training.run import Run, with_text_source
 
+    if stage_name == "unet":
+        config = with_text_source(config, out)
     run = Run(out, resume)
     build.check(stage_name, config, run, **starting_points)
     settings = getattr(config.training, stage_name)
-    accelerator = start_accelerator(settings, config.training.seed)
+    accelerator = start_accelerator(settings, config.training.seed, config.training.trackers, out)
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done
         source = open_source(data, config.data)
-    if stage_name == "autoencoder":
-        stage: Any = build.autoencoder_stage(config, source, accelerator, **starting_points)
-    else:
-        stage = build.unet_stage(config, source, accelerator, run, **starting_points)
-    train(stage, source, config, run, limits)
+    train(_stage(stage_name, config, source, accelerator, run, **starting_points), source, config, run, limits)
     accelerator.end_training()

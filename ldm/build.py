@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,19 +13,25 @@ from ldm.checkpoint.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import saved_config
 from ldm.checkpoint.unet_fields import unet_to_fields
-from ldm.config import BertConfig, Config, LDMBertConfig, Section, TextSection
+from ldm.config import BertConfig, Config, DataConfig, LDMBertConfig, Section, TextSection
+from ldm.data.preview import all_captions
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.perceptual import backbone_state
 from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.latents import MomentsCache
+from ldm.training.optimizer import check_optimizer
 from ldm.training.run import Run
+from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
     """Raise UserError for what a stage will miss, before any time is spent on the data."""
+    check_optimizer(getattr(config.training, stage))
+    check_trackers(config.training.trackers)
     if stage == "autoencoder":
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)
@@ -34,6 +39,8 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
             find_autoencoder(init)
         return
     text = _text(config)
+    if config.training.unet.cache_latents:
+        _check_cacheable(config.data)
     if init is None and not run.steps():
         _check_source(text)
     if text.frozen and config.training.unet.text_learning_rate is not None:
@@ -50,8 +57,18 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         )
 
 
+def _check_cacheable(data: DataConfig) -> None:
+    chances = {"random_crop": data.random_crop, "random_flip": data.random_flip, "random_zoom": data.random_zoom > 1}
+    refused = [f"data.{name}" for name, asked in (chances | {"buckets": data.buckets is not None}).items() if asked]
+    if refused:
+        raise UserError(
+            "training.unet.cache_latents keeps the latents of each picture's middle square, not together with "
+            f"{', '.join(refused)}: set it to false"
+        )
+
+
 def autoencoder_stage(
-    config: Config, source: Source, accelerator: Accelerator, init: str | None = None
+    config: Config, source: Source | Shards, accelerator: Accelerator, init: str | None = None
 ) -> AutoencoderStage:
     """A new autoencoder, or that of `init`, and all that trains it."""
     sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
@@ -64,19 +81,21 @@ def autoencoder_stage(
 
 
 def unet_stage(
-    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
 ) -> UNetStage:
     """A new U-Net and text encoder, or those of `init`, on the latents of the autoencoder `vae`, ready to train."""
     parts = _initial_parts(config, source, accelerator, run, vae, init)
     cache = None
     if config.training.unet.cache_latents:
+        if isinstance(source, Shards):
+            raise UserError("streamed shards cannot be kept as latents: --set training.unet.cache_latents=false")
         autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
         cache = MomentsCache(run.path, autoencoder, source, config.data.size, accelerator)
     return UNetStage(parts, config, accelerator, cache)
 
 
 def _initial_parts(
-    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
 ) -> Parts:
     steps = run.steps()
     if steps:  # a resumed run: its own autoencoder and tokenizer; the weights follow from its state
@@ -148,14 +167,14 @@ def _check_autoencoder(autoencoder: Autoencoder, config: Config, where: str | Pa
     _check_same(autoencoder.config, config.autoencoder, "autoencoder", str(where))
 
 
-def _tokenizer(config: Config, source: Source, accelerator: Accelerator) -> Tokenizer:
+def _tokenizer(config: Config, source: Source | Shards, accelerator: Accelerator) -> Tokenizer:
     """A vocabulary made from the captions by the main process and given to the others."""
     from accelerate.utils import broadcast_object_list
 
     text = _text(config)
     made: list[str | None] = [None]
     if accelerator.is_main_process:
-        made[0] = Tokenizer.train(_captions(source), text.vocab_size, text.max_length).to_json()
+        made[0] = Tokenizer.train(all_captions(source), text.vocab_size, text.max_length).to_json()
     broadcast_object_list(made)
     assert made[0] is not None
     return Tokenizer.from_json(made[0], text.max_length)
@@ -180,8 +199,3 @@ def _check_source(text: TextSection) -> None:
         raise UserError(f"text.kind {text.kind} needs text.source: a vocabulary for it is not made from captions")
     if text.source is None and text.frozen:
         raise UserError("text.frozen without text.source would keep random weights: set one of the two")
-
-
-def _captions(source: Source) -> Iterable[str]:
-    for index in range(len(source)):
-        yield from source.captions(index)

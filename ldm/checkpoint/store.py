@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -58,7 +59,10 @@ def load_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors by name as one safetensors file; tensors that share memory are written apart."""
+    """Write tensors by name as one safetensors file; tensors that share memory are written apart.
+
+    OSError where the disk does not take them.
+    """
     whole: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -66,7 +70,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         storage = tensor.untyped_storage().data_ptr()
         whole[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    write(path, lambda work: save_file(whole, work, metadata))
+    try:
+        write(path, lambda work: save_file(whole, work, metadata))
+    except SafetensorError as error:  # "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise OSError(errno.EIO, str(error).rsplit("I/O error: ", 1)[-1], str(path)) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from ldm.config.conditions import (
     TextConfig,
     TextSection,
 )
+from ldm.config.data import BucketsConfig, DataConfig, ScenesConfig, ShardsConfig, Size
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.config.files import find, load, names
 from ldm.config.losses import (
@@ -31,8 +32,6 @@ from ldm.config.section import Section, dump, parse
 from ldm.config.training import (
     AutoencoderStageConfig,
     Config,
-    DataConfig,
-    ScenesConfig,
     StageConfig,
     TrainingConfig,
     UNetStageConfig,
@@ -43,6 +42,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderStageConfig",
     "BertConfig",
+    "BucketsConfig",
     "CLIPConfig",
     "ClassesConfig",
     "CodebookConfig",
@@ -59,6 +59,8 @@ __all__ = [
     "ScenesConfig",
     "ScheduleConfig",
     "Section",
+    "ShardsConfig",
+    "Size",
     "SpatialConfig",
     "StageConfig",
     "T5Config",

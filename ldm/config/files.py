@@ -17,7 +17,8 @@ from ldm.errors import UserError
 def names() -> list[str]:
     """Names of the configurations that are installed with the package, such as `tiny` or `emoji`."""
     folder = _folder()
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    ours = (path for path in folder.rglob("*.yaml") if path.parent.name != "accelerate")  # those are its launcher's
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in ours)
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -1,35 +1,19 @@
-"""Data, the loops of both stages, and the whole of a configuration."""
+"""The loops of both stages, and the whole of a configuration."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
+from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
 from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section
 from ldm.errors import UserError
-
-
-class ScenesConfig(Section):
-    """The built-in data set, used where `--data scenes` is given."""
-
-    num: int = Field(20_000, ge=1)
-    seed: int = 0
-    concepts: int | None = None  # only the first so many of the list, the most recognisable ones; None: all
-
-
-class DataConfig(Section):
-    """How pictures are made ready."""
-
-    size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
-    random_crop: bool = False
-    random_flip: bool = False
-    workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
-    scenes: ScenesConfig = ScenesConfig()
 
 
 class StageConfig(Section):
@@ -38,20 +22,32 @@ class StageConfig(Section):
     max_steps: int = Field(100_000, ge=1)
     batch_size: int = Field(32, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False  # run blocks again in the backward pass: less memory, a third more time
+    compile: bool = False  # torch.compile
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = 1e-4
+    # Other rates of some weights, by the name of a part (unet, text) or a pattern of names (unet.*.attn2.*), and
+    # weights that are not trained, named alike. Where several name a weight, the last one holds.
+    learning_rates: dict[str, float] = Field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
     warmup_steps: int = 0
     decay: Literal["constant", "cosine", "linear"] = "constant"
     decay_steps: int | None = None  # the last so many steps; None: all after the warm-up
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     gradient_clip: float | None = 1.0
-    ema_decay: float = 0.9999
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    ema_others: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()  # more averages, saved as `step-N/ema-DECAY`
+    ema_device: Literal["cpu"] | None = None  # where averages lie; None: with the weights
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False
     log_every: int = Field(10, ge=1)
     save_every: int = Field(5_000, ge=1)
     sample_every: int = Field(1_000, ge=1)
     keep: int = Field(2, ge=1)  # newest `step-N` directories kept
+    keep_best: bool = True  # and the one of the lowest validation loss
+    # Pictures of the fixed draw on which the averaged weights are measured at every save; 0: they are not.
+    validation_pictures: int = Field(64, ge=0, multiple_of=16)
 
 
 class AutoencoderStageConfig(StageConfig):
@@ -76,6 +72,7 @@ class TrainingConfig(Section):
     """Both stages and what they share."""
 
     seed: int = 0
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # besides `log.jsonl`
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     unet: UNetStageConfig = UNetStageConfig()
 
@@ -123,6 +120,13 @@ class Config(Section):
                 f"latents of {side}x{side} do not divide into squares of loss.equivariance.factor {factor}"
             )
         return self
+
+    @property
+    def picture_sizes(self) -> tuple[Size, ...]:
+        """Heights and widths of the pictures in training: the square, and the buckets that both networks can take."""
+        halvings = 1 if self.unet is None else 2 ** (len(self.unet.block_out_channels) - 1)
+        squares = self.loss.equivariance.factor if self.loss.equivariance.weight else 1
+        return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 
     def _nothing_is_conditioned(self) -> None:
         for name in ("text", "text_2", "classes", "spatial"):

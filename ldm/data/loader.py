@@ -1,25 +1,26 @@
-"""The order of the data and the batches of one process.
+"""The batches of one process: of data that is read in any order, and of shards that are read as streams.
 
-Which picture stands in which slot of which step is a pure function of the seed, so that a run continues where it
-stopped, and several processes share the work, without any state.
+Which sample stands in which slot of which step follows from the seed alone (order.py, lanes.py), so that a run
+continues where it stopped, and several processes share the work, without any state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from ldm.config import DataConfig
-from ldm.data.draws import Draws
-from ldm.data.pictures import resize_and_crop, to_tensor
+from ldm.config import Config, DataConfig, Size
+from ldm.data.broken import Broken, UnreadableError, first_readable
+from ldm.data.lanes import Deal, Lane, Lanes
+from ldm.data.order import BucketOrder, Pick, SquareOrder, sort_into_buckets
+from ldm.data.preparing import Batch, Preparation, Sample, join, make_batch
+from ldm.data.progress import track
+from ldm.data.shards import Packed, Shards
 from ldm.data.sources import Source
+from ldm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,75 +43,116 @@ class Share:
         return range(first, first + self.micro_size)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch: what the samples are, and the slots from which their random numbers follow."""
-
-    step: int
-    slots: Sequence[int]
-    indices: Sequence[int]
-    pictures: Tensor | None  # (B, 3, H, W) in [-1, 1]; None where latents are cached
-    captions: Sequence[str]
-
-
-class Order:
-    """Sample number n of a run -> index of a picture: each epoch is its own permutation."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count = count
-        self._draws = Draws(seed)
-        self._epoch = lru_cache(maxsize=2)(self._permutation)
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return torch.randperm(self.count, generator=self._draws.generator("order", epoch)).numpy()
-
-    def __call__(self, number: int) -> int:
-        """Index of the picture that is the run's sample `number`."""
-        epoch, position = divmod(number, self.count)
-        return int(self._epoch(epoch)[position])
-
-
 class TrainingData(Dataset[Batch]):
-    """Maps (step, micro-batch) to a Batch."""
+    """Maps (step, micro-batch) to a Batch of pictures that can be read in any order.
 
-    def __init__(self, source: Source, config: DataConfig, share: Share, seed: int, pictures: bool = True) -> None:
-        self.source, self.config, self.share, self.pictures = source, config, share, pictures
-        self._order, self._draws = Order(len(source), seed), Draws(seed)
+    `sizes` are the shapes that pictures are cut to, one for each bucket; `unreadable` tells of samples that are known
+    to be broken where pictures are not read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        share: Share,
+        seed: int,
+        pictures: bool = True,
+        sizes: Sequence[Size] = (),
+        unreadable: Mapping[int, Broken] | None = None,
+    ) -> None:
+        self.source, self.share, self.pictures = source, share, pictures
+        self.unreadable = unreadable or {}
+        self._prepare = Preparation(config, seed)
+        if len(sizes) > 1:
+            members = sort_into_buckets(shapes_of(source), sizes, share.batch_size)
+            self._order: BucketOrder | SquareOrder = BucketOrder(members, share.batch_size, seed)
+        else:
+            self._order = SquareOrder(len(source), share.batch_size, (config.size, config.size), seed)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         step, micro = key
-        slots = self.share.slots(micro)
-        # Steps are counted from 1; the first sample of a run is number 0.
-        indices = [self._order((step - 1) * self.share.batch_size + slot) for slot in slots]
-        captions = [self._caption(index, step, slot) for index, slot in zip(indices, slots, strict=True)]
-        pictures = None
-        if self.pictures:
-            made = [self._picture(index, step, slot) for index, slot in zip(indices, slots, strict=True)]
-            pictures = to_tensor(np.stack(made))
-        return Batch(step, slots, indices, pictures, captions)
+        slots, pick = self.share.slots(micro), self._order(step)
+        made = [self._fill(pick, step, slot) for slot in slots]
+        return make_batch(step, slots, [sample for sample, _ in made], [name for _, broken in made for name in broken])
 
-    def _caption(self, index: int, step: int, slot: int) -> str:
-        captions = self.source.captions(index)
-        return captions[self._draws.choice("caption", step, slot, len(captions))]
+    def _fill(self, pick: Pick, step: int, slot: int) -> tuple[Sample, list[Broken]]:
+        def another(attempt: int) -> int:
+            return int(pick.pool[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(pick.pool))])
 
-    def _picture(self, index: int, step: int, slot: int) -> np.ndarray:
-        picture = self.source.picture(index)
-        at = (0.5, 0.5)
-        if self.config.random_crop:
-            at = tuple(torch.rand(2, generator=self._draws.generator("crop", step, slot)).tolist())
-        made = fit(picture, self.config.size, at)
-        if self.config.random_flip and self._draws.choice("flip", step, slot, 2):
-            made = made[:, ::-1]
-        return made
+        return first_readable(pick.indices[slot], another, lambda index: self._sample(index, pick.size, step, slot))
+
+    def _sample(self, index: int, size: Size, step: int, slot: int) -> Sample:
+        if index in self.unreadable:
+            raise UnreadableError(self.unreadable[index].name, self.unreadable[index].reason)
+        caption = self._prepare.caption(self.source.captions(index), step, slot)
+        cut = self._prepare.picture(self.source.picture(index), size, step, slot) if self.pictures else None
+        return Sample(index, caption, cut)
 
 
-def fit(picture: Image.Image | np.ndarray, size: int, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """A source's picture as bytes (size, size, 3); bytes of that size already are taken as they are."""
-    if isinstance(picture, np.ndarray):
-        if picture.shape[:2] == (size, size):
-            return picture
-        picture = Image.fromarray(picture)
-    return resize_and_crop(picture, size, at)
+def shapes_of(source: Source) -> list[Size | None]:
+    """Heights and widths of all pictures, read from their headers; None for the unreadable."""
+
+    def shape(index: int) -> Size | None:
+        try:
+            return source.shape(index)
+        except UnreadableError:
+            return None
+
+    return list(track(map(shape, range(len(source))), "looking up the shapes of pictures", len(source)))
+
+
+class StreamData(IterableDataset[Batch]):
+    """The micro-batches of steps `start` to `end` out of shards; each loader process makes the part of its own lanes.
+
+    Every part has the slots of some of this process' lanes; the parts of one micro-batch come from the loader
+    processes in turn.
+    """
+
+    def __init__(self, shards: Shards, config: DataConfig, share: Share, seed: int, start: int, end: int) -> None:
+        self.shards, self.share, self.size = shards, share, (config.size, config.size)
+        self.steps = Steps(start, end, share.accumulation)
+        self._prepare = Preparation(config, seed)
+        count = config.shards.lanes or _most_lanes(share.batch_size, len(shards.urls))
+        if share.batch_size % count or count > len(shards.urls):
+            raise UserError(
+                f"data.shards.lanes {count} must divide batch_size {share.batch_size} and be no more than the "
+                f"{len(shards.urls)} shards"
+            )
+        self.lanes = Lanes(share.batch_size, count, len(shards))
+        self._deal = Deal(self.lanes, shards.counts.tolist(), config.shards.shuffle_buffer, seed)
+
+    def own_lanes(self) -> list[int]:
+        """The lanes that fill slots of this process."""
+        slots = (slot for micro in range(self.share.accumulation) for slot in self.share.slots(micro))
+        return sorted({self.lanes.of_slot(slot) for slot in slots})
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        mine = self.own_lanes() if info is None else self.own_lanes()[info.id :: info.num_workers]
+        readers: dict[int, Lane[Packed]] = {lane: Lane(self._deal, self.shards.read) for lane in mine}
+        for step, micro in self.steps:
+            slots = [slot for slot in self.share.slots(micro) if self.lanes.of_slot(slot) in readers]
+            made = [self._fill(readers[self.lanes.of_slot(slot)], step, slot) for slot in slots]
+            broken = [name for _, names in made for name in names]
+            yield make_batch(step, slots, [sample for sample, _ in made], broken)
+
+    def _fill(self, lane: Lane[Packed], step: int, slot: int) -> tuple[Sample, list[Broken]]:
+        def another(attempt: int) -> Packed:
+            # Out of another shard, since where one sample is damaged its neighbours often are.
+            full = self.shards.counts.nonzero()[0]
+            chosen = full[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(full))]
+            return next(self.shards.read(int(chosen)))
+
+        asked = lane.sample((step - 1) * self.share.batch_size + slot)
+        return first_readable(asked, another, lambda packed: self._sample(packed, step, slot))
+
+    def _sample(self, packed: Packed, step: int, slot: int) -> Sample:
+        caption = self._prepare.caption(self.shards.captions(packed), step, slot)
+        return Sample(packed.index, caption, self._prepare.picture(self.shards.picture(packed), self.size, step, slot))
+
+
+def _most_lanes(batch_size: int, shards: int) -> int:
+    return max(count for count in range(1, min(batch_size, shards) + 1) if batch_size % count == 0)
 
 
 class Steps(Sampler[tuple[int, int]]):
@@ -128,8 +170,56 @@ class Steps(Sampler[tuple[int, int]]):
         return (self.end - self.start + 1) * self.accumulation
 
 
-def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> DataLoader[Batch]:
+def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> Iterator[Batch]:
     """Micro-batches of steps `start` to `end`, in order, made by `workers` processes."""
     keys = Steps(start, end, data.share.accumulation)
     # batch_size None: `data` makes whole batches itself.
-    return DataLoader(data, batch_size=None, sampler=keys, num_workers=workers)
+    return _plainly(DataLoader(data, batch_size=None, sampler=keys, num_workers=workers, worker_init_fn=leave_signals))
+
+
+def stream(data: StreamData, workers: int = 0) -> Iterator[Batch]:
+    """Micro-batches out of shards, in order; no more loader processes are started than there are lanes."""
+    workers = min(workers, len(data.own_lanes()))
+    parts = _plainly(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=leave_signals))
+    yield from map(join, zip(*[parts] * max(1, workers), strict=True))
+
+
+def _plainly(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The loader's batches; a UserError of a loader process without the traceback that torch makes its message of."""
+    try:
+        yield from loader
+    except UserError as error:
+        text = str(error).strip()
+        if not text.startswith("Caught "):
+            raise
+        raise UserError(text.splitlines()[-1].partition(": ")[2]) from None
+
+
+def training_batches(
+    source: Source | Shards,
+    config: Config,
+    share: Share,
+    start: int,
+    end: int,
+    pictures: bool = True,
+    unreadable: Mapping[int, Broken] | None = None,
+) -> Iterator[Batch]:
+    """The micro-batches of this process in optimiser steps `start` to `end`, in order.
+
+    UserError for what shards cannot do: buckets, and training without reading pictures.
+    """
+    data, seed = config.data, config.training.seed
+    if isinstance(source, Shards):
+        if data.buckets is not None:
+            raise UserError(
+                "data.buckets needs the shapes of all pictures beforehand, which streamed shards do not tell"
+            )
+        return stream(StreamData(source, data, share, seed, start, end), data.workers)
+    made = TrainingData(source, data, share, seed, pictures, config.picture_sizes, unreadable)
+    return make_loader(made, start, end, data.workers)
+
+
+def leave_signals(worker: int) -> None:
+    """Let a loader process outlive Ctrl-C and a cluster's SIGTERM, which all processes get: training saves with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,47 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.config import Size
+from ldm.data.broken import UnreadableError
+
+# Formats of pixels alone: Pillow would run Ghostscript for a file that says it is PostScript, whatever its suffix.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A picture made ready, and what was done to it."""
+
+    pixels: np.ndarray  # uint8 (H, W, 3)
+    original: Size  # before the resize
+    resized: Size
+    crop: tuple[int, int]  # top and left of the cut in the resized picture
+
+    def flipped(self) -> Cut:
+        """Left and right exchanged; the cut then lies as far from the left as it lay from the right."""
+        top, left = self.crop
+        crop = (top, self.resized[1] - self.pixels.shape[1] - left)
+        return Cut(self.pixels[:, ::-1], self.original, self.resized, crop)
 
 
 def read_picture(path: Path) -> Image.Image:
     """A picture file, upright and in RGB; UserError when it cannot be read."""
+    return decode(path, str(path))
+
+
+def decode(content: bytes | Path, name: str) -> Image.Image:
+    """A picture out of a file or its bytes, the first frame, upright and in RGB; UnreadableError says what is wrong.
+
+    Truncated files and those of more than 179 megapixels, which may be decompression bombs, are refused.
+    """
+    with _opened(content, name) as picture:
+        return to_rgb(picture)
+
+
+def header_size(content: bytes | Path, name: str) -> Size:
+    """Height and width of a picture as it stands upright, without decoding it; UnreadableError where there are none."""
+    with _opened(content, name) as picture:
+        width, height = picture.size
+        sideways = picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    return (width, height) if sideways else (height, width)
+
+
+@contextmanager
+def _opened(content: bytes | Path, name: str) -> Iterator[Image.Image]:
+    Image.init()
+    formats = [form for form in FORMATS if form in Image.OPEN]  # AVIF and JPEG 2000 are optional in Pillow
     try:
-        with Image.open(path) as opened:
-            return to_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {getattr(error, 'strerror', None) or error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and damaged metadata
+            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as picture:
+                yield picture
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableError(name, "it is empty or not a picture") from error
+    except Exception as error:  # decoders raise whatever their damaged input leads them to
+        raise UnreadableError(name, error) from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture upright and in RGB; transparent parts lie on white."""
+    """The picture upright and in RGB; transparent parts lie on white, 16 bits are rounded to 8."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if picture.mode.startswith("I"):
+        picture = _rounded(picture)
+    if picture.mode == "F":
+        raise ValueError("its values are floating-point numbers of an unknown range")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
 
 
-def resize_and_crop(picture: Image.Image, size: int, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """Scale the shorter side to `size` pixels and cut a square; uint8 (size, size, 3).
+def _rounded(picture: Image.Image) -> Image.Image:
+    """Grey values of 16 bits as 8; Pillow's own conversion would clip them at 255."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values are integers of more than 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
-    `at` says where the square lies in what can be cut away, (0, 0) left and top to (1, 1) right and bottom.
+
+def cut_out(picture: Image.Image, size: Size, at: tuple[float, float] = (0.5, 0.5), zoom: float = 1.0) -> Cut:
+    """Scale the picture until it covers `size`, `zoom` times more than it must, and cut that size out.
+
+    `at` says where the cut lies in what can be cut away, (0, 0) left and top to (1, 1) right and bottom.
     """
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    left, top = round(at[0] * (width - size)), round(at[1] * (height - size))
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    height, width = size
+    scale = zoom * max(width / picture.width, height / picture.height)
+    scaled_width, scaled_height = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    left, top = round(at[0] * (scaled_width - width)), round(at[1] * (scaled_height - height))
+    original, resized, crop = (picture.height, picture.width), (scaled_height, scaled_width), (top, left)
+    if (scaled_width, scaled_height) == picture.size:
+        same = picture.crop((left, top, left + width, top + height))
+        return Cut(np.asarray(same), original, resized, crop)
+    # Only the part that stays is resized: a picture of 1 x 100,000 would be far too much otherwise.
+    across, down = picture.width / scaled_width, picture.height / scaled_height
+    right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
+    box = (left * across, top * down, right, bottom)
+    made = picture.resize((width, height), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+    return Cut(np.asarray(made), original, resized, crop)
+
+
+def fit(picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """The middle of a source's picture as bytes (size, size, 3); bytes of that size already are taken as they are."""
+    if isinstance(picture, np.ndarray):
+        if picture.shape[:2] == (size, size):
+            return picture
+        picture = Image.fromarray(picture)
+    return cut_out(picture, (size, size)).pixels
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:

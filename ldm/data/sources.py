@@ -1,4 +1,4 @@
-"""Where captioned pictures come from: each source answers `picture(index)` and `captions(index)`."""
+"""Where captioned pictures come from: sources that answer by index, and shards that are read as streams."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from ldm.config import DataConfig
-from ldm.data.pictures import to_rgb
+from ldm.config import DataConfig, Size
+from ldm.data import captions as captions_of
+from ldm.data.broken import UnreadableError
+from ldm.data.folders import FolderSource, open_folder
+from ldm.data.pictures import decode, header_size
+from ldm.data.shards import Shards, open_shards, shards_of
+from ldm.data.tables import load_table
 from ldm.errors import UserError
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Source(Protocol):
-    """A finite, indexable collection of captioned pictures."""
+    """A finite, indexable collection of captioned pictures.
+
+    Each answer about a sample that cannot be used is an UnreadableError, which names it.
+    """
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -26,89 +32,102 @@ class Source(Protocol):
         """An RGB picture; a source of ready-made bytes gives uint8 (H, W, 3)."""
         ...
 
+    def shape(self, index: int) -> Size:
+        """Height and width of a picture, found without decoding it."""
+        ...
+
     def captions(self, index: int) -> list[str]:
-        """All captions of a picture; one of them is drawn each time it is used."""
+        """All captions of a picture, at least one; one of them is drawn each time it is used."""
         ...
 
 
 class TableSource:
-    """Pictures of a Hugging Face `datasets` table with an image column and, perhaps, a text column."""
+    """Pictures of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
 
-    def __init__(self, table: Any, image_column: str, text_column: str | None) -> None:
-        self.table, self.image_column, self.text_column = table, image_column, text_column
-        # Captions alone are read without decoding the picture beside them.
-        self._texts = table.select_columns([text_column]) if text_column else None
+    def __init__(self, table: Any, data: str, image_column: str, caption_fields: tuple[str, ...]) -> None:
+        from datasets import Image as ImageFeature
+
+        # Not decoded by `datasets`, whose errors would not say which picture is broken.
+        self._images = table.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
+        self._column, self._fields, self._data = image_column, caption_fields, data
+        self._texts = table.select_columns(captions_of.columns_of(table.features, caption_fields))
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._images)
 
     def picture(self, index: int) -> Image.Image:
-        """The picture at `index`, upright and in RGB; UserError when its file cannot be read."""
-        try:
-            return to_rgb(self.table[index][self.image_column])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"picture {index} of the data cannot be read: {error}") from error
+        """The picture at `index`, upright and in RGB; UnreadableError when it cannot be read."""
+        return decode(*self._content(index))
+
+    def shape(self, index: int) -> Size:
+        """Height and width of the picture at `index`."""
+        return header_size(*self._content(index))
 
     def captions(self, index: int) -> list[str]:
-        """The captions at `index`; a column of lists gives several."""
-        if self._texts is None:
+        """The captions at `index`; a column of lists gives several, and so do several columns."""
+        if not self._fields:
             return [""]
-        text = self._texts[index][self.text_column]
-        return [str(caption) for caption in text] if isinstance(text, list) else [str(text or "")]
+        try:
+            return captions_of.of_record(self._texts[index], self._fields) or [""]
+        except ValueError as error:
+            raise UnreadableError(f"{self._data}, row {index}", error) from error
+
+    def _content(self, index: int) -> tuple[bytes | Path, str]:
+        """A picture's bytes or file, and what to call it."""
+        image = self._images[index][self._column] or {}
+        name = image.get("path") or f"{self._data}, row {index}"
+        if image.get("bytes") is not None:
+            return image["bytes"], f"{name} (row {index})" if image.get("path") else name
+        if not image.get("path"):
+            raise UnreadableError(name, "there is no picture in it")
+        return Path(image["path"]), name
 
 
-def open_source(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source:
-    """The source that `--data` names: `scenes`, a folder of pictures, a parquet file, or a Hub data set id.
+def open_source(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source | Shards:
+    """What `--data` names: `scenes`, a folder of pictures, .tar shards, parquet files, or a Hub data set id.
 
     Only `scenes` has a `split`; other data is taken as it is.
     """
     if data == "scenes":
         from ldm.data.scenes import ScenesDataset
 
+        if config.caption_fields:
+            raise UserError("data.caption_fields has no use for scenes, which have captions of their own")
         return ScenesDataset(config.scenes, config.size, split)
+    shards = shards_of(data)
+    if shards is not None:
+        return open_shards(shards, config.caption_fields)
     path = Path(data)
+    parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+    if parquet and all(file.is_file() for file in parquet):
+        return _table(load_table("parquet", data, data_files=[str(file) for file in parquet]), data, config)
     if path.is_dir():
-        return _folder(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return _table(_load("parquet", data_files=str(path)), data)
+        return open_folder(path, config.caption_fields)
     if path.suffix or path.is_absolute() or data.startswith(".") or data.count("/") != 1:
-        raise UserError(f"no data at {data!r}: expected `scenes`, a folder of pictures, a .parquet file or a Hub id")
-    return _table(_load(data), data)
+        raise UserError(
+            f"no data at {data!r}: expected `scenes`, a folder of pictures, .tar shards, a .parquet file or a Hub id"
+        )
+    return _table(load_table(data, data), data, config)
 
 
-def _load(name: str, **options: Any) -> Any:
-    from datasets import load_dataset
+def open_indexed(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source:
+    """As `open_source`, for work that needs pictures in any order; UserError for shards."""
+    source = open_source(data, config, split)
+    if isinstance(source, Shards):
+        raise UserError(f"{data} is read as a stream; this needs pictures by number: a folder, parquet or scenes")
+    return source
 
-    try:
-        return load_dataset(name, split="train", **options)
-    except Exception as error:  # `datasets` raises dozens of types for missing, broken and unreachable data
-        raise UserError(f"data {name!r} cannot be opened: {' '.join(str(error).split())}") from error
 
-
-def _table(table: Any, data: str) -> TableSource:
+def _table(table: Any, data: str, config: DataConfig) -> TableSource:
     from datasets import Image as ImageFeature
 
     images = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
     if not images:
         raise UserError(f"data {data!r} has no column of pictures, only {', '.join(table.features)}")
-    texts = [name for name in ("captions", "text", "caption", "prompt") if name in table.features]
     if not len(table):
         raise UserError(f"data {data!r} holds no pictures")
-    return TableSource(table, images[0], texts[0] if texts else None)
+    fields = captions_of.choose_fields(table.features, config.caption_fields, data)
+    return TableSource(table, data, images[0], fields)
 
 
-def _folder(path: Path) -> TableSource:
-    """A folder with `metadata.jsonl` or `metadata.csv`, or with `picture.txt` beside `picture.png`, or bare."""
-    if any((path / f"metadata.{suffix}").is_file() for suffix in ("jsonl", "csv")):
-        return _table(_load("imagefolder", data_dir=str(path)), str(path))
-    from datasets import Dataset
-    from datasets import Image as ImageFeature
-
-    pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-    if not pictures:
-        raise UserError(f"no pictures in {path}: looked for {' '.join(PICTURE_SUFFIXES)}")
-    columns: dict[str, list[str]] = {"image": [str(p) for p in pictures]}
-    sidecars = [p.with_suffix(".txt") for p in pictures]
-    if any(sidecar.is_file() for sidecar in sidecars):
-        columns["text"] = [s.read_text().strip() if s.is_file() else "" for s in sidecars]
-    return _table(Dataset.from_dict(columns).cast_column("image", ImageFeature()), str(path))
+__all__ = ["FolderSource", "Shards", "Source", "TableSource", "open_indexed", "open_source"]

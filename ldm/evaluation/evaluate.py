@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.loader import fit
-from ldm.data.pictures import to_bytes, to_tensor
+from ldm.data.pictures import fit, to_bytes, to_tensor
 from ldm.data.progress import track
 from ldm.data.sources import Source
 from ldm.diffusion.samplers import sampler_eta

@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint.diffusers import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import AutoencoderStageConfig, Config, LossConfig
+from ldm.config import AutoencoderStageConfig, CodebookConfig, Config, LossConfig
 from ldm.data.draws import Draws
-from ldm.data.loader import Batch, fit
+from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet, to_bytes, to_tensor
+from ldm.data.preview import first_pictures
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.posterior import PointPosterior
 from ldm.training.codebook import CodebookTrainer, Quantised, quantise
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage, frozen
 
 SHOWN = 16  # pictures in a sample grid
@@ -69,38 +73,40 @@ class AutoencoderStage(Stage):
         autoencoder: Autoencoder,
         config: Config,
         accelerator: Accelerator,
-        source: Source,
+        source: Source | Shards,
         trained: bool = False,  # its codebook is kept as it is at the start
     ) -> None:
         self.config = config.training.autoencoder
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.loss_config, self.data = config.loss, config.data
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
+        self._check_whole(config)
+        self.networks, self.optimizers = {}, {}
         network = self.place(Reconstruction(autoencoder, config.loss))
-        self.ema = EMA(network, self.config.ema_decay)
-        self.codebook: CodebookTrainer | None = None
-        if config.autoencoder.kind == "vq":
-            # Averages move it, so that no gradient may.
-            autoencoder.quantize.requires_grad_(config.loss.codebook.decay is None)
-            quantizers = autoencoder.quantize, self.average.quantize
-            self.codebook = CodebookTrainer(*quantizers, config.loss.codebook, accelerator, self.draws)
+        self.emas = self.averages_of(network)
+        self.codebook = self._codebook(autoencoder, config.loss.codebook) if config.autoencoder.kind == "vq" else None
         self._start_steps = 0 if trained else config.loss.codebook.start_steps
-        self.optimizers = {"reconstruction": self.optimizer((network, self.config.learning_rate))}
-        self.networks = {"reconstruction": accelerator.prepare(network)}
+        freeze(network, self.config.freeze)
+        self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates, self.emas)
         adversarial = config.loss.adversarial
         if adversarial.weight:
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
-            rate = adversarial.learning_rate or self.config.learning_rate
-            self.optimizers["discriminator"] = self.optimizer((discriminator, rate))
-            self.networks["discriminator"] = accelerator.prepare(discriminator)
-        self.latent_shape = self._latent_shape(config)
-        self.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
-        self._shown = pictures_of(source, range(min(SHOWN, len(source))), config.data.size)
+            self.prepare("discriminator", discriminator, adversarial.learning_rate or self.config.learning_rate, {})
+        self.latent_channels = config.autoencoder.latent_channels
+        self.downsampling = config.autoencoder.downsampling_factor
+        self._shown = to_tensor(first_pictures(source, SHOWN, config.data.size))
 
-    @staticmethod
-    def _latent_shape(config: Config) -> tuple[int, int, int]:
-        side = config.data.size // config.autoencoder.downsampling_factor
-        return (config.autoencoder.latent_channels, side, side)
+    def _check_whole(self, config: Config) -> None:
+        """Refuse to divide weights among processes where a loss needs them whole."""
+        whole = config.loss.adversarial.weight or config.autoencoder.kind == "vq"
+        if whole and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError("an autoencoder with a discriminator or a codebook is trained with DDP, not with FSDP")
+
+    def _codebook(self, autoencoder: Autoencoder, config: CodebookConfig) -> CodebookTrainer:
+        # Averages move it, so that no gradient may.
+        autoencoder.quantize.requires_grad_(config.decay is None)
+        averages = [_autoencoder(ema).quantize for ema in self.emas]
+        return CodebookTrainer(autoencoder.quantize, averages, config, self.accelerator, self.draws)
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
@@ -122,8 +128,7 @@ class AutoencoderStage(Stage):
             pairs.append((pictures, reconstructions.detach()))
             found.append({name: term.detach() for name, term in terms.items()})
         self.update("reconstruction")
-        network = self.accelerator.unwrap_model(self.networks["reconstruction"])
-        self.ema.update(network, step)
+        self.update_averages("reconstruction", step)
         losses = _mean(found)
         losses["loss"] = losses.pop("total")
         if self.codebook is not None:
@@ -136,7 +141,10 @@ class AutoencoderStage(Stage):
         """Of the posterior samples, (B, C, h, w); a VQ autoencoder needs none."""
         if self.codebook is not None:
             return None
-        return self.draws.normal("posterior", batch.step, batch.slots, self.latent_shape).to(self.accelerator.device)
+        assert batch.pictures is not None
+        height, width = (side // self.downsampling for side in batch.pictures.shape[2:])
+        shape = (self.latent_channels, height, width)
+        return self.draws.normal("posterior", batch.step, batch.slots, shape).to(self.accelerator.device)
 
     @torch.no_grad()
     def _start_codebook(self, batches: list[Batch], step: int) -> None:
@@ -175,12 +183,17 @@ class AutoencoderStage(Stage):
         self.update("discriminator")
         return torch.stack(found).mean()
 
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Tensor:
+        """The loss () of the averaged weights without its adversarial term."""
+        assert batch.pictures is not None
+        pictures = batch.pictures.to(self.accelerator.device)
+        return self.loss.terms(pictures, *self.emas[0].network(pictures, self._noise(batch)))["total"]
+
     @property
     def average(self) -> Autoencoder:
-        """The EMA of the autoencoder."""
-        network = self.ema.network
-        assert isinstance(network, Reconstruction)
-        return network.autoencoder
+        """The first average of the autoencoder."""
+        return _autoencoder(self.emas[0])
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, as a tree of tensors and plain values."""
@@ -194,12 +207,15 @@ class AutoencoderStage(Stage):
             self.codebook.load_state(state["codebook"])
 
     def save(self, folder: Path) -> None:
-        """Write the autoencoder to `folder/vae`."""
-        save_autoencoder(self.average, folder / "vae")
+        """Write the autoencoder to `folder/vae`, other averages to `folder/ema-DECAY/vae`."""
+        for ema, place in zip(self.emas, self.places(folder), strict=True):
+            save_autoencoder(_autoencoder(ema), place / "vae")
 
-    def finish(self, source: Source) -> dict[str, Any]:
+    def finish(self, source: Source | Shards) -> dict[str, Any]:
         """Measure the latent statistics over many pictures and all processes, and keep them with the autoencoder."""
-        return measure(self.average, source, self.data.size, self.config.statistics_pictures, self.accelerator)
+        count = self.config.statistics_pictures
+        facts = [measure(_autoencoder(ema), source, self.data.size, count, self.accelerator) for ema in self.emas]
+        return facts[0]
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -211,9 +227,9 @@ class AutoencoderStage(Stage):
         return contact_sheet(np.concatenate(rows), columns)
 
 
-def pictures_of(source: Source, indices: range, size: int) -> Tensor:
-    """Pictures of a source, centre-cropped, (B, 3, size, size) in [-1, 1]."""
-    return to_tensor(np.stack([fit(source.picture(index), size) for index in indices]))
+def _autoencoder(ema: EMA) -> Autoencoder:
+    assert isinstance(ema.network, Reconstruction)
+    return ema.network.autoencoder
 
 
 def _mean(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -34,13 +34,18 @@ def quantise(quantizer: Quantizer, z: Tensor) -> Quantised:
 
 
 class CodebookTrainer:
-    """Moves the vectors of a codebook where gradients do not, and those of its average along with them."""
+    """Moves the vectors of a codebook where gradients do not, and those of its averages along with them."""
 
     def __init__(
-        self, quantizer: Quantizer, average: Quantizer, config: CodebookConfig, accelerator: Accelerator, draws: Draws
+        self,
+        quantizer: Quantizer,
+        averages: Sequence[Quantizer],
+        config: CodebookConfig,
+        accelerator: Accelerator,
+        draws: Draws,
     ) -> None:
         self.config, self.accelerator, self.draws = config, accelerator, draws
-        self.quantizer, self.average = quantizer, average
+        self.quantizer, self.averages = quantizer, averages
         weight = quantizer.embedding.weight.detach()
         self.state = {"age": torch.full((len(weight),), config.window, device=weight.device)}  # steps since last used
         if config.decay is not None:  # moving averages of the number and the sum of the z nearest to each vector
@@ -106,9 +111,11 @@ class CodebookTrainer:
             self.state["age"][dead] = 0
 
     def _move(self, rows: Tensor | slice, vectors: Tensor, sizes: Tensor) -> None:
-        """Put vectors elsewhere, those of the average too: a jump is nothing to be averaged."""
+        """Put vectors elsewhere, those of the averages too: a jump is nothing to be averaged."""
         self._weight[rows] = vectors.to(self._weight)
-        self.average.embedding.weight[rows] = vectors.to(self.average.embedding.weight)
+        for average in self.averages:
+            weight = average.embedding.weight
+            weight[rows if isinstance(rows, slice) else rows.to(weight.device)] = vectors.to(weight)
         if self.config.decay is not None:
             self.state["sizes"][rows] = sizes.to(self.state["sizes"])
             self.state["sums"][rows] = vectors.to(self.state["sums"]) * sizes[:, None].to(self.state["sums"])

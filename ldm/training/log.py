@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,13 +13,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ldm.checkpoint.store import save_text
+
 
 class Log:
-    """Appends a line of JSON for each report and shows it; silent where `path` is None."""
+    """Appends a line of JSON for each report and shows it; silent where `path` is None.
 
-    def __init__(self, path: Path | None, start: int, end: int) -> None:
-        self.path, self.end = path, end
+    `also` is told every report besides, on all processes. A log that cannot be written is complained of once.
+    """
+
+    def __init__(
+        self, path: Path | None, start: int, end: int, also: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self.path, self.end, self._also = path, end, also
         self._bar: Progress | None = None
+        self._complaints: set[str] = set()
         if path is not None:
             _truncate(path, start)
             if sys.stderr.isatty():
@@ -42,18 +52,24 @@ class Log:
             self._bar.update(self._task, completed=step)
 
     def report(self, facts: dict[str, Any]) -> None:
-        """Record the losses and rates of a step."""
+        """Record the losses and rates of a step, and show them."""
+        self.note(facts)
         if self.path is None:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(facts) + "\n")
         if self._bar is not None:
-            losses = [f"{name} {value:.4g}" for name, value in facts.items() if name in ("loss", "pictures_per_second")]
-            self._bar.update(self._task, text="  ".join(losses))
+            self._bar.update(self._task, text=_brief(facts))
         else:
             words = [f"{name} {value:.5g}" for name, value in facts.items() if name not in ("step", "seconds")]
             left = _duration((self.end - facts["step"]) * facts["seconds_per_step"])
             print(f"step {facts['step']}/{self.end}  " + "  ".join(words) + f"  {left} left", file=sys.stderr)
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Record facts of a step without showing them."""
+        if self._also is not None:
+            self._also(facts)
+        if self.path is not None:
+            with self.excused(f"{self.path} could not be written"), self.path.open("a") as file:
+                file.write(json.dumps(facts) + "\n")
 
     def say(self, message: str) -> None:
         """A line for the person who watches."""
@@ -64,12 +80,38 @@ class Log:
         else:
             print(message, file=sys.stderr)
 
+    @contextmanager
+    def excused(self, complaint: str) -> Iterator[None]:
+        """What training can do without: a failed write is told once, as a line, and no more."""
+        try:
+            yield
+        except OSError as error:
+            if complaint not in self._complaints:
+                self._complaints.add(complaint)
+                self.say(f"{complaint}: {error.strerror or error}; training goes on")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The reports of a log, oldest first; a line that was cut off, by a full disk or a kill, is left out."""
+    reports = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            reports.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return reports
+
 
 def _truncate(path: Path, step: int) -> None:
     """Forget what was logged after the step that training continues from."""
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        save_text(path, "".join(json.dumps(facts) + "\n" for facts in read_log(path) if facts["step"] <= step))
+
+
+def _brief(facts: dict[str, Any]) -> str:
+    """Loss, rate and memory, for the end of the progress bar."""
+    words = [f"loss {facts['loss']:.4g}", f"{facts['pictures_per_second']:.3g} pictures/s"]
+    return "  ".join(words + [f"{facts['memory_mib'] / 1024:.1f} GiB"] * ("memory_mib" in facts))
 
 
 def _duration(seconds: float) -> str:

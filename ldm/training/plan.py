@@ -1,50 +1,171 @@
-"""What `--dry-run` prints: the size of a run before it starts."""
+"""What `--dry-run` prints: steps, memory, time and cost of a run to come. Nothing of it stays on the disk."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from ldm.config import Config
-from ldm.data.sources import open_source
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from ldm.config import Config, Size, StageConfig
+from ldm.data.folders import PICTURE_SUFFIXES
+from ldm.data.loader import TrainingData
+from ldm.data.preview import HeldSource
+from ldm.data.shards import Shards
+from ldm.data.sources import Source, open_source
 from ldm.errors import UserError
+from ldm.training.cost import PEAK, UTILISATION, StepCost, memory, seconds_on, step_cost
+from ldm.training.loop import share_of, start_accelerator
+from ldm.training.run import Run
+from ldm.training.stage import Stage
+
+TRIAL_STEPS, TRIAL_SECONDS = 5, 20.0
+SLOW = 2e12  # operations of a step that are not tried out on a CPU: about half a minute
+MakeStage = Callable[[Config, Source, Accelerator, Run], Stage]
 
 
-def plan(stage: str, config: Config, data: str) -> str:
-    """Parameters, steps, epochs and the memory of weights and optimiser, as lines of text; networks take no memory."""
-    settings = config.training.autoencoder if stage == "autoencoder" else config.training.unet
-    pictures = config.data.scenes.num if data == "scenes" else len(open_source(data, config.data))
-    with torch.device("meta"):
-        networks = _networks(stage, config)
-    parameters = {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
-    total = sum(parameters.values())
-    samples = settings.max_steps * settings.batch_size
-    facts = {f"parameters of the {name}": f"{count:,}" for name, count in parameters.items()}
-    facts |= {
-        "pictures": f"{pictures:,} of {config.data.size}x{config.data.size}",
-        "steps": f"{settings.max_steps:,} of {settings.batch_size} pictures",
-        "epochs": f"{samples / pictures:.1f}",
-        # weights, gradients, two moments of AdamW and the EMA, all in float32
-        "memory of weights and optimiser": f"{5 * 4 * total / 2**20:,.0f} MiB a process, activations come on top",
-        "saves": f"every {settings.save_every:,} steps, the newest {settings.keep} kept",
-    }
+def plan(
+    stage: str,
+    config: Config,
+    data: str,
+    make: MakeStage | None = None,
+    gpus: int | None = None,
+    gpu: str | None = None,
+) -> str:
+    """Lines of text on a run that would begin now.
+
+    With `make`, which makes the stage, a few steps are timed; with `gpus` of a kind `gpu`, their cost is reckoned.
+    """
+    settings: StageConfig = getattr(config.training, stage)
+    cost = step_cost(stage, config)
+    source = None if data == "scenes" else open_source(data, config.data)
+    pictures = config.data.scenes.num if source is None else len(source)
+    facts = _size(settings, config, cost, pictures)
+    facts["time here"] = _time(stage, config, source, make, cost)
+    if gpu is not None:
+        facts |= _reckoned(stage, config, data, pictures, cost, gpus or 1, gpu)
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
-def _networks(stage: str, config: Config) -> dict[str, nn.Module]:
-    from ldm.models.autoencoder import Autoencoder
-    from ldm.models.discriminator import PatchDiscriminator
-    from ldm.models.text import make_text_encoder
-    from ldm.models.unet import UNet
+def _size(settings: StageConfig, config: Config, cost: StepCost, pictures: int) -> dict[str, str]:
+    samples = settings.max_steps * settings.batch_size
+    micro = settings.batch_size // settings.gradient_accumulation
+    width = 4 if settings.mixed_precision == "no" else 2
+    return {
+        **{f"parameters of the {name}": f"{count:,}" for name, count in cost.parameters.items()},
+        "pictures": f"{pictures:,} of {config.data.size}x{config.data.size}",
+        "steps": f"{settings.max_steps:,} of {settings.batch_size} pictures",
+        "epochs": f"{samples / pictures:.1f}",
+        "memory of weights, gradients, optimiser, averages": f"{memory(settings, cost) / 2**20:,.0f} MiB a process",
+        "memory of activations": f"about {cost.activations * width / 4 * micro / 2**20:,.0f} MiB, shared by processes",
+        "work": f"{cost.flops * settings.batch_size / 1e12:.3g} TFLOP a step, {cost.flops * samples / 1e15:,.3g} PFLOP",
+        "saves": f"every {settings.save_every:,} steps, the newest {settings.keep} kept"
+        + (", and the best" if settings.keep_best and settings.validation_pictures else ""),
+    }
 
-    if stage == "unet":
-        unet = UNet(config.need_unet())
-        if config.text is None:
-            raise UserError("train-unet trains models of text alone, with one text encoder")
-        text = {} if config.text.frozen else {"text encoder": make_text_encoder(config.text)}
-        return {"U-Net": unet, **text}
-    networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(config.autoencoder)}
-    if config.loss.adversarial.weight:
-        networks["discriminator"] = PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels)
-    return networks
+
+def _reckoned(
+    stage: str, config: Config, data: str, pictures: int, cost: StepCost, gpus: int, gpu: str
+) -> dict[str, str]:
+    settings: StageConfig = getattr(config.training, stage)
+    samples = settings.max_steps * settings.batch_size
+    needed = seconds_on(cost.flops * samples, gpus, gpu)
+    rate = samples / needed
+    per_picture = _bytes_read(stage, config, data, pictures)
+    return {
+        f"time on {gpus} {gpu}": f"{_long(needed)}, {_long(gpus * needed)} of one, at {UTILISATION:.0%} of "
+        f"{PEAK[gpu]} TFLOP/s each",
+        "data read": f"{rate * per_picture / 2**20:,.1f} MiB/s in all, {rate:,.0f} pictures/s",
+    }
+
+
+def _bytes_read(stage: str, config: Config, data: str, pictures: int) -> float:
+    """Bytes of one picture as it is stored: cached moments, a file, or, where that is not known, plain pixels."""
+    if stage == "unet" and config.training.unet.cache_latents:
+        side = config.data.size // config.autoencoder.downsampling_factor
+        return 4 * 2 * config.autoencoder.latent_channels * side**2
+    path = Path(data)
+    if path.is_file():
+        return path.stat().st_size / pictures
+    found: Iterable[Path] = path.rglob("*") if path.is_dir() else ()
+    sizes = [file.stat().st_size for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
+    return sum(sizes) / len(sizes) if sizes else 3 * config.data.size**2
+
+
+def _time(stage: str, config: Config, source: Source | Shards | None, make: MakeStage | None, cost: StepCost) -> str:
+    """How long the run would take on this machine, after a few steps of it."""
+    settings: StageConfig = getattr(config.training, stage)
+    if make is None:
+        return "not tried: --vae or --init is missing"
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = start_accelerator(settings, config.training.seed)
+        work = cost.flops * settings.batch_size / accelerator.num_processes
+        if accelerator.device.type == "cpu" and work > SLOW:
+            return f"not tried: a step of {work / 1e12:.3g} TFLOP takes a CPU too long"
+        count = 2 * settings.batch_size
+        if isinstance(source, Shards):
+            source = HeldSource(source, count)
+        few = Few(source or _few_scenes(config, Path(folder), count), count)
+        made = make(config, few, accelerator, Run(Path(folder) / "run", resume=False))
+        seconds, steps = _timed(made, few, config)
+    total = seconds * settings.max_steps
+    return f"about {_long(total)}, {seconds:.3g} s a step on {accelerator.device.type}, tried for {steps} steps"
+
+
+def _timed(stage: Stage, source: Source, config: Config) -> tuple[float, int]:
+    """Seconds of a step, and the number of steps tried, the first not counted."""
+    settings = stage.config
+    share = share_of(stage.accelerator, settings.batch_size, settings.gradient_accumulation)
+    data = TrainingData(source, config.data, share, config.training.seed, pictures=stage.needs_pictures)
+    times: list[float] = []
+    while len(times) < 2 or (len(times) <= TRIAL_STEPS and sum(times) < TRIAL_SECONDS):
+        began, step = time.monotonic(), settings.max_steps  # the last one, in which every loss takes part
+        stage.begin(step)
+        losses = stage.losses([data[step, micro] for micro in range(share.accumulation)], step)
+        losses["loss"].item()  # waits for the device
+        times.append(time.monotonic() - began)
+    return float(np.median(times[1:])), len(times) - 1
+
+
+def _long(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} seconds"
+
+
+def _few_scenes(config: Config, folder: Path, count: int) -> Source:
+    from ldm.data.scenes.dataset import ScenesDataset
+
+    few = config.data.scenes.model_copy(update={"num": min(count, config.data.scenes.num)})
+    return ScenesDataset(few, config.data.size, cache=folder)
+
+
+class Few:
+    """The first pictures of a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        if not len(source):
+            raise UserError("the data holds no pictures")
+        self.source, self.count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        """Their number."""
+        return self.count
+
+    def picture(self, index: int) -> Image.Image | np.ndarray:
+        """That of the source."""
+        return self.source.picture(index)
+
+    def shape(self, index: int) -> Size:
+        """That of the source's picture."""
+        return self.source.shape(index)
+
+    def captions(self, index: int) -> list[str]:
+        """Those of the source."""
+        return self.source.captions(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.config import StageConfig
+from ldm.data.broken import Broken
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
+from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.ema import EMA
+from ldm.training.optimizer import make_optimizer, parameter_groups
+from ldm.training.sharding import load_network_state, load_optimizer_state, network_state, optimizer_state
 
 
 class Stage(ABC):
@@ -25,63 +30,115 @@ class Stage(ABC):
 
     name: str
     needs_pictures: bool  # False where everything is known from their indices
+    unreadable: Mapping[int, Broken] | None = None  # what is known of the pictures where they are not needed
     config: StageConfig
     accelerator: Accelerator
     draws: Draws
     networks: dict[str, nn.Module]  # as prepared by accelerate
     optimizers: dict[str, Any]
-    ema: EMA
+    emas: list[EMA]  # the first is what is saved as the model
 
     @abstractmethod
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """Do optimiser step number `step` on all its micro-batches; detached scalars to be logged."""
 
     @abstractmethod
+    def validate(self, batch: Batch) -> Tensor:
+        """The loss () of the averaged weights on one micro-batch; called by the main process alone."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the EMA weights in diffusers layout; called by the main process alone."""
+        """Write the averaged weights in diffusers layout; called by the main process alone."""
 
     @abstractmethod
     def sample(self) -> Any:
-        """A picture that shows how far training has come, or None."""
+        """A picture that shows how far training has come, or None; called by the main process alone."""
 
-    def finish(self, source: Source) -> dict[str, Any]:
+    def finish(self, source: Source | Shards) -> dict[str, Any]:
         """What is left to do when training ends, by all processes; the facts it found."""
         return {}
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it all averages are whole, the newest, and on this process' device; every process must come here."""
+        homes = [next(ema.network.parameters()).device for ema in self.emas]
+        for ema in self.emas:
+            ema.gather()
+            ema.network.to(self.accelerator.device)
+        try:
+            yield
+        finally:
+            for ema, home in zip(self.emas, homes, strict=True):
+                ema.network.to(home)
+
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs, as a tree of tensors and plain values."""
-        unwrap = self.accelerator.unwrap_model
+        """All that a resumed run needs, as a tree of tensors and plain values; every process must come here.
+
+        It is whole in the main process. Call it within `averaged`.
+        """
         scaler = self.accelerator.scaler
         return {
-            "networks": {name: unwrap(network).state_dict() for name, network in self.networks.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "ema": self.ema.network.state_dict(),
+            "networks": {name: network_state(self.accelerator, network) for name, network in self.networks.items()},
+            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
+            "ema": self.emas[0].network.state_dict(),
+            "ema_others": {str(ema.decay): ema.network.state_dict() for ema in self.emas[1:]},
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up where `state` was written."""
+        """Take up where `state` was written; every process must come here with the whole of it."""
         for name, network in self.networks.items():
-            self.accelerator.unwrap_model(network).load_state_dict(state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.ema.network.load_state_dict(state["ema"])
+            load_network_state(self.accelerator, network, state["networks"][name])
+            load_optimizer_state(self.optimizers[name], state["optimizers"][name])
+        self.emas[0].load(state["ema"])
+        for ema in self.emas[1:]:
+            ema.load(state["ema_others"][str(ema.decay)])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def prepare(
+        self,
+        name: str,
+        network: nn.Module,
+        rate: float,
+        rates: Mapping[str, float],
+        emas: Sequence[EMA] = (),
+        prefix: str = "",
+    ) -> None:
+        """Make the network's optimiser and hand both to accelerate, as `networks[name]` and `optimizers[name]`.
+
+        `emas` are the averages that follow it, made before; `rates` and `prefix` as in `parameter_groups`.
+        """
+        if self.config.gradient_checkpointing:
+            checkpoint_gradients(network)
+        if self.config.compile:
+            network.compile()
+        groups = parameter_groups(network, rate, rates, prefix)
+        optimizer = make_optimizer(groups, self.config, self.accelerator.device)
+        # Together, since sharding replaces the weights that the optimiser holds.
+        self.networks[name], self.optimizers[name] = self.accelerator.prepare(network, optimizer)
+        for ema in emas:
+            ema.shard(self.accelerator.unwrap_model(self.networks[name]))
+
+    def averages_of(self, network: nn.Module) -> list[EMA]:
+        """An average of `network` for every decay asked for, the one that is used first."""
+        decays = (self.config.ema_decay, *self.config.ema_others)
+        return [EMA(network, decay, self.config.ema_device) for decay in decays]
+
+    def places(self, folder: Path) -> list[Path]:
+        """Where the averages are saved: the first in `folder` itself."""
+        return [folder, *(folder / f"ema-{ema.decay}" for ema in self.emas[1:])]
+
+    def update_averages(self, name: str, step: int) -> None:
+        """Let the averages follow a network after its step."""
+        network = self.accelerator.unwrap_model(self.networks[name])
+        for ema in self.emas:
+            ema.update(network, step)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on this process' device, its convolutions' weights in the memory format asked for."""
         layout = torch.channels_last if self.config.channels_last else torch.preserve_format
         return network.to(self.accelerator.device).to(memory_format=layout)
-
-    def optimizer(self, *parts: tuple[nn.Module, float]) -> torch.optim.AdamW:
-        """Fused AdamW over the trainable weights of networks, each with its learning rate."""
-        groups = [
-            {"params": [weight for weight in network.parameters() if weight.requires_grad], "lr": learning_rate}
-            for network, learning_rate in parts
-        ]
-        config = self.config
-        return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
     def micro_batches(self, batches: list[Batch], network: nn.Module) -> Iterator[Batch]:
         """The micro-batches of a step; gradients of several processes are averaged in the last one only."""
@@ -99,8 +156,10 @@ class Stage(ABC):
         self.optimizers[name].zero_grad(set_to_none=True)
         return norm
 
-    def set_learning_rate(self, step: int) -> float:
+    def begin(self, step: int) -> float:
         """Put the learning rates of all optimisers to their schedule's value; that factor of the base rate."""
+        # Only dropout draws from torch's own generator: so its draws, too, are a function of seed, step and process.
+        torch.manual_seed(self.draws.generator("dropout", step, self.accelerator.process_index).initial_seed())
         factor = learning_rate_factor(self.config, step)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:

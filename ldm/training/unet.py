@@ -25,6 +25,7 @@ from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
 from ldm.training.ema import EMA
 from ldm.training.latents import MomentsCache
+from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
 
 
@@ -50,6 +51,7 @@ class UNetStage(Stage):
         self.config = config.training.unet
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.parts, self.cache, self.needs_pictures = parts, cache, cache is None
+        self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
         self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
@@ -57,31 +59,39 @@ class UNetStage(Stage):
         [(text_encoder, self.tokenizer)] = parts.texts
         frozen = config.text is not None and config.text.frozen
         self.frozen_text = text_encoder.to(accelerator.device).eval().requires_grad_(False) if frozen else None
+        self.networks, self.optimizers = {}, {}
         network = self.place(parts.unet if frozen else TextConditioned(parts.unet, text_encoder))
-        self.ema = EMA(network, self.config.ema_decay)
-        rate = self.config.learning_rate
-        text_rate = rate if self.config.text_learning_rate is None else self.config.text_learning_rate
-        trained = [(parts.unet, rate)] if frozen else [(parts.unet, rate), (text_encoder, text_rate)]
-        optimizer = self.optimizer(*trained)
-        self.optimizers = {"unet": accelerator.prepare(optimizer)}
-        self.networks = {"unet": accelerator.prepare(network)}
+        self.emas = self.averages_of(network)
+        prefix = "unet." if frozen else ""
+        freeze(network, self.config.freeze, prefix)
+        text_rate = self.config.text_learning_rate
+        rates = {} if text_rate is None else {"text": text_rate}
+        self.prepare("unet", network, self.config.learning_rate, rates | self.config.learning_rates, self.emas, prefix)
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step: noise the latents to random levels and regress the prediction's target."""
         network, found = self.networks["unet"], []
         for batch in self.micro_batches(batches, network):
-            latents = self._latents(batch)
-            level = self.schedule.sample(self.draws.uniform("level", step, batch.slots).to(latents.device))
-            noise, seen = self._noise(batch, latents.shape[1:])
-            noise, seen = noise.to(latents.device), seen.to(latents.device)
-            output = network(level.noisy(latents, seen), level.t, *self._told(batch))
-            loss = self._loss(output, latents, noise, level).mean()
+            loss = self._batch_loss(network, batch)
             self.accelerator.backward(loss / len(batches))
             found.append(loss.detach())
         norm = self.update("unet")
-        self.ema.update(self.accelerator.unwrap_model(network), step)
+        self.update_averages("unet", step)
         losses = {"loss": torch.stack(found).mean()}
         return losses if norm is None else losses | {"gradient_norm": norm.detach()}
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Tensor:
+        """The loss () of the averaged weights."""
+        return self._batch_loss(self.emas[0].network, batch)
+
+    def _batch_loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        latents = self._latents(batch)
+        level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
+        noise, seen = self._noise(batch, latents.shape[1:])
+        noise, seen = noise.to(latents.device), seen.to(latents.device)
+        output = network(level.noisy(latents, seen), level.t, *self._told(batch))
+        return self._loss(output, latents, noise, level).mean()
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The noise (B, C, h, w) that is regressed, and that which the network's input holds.
@@ -136,16 +146,20 @@ class UNetStage(Stage):
 
     @property
     def average(self) -> Parts:
-        """The pipeline with EMA weights."""
-        network = self.ema.network
+        """The pipeline with the first average of its weights."""
+        return self._pipeline(self.emas[0])
+
+    def _pipeline(self, ema: EMA) -> Parts:
+        network = ema.network
         if isinstance(network, UNet):
             return replace(self.parts, unet=network)
         assert isinstance(network, TextConditioned)
         return replace(self.parts, unet=network.unet, text_encoder=network.text_encoder)
 
     def save(self, folder: Path) -> None:
-        """Write the whole pipeline in diffusers layout."""
-        save_pipeline(self.average, folder)
+        """Write the whole pipeline in diffusers layout to `folder`, with other averages to `folder/ema-DECAY`."""
+        for ema, place in zip(self.emas, self.places(folder), strict=True):
+            save_pipeline(self._pipeline(ema), place)
 
     def sample(self) -> Image.Image | None:
         """Pictures of the configured prompts, one a prompt, always with the same seed."""

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ldm.config import DataConfig
-from ldm.data.loader import Order, Share, TrainingData, make_loader
+from ldm.data.loader import Share, TrainingData, make_loader
+from ldm.data.order import Order
 
 
 class Numbers:

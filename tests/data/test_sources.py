@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm.config import DataConfig
-from ldm.data.pictures import contact_sheet, resize_and_crop, to_bytes, to_rgb, to_tensor
+from ldm.data.pictures import contact_sheet, cut_out, to_bytes, to_rgb, to_tensor
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 
@@ -65,12 +65,6 @@ def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="picture 0 of the data cannot be read"):
-        open_source(str(tmp_path), DataConfig()).picture(0)
-
-
 def test_transparent_parts_lie_on_white_and_every_mode_becomes_rgb() -> None:
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert np.asarray(to_rgb(clear)).min() == 255
@@ -78,14 +72,41 @@ def test_transparent_parts_lie_on_white_and_every_mode_becomes_rgb() -> None:
         assert to_rgb(Image.new(mode, (2, 2))).mode == "RGB"
 
 
-def test_the_shorter_side_is_scaled_and_the_longer_cut_where_asked() -> None:
+def test_the_picture_is_scaled_to_cover_and_cut_where_asked() -> None:
     ramp = np.zeros((10, 20, 3), dtype=np.uint8)
     ramp[:, 10:] = 200
     wide = Image.fromarray(ramp)
-    assert resize_and_crop(wide, 10, at=(0, 0)).max() == 0
-    assert resize_and_crop(wide, 10, at=(1, 1)).min() == 200
-    assert resize_and_crop(wide, 4).shape == (4, 4, 3)
-    assert resize_and_crop(wide, 40).shape == (40, 40, 3)
+    assert cut_out(wide, (10, 10), at=(0, 0)).pixels.max() == 0
+    assert cut_out(wide, (10, 10), at=(1, 1)).pixels.min() == 200
+    assert cut_out(wide, (4, 4)).pixels.shape == (4, 4, 3)
+    assert cut_out(wide, (40, 40)).pixels.shape == (40, 40, 3)
+    assert cut_out(wide, (6, 4)).pixels.shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("size", [(31, 32), (64, 40), (128, 128)])
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.3, 0.7), (1.0, 1.0)])
+def test_cutting_while_resizing_is_resizing_and_then_cutting(size: tuple[int, int], at: tuple[float, float]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    cut = cut_out(picture, size, at, zoom=1.3)
+    height, width = cut.resized
+    whole = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    top, left = cut.crop
+    expected = np.asarray(whole)[top : top + size[0], left : left + size[1]]
+    assert np.abs(expected.astype(int) - cut.pixels).max() <= 2
+    assert cut.original == (90, 130)
+
+
+def test_a_flipped_cut_lies_where_the_flipped_picture_has_it() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    cut = cut_out(Image.fromarray(noise), (16, 16), at=(0.25, 0.0)).flipped()
+    top, left = cut.crop
+    assert (top, left) == (0, 18)
+    assert np.array_equal(noise[:, ::-1][:, left : left + 16], cut.pixels)
+
+
+def test_an_extremely_long_picture_takes_no_more_memory_than_it_has() -> None:
+    assert cut_out(Image.new("RGB", (60_000, 1)), (512, 512)).pixels.shape == (512, 512, 3)
 
 
 def test_bytes_survive_the_way_to_numbers_and_back() -> None:

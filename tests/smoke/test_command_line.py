@@ -20,7 +20,8 @@ from ldm.checkpoint.store import load_tensors
 
 
 def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+    reports = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [facts["loss"] for facts in reports if "loss" in facts]
 
 
 def test_help_is_instant_and_does_without_torch(ldm: Command) -> None:
@@ -94,7 +95,7 @@ def test_the_same_seed_makes_the_same_weights_and_a_resumed_run_ends_with_them(
 def test_two_processes_have_the_losses_of_one(ldm: Command, tiny_vae: Path, tmp_path: Path, kind: str) -> None:
     stage = "unet" if kind == "unet" else "vae"
     part = "autoencoder" if stage == "vae" else "unet"
-    options = ["--data", "scenes", "--max-steps", "20", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
+    options = ["--data", "scenes", "--max-steps", "50", *map(str, SMALL), "--set", f"training.{part}.log_every=1"]
     options += ["--vae", str(tiny_vae)] if stage == "unet" else []
     options += ["--set", "loss.equivariance.weight=0.25"] if kind == "vae" else []
     vq = (
@@ -198,6 +199,22 @@ def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:
-    done = ldm("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run", "--dry-run")
-    assert "400 of 32 pictures" in done.stdout
+    options = ("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run")
+    done = ldm(*options, "--dry-run", "--gpus", 8, "--gpu", "h100")
+    for told in ("400 of 32 pictures", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
+        assert told in done.stdout
     assert not (tmp_path / "run").exists()
+    refused = ldm(*options, "--gpus", 8, check=False)
+    assert refused.returncode == 2
+    assert "together with --dry-run" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_tries_a_few_steps(ldm: Command, tiny_vae: Path, tmp_path: Path, cache: Path) -> None:
+    before = sorted(cache.rglob("*")), sorted(tiny_vae.rglob("*"))
+    for stage, extra in (("vae", ()), ("unet", ("--vae", tiny_vae))):
+        out = ("--out", tmp_path / "run")
+        done = ldm(f"train-{stage}", "tiny", "--data", "scenes", *extra, *out, "--dry-run", *SMALL)
+        assert re.search(r"time here +about [\d.,]+ \w+, [\d.]+ s a step on \w+, tried for \d steps", done.stdout)
+    assert not list(tmp_path.iterdir())
+    assert (sorted(cache.rglob("*")), sorted(tiny_vae.rglob("*"))) == before

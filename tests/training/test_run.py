@@ -9,8 +9,9 @@ import torch
 from ldm import config
 from ldm.errors import UserError
 from ldm.training.log import Log
-from ldm.training.loop import parse_duration, share_of
-from ldm.training.run import Run
+from ldm.training.loop import share_of
+from ldm.training.run import Run, SaveError
+from ldm.training.stop import parse_duration
 
 CONFIG = config.load("tiny")
 
@@ -30,10 +31,10 @@ def test_the_newest_step_is_what_a_run_continues_from(tmp_path: Path) -> None:
     assert run.load_state() is None
     for step in (5, 10, 1000000):
         saved(run, step)
-    step, state, folder = Run(tmp_path, resume=True).load_state()
-    assert step == 1000000
-    assert state["weight"].tolist() == [1000000, 1000000]
-    assert config.load(folder / "config.yaml") == CONFIG
+    saved_last = Run(tmp_path, resume=True).load_state()
+    assert saved_last.step == 1000000
+    assert saved_last.state["weight"].tolist() == [1000000, 1000000]
+    assert config.load(saved_last.folder / "config.yaml") == CONFIG
 
 
 def test_only_the_newest_steps_are_kept(tmp_path: Path) -> None:
@@ -52,10 +53,10 @@ def test_a_failed_write_leaves_the_older_steps_and_nothing_else(tmp_path: Path) 
         write_model(folder)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match="No space left on device; older steps are untouched"):
+    with pytest.raises(SaveError, match="No space left on device; step-000001 and older steps are untouched"):
         run.save(2, full, {}, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
-    assert run.load_state()[0] == 1
+    assert run.load_state().step == 1
 
 
 def test_the_finished_model_lies_at_the_top_until_training_goes_on(tmp_path: Path) -> None:

@@ -176,14 +176,14 @@ def test_the_cache_is_found_again_by_what_it_was_made_of(measured: Path) -> None
 
 def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path) -> None:
     stage = unet_stage(measured)
-    before, averaged = weights(stage, "unet"), [w.clone() for w in stage.ema.network.parameters()]
+    before, averaged = weights(stage, "unet"), [w.clone() for w in stage.emas[0].network.parameters()]
     for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
         stage.losses(micro_batches(step), step)
     names = [name for name, _ in stage.networks["unet"].named_parameters()]
     moved = {name for name, a, b in zip(names, before, weights(stage, "unet"), strict=True) if not torch.equal(a, b)}
     assert any(name.startswith("text_encoder.") for name in moved)
     assert any(name.startswith("unet.") for name in moved)
-    assert changed(averaged, list(stage.ema.network.parameters()))
+    assert changed(averaged, list(stage.emas[0].network.parameters()))
     assert all(weight.grad is None for weight in stage.autoencoder.parameters())
 
 

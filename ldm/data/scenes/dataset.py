@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.config import ScenesConfig
+from ldm.config import ScenesConfig, Size
+from ldm.data.cache import default_cache
 from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version
 from ldm.data.scenes.compose import Split
@@ -51,14 +51,14 @@ class ScenesDataset:
         """Picture number `index`, uint8 (size, size, 3)."""
         return np.array(self._pictures[index])
 
+    def shape(self, index: int) -> Size:
+        """Height and width of picture number `index`."""
+        height, width, _ = self._pictures.shape[1:]
+        return height, width
+
     def captions(self, index: int) -> list[str]:
         """All captions of picture number `index`, the plainest full one first."""
         return self._captions[index]
-
-
-def default_cache() -> Path:
-    """`$LDM_CACHE`, else `~/.cache/ldm`."""
-    return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm")
 
 
 def _fingerprint(order: Order) -> str:

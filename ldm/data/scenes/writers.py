@@ -14,6 +14,7 @@ from PIL import Image
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.making import Order, make_all
 from ldm.data.scenes.scene import Scene
+from ldm.data.shards import write_index
 from ldm.errors import UserError
 
 SHARD = 1000  # scenes in a tar file
@@ -53,19 +54,21 @@ def write_webdataset(
     processes: int | None = None,
     concepts: int | None = None,
 ) -> None:
-    """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions and record).
+    """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions, record), with an index.
 
     Raises UserError when the folder has files already or cannot be written.
     """
     order = Order(num, size, seed, split, concepts)
     folder = _empty_folder(out, order)
     made = enumerate(make_all(order, processes))
-    for shard in range(-(-num // SHARD)):
-        with tarfile.open(folder / f"{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
-            for _ in range(min(SHARD, num - shard * SHARD)):
+    counts = {f"{first // SHARD:06d}.tar": min(SHARD, num - first) for first in range(0, num, SHARD)}
+    for name, count in counts.items():
+        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for _ in range(count):
                 index, (scene, picture) = next(made)
                 for suffix, content in _members(scene, picture).items():
                     _add(archive, f"{index:06d}.{suffix}", content)
+    write_index(folder, counts)
 
 
 def _empty_folder(out: str | Path, order: Order) -> Path:

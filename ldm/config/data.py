@@ -1,0 +1,60 @@
+"""Where pictures come from and how they are made ready."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ldm.config.section import Section
+
+Size = tuple[int, int]  # height and width, pixels
+
+
+class ScenesConfig(Section):
+    """The built-in data set, used where `--data scenes` is given."""
+
+    num: int = Field(20_000, ge=1)
+    seed: int = 0
+    concepts: int | None = None  # only the first so many of the list, the most recognisable ones; None: all
+
+
+class ShardsConfig(Section):
+    """How `.tar` shards are read, used where `--data` names some."""
+
+    lanes: int | None = Field(None, ge=1)  # streams that fill a batch; None: as many as batch_size and shards allow
+    shuffle_buffer: int = Field(4096, ge=1)  # samples held in memory to be shuffled, in all lanes together
+
+
+class BucketsConfig(Section):
+    """Batches of pictures of one shape, about `data.size` x `data.size` pixels each."""
+
+    max_aspect: float = Field(2.0, gt=1.0, le=16.0)  # of the longer side to the shorter; what is beyond is cropped
+
+
+class DataConfig(Section):
+    """How pictures are made ready."""
+
+    size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
+    caption_fields: tuple[str, ...] = ()  # columns or JSON fields (`a.b` is b in a); (): the first of the usual names
+    random_crop: bool = False
+    random_flip: bool = False
+    random_zoom: float = Field(1.0, ge=1.0)  # enlarged by up to this factor before the crop
+    buckets: BucketsConfig | None = None  # None: every picture is cut to a square
+    max_broken: float = Field(0.1, ge=0.0, le=1.0)  # share of pictures that may be unreadable before training stops
+    workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
+    scenes: ScenesConfig = ScenesConfig()
+    shards: ShardsConfig = ShardsConfig()
+
+    def sizes(self, multiple: int) -> tuple[Size, ...]:
+        """Shapes of the pictures in training, the square first; sides of the others are multiples of `multiple`.
+
+        A width has the greatest height with which it covers no more than the square does.
+        """
+        square = (self.size, self.size)
+        if self.buckets is None:
+            return (square,)
+        limit, found = self.buckets.max_aspect, []
+        for width in range(multiple, self.size * self.size // multiple + 1, multiple):
+            height = self.size * self.size // (width * multiple) * multiple
+            if height and max(width / height, height / width) <= limit:
+                found.append((height, width))
+        return (square, *(size for size in found if size[0] != size[1]))

@@ -1,0 +1,91 @@
+"""The captions of a picture, in whatever way people write them down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+
+USUAL = ("captions", "text", "caption", "prompt")  # the first of these that there is, where no field is configured
+
+
+def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> tuple[str, ...]:
+    """The caption fields of a table with these columns; UserError for one that is asked for and not there."""
+    columns = list(columns)
+    missing = [field for field in columns_of(columns, asked) if field not in columns]
+    if missing:
+        raise UserError(f"data {data!r} has no field {missing[0]!r} (data.caption_fields), only {', '.join(columns)}")
+    return asked or tuple(name for name in USUAL if name in columns)[:1]
+
+
+def columns_of(columns: Iterable[str], fields: tuple[str, ...]) -> list[str]:
+    """The columns of a table in which the caption fields are found."""
+    columns = list(columns)
+    return list(dict.fromkeys(field if field in columns else field.split(".")[0] for field in fields))
+
+
+def of_record(record: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
+    """The captions that the fields of a row or of a JSON object hold: each one text or a list of them."""
+    found = [_value(record, field) for field in fields]
+    several = [text for value in found for text in (value if isinstance(value, list) else [value])]
+    return [str(text) for text in several if text is not None and str(text).strip()]
+
+
+def beside(picture: Path, asked: tuple[str, ...]) -> list[str]:
+    """The captions in the sidecars of a picture file, [""] where there are none; ValueError for unreadable ones."""
+    contents = {}
+    for suffix in (".txt", ".json"):
+        try:
+            contents[suffix] = picture.with_suffix(suffix).read_bytes()
+        except FileNotFoundError:
+            continue
+    return of_contents(contents.get(".txt"), contents.get(".json"), asked)
+
+
+def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]) -> list[str]:
+    """The captions of a `.txt` (one a line) and a `.json` beside a picture, [""] where there are none.
+
+    The JSON's fields come first. Raises ValueError for what is not UTF-8 or no JSON object, and where fields are asked
+    for that are not there.
+    """
+    try:
+        decoded = None if text is None else text.decode("utf-8-sig")
+        return _of_sidecars(decoded, None if record is None else _parse_record(record), asked)
+    except UnicodeDecodeError as error:
+        raise ValueError("its caption is not in UTF-8") from error
+
+
+def _of_sidecars(text: str | None, record: Mapping[str, Any] | None, asked: tuple[str, ...]) -> list[str]:
+    if record is not None:
+        fields = asked or tuple(name for name in USUAL if name in record)[:1]
+        captions = of_record(record, fields)
+        if captions:
+            return captions
+    if asked:
+        raise ValueError(f"it has no caption in {', '.join(asked)} (data.caption_fields)")
+    lines = [] if text is None else [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line] or [""]
+
+
+def _parse_record(content: bytes) -> Mapping[str, Any]:
+    try:
+        record = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its .json is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError("its .json holds no object")
+    return record
+
+
+def _value(record: Any, field: str) -> Any:
+    """The value at a dotted path; a text on the way is read as JSON."""
+    if isinstance(record, Mapping) and field in record:
+        return record[field]
+    for part in field.split("."):
+        if isinstance(record, str):
+            record = json.loads(record)
+        record = record.get(part) if isinstance(record, Mapping) else None
+    return record

@@ -1,0 +1,75 @@
+"""Folders of captioned pictures: with a table of metadata, with a text beside each picture, or bare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.config import Size
+from ldm.data import captions as captions_of
+from ldm.data.broken import UnreadableError
+from ldm.data.pictures import decode, header_size
+from ldm.data.tables import load_table
+from ldm.errors import UserError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+
+class FolderSource:
+    """Picture files below a folder; their captions lie in a table's rows or beside them."""
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], rows: Any | None = None, caption_fields: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.names = folder, names
+        self._rows, self._fields = rows, caption_fields
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picture(self, index: int) -> Image.Image:
+        """The picture at `index`, upright and in RGB; UnreadableError when its file cannot be read."""
+        return decode(self.folder / self._name(index), self._name(index))
+
+    def shape(self, index: int) -> Size:
+        """Height and width of the picture at `index`."""
+        return header_size(self.folder / self._name(index), self._name(index))
+
+    def captions(self, index: int) -> list[str]:
+        """The captions at `index`, [""] where nobody wrote any; UnreadableError when they cannot be read."""
+        name = self._name(index)
+        try:
+            if self._rows is None:
+                return captions_of.beside(self.folder / name, self._fields)
+            return captions_of.of_record(self._rows[index] if self._fields else {}, self._fields) or [""]
+        except (OSError, ValueError) as error:
+            raise UnreadableError(name, error) from error
+
+    def _name(self, index: int) -> str:
+        return str(self.names[index])
+
+
+def open_folder(path: Path, caption_fields: tuple[str, ...]) -> FolderSource:
+    """A folder with `metadata.jsonl` or `metadata.csv`, or with `picture.txt` beside `picture.png`, or bare."""
+    for name, kind, options in (("metadata.jsonl", "json", {}), ("metadata.csv", "csv", {"keep_default_na": False})):
+        metadata = path / name
+        if metadata.is_file():
+            table = load_table(kind, str(metadata), data_files=str(metadata), **options)
+            return _with_metadata(path, metadata, table, caption_fields)
+    relative = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+    # Hidden files are thumbnails and what macOS leaves beside pictures on other disks.
+    names = sorted(str(name) for name in relative if not any(part.startswith(".") for part in name.parts))
+    if not names:
+        raise UserError(f"no pictures in {path}: looked for {' '.join(PICTURE_SUFFIXES)}")
+    return FolderSource(path, names, caption_fields=caption_fields)
+
+
+def _with_metadata(folder: Path, metadata: Path, table: Any, caption_fields: tuple[str, ...]) -> FolderSource:
+    if "file_name" not in table.features:
+        raise UserError(f"{metadata} has no column file_name, only {', '.join(table.features)}")
+    fields = captions_of.choose_fields(table.features, caption_fields, str(metadata))
+    rows = table.select_columns(captions_of.columns_of(table.features, fields))
+    return FolderSource(folder, table["file_name"], rows, fields)

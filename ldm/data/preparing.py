@@ -1,0 +1,100 @@
+"""One sample made ready: which caption, which part of the picture, flipped or not, as seed, step and slot say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.config import DataConfig, Size
+from ldm.data.broken import Broken
+from ldm.data.draws import Draws
+from ldm.data.pictures import Cut, cut_out, to_tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What stands in one slot."""
+
+    index: int
+    caption: str
+    cut: Cut | None  # None where pictures are not needed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: what the samples are, and the slots from which their random numbers follow."""
+
+    step: int
+    slots: Sequence[int]
+    indices: Sequence[int]
+    pictures: Tensor | None  # (B, 3, H, W) in [-1, 1]; None where latents are cached
+    captions: Sequence[str]
+    original_sizes: Tensor | None = None  # (B, 2), height and width before the resize
+    crops: Tensor | None = None  # (B, 2), top and left of the cut in the resized picture, as the network sees it
+    broken: Sequence[Broken] = ()  # samples that could not be read, in whose places others stand
+
+
+class Preparation:
+    """Makes samples ready; one process and many make the same of them."""
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self.config, self.draws = config, Draws(seed)
+
+    def caption(self, captions: Sequence[str], step: int, slot: int) -> str:
+        """One of a picture's captions."""
+        return captions[self.draws.choice("caption", step, slot, len(captions))]
+
+    def picture(self, picture: Image.Image | np.ndarray, size: Size, step: int, slot: int) -> Cut:
+        """The picture cut to `size`, with the configured chance."""
+        at, zoom = (0.5, 0.5), 1.0
+        if self.config.random_crop:
+            across, down = torch.rand(2, generator=self.draws.generator("crop", step, slot)).tolist()
+            at = (across, down)
+        if self.config.random_zoom > 1:
+            zoom = self.config.random_zoom ** self.draws.uniform("zoom", step, [slot]).item()
+        if isinstance(picture, np.ndarray) and picture.shape[:2] == size and zoom == 1:
+            cut = Cut(picture, size, size, (0, 0))
+        else:
+            loaded = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+            cut = cut_out(loaded, size, at, zoom)
+        if self.config.random_flip and self.draws.choice("flip", step, slot, 2):
+            cut = cut.flipped()
+        return cut
+
+
+def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broken: Sequence[Broken]) -> Batch:
+    """Samples side by side; their pictures have one size."""
+    indices, captions = [sample.index for sample in samples], [sample.caption for sample in samples]
+    cuts = [sample.cut for sample in samples if sample.cut is not None]
+    if not cuts:
+        return Batch(step, slots, indices, None, captions, broken=broken)
+    pictures = to_tensor(np.stack([cut.pixels for cut in cuts]))
+    originals, crops = (torch.tensor(pairs) for pairs in zip(*((cut.original, cut.crop) for cut in cuts), strict=True))
+    return Batch(step, slots, indices, pictures, captions, originals, crops, broken)
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """Batches of pictures of one step with different slots as one, in the order of the slots."""
+    if len(parts) == 1:
+        return parts[0]
+    order = sorted((slot, part, place) for part, batch in enumerate(parts) for place, slot in enumerate(batch.slots))
+    rows = [(parts[part], place) for _, part, place in order]
+
+    def together(name: str) -> Tensor:
+        return torch.stack([getattr(batch, name)[place] for batch, place in rows])
+
+    return Batch(
+        step=parts[0].step,
+        slots=[slot for slot, _, _ in order],
+        indices=[batch.indices[place] for batch, place in rows],
+        pictures=together("pictures"),
+        captions=[batch.captions[place] for batch, place in rows],
+        original_sizes=together("original_sizes"),
+        crops=together("crops"),
+        broken=[broken for batch in parts for broken in batch.broken],
+    )

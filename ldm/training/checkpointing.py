@@ -1,0 +1,50 @@
+"""Gradient checkpointing: blocks keep their inputs alone and run again in the backward pass (Chen et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ldm.models.attention import TransformerBlock
+from ldm.models.blocks import DownBlock, MidBlock, UpBlock
+from ldm.models.layers import NOTHING, ResNetBlock
+
+
+def checkpoint_gradients(network: nn.Module) -> None:
+    """Let every level of the U-Nets and autoencoders in `network` do so; names and results stay what they are."""
+    for block in network.modules():
+        if isinstance(block, DownBlock | MidBlock | UpBlock):
+            block.forward = partial(_run, block, block.forward)  # type: ignore[method-assign]
+
+
+def _run(
+    block: nn.Module,
+    forward: Callable[..., Tensor],
+    x: Tensor,
+    shifts: Any = NOTHING,
+    projected: Any = NOTHING,
+    skips: list[Tensor] | None = None,
+) -> Tensor:
+    """`forward`, which takes from its iterators and changes its list, as a function that may run twice."""
+    own_shifts = list(islice(shifts, _count(block, ResNetBlock)))
+    own_projected = list(islice(projected, _count(block, TransformerBlock)))
+    before = list(skips or ())
+
+    def again(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        left = list(before)
+        lists = {} if skips is None else {"skips": left}
+        return forward(x, iter(own_shifts), iter(own_projected), **lists), left
+
+    out, left = checkpoint(again, x, use_reentrant=False)
+    if skips is not None:
+        skips[:] = left
+    return out
+
+
+def _count(block: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in block.modules())

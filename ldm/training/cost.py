@@ -1,0 +1,133 @@
+"""What a step costs, counted on networks that take no memory, and what that means on GPUs of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.config import Config, StageConfig
+from ldm.errors import UserError
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.text import make_text_encoder
+from ldm.models.unet import UNet
+from ldm.training.autoencoder import Reconstruction
+from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.optimizer import freeze
+from ldm.training.unet import TextConditioned
+
+# Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
+PEAK = {"t4": 65, "v100": 125, "a10": 125, "l4": 121, "rtx3090": 71, "rtx4090": 165, "l40s": 362}
+PEAK |= {"a100": 312, "h100": 989, "h200": 989, "b200": 2250}
+UTILISATION = 0.35  # share of the peak that training such networks reaches, as published runs report 0.3 to 0.45
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one picture in one step."""
+
+    parameters: dict[str, int]  # of each network
+    trained: int  # parameters that have gradients
+    flops: int  # forward, backward, and what has no gradient
+    activations: int  # bytes kept for the backward pass, in float32
+
+
+def step_cost(stage: str, config: Config) -> StepCost:
+    """Count the parameters, operations and activations of a stage; UserError for what cannot be trained."""
+    with torch.device("meta"):
+        return _unet_cost(config) if stage == "unet" else _autoencoder_cost(config)
+
+
+def seconds_on(flops: float, gpus: int, gpu: str) -> float:
+    """Seconds of that many operations on `gpus` GPUs of a kind out of `PEAK`; UserError for another kind."""
+    if gpu not in PEAK:
+        raise UserError(f"--gpu {gpu!r} is not known: one of {', '.join(PEAK)}")
+    return flops / (gpus * PEAK[gpu] * 1e12 * UTILISATION)
+
+
+def memory(settings: StageConfig, cost: StepCost) -> float:
+    """Bytes of weights, gradients, optimiser and averages in one process; activations come on top."""
+    total = sum(cost.parameters.values())
+    averages = 0 if settings.ema_device == "cpu" else 4 * total * (1 + len(settings.ema_others))
+    moments = 2 if settings.optimizer == "adamw8bit" else 8
+    return 4 * total + (4 + moments) * cost.trained + averages
+
+
+def _unet_cost(config: Config) -> StepCost:
+    if config.text is None:
+        raise UserError("train-unet trains models of text alone, with one text encoder")
+    settings, text, side = config.training.unet, config.text, config.data.size
+    encoder, unet = make_text_encoder(text), UNet(config.need_unet())
+    small = side // config.autoencoder.downsampling_factor
+    noisy, t = torch.empty(1, unet.config.in_channels, small, small), torch.zeros(1)
+    words = torch.zeros(1, text.max_length, dtype=torch.long)
+    told: tuple[Tensor, ...] = (words, torch.ones_like(words))
+    network: nn.Module = TextConditioned(unet, encoder)
+    prefix, flops = "", 0
+    if text.frozen:
+        flops, context = _forward(lambda: encoder(words, torch.ones_like(words)).context)
+        told, network, prefix = (context,), unet, "unet."
+    freeze(network, settings.freeze, prefix)
+    trained, activations = _measured(network, lambda: network(noisy, t, *told), settings)
+    if not settings.cache_latents:
+        autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, side, side)
+        flops += _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    parts = {"U-Net": unet} if text.frozen else {"U-Net": unet, "text encoder": encoder}
+    return StepCost(_sizes(parts), _trained(network), flops + trained, activations)
+
+
+def _autoencoder_cost(config: Config) -> StepCost:
+    settings, adversarial = config.training.autoencoder, config.loss.adversarial
+    network = Reconstruction(Autoencoder(config.autoencoder), config.loss)
+    freeze(network, settings.freeze)
+    side = config.data.size // config.autoencoder.downsampling_factor
+    pictures = torch.empty(1, config.autoencoder.in_channels, config.data.size, config.data.size)
+    noise = torch.empty(1, config.autoencoder.latent_channels, side, side)
+    flops, activations = _measured(network, lambda: network(pictures, noise)[0], settings)
+    parts, trained = {"autoencoder": network.autoencoder}, _trained(network)
+    if adversarial.weight:
+        discriminator = PatchDiscriminator(adversarial, config.autoencoder.in_channels)
+        one, kept = _measured(discriminator, lambda: discriminator(pictures), settings)
+        # Real and made pictures forward and backward, and made ones once more for the generator.
+        flops, activations = flops + 3 * one, activations + kept
+        parts, trained = parts | {"discriminator": discriminator}, trained + _trained(discriminator)
+    return StepCost(_sizes(parts), trained, flops, activations)
+
+
+def _measured(network: nn.Module, run: Callable[[], Tensor], settings: StageConfig) -> tuple[int, int]:
+    """Operations of a forward and backward pass, and the bytes it keeps from one to the other besides weights."""
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(network)
+    weights = {id(weight) for weight in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if id(tensor) not in weights:
+            kept[id(tensor)] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = run()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        out.sum().backward()
+    return counter.get_total_flops(), size
+
+
+def _forward(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """Operations of a forward pass without gradients, and its result."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        out = run()
+    return counter.get_total_flops(), out
+
+
+def _sizes(networks: dict[str, nn.Module]) -> dict[str, int]:
+    return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
+
+
+def _trained(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

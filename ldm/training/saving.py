@@ -1,0 +1,149 @@
+"""When and what a run saves, and how it continues: exactly, or with a line that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import broadcast_object_list
+
+import ldm
+from ldm import config as configuration
+from ldm.config import Config
+from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.preview import HeldSource
+from ldm.data.shards import Shards
+from ldm.data.sources import Source
+from ldm.errors import UserError
+from ldm.training.run import Run, SaveError
+from ldm.training.stage import Stage
+
+VALIDATION_BATCH = 16
+# Options of a stage that change nothing in what is trained.
+HARMLESS = {"log_every", "save_every", "sample_every", "keep", "keep_best", "validation_pictures", "sample_prompts"}
+HARMLESS |= {"sample_guidance_scale", "sample_steps", "gradient_checkpointing", "ema_device"}
+
+
+class Saver:
+    """Writes the steps of a run and takes up its newest one; every process must call the same methods."""
+
+    def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards) -> None:
+        self.stage, self.run, self.config, self.source = stage, run, config, source
+        self._held: Source | None = None  # what validation draws from
+
+    def resume(self) -> tuple[int, str | None]:
+        """Load the newest state into the stage: its step, 0 in an empty run, and a line on what will not be exact."""
+        saved = self.run.load_state()
+        if saved is None:
+            return 0, None
+        try:
+            self.stage.load_state(saved.state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{saved.folder} was written by another configuration and cannot be resumed: {reason}"
+            ) from error
+        if self.stage.accelerator.is_main_process:
+            self.run.unpublish()
+        changes = [*self._changed_circumstances(saved.facts), *self._changed_options(saved.folder)]
+        return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
+
+    def save(self, step: int) -> dict[str, Any]:
+        """Write `step-N` and delete what need not be kept; the facts saved with it. SaveError in all processes."""
+        stage = self.stage
+        outcome: list[Any] = [None, {}]
+        with stage.averaged():
+            state = stage.state()
+            if stage.accelerator.is_main_process:
+                facts = {**self._circumstances(), **self._validation()}
+                try:
+                    self.run.save(step, stage.save, state, self.config, facts)
+                    self.run.prune(stage.config.keep, stage.config.keep_best)
+                    outcome = [None, facts]
+                except SaveError as error:
+                    outcome = [str(error), {}]
+        broadcast_object_list(outcome)
+        message, facts = outcome
+        if message is not None:
+            raise SaveError(message)
+        return facts
+
+    def _validation(self) -> dict[str, float]:
+        """The loss of the averaged weights on a fixed draw: the same pictures, noise and levels at every save.
+
+        The draw is that of step 0, which is never trained on, though its pictures are. Comparable between the steps
+        of a run, whatever the batch size and the number of processes.
+        """
+        pictures = self.stage.config.validation_pictures
+        if not pictures:
+            return {}
+        share = Share(pictures, accumulation=pictures // VALIDATION_BATCH)
+        if self._held is None:
+            self._held = HeldSource(self.source, pictures) if isinstance(self.source, Shards) else self.source
+        stage, seed = self.stage, self.config.training.seed
+        data = TrainingData(
+            self._held, self.config.data, share, seed, stage.needs_pictures, unreadable=stage.unreadable
+        )
+        batches: Iterator[Batch] = (data[0, micro] for micro in range(share.accumulation))
+        losses = [self.stage.validate(batch) for batch in batches]
+        return {"validation_loss": torch.stack(losses).mean().item()}
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What a step's numbers depend on besides the configuration."""
+        accelerator = self.stage.accelerator
+        return {
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "pictures": len(self.source),
+            "torch": str(torch.__version__),
+            "ldm": ldm.__version__,
+        }
+
+    def _changed_circumstances(self, then: dict[str, Any]) -> Iterator[str]:
+        consequences = {
+            "processes": "sums are rounded otherwise",
+            "device": "other rounding",
+            "pictures": "the order of the data is another",
+            "torch": "perhaps other rounding",
+            "ldm": "perhaps other arithmetic",
+        }
+        for name, value in self._circumstances().items():
+            if name in then and then[name] != value:
+                yield f"{name} {value}, was {then[name]} ({consequences[name]})"
+
+    def _changed_options(self, folder: Path) -> Iterator[str]:
+        then, now = (_flat(yaml.safe_load(text)) for text in (_config_of(folder), configuration.dump(self.config)))
+        others = [name for name in configuration.TrainingConfig.model_fields if name not in (self.stage.name, "seed")]
+        for path, value in now.items():
+            last = path.rsplit(".", 1)[-1]
+            irrelevant = last in HARMLESS or path == "data.workers" or any(f"training.{o}" in path for o in others)
+            if last == "max_steps" and self.stage.config.decay == "constant":
+                irrelevant = True
+            if path in then and then[path] != value and not irrelevant:
+                yield f"{path} {value}, was {then[path]}{_consequence(last)}"
+
+
+def _consequence(option: str) -> str:
+    told = {
+        "batch_size": " (some pictures of this epoch come twice or not at all)",
+        "gradient_accumulation": " (sums are rounded otherwise)",
+        "max_steps": " (the learning rate falls otherwise)",
+        "seed": " (all random draws are others from here on)",
+    }
+    return told.get(option, "")
+
+
+def _config_of(folder: Path) -> str:
+    path = folder / "config.yaml"
+    return path.read_text() if path.is_file() else "{}"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

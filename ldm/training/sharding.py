@@ -1,0 +1,69 @@
+"""States of networks and optimisers, whole, however FSDP2 divides them among processes.
+
+An optimiser's state is kept by the position of its weights, as torch does where nothing is sharded, so that a run may
+be resumed on another number of processes, sharded or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def network_state(accelerator: Accelerator, network: nn.Module) -> dict[str, Tensor]:
+    """The whole `state_dict()`; where it is sharded, every process must come here, and each gets it on the CPU."""
+    state = accelerator.unwrap_model(network).state_dict()
+    return {name: _whole(weight) for name, weight in state.items()}
+
+
+def load_network_state(accelerator: Accelerator, network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Take over a whole `state_dict()`; RuntimeError where it is another network's."""
+    network = accelerator.unwrap_model(network)
+    own = network.state_dict()
+    like = {name: _divided(weight, own[name]) if name in own else weight for name, weight in state.items()}
+    network.load_state_dict(like)
+
+
+def optimizer_state(optimizer: Any) -> dict[str, Any]:
+    """The whole `state_dict()`; where it is sharded, every process must come here."""
+    return _mapped(optimizer.state_dict())
+
+
+def _mapped(tree: Any) -> Any:
+    """The tree with every sharded tensor made whole."""
+    if isinstance(tree, dict):
+        return {key: _mapped(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_mapped(value) for value in tree)
+    return _whole(tree) if isinstance(tree, Tensor) else tree
+
+
+def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Take over a whole `state_dict()`, its moments divided as the weights are."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = {
+        number: {
+            name: _divided(value, weights[number]) if _is_moment(value, weights[number]) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
+
+
+def _is_moment(value: Any, weight: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def _divided(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, divided as `like` is, if it is."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)

@@ -1,0 +1,79 @@
+"""A file server on this machine that behaves as badly as a network can."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `folder`; every `drop_every`-th connection is dropped, in turn before a word and within a file."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, drop_every: int = 0, ranges: bool = True) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.drop_every, self.ranges = folder, drop_every, ranges
+        self.lock, self.connections, self.dropped, self.resumed = threading.Lock(), 0, 0, 0
+        self.at_most: int | None = None  # bytes that one connection gives
+        self.busy = 0  # how many of the next requests are answered with 503
+
+    @property
+    def url(self) -> str:
+        """Where the folder is found."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self._answer(with_content=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_content=True)
+
+    def _answer(self, with_content: bool) -> None:
+        server = self.server
+        with server.lock:
+            server.connections += 1
+            drop = bool(server.drop_every) and server.connections % server.drop_every == 0
+            server.dropped += drop
+            early = drop and server.dropped % 2 == 1
+            busy, server.busy = server.busy > 0, max(0, server.busy - 1)
+        path = server.folder / self.path.lstrip("/")
+        if early:
+            return  # closed without a word
+        if busy or not path.is_file():
+            self.send_error(503 if busy else 404)
+            return
+        content = path.read_bytes()
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if server.ranges else 0
+        server.resumed += start > 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        self.end_headers()
+        if with_content:
+            left = content[start:]
+            self.wfile.write(left[: len(left) // 2] if drop else left[: server.at_most])
+
+    def log_message(self, *words: object) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def serving(folder: Path, drop_every: int = 0, ranges: bool = True) -> Iterator[Server]:
+    """The folder behind http, as long as the context lasts."""
+    server = Server(folder, drop_every, ranges)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,196 @@
+"""Training on what people have: damaged folders, and shards, here and over http, through the real command line."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import encoded, noise, write_hostile
+from PIL import Image
+from serving import serving
+
+from ldm.cli.main import app
+from ldm.errors import UserError
+
+SHUFFLED = ("--set", "data.shards.shuffle_buffer=64", "--set", "training.autoencoder.statistics_pictures=32")
+LOGGED = ("--set", "training.autoencoder.log_every=1")
+
+
+def here(*words: object) -> None:
+    """A command without the seconds that a process of its own takes to start."""
+    app([str(word) for word in words], standalone_mode=False, prog_name="ldm")
+
+
+def losses(run: Path) -> list[float]:
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]  # the others tell of saves
+
+
+def good_pictures(folder: Path, count: int) -> None:
+    """Readable pictures, some of them of unusual kinds."""
+    for number in range(count):
+        picture, form = noise((40 + number % 7, 36), seed=number), "PNG"
+        if number % 10 == 1:
+            picture, form = picture.convert("CMYK"), "JPEG"
+        elif number % 10 == 2:
+            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        elif number % 10 == 3:
+            picture, form = picture.convert("P"), "GIF"
+        path = folder / f"good{number:03d}.{form.lower()}"
+        path.write_bytes(encoded(picture, form))
+        path.with_suffix(".txt").write_text(f"number {number}\n")
+
+
+def report(run: Path) -> list[str]:
+    rows = [json.loads(line) for line in (run / "broken.jsonl").read_text().splitlines()]
+    assert all(row["reason"] for row in rows)
+    return [row["name"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder of 500 pictures and the names of the 40 among them that cannot be used."""
+    folder = tmp_path_factory.mktemp("damaged")
+    names = write_hostile(folder)
+    assert len(names) == 40
+    good_pictures(folder, 460)
+    return folder, sorted(names)
+
+
+FEW = ("--batch-size", 50, "--set", "training.autoencoder.statistics_pictures=64")
+
+
+@pytest.mark.slow
+def test_500_pictures_of_which_40_are_hostile_train_through_and_the_report_names_just_those(
+    damaged: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, names = damaged
+    options = ("train-vae", "tiny", "--data", folder, "--max-steps", 12, *FEW, *LOGGED)
+    here(*options, "--save-every", 5, "--out", tmp_path / "run")
+    assert report(tmp_path / "run") == names
+    told = capsys.readouterr().err
+    assert "40 unreadable samples" in told
+    assert all(f"  {name}: " in told for name in names)
+    assert np.isfinite(losses(tmp_path / "run")).all()
+    stopped = tmp_path / "stopped"  # after step 5, and what was found till then is still told in the end
+    shutil.copytree(tmp_path / "run", stopped, ignore=shutil.ignore_patterns("step-000010", "step-000012", "vae"))
+    here(*options, "--out", stopped, "--resume")
+    assert losses(stopped) == losses(tmp_path / "run")
+    assert report(stopped) == names
+
+
+@pytest.mark.slow
+def test_cached_and_uncached_training_put_the_same_in_the_places_of_hostile_pictures(
+    damaged: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, names = damaged
+    here("train-vae", "tiny", "--data", folder, "--max-steps", 1, *FEW, "--out", tmp_path / "vae")
+    options = ("train-unet", "tiny", "--vae", tmp_path / "vae", "--set", "training.unet.log_every=1", "--data", folder)
+    for cached in ("true", "false"):
+        cache = ("--set", f"training.unet.cache_latents={cached}", "--set", "training.unet.sample_prompts=[]")
+        here(*options, *cache, "--out", tmp_path / cached, "--batch-size", 50, "--max-steps", 10)
+        assert report(tmp_path / cached) == names
+    assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_more_broken_pictures_than_are_allowed_stop_the_training_in_one_line(
+    damaged: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    options = ("train-vae", "tiny", "--data", damaged[0], "--max-steps", 12, *FEW, *LOGGED)
+    with pytest.raises(
+        UserError, match=r"of 5\d\d samples of the data cannot be read.* data\.max_broken 0\.05"
+    ) as error:
+        here(*options, "--set", "data.max_broken=0.05", "--out", tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert len(report(tmp_path / "run")) == 40
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes in shards of 25."""
+    written = tmp_path_factory.mktemp("scenes")
+    here("data", "scenes", written / "one", "--num", 200, "--size", 32, "--concepts", 20, "--format", "webdataset")
+    (written / "eight").mkdir()
+    with tarfile.open(written / "one" / "000000.tar") as archive:
+        members = [(member, archive.extractfile(member).read()) for member in archive]
+    for shard in range(8):
+        with tarfile.open(written / "eight" / f"{shard:02d}.tar", "w") as archive:
+            for member, content in members[shard * 75 : (shard + 1) * 75]:
+                archive.addfile(member, io.BytesIO(content))
+    return written
+
+
+def in_two_processes(*words: object) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", *map(str, words)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_shards_as_one_does(shards: Path, tmp_path: Path) -> None:
+    data = f"{shards}/eight/{{00..07}}.tar"
+    options = ("--data", data, "--batch-size", 8, "--max-steps", 30, *LOGGED, *SHUFFLED)
+    here("train-vae", "tiny", *options, "--out", tmp_path / "one")
+    told = in_two_processes("train-vae", "tiny", *options, "--out", tmp_path / "two", "--set", "data.workers=2")
+    assert "2 processes" in told
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_on_shards_over_http_is_that_on_files_and_continues_exactly(shards: Path, tmp_path: Path) -> None:
+    few = (
+        "--batch-size",
+        8,
+        "--max-steps",
+        28,
+        *LOGGED,
+        *SHUFFLED,
+        "--save-every",
+        14,
+        "--set",
+        "data.random_flip=true",
+    )
+    here("train-vae", "tiny", "--data", shards / "eight", "--out", tmp_path / "files", *few)
+    with serving(shards / "eight", drop_every=20) as server:
+        data = ("--data", f"{server.url}/{{00..07}}.tar")
+        here("train-vae", "tiny", *data, "--out", tmp_path / "http", *few)
+        assert server.dropped > 0
+        stopped = tmp_path / "stopped"
+        shutil.copytree(tmp_path / "http", stopped, ignore=shutil.ignore_patterns("step-000028", "vae"))
+        here("train-vae", "tiny", *data, "--out", stopped, *few, "--resume")
+    assert losses(tmp_path / "http") == losses(tmp_path / "files") == losses(stopped)
+
+
+@pytest.mark.slow
+def test_a_unet_trains_on_shards_and_says_what_it_cannot_keep(shards: Path, tiny_vae: Path, tmp_path: Path) -> None:
+    options = ("--data", shards / "one", "--vae", tiny_vae, "--batch-size", 8, "--max-steps", 4)
+    with pytest.raises(UserError, match=r"training\.unet\.cache_latents=false"):
+        here("train-unet", "tiny", *options, "--out", tmp_path / "x")
+    few = ("--set", "training.unet.cache_latents=false", "--out", tmp_path / "run")
+    here("train-unet", "tiny", *options, *few)
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_both_stages_train_in_buckets(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(48):
+        noise((48, 48) if number % 2 else (80, 48), seed=number).save(folder / f"{number}.png")
+    options = ("--data", folder, "--batch-size", 8, "--max-steps", 8, "--set", "data.buckets={}")
+    here("train-vae", "tiny", *options, *LOGGED, "--out", tmp_path / "vae")
+    unet = ("--set", "training.unet.cache_latents=false", "--set", "training.unet.log_every=1")
+    here("train-unet", "tiny", *options, *unet, "--vae", tmp_path / "vae", "--out", tmp_path / "one")
+    with pytest.raises(UserError, match=r"not together with data\.buckets"):
+        here("train-unet", "tiny", *options, "--vae", tmp_path / "vae", "--out", tmp_path / "x")
+    in_two_processes("train-unet", "tiny", *options, *unet, "--vae", tmp_path / "vae", "--out", tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
