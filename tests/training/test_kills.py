@@ -78,7 +78,10 @@ def _alive(pid: int) -> bool:
 
 
 def being_saved(run: Path) -> list[Path]:
-    return [path for folder in run.glob(".step-*.tmp") for path in folder.rglob("*")]
+    try:
+        return [path for folder in run.glob(".step-*.tmp") for path in folder.rglob("*")]
+    except FileNotFoundError:  # got its name while it was looked at
+        return []
 
 
 def kill_at_a_random_moment(nursery: Nursery, pids: list[int], run: Path, at: int, draw: random.Random) -> bool:

@@ -28,6 +28,8 @@ from ldm.training.stop import Limits
 
 OPTIONS = ("batch_size=4", "max_steps=4", "save_every=1", "validation_pictures=16", "statistics_pictures=4")
 
+SMALLER = ("autoencoder.block_out_channels=[8,8]", "autoencoder.norm_num_groups=4", "unet.sample_size=16")
+
 
 class Grey:
     """Flat pictures."""
@@ -43,7 +45,7 @@ class Grey:
 
 
 def settings(*more: str) -> Config:
-    return config.load("tiny", [f"training.autoencoder.{option}" for option in (*OPTIONS, *more)])
+    return config.load("tiny", [*SMALLER, *(f"training.autoencoder.{option}" for option in (*OPTIONS, *more))])
 
 
 def start(run: Path, *more: str) -> tuple[AutoencoderStage, Run, Config]:
