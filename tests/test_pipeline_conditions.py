@@ -194,7 +194,8 @@ def test_half_precision_draws_nearly_the_same_picture(
 def test_every_network_moves(pipes: Callable[[str], TextToImage]) -> None:
     for make in (tiny.sdxl, tiny.of_classes):
         pipe = TextToImage(make()).to("meta")
-        assert {weight.device.type for network in pipe.parts.networks for weight in network.parameters()} == {"meta"}
+        tensors = [t for network in pipe.parts.networks for t in (*network.parameters(), *network.buffers())]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
         assert pipe.device.type == "meta"
 
 

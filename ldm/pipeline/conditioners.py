@@ -54,7 +54,7 @@ class TextConditioner:
         if request.classes or request.negative_class is not None:
             raise UserError("this model draws prompts, it knows no classes")
         if not request.prompts:
-            raise UserError("there is no prompt to draw")
+            raise UserError("there is no prompt to draw: give a PROMPT, or several")
         if request.framing is not None and not self.knows_sizes:
             raise UserError("this model was not told sizes and crops in training: leave framing out")
         return request if request.guidance_scale is not None else replace(request, guidance_scale=GUIDANCE_SCALE)
