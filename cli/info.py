@@ -30,7 +30,8 @@ def info(
     if measure is None and (write or pictures is not None):
         raise UserError("--write and --pictures belong to --measure DATA")
     from ldm.info.describe import describe
-    from ldm.info.report import as_text, report
+    from ldm.info.report import report
+    from ldm.info.text import as_text
 
     measured = {}
     if measure is not None:

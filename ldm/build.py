@@ -163,11 +163,11 @@ def _tokenizer(config: Config, source: Source, accelerator: Accelerator) -> Toke
 
 def _text(config: Config) -> TextSection:
     """The section of the text encoder that train-unet gives a U-Net; UserError for another kind of model."""
-    text = config.text
+    unet, text = config.need_unet(), config.text
     if text is None or config.text_2 or config.spatial:
         raise UserError("train-unet trains models of text alone, with one text encoder")
     for name in ("num_class_embeds", "class_embed_type", "addition_embed_type"):
-        if getattr(config.need_unet(), name) is not None:
+        if getattr(unet, name) is not None:
             raise UserError(f"train-unet trains models of text alone: set unet.{name} to null")
     if isinstance(text, LDMBertConfig) and text.tokens == "boxes":
         raise UserError("text.tokens boxes: train-unet has captions, which are words")

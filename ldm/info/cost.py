@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -24,10 +24,10 @@ TRAINED = 5 * 4
 FROZEN = 4
 
 
-def make_networks(contents: Contents) -> dict[str, nn.Module]:
-    """The networks of all sections, on the meta device: they have shapes and no numbers."""
+def make_networks(contents: Contents, but: Collection[str] = ()) -> dict[str, nn.Module]:
+    """The networks of all sections `but` some, on the meta device: they have shapes and no numbers."""
     with torch.device("meta"), WithoutNormals():
-        return {name: contents.make(name).eval() for name in contents.networks}
+        return {name: contents.make(name).eval() for name in contents.networks if name not in but}
 
 
 def flops(contents: Contents, networks: dict[str, nn.Module], side: int, tokens: int) -> dict[str, int]:
@@ -94,8 +94,8 @@ class _ShapesAlone(TorchFunctionMode):
 def training_memory(description: Description, totals: dict[str, int]) -> dict[str, int]:
     """Bytes of what is trained and what stands beside it, by stage; activations are not counted.
 
-    `totals` are the parameters of each section. A frozen text encoder, and the autoencoder below a U-Net, are weights
-    alone.
+    `totals` are the parameters of each part. A frozen text encoder, and the autoencoder below a U-Net, are weights
+    alone; what else a file holds does not train.
     """
     stages = {}
     if "autoencoder" in totals:
@@ -103,7 +103,8 @@ def training_memory(description: Description, totals: dict[str, int]) -> dict[st
     if "unet" in totals:
         texts = {"text": description.contents.text, "text_2": description.contents.text_2}
         frozen = {"autoencoder", *(name for name, text in texts.items() if text is not None and text.frozen)}
-        stages["unet"] = sum((FROZEN if name in frozen else TRAINED) * count for name, count in totals.items())
+        needed = {name: count for name, count in totals.items() if name in Contents.model_fields}
+        stages["unet"] = sum((FROZEN if name in frozen else TRAINED) * count for name, count in needed.items())
     return stages
 
 

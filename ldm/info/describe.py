@@ -14,9 +14,9 @@ from ldm.checkpoint.class_tables import classes_from_fields
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
-from ldm.checkpoint.diffusers import load_scheduler
 from ldm.checkpoint.fields import Fields, load_fields
-from ldm.checkpoint.find import built_in, step_folders
+from ldm.checkpoint.find import built_in, resolve, step_folders
+from ldm.checkpoint.scheduler_fields import scheduler_from_fields
 from ldm.checkpoint.text_fields import text_from_fields
 from ldm.checkpoint.texts import network_tensors
 from ldm.checkpoint.unet_fields import unet_from_fields
@@ -41,6 +41,7 @@ READERS: dict[str, Callable[[Fields, Path], Any]] = {
     "text": text_from_fields,
     "text_2": text_from_fields,
     "classes": classes_from_fields,
+    "diffusion": scheduler_from_fields,
 }
 
 
@@ -127,18 +128,17 @@ def _file(target: str, path: Path) -> Description:
 
 
 def _folder(target: str, folder: Path) -> Description:
-    config = configuration.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
-    steps = step_folders(folder)
-    if steps and not (folder / "model_index.json").is_file() and not _networks(folder):
-        folder = steps[-1]
-        config = configuration.load(folder / "config.yaml")
-    networks = _networks(folder)
+    newest, steps = resolve(folder), step_folders(folder)
+    networks = _networks(newest)
     if not networks:
         raise UserError(f"{folder} holds no model: neither config.json, model_index.json nor a finished step")
-    sections, notes = _sections(networks, folder)
+    sections, notes = _sections(networks, newest)
     stored = {name: _counts(read_folder(path), sections.get(name)) for name, path in networks.items()}
-    step = int(steps[-1].name.removeprefix("step-")) if steps else _step_of(folder)
-    kind = "run" if config is not None else "pipeline" if (folder / "model_index.json").is_file() else "network"
+    notes += [f"{networks[name]} has no .safetensors to count" for name, counts in stored.items() if not counts]
+    stored = {name: counts for name, counts in stored.items() if counts}
+    config = configuration.load(newest / "config.yaml") if (newest / "config.yaml").is_file() else None
+    kind = "run" if config is not None else "pipeline" if (newest / "model_index.json").is_file() else "network"
+    step = _step_of(steps[-1] if steps else newest)
     return Description(target, kind, Contents(**sections), stored, config, step, notes)
 
 
@@ -157,19 +157,15 @@ def _section_of(fields: Fields) -> str:
 
 
 def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The sections of networks that we have, and why we do not have the others."""
+    """The sections of what a folder holds, and why we do not have the others."""
     sections: dict[str, Any] = {}
     notes = []
-    readers: dict[str, Callable[[], Any]] = {
-        name: lambda name=name, path=path / "config.json": READERS[name](load_fields(path), path)  # type: ignore[misc]
-        for name, path in networks.items()
-        if name in READERS
-    }
+    files = {name: path / "config.json" for name, path in networks.items() if name in READERS}
     if (folder / "scheduler").is_dir():
-        readers["diffusion"] = lambda: load_scheduler(folder / "scheduler")
-    for name, read in readers.items():
+        files["diffusion"] = folder / "scheduler" / "scheduler_config.json"
+    for name, path in files.items():
         try:
-            sections[name] = read()
+            sections[name] = READERS[name](load_fields(path), path)
         except UserError as error:
             notes.append(str(error))
     return sections, notes

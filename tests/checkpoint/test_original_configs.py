@@ -40,7 +40,7 @@ def test_every_published_model_has_a_configuration_of_the_original(name: str) ->
     assert comparable(contents_from_original(yaml.safe_load(text), name)) == comparable(contents)
 
 
-QUICK = ("kl-f8", "celebahq-ldm-vq-4", "layout2img-openimages256", "sd1", "sd2-v")
+QUICK = ("kl-f8", "celebahq-ldm-vq-4", "sd2-v")
 SHAPES = [
     pytest.param(name, marks=() if name.removeprefix("published/") in QUICK else pytest.mark.slow) for name in PUBLISHED
 ]

@@ -22,8 +22,17 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.original_config import check_expressible
 from ldm.checkpoint.compvis.rules import interleaved
-from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, SpatialConfig, T5Config, UNetConfig
+from ldm.config import (
+    AutoencoderConfig,
+    BertConfig,
+    DiffusionConfig,
+    LDMBertConfig,
+    SpatialConfig,
+    T5Config,
+    UNetConfig,
+)
 from ldm.errors import UserError
 
 CONFIG = GOLDEN / "class-vq" / "config.yaml"
@@ -185,6 +194,17 @@ def test_buffers_of_the_schedule_and_losses_of_first_stages_are_passed_over(
 def test_a_scale_that_training_has_measured_is_the_latents_own(weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights | {"scale_factor": torch.tensor(0.25)}, tmp_path / "model.safetensors")
     assert read_single_file(tmp_path / "model.safetensors", CONFIG).contents.autoencoder.scaling_factor == 0.25
+
+
+def test_weights_of_eight_bits_become_half_precision(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    small = {name: weight.to(torch.float8_e4m3fn) for name, weight in weights.items()}
+    kept = {"cond_stage_model.embedding.weight": weights["cond_stage_model.embedding.weight"]}
+    save_file(small | kept, tmp_path / "model.safetensors")
+    networks = read_single_file(tmp_path / "model.safetensors", CONFIG).networks
+    made, given = networks["unet"].conv_in.weight, small["model.diffusion_model.input_blocks.0.0.weight"]
+    assert made.dtype == torch.float16
+    assert torch.equal(made.float(), given.float())
+    assert networks["classes"].embedding.weight.dtype == torch.float32
 
 
 def average_of(name: str) -> str:
@@ -357,6 +377,14 @@ def test_what_the_original_cannot_express_is_refused_by_name(message: str, tmp_p
         write_single_file(model, tmp_path / "model.safetensors")
     assert message in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_text_beside_a_map_is_refused() -> None:
+    unet = UNetConfig(block_out_channels=(32,), attention_layers=(1,), in_channels=5, out_channels=3)
+    spatial = SpatialConfig(kind="rescaler", channels=2)
+    told = Contents(unet=unet, autoencoder=AUTOENCODER, text=LDMBertConfig(hidden_size=256), spatial=spatial)
+    with pytest.raises(UserError, match="spatial is rescaler"):
+        check_expressible(told)
 
 
 @pytest.mark.parametrize("text", [BertConfig(), T5Config()])

@@ -17,7 +17,8 @@ from ldm.config import AutoencoderConfig
 from ldm.errors import UserError
 from ldm.info.describe import describe, of_config
 from ldm.info.headers import read_folder
-from ldm.info.report import as_text, report
+from ldm.info.report import report
+from ldm.info.text import as_text
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,22 @@ def test_a_field_that_we_do_not_have_is_a_note_and_the_parameters_are_counted_al
     assert facts["parameters"] == report(describe(str(pipeline)))["parameters"]
     assert "dual_cross_attention is True, which ldm cannot do" in facts["notes"][0]
     assert "unet" not in facts["flops"]
+
+
+def test_parameters_of_a_folder_without_weights_are_those_of_its_configuration(pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
+    facts = report(describe(str(tmp_path / "unet")))
+    assert facts["parameters"]["unet"]["total"] == count(random_parts().unet)
+    assert facts["notes"] == [f"{tmp_path / 'unet'} has no .safetensors to count"]
+
+
+def test_a_resumed_run_is_what_its_newest_step_is_and_not_what_lay_at_its_top(tmp_path: Path) -> None:
+    save_pipeline(random_parts(), tmp_path)
+    (tmp_path / "model_index.json").unlink()
+    save_autoencoder(random_parts().autoencoder, tmp_path / "step-000900" / "vae")
+    facts = report(describe(str(tmp_path)))
+    assert facts["parameters"].keys() == {"autoencoder", "total"}
 
 
 def test_what_is_nothing_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:

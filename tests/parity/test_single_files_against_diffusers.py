@@ -93,6 +93,7 @@ def folder(path: Path) -> Path:
     return path.parent / "folder"
 
 
+@pytest.mark.slow
 def test_a_round_trip_through_a_folder_is_bit_equal(name: str, folder: Path, tmp_path: Path) -> None:
     convert(str(folder), tmp_path / "again.safetensors", Conversion())
     again = read_single_file(tmp_path / "again.safetensors")

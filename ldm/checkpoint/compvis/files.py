@@ -108,8 +108,10 @@ def _network(contents: Contents, name: str, tensors: Tensors, path: Path) -> nn.
 
 
 def common_dtype(tensors: Tensors) -> torch.dtype:
-    """The smallest type that holds all weights exactly."""
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    """The smallest type that holds all weights exactly; half precision for those of eight bits."""
+    found = {tensor.dtype for tensor in tensors.values()}
+    wide = (torch.float16 if dtype.is_floating_point and dtype.itemsize == 1 else dtype for dtype in found)
+    return reduce(torch.promote_types, wide)
 
 
 def write_single_file(file: SingleFile, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -54,7 +54,7 @@ def contents_from_metadata(found: dict[str, str], where: str) -> Contents | None
         return None
     try:
         tree = json.loads(found[CONFIGURATION])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {CONFIGURATION} in its header is no JSON: {error}") from None
     return parse(tree, Contents, f"{where}: {CONFIGURATION} in its header")
 

@@ -133,6 +133,7 @@ def check_expressible(contents: Contents) -> None:
     """
     if contents.unet is not None:
         unet_to_params(contents.unet)
+        _conditioning_key(contents)
     if contents.autoencoder is not None:
         autoencoder_to_target(contents.autoencoder)
     if contents.diffusion is not None:

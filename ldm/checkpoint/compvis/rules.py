@@ -6,7 +6,7 @@ a file is opened: one that is missing, or left over, is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -139,9 +139,3 @@ def layers(theirs: str, ours: str, names: dict[str, str]) -> Iterator[Rule]:
     """Layers by their names within a block of the file and within one of ours."""
     for their_name, our_name in names.items():
         yield from layer(f"{theirs}.{their_name}", f"{ours}.{our_name}")
-
-
-def same_names(theirs: str, ours: str, names: Iterable[str]) -> Iterator[Rule]:
-    """Tensors with the same name within a block of the file and within one of ours."""
-    for name in names:
-        yield Rule((f"{theirs}.{name}",), (f"{ours}.{name}",), SAME)

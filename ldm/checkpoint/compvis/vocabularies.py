@@ -79,5 +79,5 @@ def tokenizers_from_metadata(found: dict[str, str], where: str) -> dict[str, Tok
             name: Tokenizer.from_json(entry["tokenizer"], entry["max_length"], entry["pad_token"])
             for name, entry in content.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: {TOKENIZERS} in its header is damaged ({error!r})") from None
