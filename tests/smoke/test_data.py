@@ -28,7 +28,8 @@ def here(*words: object) -> None:
 
 
 def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]  # the others tell of saves
 
 
 def good_pictures(folder: Path, count: int) -> None:
