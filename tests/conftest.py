@@ -9,6 +9,7 @@ import pytest
 from running import SMALL, Command
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two tests run at a time on two cores
 
 
 @pytest.fixture(scope="session", autouse=True)

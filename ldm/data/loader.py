@@ -7,7 +7,7 @@ continues where it stopped, and several processes share the work, without any st
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
@@ -170,29 +170,34 @@ class Steps(Sampler[tuple[int, int]]):
         return (self.end - self.start + 1) * self.accumulation
 
 
-def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> Iterator[Batch]:
+def make_loader(data: TrainingData, start: int, end: int, workers: int = 0) -> Generator[Batch, None, None]:
     """Micro-batches of steps `start` to `end`, in order, made by `workers` processes."""
     keys = Steps(start, end, data.share.accumulation)
     # batch_size None: `data` makes whole batches itself.
     return _plainly(DataLoader(data, batch_size=None, sampler=keys, num_workers=workers, worker_init_fn=leave_signals))
 
 
-def stream(data: StreamData, workers: int = 0) -> Iterator[Batch]:
+def stream(data: StreamData, workers: int = 0) -> Generator[Batch, None, None]:
     """Micro-batches out of shards, in order; no more loader processes are started than there are lanes."""
     workers = min(workers, len(data.own_lanes()))
     parts = _plainly(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=leave_signals))
     yield from map(join, zip(*[parts] * max(1, workers), strict=True))
 
 
-def _plainly(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def _plainly(loader: DataLoader[Batch]) -> Generator[Batch, None, None]:
     """The loader's batches; a UserError of a loader process without the traceback that torch makes its message of."""
+    batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     except UserError as error:
         text = str(error).strip()
         if not text.startswith("Caught "):
             raise
         raise UserError(text.splitlines()[-1].partition(": ")[2]) from None
+    finally:
+        # By torch's own way, at once: loader processes leave SIGTERM alone, by which Python would end them at exit.
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def training_batches(
@@ -203,7 +208,7 @@ def training_batches(
     end: int,
     pictures: bool = True,
     unreadable: Mapping[int, Broken] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The micro-batches of this process in optimiser steps `start` to `end`, in order.
 
     UserError for what shards cannot do: buckets, and training without reading pictures.

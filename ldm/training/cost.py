@@ -58,10 +58,11 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
 
 
 def _unet_cost(config: Config) -> StepCost:
+    wanted = config.need_unet()
     if config.text is None:
         raise UserError("train-unet trains models of text alone, with one text encoder")
     settings, text, side = config.training.unet, config.text, config.data.size
-    encoder, unet = make_text_encoder(text), UNet(config.need_unet())
+    encoder, unet = make_text_encoder(text), UNet(wanted)
     small = side // config.autoencoder.downsampling_factor
     noisy, t = torch.empty(1, unet.config.in_channels, small, small), torch.zeros(1)
     words = torch.zeros(1, text.max_length, dtype=torch.long)

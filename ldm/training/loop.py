@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     trackers = Trackers(accelerator, config)
     log = Log(run.path / "log.jsonl" if accelerator.is_main_process else None, step, settings.max_steps, trackers.log)
     meter, stop = Meter(accelerator, settings.batch_size), None
-    with log, Stop(accelerator, limits) as asked:
+    with log, contextlib.closing(loader), Stop(accelerator, limits) as asked:
         log.say(f"{stage.name}: {_processes(accelerator)}, steps {step + 1} to {settings.max_steps}")
         if inexact:
             log.say(inexact)

@@ -195,8 +195,8 @@ def test_a_denoiser_divides_the_output_and_guidance_keeps_the_variance_of_the_pr
     assert torch.equal(denoised.output, torch.tanh(x.roll(1, -1)))
     assert torch.equal(denoised.log_variance, posteriors.at(level).learned(torch.cos(3 * x)))
 
-    def condition(context: Tensor):  # type: ignore[no-untyped-def]
-        scale = context[:, :1, :1, None]
+    def condition(*contexts: Tensor):  # type: ignore[no-untyped-def]
+        scale = torch.cat(contexts)[:, :1, :1, None]
         return make_denoiser(lambda x, t: scale * network(x, t), Prediction("eps"), posteriors)
 
     context, negative = torch.full((2, 1, 1), 0.5).double(), torch.full((2, 1, 1), -0.3).double()

@@ -27,13 +27,16 @@ def test_a_checkpoint_becomes_a_pipeline(ldm: Command, tmp_path: Path) -> None:
 class Shell:
     """What a hostile file holds: a call of the operating system's shell."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch run",)
+        return os.system, (f"touch {self.folder}/run",)
 
 
 def test_a_file_that_carries_code_is_refused_in_one_line(ldm: Command, tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "extra": Shell()}, tmp_path / "model.ckpt")
-    done = ldm("convert", tmp_path / "model.ckpt", tmp_path / "pipeline", check=False, cwd=tmp_path)
+    torch.save({"state_dict": {}, "extra": Shell(tmp_path)}, tmp_path / "model.ckpt")
+    done = ldm("convert", tmp_path / "model.ckpt", tmp_path / "pipeline", check=False)
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("ldm: ")

@@ -93,7 +93,7 @@ def test_averages_are_those_of_the_paper() -> None:
 
 def test_vectors_that_nothing_was_near_are_put_at_z_of_the_batch_and_no_others() -> None:
     book = trainer(window=3)
-    weight, average = book.quantizer.embedding.weight, book.average.embedding.weight
+    weight, average = book.quantizer.embedding.weight, book.averages[0].embedding.weight
     with torch.no_grad():
         weight[[2, 5]] = average[[2, 5]] = 100.0
     before = weight.detach().clone()
@@ -160,7 +160,7 @@ def test_the_codebook_of_a_trained_autoencoder_is_not_started_anew() -> None:
     stage = vq_stage("training.autoencoder.learning_rate=0", "loss.codebook.revive=false")
     before = stage.average.quantize.embedding.weight.clone()
     kept = AutoencoderStage(copy.deepcopy(stage.average), settings(*VQ), stage.accelerator, Colours(), trained=True)
-    kept.set_learning_rate(1)
+    kept.begin(1)
     kept.optimizers["reconstruction"].param_groups[0]["lr"] = 0.0
     kept.losses(micro_batches(1), 1)
     assert torch.equal(kept.average.quantize.embedding.weight, before)
