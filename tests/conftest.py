@@ -1,12 +1,16 @@
 """What several tests need: the real command line, and the built-in data rendered once."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from running import SMALL, Command
+
+from ldm.cli.main import main
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two tests run at a time on two cores
@@ -28,6 +32,22 @@ def ldm() -> Command:
         command = [sys.executable, "-m", "ldm", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
         assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `ldm ...` in the tests' own process, which has torch imported: for words that start nothing lasting."""
+
+    def run(*words: object, check: bool = True) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["ldm", *map(str, words)])
+        out, errors = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as end:
+            main()
+        done = subprocess.CompletedProcess(sys.argv, end.value.code, out.getvalue(), errors.getvalue())
+        assert not check or done.returncode == 0, f"{sys.argv}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run

@@ -197,7 +197,7 @@ def _plainly(loader: DataLoader[Batch]) -> Generator[Batch, None, None]:
     finally:
         # By torch's own way, at once: loader processes leave SIGTERM alone, by which Python would end them at exit.
         if loader.num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            batches._shutdown_workers()
 
 
 def training_batches(

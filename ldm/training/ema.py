@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ldm.training.sharding import divided, is_shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class EMA:
@@ -24,8 +29,8 @@ class EMA:
     def shard(self, network: nn.Module) -> None:
         """Average only this process' shards, if FSDP2 has divided the weights of `network`."""
         weights = list(network.parameters())
-        if any(isinstance(weight, DTensor) for weight in weights):
-            self._shards = [_like(average, weight) for average, weight in self._pairs(weights)]
+        if any(is_shard(weight) for weight in weights):
+            self._shards = [divided(average.detach(), weight) for average, weight in self._pairs(weights)]
             self.network.to("cpu")
 
     @torch.no_grad()
@@ -51,7 +56,7 @@ class EMA:
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over the whole weights and buffers of a network's `state_dict()`."""
         self.network.load_state_dict(state)
-        self._shards = [_like(average, shard) for average, shard in self._pairs(self._shards)]
+        self._shards = [divided(average.detach(), shard) for average, shard in self._pairs(self._shards)]
 
     def _pairs(self, weights: list) -> list:
         return list(zip(self.network.parameters(), weights, strict=True)) if weights else []
@@ -59,9 +64,4 @@ class EMA:
 
 def _local(weight: Tensor) -> Tensor:
     """This process' part of a weight, which shares its memory."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-def _like(whole: Tensor, shard: DTensor) -> DTensor:
-    """A whole weight, divided as `shard` is."""
-    return distribute_tensor(whole.detach().to(shard.device), shard.device_mesh, shard.placements)
+    return weight.to_local() if is_shard(weight) else weight

@@ -6,11 +6,13 @@ be resumed on another number of processes, sharded or not.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def network_state(accelerator: Accelerator, network: nn.Module) -> dict[str, Tensor]:
@@ -23,7 +25,7 @@ def load_network_state(accelerator: Accelerator, network: nn.Module, state: dict
     """Take over a whole `state_dict()`; RuntimeError where it is another network's."""
     network = accelerator.unwrap_model(network)
     own = network.state_dict()
-    like = {name: _divided(weight, own[name]) if name in own else weight for name, weight in state.items()}
+    like = {name: divided(weight, own[name]) if name in own else weight for name, weight in state.items()}
     network.load_state_dict(like)
 
 
@@ -46,7 +48,7 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
         number: {
-            name: _divided(value, weights[number]) if _is_moment(value, weights[number]) else value
+            name: divided(value, weights[number]) if _is_moment(value, weights[number]) else value
             for name, value in values.items()
         }
         for number, values in state["state"].items()
@@ -59,11 +61,18 @@ def _is_moment(value: Any, weight: Tensor) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().cpu() if is_shard(tensor) else tensor
 
 
-def _divided(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, divided as `like` is, if it is."""
-    if not isinstance(like, DTensor):
+def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is one process' part of a whole, told without the module of DTensor: importing it is slow."""
+    return hasattr(tensor, "full_tensor")
+
+
+def divided(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, divided among the processes as `like` is, if it is."""
+    if not is_shard(like):
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)

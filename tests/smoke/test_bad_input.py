@@ -22,10 +22,10 @@ def test_a_missing_configuration(ldm: Command, tmp_path: Path) -> None:
     refused(done, "none.yaml", "tiny")
 
 
-def test_an_unknown_option_in_a_configuration(ldm: Command, tmp_path: Path) -> None:
+def test_an_unknown_option_in_a_configuration(here: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("loss: {perceptual: {wieght: 0}}\n")
-    refused(ldm("train-vae", path, "--data", "scenes", check=False), "loss.perceptual.wieght", "'weight'")
+    refused(here("train-vae", path, "--data", "scenes", check=False), "loss.perceptual.wieght", "'weight'")
 
 
 def test_missing_data(ldm: Command, tmp_path: Path) -> None:
@@ -33,10 +33,10 @@ def test_missing_data(ldm: Command, tmp_path: Path) -> None:
     refused(done, "nowhere", "scenes")
 
 
-def test_a_missing_autoencoder(ldm: Command, tmp_path: Path) -> None:
+def test_a_missing_autoencoder(here: Command, tmp_path: Path) -> None:
     options = ("--data", "scenes", "--out", tmp_path / "run", "--set", "data.scenes.num=16")
-    refused(ldm("train-unet", "tiny", *options, check=False), "--vae")
-    refused(ldm("train-unet", "tiny", "--vae", tmp_path / "none", *options, check=False), "none")
+    refused(here("train-unet", "tiny", *options, check=False), "--vae")
+    refused(here("train-unet", "tiny", "--vae", tmp_path / "none", *options, check=False), "none")
 
 
 def test_a_folder_that_holds_a_run(ldm: Command, tiny_vae: Path) -> None:
@@ -69,14 +69,14 @@ def test_a_missing_lpips_backbone(ldm: Command, tmp_path: Path) -> None:
         (["no-such-command"], "no-such-command"),
     ],
 )
-def test_wrong_words(ldm: Command, tiny_pipeline: Path, words: list[str], said: str) -> None:
+def test_wrong_words(here: Command, tiny_pipeline: Path, words: list[str], said: str) -> None:
     model = ["--model", tiny_pipeline] if words[0] == "generate" and "--model" not in words else []
-    refused(ldm(*words, *model, check=False), said)
+    refused(here(*words, *model, check=False), said)
 
 
-def test_an_empty_prompt_file(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_an_empty_prompt_file(here: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n\n")
-    done = ldm("generate", f"@{tmp_path / 'prompts.txt'}", "--model", tiny_pipeline, check=False)
+    done = here("generate", f"@{tmp_path / 'prompts.txt'}", "--model", tiny_pipeline, check=False)
     refused(done, "prompts.txt")
 
 

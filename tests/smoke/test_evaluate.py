@@ -25,7 +25,7 @@ def test_a_report_has_every_number_and_how_it_came_about(ldm: Command, tiny_pipe
     assert Image.open(tmp_path / "report.png").width > 7 * 32
 
 
-def test_measures_that_cannot_be_taken_are_one_line(ldm: Command, tmp_path: Path) -> None:
+def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Path) -> None:
     for options, words in (
         (("--metrics", "beauty"), "there are fid"),
         (("--metrics", "clip"), "--clip"),
@@ -35,30 +35,30 @@ def test_measures_that_cannot_be_taken_are_one_line(ldm: Command, tmp_path: Path
         (("--metrics", "fid", "--features", "vgg"), "there are inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
     ):
-        done = ldm("evaluate", *options, check=False)
+        done = here("evaluate", *options, check=False)
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_pictures_come_back_with_their_measures(ldm: Command, tmp_path: Path) -> None:
+def test_pictures_come_back_with_their_measures(here: Command, tmp_path: Path) -> None:
     picture = tmp_path / "flat.png"
     Image.new("RGB", (70, 66), "red").save(picture)
-    done = ldm("reconstruct", picture, "--out", tmp_path / "back")
+    done = here("reconstruct", picture, "--out", tmp_path / "back")
     assert Image.open(tmp_path / "back" / "flat.png").size == (68, 64)
     assert "psnr" in done.stdout
     assert "ssim" in done.stdout
-    done = ldm("reconstruct", tmp_path / "nothing.png", check=False)
+    done = here("reconstruct", tmp_path / "nothing.png", check=False)
     assert done.returncode == 2
 
 
-def test_options_that_a_walk_has_no_use_for_are_refused(ldm: Command, tmp_path: Path) -> None:
+def test_options_that_a_walk_has_no_use_for_are_refused(here: Command, tmp_path: Path) -> None:
     for options, words in (
         (("a.png", "b.png", "--cfg", 2), "without guidance"),
         (("3", "4", "--prompt", "a dog", "--seed", 1), "seeds are ends themselves"),
         (("a.png", "a dog"), "two pictures"),
     ):
-        done = ldm("interpolate", *options, "--out", tmp_path / "x.gif", check=False)
+        done = here("interpolate", *options, "--out", tmp_path / "x.gif", check=False)
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

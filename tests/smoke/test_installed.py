@@ -48,14 +48,14 @@ def test_named_configurations_are_installed(tmp_path: Path) -> None:
     assert "parameters of the U-Net" in done.stdout
 
 
-def test_the_same_seeds_make_the_same_pictures_together_and_alone(ldm: Command, tmp_path: Path) -> None:
+def test_the_same_seeds_make_the_same_pictures_together_and_alone(here: Command, tmp_path: Path) -> None:
     options = ("generate", "three strawberries", "--steps", 5)
-    ldm(*options, "--seed", 3, "--num", 4, "--out", tmp_path / "together.png")
+    here(*options, "--seed", 3, "--num", 4, "--out", tmp_path / "together.png")
     together = [np.asarray(Image.open(tmp_path / f"together-{i}.png")).astype(int) for i in range(4)]
     assert all(np.abs(together[0] - other).max() > 50 for other in together[1:])
     for number in range(4):
         out = tmp_path / f"alone-{number}.png"
-        ldm(*options, "--seed", 3 + number, "--num", 1, "--out", out)
+        here(*options, "--seed", 3 + number, "--num", 1, "--out", out)
         # Matrix products over another batch may round differently, which can move a level by one.
         assert np.abs(np.asarray(Image.open(out)).astype(int) - together[number]).max() <= 1
 

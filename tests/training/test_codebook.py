@@ -34,7 +34,7 @@ def trainer(**options: object) -> CodebookTrainer:
     with torch.no_grad():
         quantizer.embedding.weight.copy_(random(8, 2, seed=1))
     config = CodebookConfig(**options)
-    return CodebookTrainer(quantizer, copy.deepcopy(quantizer), config, Accelerator(cpu=True), Draws(0))
+    return CodebookTrainer(quantizer, [copy.deepcopy(quantizer)], config, Accelerator(cpu=True), Draws(0))
 
 
 def test_totals_are_those_of_a_product_with_one_hot_vectors() -> None:
