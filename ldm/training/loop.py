@@ -96,10 +96,10 @@ def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Sh
 
 def _save(saver: Saver, step: int, log: Log) -> dict[str, float]:
     """Save a step; the loss on the validation draw, where there is one."""
-    facts = saver.save(step)
-    found = {name: facts[name] for name in ("validation_loss",) if name in facts}
-    if found:
+    found = saver.validate()
+    if found:  # noted before the step is saved: what is killed in between does both again
         log.note({"step": step, **found})
+    saver.save(step, found)
     if log.path is not None:
         with log.excused("curves.png could not be drawn"):
             draw_curves(log.path, saver.run.path / "curves.png")

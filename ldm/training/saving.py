@@ -51,25 +51,30 @@ class Saver:
         changes = [*self._changed_circumstances(saved.facts), *self._changed_options(saved.folder)]
         return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
 
-    def save(self, step: int) -> dict[str, Any]:
-        """Write `step-N` and delete what need not be kept; the facts saved with it. SaveError in all processes."""
+    def save(self, step: int, found: dict[str, float]) -> None:
+        """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes."""
         stage = self.stage
-        outcome: list[Any] = [None, {}]
+        message: list[str | None] = [None]
         with stage.averaged():
             state = stage.state()
             if stage.accelerator.is_main_process:
-                facts = {**self._circumstances(), **self._validation()}
                 try:
-                    self.run.save(step, stage.save, state, self.config, facts)
+                    self.run.save(step, stage.save, state, self.config, {**self._circumstances(), **found})
                     self.run.prune(stage.config.keep, stage.config.keep_best)
-                    outcome = [None, facts]
                 except SaveError as error:
-                    outcome = [str(error), {}]
-        broadcast_object_list(outcome)
-        message, facts = outcome
-        if message is not None:
-            raise SaveError(message)
-        return facts
+                    message = [str(error)]
+        broadcast_object_list(message)
+        if message[0] is not None:
+            raise SaveError(message[0])
+
+    def validate(self) -> dict[str, float]:
+        """`validation_loss`, the same in all processes, unless it is switched off."""
+        found: list[dict[str, float]] = [{}]
+        with self.stage.averaged():
+            if self.stage.accelerator.is_main_process:
+                found = [self._validation()]
+        broadcast_object_list(found)
+        return found[0]
 
     def _validation(self) -> dict[str, float]:
         """The loss of the averaged weights on a fixed draw: the same pictures, noise and levels at every save.

@@ -107,8 +107,9 @@ def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None
     with torch.inference_mode():
         latents = vae.encode(x).mode()
         whole = vae.decode(latents)
-    assert (encode_tiled(vae, x).mode() - latents).abs().mean() < 0.005 * latents.abs().mean()
-    assert (decode_tiled(vae, latents) - whole).abs().mean() < 0.005 * 2  # of the range from -1 to 1
+    there_and_back = decode_tiled(vae, encode_tiled(vae, x).mode())
+    for tiled_picture in (decode_tiled(vae, latents), there_and_back):
+        assert (tiled_picture - whole).abs().mean() < 0.005 * 2  # of the range from -1 to 1
 
 
 MEMORY = """
@@ -117,7 +118,7 @@ from ldm.config import AutoencoderConfig
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 torch.set_num_threads(2)
-vae = Autoencoder(AutoencoderConfig(block_out_channels=(32, 32, 32), layers_per_block=1, norm_num_groups=4)).eval()
+vae = Autoencoder(AutoencoderConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4)).eval()
 picture = torch.rand(1, 3, 4096, 4096) * 2 - 1
 decoded = decode_tiled(vae, encode_tiled(vae, picture, Tiling(passes=0)).mode(), Tiling(passes=0))
 assert decoded.shape == picture.shape
