@@ -118,7 +118,7 @@ from ldm.config import AutoencoderConfig
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 torch.set_num_threads(2)
-vae = Autoencoder(AutoencoderConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4)).eval()
+vae = Autoencoder(AutoencoderConfig(block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=2)).eval()
 picture = torch.rand(1, 3, 4096, 4096) * 2 - 1
 decoded = decode_tiled(vae, encode_tiled(vae, picture, Tiling(passes=0)).mode(), Tiling(passes=0))
 assert decoded.shape == picture.shape
