@@ -59,7 +59,7 @@ SamplerName = Annotated[
 ]
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0]")]
 Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
-Num = Annotated[int, typer.Option(help="Pictures of each prompt.")]
+Num = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
 ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from instead of noise alone.")]
 Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 to 1.  [default: 0.8; with --mask 1]")]

@@ -56,12 +56,6 @@ def expect_class(fields: Fields, names: tuple[str, ...], where: Path) -> None:
         raise UserError(f"{where} is of a {fields.get('_class_name')}; ldm loads {', '.join(names)} here")
 
 
-def expect_blocks(fields: Fields, name: str, expected: list[str], where: Path) -> None:
-    """Raise UserError for other kinds of blocks than the ones that the other fields lead to."""
-    if fields[name] != expected:
-        raise refused(name, fields[name], where)
-
-
 def one_value(value: Any, name: str, where: Path) -> Any:
     """The value that a list repeats, such as both sides of a square; UserError when there is no such value."""
     values = value if isinstance(value, list) else [value]

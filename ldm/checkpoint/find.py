@@ -17,6 +17,8 @@ def resolve(model: str | Path) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _newest(folder)
+    if folder.is_file():
+        raise UserError(f"{model} is a file, not a model's folder: make one of a single file with `ldm convert`")
     if (found := built_in(str(model))) is not None:
         return found
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model)):

@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from ldm.checkpoint.fields import Fields, load_fields
+from ldm.checkpoint.fields import Fields, Fixed, check_fixed, load_fields
 from ldm.checkpoint.store import load_json, load_text, save_json, save_text
 from ldm.errors import UserError
 from ldm.models.text.tokenizers import CLIP_BRACKETS, SPECIAL_TOKENS, Tokenizer, byte_pairs, word_pieces
@@ -22,6 +22,8 @@ _BERT_OPTIONS = {  # of the class of transformers -> of the normalizer
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+# Ends at which texts are padded and cut; ours is the one of all published text encoders.
+_FIXED: Fixed = {"padding_side": ("right",), "truncation_side": ("right",)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
     `max_length` takes the place of the folder's own. Padding is with the token that the folder names.
     """
     fields = _special_fields(folder)
+    check_fixed(fields, _FIXED, folder / "tokenizer_config.json")
     length = max_length or fields.get("model_max_length")
     if not isinstance(length, int) or not 2 <= length < 2**20:  # transformers writes 1e30 for "none"
         raise UserError(f"{folder / 'tokenizer_config.json'} has no model_max_length: give it the number of tokens")

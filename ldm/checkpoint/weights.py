@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ldm.checkpoint.store import load_json, load_tensors, save_json, save_tensors
+from ldm.checkpoint.fields import load_fields
+from ldm.checkpoint.store import load_tensors, save_json, save_tensors
 from ldm.errors import UserError
 
 N = TypeVar("N", bound=nn.Module)
@@ -36,21 +37,28 @@ def load_weights(folder: Path, stem: str) -> dict[str, Tensor]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: no weights to load")
     if list(folder.glob("*.bin")) or list(folder.glob("*.ckpt")):
-        raise UserError(f"{folder} holds weights as a pickle only: make them safe with `ldm convert`")
+        raise UserError(
+            f"{folder} holds weights as a pickle only, which ldm does not read there: get it as .safetensors"
+        )
     raise UserError(f"{folder / stem}.safetensors is missing: is this a whole checkpoint?")
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:
-    content = load_json(index)
-    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
-        raise UserError(f"{index} has no weight_map: it is damaged, get it anew")
-    places: dict[str, str] = content["weight_map"]
     tensors: dict[str, Tensor] = {}
+    places = load_places(index)
     for name in sorted(set(places.values())):
         tensors |= load_tensors(index.parent / name)
     if missing := places.keys() - tensors.keys():
         raise UserError(f"{index} lists {_some(missing)}, which no shard holds: get them anew")
     return tensors
+
+
+def load_places(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of shards tells it; UserError where it is missing or damaged."""
+    places = load_fields(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index} has no weight_map: it is damaged, get it anew")
+    return places
 
 
 def save_weights(

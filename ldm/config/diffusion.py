@@ -31,15 +31,15 @@ class ScheduleConfig(Section):
 
     kind: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "scaled_linear"
     num_train_timesteps: int = Field(1000, ge=2, le=100_000)
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    beta_start: float = Field(0.00085, gt=0, lt=1)
+    beta_end: float = Field(0.012, gt=0, lt=1)
     zero_terminal_snr: bool = False
     shift: float = Field(1.0, gt=0)  # above 1: more of the time is spent at much noise (Esser et al. 2024, eq. 23)
     training_times: Literal["uniform", "logit_normal"] = "uniform"
     logit_mean: float = 0.0
     logit_std: float = Field(1.0, gt=0)
     spacing: Literal["leading", "trailing", "linspace", "fractional", "karras", "exponential"] = "leading"
-    steps_offset: int = 1
+    steps_offset: int = Field(1, ge=0)
     set_alpha_to_one: bool = False
 
     @model_validator(mode="after")

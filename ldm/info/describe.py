@@ -116,15 +116,21 @@ def _file(target: str, path: Path) -> Description:
         raise UserError(f"{path} is neither a configuration (.yaml) nor a file of weights (.safetensors)")
     headers, metadata = read_headers(path)
     shapes = {name: header.shape for name, header in headers.items()}
-    notes = []
-    try:
-        contents = contents_from_metadata(metadata, str(path)) or recognise(shapes, str(path))
-        contents = contents.within(shapes)
-    except UserError:
-        contents = Contents()
-        notes = ["it is of no published configuration, or of several: its parameters alone are known"]
+    contents, notes = _contents(shapes, metadata, path)
     stored = by_part({name: header.parameters for name, header in headers.items()})
-    return Description(target, "single file", contents, stored, notes=notes)
+    return Description(target, "single file", contents.within(shapes), stored, notes=notes)
+
+
+def _contents(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], path: Path) -> tuple[Contents, list[str]]:
+    """What a single file's header or its shapes tell of its networks, and why they tell nothing."""
+    try:
+        found = contents_from_metadata(metadata, str(path))
+    except UserError as error:
+        return Contents(), [str(error)]
+    try:
+        return found or recognise(shapes, str(path)), []
+    except UserError:
+        return Contents(), ["it is of no published configuration, or of several: its parameters alone are known"]
 
 
 def _folder(target: str, folder: Path) -> Description:

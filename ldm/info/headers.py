@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.checkpoint.fields import load_fields
+from ldm.checkpoint.weights import load_places
 from ldm.errors import UserError
 
 LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
 # Positions and counters, which nobody trained.
 INTEGERS = frozenset(("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E5M2": 1, "F8_E4M3": 1}  # of a number; other types go unchecked
 
 
 class Header(NamedTuple):
@@ -36,10 +37,18 @@ def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
             if not 0 < length <= LONGEST or room < 0:
                 raise ValueError(f"its header would have {length} bytes")
             tree = json.loads(file.read(length))
+        if not isinstance(tree, dict):
+            raise ValueError("its header is no table of tensors")
         metadata = tree.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no table")
         headers = {name: Header(tuple(found["shape"]), found["dtype"]) for name, found in tree.items()}
         if (end := _end(tree)) != room:
             raise ValueError(f"its tensors would have {end} bytes, it holds {room}")
+        for name, found in tree.items():
+            first, last = found["data_offsets"]
+            if headers[name].parameters * BYTES.get(found["dtype"], 0) not in (0, last - first):
+                raise ValueError(f"{name} of shape {found['shape']} has {last - first} bytes")
         return headers, metadata
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -66,10 +75,7 @@ def read_folder(folder: Path) -> dict[str, Header]:
 
 
 def _read_shards(index: Path) -> dict[str, Header]:
-    places = load_fields(index).get("weight_map")
-    if not isinstance(places, dict):
-        raise UserError(f"{index} has no weight_map: it is damaged, get it anew")
     headers: dict[str, Header] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(load_places(index).values())):
         headers |= read_headers(index.parent / name)[0]
     return headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from single_files import GOLDEN, golden_weights, same_networks, with_weights
+from single_files import GOLDEN, SMALL_MODELS, golden_weights, same_networks, with_weights
+from tiny_pipelines import clip_tokenizer
 
 from ldm.checkpoint.compvis import read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
@@ -18,6 +20,7 @@ from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.config import AutoencoderConfig, DiffusionConfig, SpatialConfig, UNetConfig
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
+from ldm.models.text.tokenizers import CLIP_BRACKETS
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)
 UNET = UNetConfig(
@@ -104,7 +107,8 @@ REFUSED = {
     "must end in .safetensors": ("model.safetensors", "out", Conversion(format="compvis")),
     "must not end in .safetensors": ("model.safetensors", "out.safetensors", Conversion(format="diffusers")),
     "--original-config goes with": ("model.safetensors", "out", Conversion(original_config=True)),
-    "--tokenizer goes with": ("model.safetensors", "out.safetensors", Conversion(tokenizer="there")),
+    "--tokenizer goes with a text encoder": ("model.safetensors", "out", Conversion(tokenizer="there")),
+    "--tokenizer goes with a folder": ("model.safetensors", "out.safetensors", Conversion(tokenizer="there")),
     "--config goes with": ("there", "out.safetensors", Conversion(config="tiny")),
     "--ema goes with": ("there", "out.safetensors", Conversion(ema=True)),
     "no average": ("model.safetensors", "out", Conversion(ema=True)),
@@ -128,6 +132,41 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_single_file(with_weights(maps), folder / "spatial.safetensors")
     (folder / "there").mkdir()
     return folder
+
+
+def test_a_vocabulary_that_the_text_encoder_does_not_know_is_refused(tmp_path: Path) -> None:
+    save_file(golden_weights("text-kl-bert"), tmp_path / "model.safetensors")
+    save_tokenizer(clip_tokenizer("!"), tmp_path / "clip")
+    words = " ".join(f"w{number}" for number in range(150))  # more pieces than the 128 of the encoder
+    save_tokenizer(Tokenizer.train([words] * 3, 200, 12), tmp_path / "large")
+    for name, message in (("clip", "it holds a CLIPTokenizer"), ("large", "the parts of .*folder do not fit")):
+        asked = Conversion(str(GOLDEN / "text-kl-bert" / "config.yaml"), tokenizer=str(tmp_path / name))
+        with pytest.raises(UserError, match=message):
+            convert(str(tmp_path / "model.safetensors"), tmp_path / "folder", asked)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "clip", "large"}
+
+
+def test_both_vocabularies_of_a_pipeline_are_taken_where_there_are_two_text_encoders(tmp_path: Path) -> None:
+    write_single_file(with_weights(SMALL_MODELS["sdxl"]), tmp_path / "model.safetensors")
+    for name, pad in (("tokenizer", CLIP_BRACKETS[1]), ("tokenizer_2", "!")):
+        save_tokenizer(clip_tokenizer(pad), tmp_path / "other" / name)
+    convert(str(tmp_path / "model.safetensors"), tmp_path / "out", Conversion(tokenizer=str(tmp_path / "other")))
+    pads = [load_tokenizer(tmp_path / "out" / name).pad_token for name in ("tokenizer", "tokenizer_2")]
+    assert pads == [CLIP_BRACKETS[1], "!"]
+
+
+def test_a_place_that_cannot_be_written_to_is_told_in_one_line(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for module in ("ldm.checkpoint.weights.save_tensors", "ldm.checkpoint.compvis.convert.save_text"):
+        monkeypatch.setattr(module, full)
+    for name, asked in (("folder", Conversion()), ("model.safetensors", Conversion(original_config=True))):
+        with pytest.raises(UserError, match=f"{name} cannot be written: No space left on device"):
+            convert(str(sources / "model.safetensors"), tmp_path / name, asked)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("message", REFUSED)

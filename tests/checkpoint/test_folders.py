@@ -19,6 +19,7 @@ from ldm.checkpoint.texts import load_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig, WeightingConfig
 from ldm.errors import UserError
+from ldm.info.describe import describe
 from ldm.models.text import BertTextEncoder, Tokenizer
 
 AUTOENCODER = AutoencoderConfig(
@@ -259,11 +260,28 @@ def test_parts_that_do_not_fit_are_refused(pipeline: Path) -> None:
         load_pipeline(pipeline)
 
 
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_a_tokenizer_that_works_at_the_other_end_is_refused(pipeline: Path, side: str) -> None:
+    edit(pipeline / "tokenizer" / "tokenizer_config.json", **{side: "left"})
+    with pytest.raises(UserError, match=f"the field {side} is 'left'"):
+        load_pipeline(pipeline)
+
+
 def test_pickled_weights_are_not_read(pipeline: Path) -> None:
     weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match="ldm convert"):
+    with pytest.raises(UserError, match="a pickle only, which ldm does not read there"):
         load_pipeline(pipeline)
+
+
+@pytest.mark.parametrize("places", [[], {"a": 3, "b": "unet.safetensors"}])
+def test_an_index_of_shards_that_names_no_files_is_refused(pipeline: Path, places: object) -> None:
+    (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    index = pipeline / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    for read in (load_pipeline, lambda folder: describe(str(folder))):
+        with pytest.raises(UserError, match="has no weight_map"):
+            read(pipeline)
 
 
 def test_the_index_is_gone_while_a_pipeline_is_written(

@@ -150,6 +150,14 @@ def test_a_file_that_we_wrote_tells_its_configuration_in_its_header(tmp_path: Pa
     assert facts["flops"].keys() == {"encode", "decode"}
 
 
+def test_a_damaged_configuration_in_a_header_is_a_note(tmp_path: Path) -> None:
+    weights = {"encoder.conv_in.weight": torch.zeros(3)}
+    save_tensors(tmp_path / "vae.safetensors", weights, {"ldm.config": "{"})
+    facts = report(describe(str(tmp_path / "vae.safetensors")))
+    assert facts["parameters"]["total"] == 3
+    assert "ldm.config in its header is no JSON" in facts["notes"][0]
+
+
 def test_positions_and_counters_are_no_parameters(tmp_path: Path) -> None:
     weights = {"text_model.embeddings.position_ids": torch.arange(7), "text_model.weight": torch.zeros(3).bfloat16()}
     save_tensors(tmp_path / "model.safetensors", weights)
@@ -194,10 +202,20 @@ def test_a_resumed_run_is_what_its_newest_step_is_and_not_what_lay_at_its_top(tm
 def test_what_is_nothing_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
     (tmp_path / "cut.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{")
+    for name, header in (
+        ("list", "[]"),
+        ("metadata", '{"__metadata__": [1]}'),
+        ("shape", '{"a": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4]}}'),
+    ):
+        content = len(header).to_bytes(8, "little") + header.encode() + bytes(4 * (name == "shape"))
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
     (tmp_path / "empty").mkdir()
     for target, words in (
         (tmp_path / "model.ckpt", "is a pickle: make it a safetensors file with `ldm convert`"),
         (tmp_path / "cut.safetensors", "is no whole safetensors file"),
+        (tmp_path / "list.safetensors", "its header is no table of tensors"),
+        (tmp_path / "metadata.safetensors", "its metadata are no table"),
+        (tmp_path / "shape.safetensors", "a of shape [1099511627776] has 4 bytes"),
         (tmp_path / "empty", "holds no model: neither config.json, model_index.json nor a finished step"),
         ("nobody/nothing", "nothing to tell of 'nobody/nothing': neither a file, a run, a diffusers directory"),
     ):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +51,13 @@ def convert(source: str, destination: Path, asked: Conversion) -> list[Path]:
     if not destination.parent.is_dir():
         raise UserError(f"there is no folder {destination.parent} to write into")
     file = _read(source, asked)
-    if single:
-        _write_single(file, written)
-    else:
-        _write_folder(file, destination, asked.tokenizer)
+    try:
+        if single:
+            _write_single(file, written)
+        else:
+            write_folder(file, destination, asked.tokenizer)
+    except OSError as error:
+        raise UserError(f"{destination} cannot be written: {error.strerror or error}") from error
     return written
 
 
@@ -86,15 +87,10 @@ def _read(source: str, asked: Conversion) -> SingleFile:
 def _write_single(file: SingleFile, paths: list[Path]) -> None:
     path, *beside = paths
     originals = [yaml.safe_dump(original_from_contents(folded(file)[0]), sort_keys=False) for _ in beside]
-    write_single_file(file, path)
-    for place, text in zip(beside, originals, strict=True):
-        save_text(place, text)
-
-
-def _write_folder(file: SingleFile, folder: Path, tokenizer: str | None) -> None:
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        write_folder(file, work, tokenizer)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        write_single_file(file, path)
+        for place, text in zip(beside, originals, strict=True):
+            save_text(place, text)
+    except BaseException:
+        path.unlink(missing_ok=True)  # both or neither
+        raise

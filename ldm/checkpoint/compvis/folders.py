@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ldm.checkpoint.diffusers import (
     save_unet,
 )
 from ldm.checkpoint.fields import load_fields
+from ldm.checkpoint.parts import check_fit
 from ldm.config import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
@@ -61,16 +64,27 @@ def read_folder(folder: Path) -> SingleFile:
 
 
 def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -> None:
-    """Write the networks as a pipeline, or one network alone.
+    """Write the networks as a pipeline, or one network alone: a new folder that is whole or not there.
 
-    `tokenizer` is a folder or a Hub id, where the one that belongs to the text encoder is not at hand. UserError for
-    what a pipeline has no place for.
+    `tokenizer` is a folder or a Hub id, whose vocabulary takes the place of the one that the text encoder has
+    otherwise. UserError for what a pipeline has no place for, and for parts that do not fit.
     """
+    if tokenizer is not None and file.contents.text is None:
+        raise UserError("--tokenizer goes with a text encoder, which SRC has not")
+    save: Callable[[Path], None]
     if len(file.networks) == 1:
         [(name, network)] = file.networks.items()
-        SAVERS[name](network, folder)
-        return
-    save_pipeline(_to_parts(file, tokenizer), folder)
+        save = partial(SAVERS[name], network)
+    else:
+        parts = _to_parts(file, tokenizer)
+        check_fit(parts, folder)
+        save = partial(save_pipeline, parts)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        save(work)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _of_parts(parts: Parts) -> SingleFile:
@@ -98,7 +112,8 @@ def _to_parts(file: SingleFile, source: str | None) -> Parts:
         config = getattr(contents, name)
         parts[part] = None
         if config is not None:
-            parts[part] = file.tokenizers.get(name) or tokenizer_for(config, source)
+            own = file.tokenizers.get(name) if source is None else None
+            parts[part] = own or tokenizer_for(config, source, part)
             if parts[part] is None:
                 raise _no_place(f"{name}.tokens {config.tokens}")
     diffusion = contents.diffusion or DiffusionConfig()

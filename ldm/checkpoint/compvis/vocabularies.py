@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.checkpoint.compvis.condition_rules import is_open_clip
 from ldm.checkpoint.find import resolve
-from ldm.checkpoint.tokenizer_files import load_tokenizer
+from ldm.checkpoint.tokenizer_files import load_tokenizer, tokenizer_class
 from ldm.config import CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
@@ -19,23 +19,34 @@ TOKENIZERS = "ldm.tokenizers"  # in the header of a file of ours: those of its t
 BERT = "google-bert/bert-base-uncased"  # whose pieces BERTEmbedder takes
 
 
-def tokenizer_for(config: TextSection, source: str | None = None) -> Tokenizer | None:
-    """The tokenizer of a text encoder: in a folder or on the Hub, or the one that the original takes.
+def tokenizer_for(config: TextSection, source: str | None = None, part: str = "tokenizer") -> Tokenizer | None:
+    """The tokenizer of a text encoder: that part of a pipeline, a folder or one of the Hub, or the original's.
 
     None for tokens that are no text. UserError where it cannot be had.
     """
     if isinstance(config, LDMBertConfig) and config.tokens == "boxes":
         return None
     if source is not None:
-        return load_tokenizer(_folder(source), config.max_length)
+        return _given(source, part, config)
     if isinstance(config, CLIPConfig | OpenCLIPConfig):
         return _clip(config)
     try:
-        return load_tokenizer(_folder(BERT), config.max_length)
+        return load_tokenizer(_folder(BERT, part), config.max_length)
     except UserError as error:
         raise UserError(
             f"the text encoder needs BERT's vocabulary ({error}): give its folder with --tokenizer"
         ) from None
+
+
+def _given(source: str, part: str, config: TextSection) -> Tokenizer:
+    tokenizer = load_tokenizer(_folder(source, part), config.max_length)
+    found, wanted = (
+        tokenizer_class(tokenizer),
+        "BertTokenizer" if isinstance(config, LDMBertConfig) else "CLIPTokenizer",
+    )
+    if found != wanted:
+        raise UserError(f"--tokenizer {source}: it holds a {found}, the text encoder knows the pieces of a {wanted}")
+    return tokenizer
 
 
 def _clip(config: CLIPConfig | OpenCLIPConfig) -> Tokenizer:
@@ -54,10 +65,10 @@ def is_usual(tokenizer: Tokenizer, config: TextSection) -> bool:
     return (tokenizer.pieces, tokenizer.pad_token) == (usual.pieces, usual.pad_token)
 
 
-def _folder(source: str) -> Path:
-    """Of a tokenizer: its own, or that of a pipeline."""
+def _folder(source: str, part: str) -> Path:
+    """Of a tokenizer: its own, or that of a pipeline's part; only a pipeline has a second one."""
     folder = resolve(source)
-    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    return folder / part if (folder / part).is_dir() or part != "tokenizer" else folder
 
 
 def tokenizers_to_metadata(tokenizers: Mapping[str, Tokenizer]) -> dict[str, str]:
