@@ -12,6 +12,7 @@ from ldm import config as configuration
 from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields
 from ldm.checkpoint.class_tables import classes_from_fields
 from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.files import read_original
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
 from ldm.checkpoint.fields import Fields, load_fields
@@ -109,6 +110,9 @@ def of_config(target: str, config: Config) -> Description:
 
 def _file(target: str, path: Path) -> Description:
     if path.suffix in (".yaml", ".yml"):
+        original = read_original(path)
+        if original is not None:
+            return Description(target, "configuration of the original", original)
         return of_config(target, configuration.load(path))
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         raise UserError(f"{path} is a pickle: make it a safetensors file with `ldm convert`, then ask again")

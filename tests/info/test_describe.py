@@ -1,6 +1,7 @@
 """What a target is: files are told by their headers, runs by their configuration, all else is refused in one line."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -250,3 +251,13 @@ def test_statistics_are_not_written_beneath_a_u_net_that_was_trained_on_the_old_
         measure(describe(str(pipeline)), "scenes", 16, write=True)
     with pytest.raises(UserError, match="--measure needs the folder of an autoencoder, not the configuration tiny"):
         measure(describe("tiny"), "scenes", 16, write=False)
+
+
+def test_the_originals_yaml_is_a_configuration_too() -> None:
+    path = Path(__file__).parents[1] / "checkpoint" / "golden" / "class-vq" / "config.yaml"
+    shapes = json.loads((path.parent / "keys.json").read_text())["keys"]
+    found = report(describe(str(path)))
+    assert found["latents"] == [4, 8, 8]
+    assert found["parameters"]["unet"]["total"] == sum(
+        math.prod(shape) for name, shape in shapes.items() if name.startswith("model.diffusion_model.")
+    )

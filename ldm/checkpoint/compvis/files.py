@@ -62,13 +62,18 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
 def read_config(config: str | Path) -> Contents:
     """What a configuration describes, by name or path, ours or the original's."""
     path = find(config)
+    return read_original(path) or Contents.of_config(load(path))
+
+
+def read_original(path: Path) -> Contents | None:
+    """What one of the original's YAML files describes; None for a file of another form, such as ours."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
         return contents_from_original(tree, str(path))
-    return Contents.of_config(load(path))
+    return None
 
 
 def _contents(config: str | Path | None, header: dict[str, str], tensors: Tensors, path: Path) -> Contents:
