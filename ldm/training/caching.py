@@ -87,6 +87,10 @@ class CacheWriter:
 
     def _write_missing(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.share.is_first:
+            for left in self.folder.glob(".*.tmp"):  # by a process that was killed
+                left.unlink()
+        self.share.wait()
         mine = [self.blocks[number] for number in self.share.of(len(self.blocks))]
         missing = [block for block in mine if not self._is_there(block)]
         work: Iterator[None] = (None for block in missing for _ in self._write_block(block))
@@ -105,8 +109,7 @@ class CacheWriter:
         if not path.is_file():
             return False
         try:
-            with safe_open(path, framework="pt") as file:
-                self._check(parse_facts(json.loads(file.metadata()["facts"])))
+            self._check(parse_facts(_told(path)["facts"]))
         except (SafetensorError, ValueError, KeyError, TypeError):
             return False  # damaged: it is made again
         return True
@@ -135,8 +138,9 @@ class CacheWriter:
                     tensors.setdefault(name, []).append(rows)
             yield len(batch)
         whole = {name: torch.cat(parts) for name, parts in tensors.items()} | pack_captions(captions)
-        facts = {"facts": json.dumps(asdict(self.facts)), "unreadable": json.dumps(unreadable)}
-        save_tensors(self._path(block), whole, facts)
+        # One entry, since safetensors writes several in an order that changes, and files are known by their digests.
+        told = {"cache": json.dumps({"facts": asdict(self.facts), "unreadable": unreadable})}
+        save_tensors(self._path(block), whole, told)
 
     def _samples(self, block: Block) -> Iterator[Sample]:
         source: Any = self.source  # either kind answers about its own items
@@ -170,9 +174,7 @@ class CacheWriter:
     def _described(self, block: Block) -> tuple[Shard, dict[str, list[str]]]:
         """What the index says of a file, and of the pictures in it that cannot be read."""
         path = self._path(block)
-        with safe_open(path, framework="pt") as file:
-            unreadable = json.loads(file.metadata()["unreadable"])
-        return Shard(path.name, block.first, block.pictures, file_digest(path)), unreadable
+        return Shard(path.name, block.first, block.pictures, file_digest(path)), _told(path)["unreadable"]
 
     def _write_index(self, mine: Sequence[tuple[Shard, dict[str, list[str]]]]) -> None:
         described = self.share.gather(mine)  # waits for everyone
@@ -189,6 +191,12 @@ class CacheWriter:
 
     def _path(self, block: Block) -> Path:
         return self.folder / shard_name(block.number)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What a file says of itself."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["cache"])
 
 
 def check_folder(folder: Path, resume: bool) -> None:
