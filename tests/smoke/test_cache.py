@@ -1,6 +1,7 @@
 """`ldm cache` and training from what it made, through the real command line."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,29 @@ def test_two_processes_train_from_a_cache_as_one_does_and_say_what_a_cache_canno
     capsys.readouterr()
     here(*train, tmp_path / "one", "--out", tmp_path / "z", "--dry-run")
     assert "tried for" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_frozen_text_encoder_of_a_model_is_cached_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = ("--set", "text.frozen=true", "--set", "data.scenes.num=40")
+    here("cache", "scenes", "--model", "emoji", *scenes, "--out", tmp_path / "cache")
+    assert "latents and contexts of 40 pictures" in capsys.readouterr().out
+    names = ("mixed_precision='no'", "text_learning_rate=null", "sample_prompts=[]", "cache_latents=false")
+    options = [word for name in names for word in ("--set", f"training.unet.{name}")]
+    train = ("train-unet", "emoji", "--init", "emoji", *scenes, *options, *FEW, "--max-steps", 6, "--save-every", 3)
+    here(*train, "--data", "scenes", "--out", tmp_path / "plain")
+    here(*train, "--data", tmp_path / "cache", "--out", tmp_path / "cached")
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    stopped = tmp_path / "stopped"  # its own autoencoder and text encoder are those of the cache
+    shutil.copytree(tmp_path / "cached", stopped, ignore=shutil.ignore_patterns("step-000006", "model_index.json"))
+    here(*train, "--data", tmp_path / "cache", "--out", stopped, "--resume")
+    assert losses(stopped) == losses(tmp_path / "cached")
+    assert "not exactly" not in capsys.readouterr().err
+    here("train-vae", "emoji", "--data", "scenes", *scenes, *FEW[:2], "--max-steps", 1, "--out", tmp_path / "vae")
+    with pytest.raises(UserError, match=r"does not fit: its latents are those of another autoencoder; make it anew"):
+        here(*train, "--vae", tmp_path / "vae", "--data", tmp_path / "cache", "--out", tmp_path / "x")
 
 
 @pytest.mark.slow
