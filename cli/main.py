@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from ldm.cli import convert, data, evaluate, generate, info, interpolate, train
+from ldm.cli import cache, convert, data, evaluate, generate, info, interpolate, train
 from ldm.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command("train-vae")(train.train_vae)
 app.command("train-unet")(train.train_unet)
+app.command()(cache.cache)
 app.command()(interpolate.interpolate)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.reconstruct)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
 Data = Annotated[
-    str, typer.Option(help="`scenes` (built in), a folder of captioned pictures, .tar shards, parquet, or a Hub id.")
+    str,
+    typer.Option(
+        help="`scenes` (built in), a folder of captioned pictures or of `ldm cache`, .tar shards, parquet, or a Hub id."
+    ),
 ]
 Init = Annotated[str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")]
 Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
@@ -82,12 +85,19 @@ def train_unet(
     settings: Set = None,
 ) -> None:
     """Train a U-Net and its text encoder on latents."""
-    loaded = _config(config, settings, "unet", max_steps, batch_size, save_every, seed)
+    loaded = _config(config, _with_cache(settings, data), "unet", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-unet")
     if dry_run or gpus or gpu:
         _plan("unet", loaded, data, path, dry_run, gpus, gpu, vae=vae, init=init)
         return
     _train("unet", loaded, data, path, resume, max_time, vae=vae, init=init)
+
+
+def _with_cache(settings: list[str] | None, data: str) -> list[str]:
+    """The overrides, and where the data is a cache the one that says so."""
+    from ldm.data.cached import is_cache
+
+    return [*(settings or []), *["training.unet.cache_latents=true"] * is_cache(data)]
 
 
 def _config(

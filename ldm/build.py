@@ -14,14 +14,17 @@ from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import saved_config
 from ldm.checkpoint.unet_fields import unet_to_fields
 from ldm.config import BertConfig, Config, DataConfig, LDMBertConfig, Section, TextSection
+from ldm.data.cached import CachedData
 from ldm.data.preview import all_captions
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.perceptual import backbone_state
 from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
+from ldm.processes import ProcessShare
 from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.latents import MomentsCache
+from ldm.training.caching import cache_in
+from ldm.training.fingerprints import Encoders, check_cache
 from ldm.training.optimizer import check_optimizer
 from ldm.training.run import Run
 from ldm.training.trackers import check_trackers
@@ -40,7 +43,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         return
     text = _text(config)
     if config.training.unet.cache_latents:
-        _check_cacheable(config.data)
+        check_cacheable(config.data)
     if init is None and not run.steps():
         _check_source(text)
     if text.frozen and config.training.unet.text_learning_rate is not None:
@@ -57,13 +60,14 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
         )
 
 
-def _check_cacheable(data: DataConfig) -> None:
+def check_cacheable(data: DataConfig) -> None:
+    """Raise UserError for draws that change pictures, which latents that are made once cannot follow."""
     chances = {"random_crop": data.random_crop, "random_flip": data.random_flip, "random_zoom": data.random_zoom > 1}
     refused = [f"data.{name}" for name, asked in (chances | {"buckets": data.buckets is not None}).items() if asked]
     if refused:
         raise UserError(
-            "training.unet.cache_latents keeps the latents of each picture's middle square, not together with "
-            f"{', '.join(refused)}: set it to false"
+            "a cache (--data, training.unet.cache_latents) has the latents of each picture's middle square, "
+            f"not together with {', '.join(refused)}"
         )
 
 
@@ -85,13 +89,24 @@ def unet_stage(
 ) -> UNetStage:
     """A new U-Net and text encoder, or those of `init`, on the latents of the autoencoder `vae`, ready to train."""
     parts = _initial_parts(config, source, accelerator, run, vae, init)
-    cache = None
-    if config.training.unet.cache_latents:
-        if isinstance(source, Shards):
-            raise UserError("streamed shards cannot be kept as latents: --set training.unet.cache_latents=false")
-        autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
-        cache = MomentsCache(run.path, autoencoder, source, config.data.size, accelerator)
+    cache = _cache(config, parts, source, accelerator, run) if config.training.unet.cache_latents else None
     return UNetStage(parts, config, accelerator, cache)
+
+
+def _cache(config: Config, parts: Parts, source: Source | Shards, accelerator: Accelerator, run: Run) -> CachedData:
+    """The cache that is the data, or one of latents alone in the run, made now or found; UserError if it is stale."""
+    if isinstance(source, Shards):
+        raise UserError(
+            "streamed shards are cached beforehand: `ldm cache`, then --data with its folder; or "
+            "--set training.unet.cache_latents=false"
+        )
+    autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
+    share = ProcessShare(accelerator.process_index, accelerator.num_processes)
+    if not isinstance(source, CachedData):
+        source = cache_in(run.path, source, config.data, Encoders(autoencoder), share, accelerator.device)
+    text = parts.texts[0] if _text(config).frozen else None
+    check_cache(source, config.data, Encoders(autoencoder, text), share)
+    return source
 
 
 def _initial_parts(

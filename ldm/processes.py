@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -49,6 +49,19 @@ class ProcessShare:
         PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # starts the process group
         numbered = [(self.rank + index * self.processes, item) for index, item in enumerate(items)]
         return [item for _, item in sorted(gather_object(numbered), key=lambda pair: pair[0])]
+
+    def first_alone(self, make: Callable[[], Item]) -> Item:
+        """What `make` returns, made by the first process before the others, which find what it rendered or fetched."""
+        if not self.is_first:
+            self.wait()
+        made = make()
+        if self.is_first:
+            self.wait()
+        return made
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.gather(())
 
     def leave(self) -> None:
         """Close the process group, if there is one."""

@@ -80,16 +80,21 @@ def save_text_encoder(
     encoder: TextEncoder, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE
 ) -> None:
     """Write a text encoder as a class of transformers that gives the same context: `saved_config` says which."""
-    config = saved_config(encoder.config)
-    tensors = encoder.state_dict()
-    if isinstance(encoder.config, OpenCLIPConfig):
-        tensors = clip_from_open_clip(tensors)
-    if isinstance(config, CLIPConfig):
-        tensors = {name: tensor for name, tensor in tensors.items() if _layer(name) < config.num_hidden_layers}
+    config, tensors = saved_form(encoder)
     if isinstance(config, BertConfig):
         tensors |= _pooler(tensors["embeddings.LayerNorm.weight"])
     save_weights(folder, TRANSFORMERS_STEM, tensors, dtype, shard_size)
     save_json(folder / "config.json", text_to_fields(config))
+
+
+def saved_form(encoder: TextEncoder) -> tuple[TextSection, dict[str, Tensor]]:
+    """The section and the weights that a text encoder has when it comes back from its folder."""
+    config, tensors = saved_config(encoder.config), encoder.state_dict()
+    if isinstance(encoder.config, OpenCLIPConfig):
+        tensors = clip_from_open_clip(tensors)
+    if isinstance(config, CLIPConfig):
+        tensors = {name: tensor for name, tensor in tensors.items() if _layer(name) < config.num_hidden_layers}
+    return config, tensors
 
 
 def saved_config(config: TextSection) -> TextSection:

@@ -48,6 +48,14 @@ class FolderSource:
         except (OSError, ValueError) as error:
             raise UnreadableError(name, error) from error
 
+    def stamp(self, index: int) -> str:
+        """A file's name and number of bytes."""
+        name = self._name(index)
+        try:
+            return f"{name} {(self.folder / name).stat().st_size}"
+        except OSError:
+            return name
+
     def _name(self, index: int) -> str:
         return str(self.names[index])
 

@@ -47,6 +47,10 @@ class HeldSource:
         """Its captions."""
         return self._samples[index][1]
 
+    def stamp(self, index: int) -> str:
+        """Its number: these samples live as long as the process."""
+        return str(index)
+
 
 def some_pictures(
     source: Source | Shards, count: int, size: int, rank: int = 0, processes: int = 1

@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.config import DataConfig, Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
+from ldm.data.cached import CachedData, is_cache
 from ldm.data.folders import FolderSource, open_folder
 from ldm.data.pictures import decode, header_size
 from ldm.data.shards import Shards, open_shards, shards_of
@@ -40,6 +41,10 @@ class Source(Protocol):
         """All captions of a picture, at least one; one of them is drawn each time it is used."""
         ...
 
+    def stamp(self, index: int) -> str:
+        """What tells a picture from others and from an older version of it, found without decoding it."""
+        ...
+
 
 class TableSource:
     """Pictures of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
@@ -51,6 +56,7 @@ class TableSource:
         self._images = table.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
         self._column, self._fields, self._data = image_column, caption_fields, data
         self._texts = table.select_columns(captions_of.columns_of(table.features, caption_fields))
+        self._fingerprint: str = table._fingerprint  # `datasets`' own, of the files or of the Hub's revision
 
     def __len__(self) -> int:
         return len(self._images)
@@ -72,6 +78,10 @@ class TableSource:
         except ValueError as error:
             raise UnreadableError(f"{self._data}, row {index}", error) from error
 
+    def stamp(self, index: int) -> str:
+        """Of the table and the row."""
+        return f"{self._fingerprint} {index}"
+
     def _content(self, index: int) -> tuple[bytes | Path, str]:
         """A picture's bytes or file, and what to call it."""
         image = self._images[index][self._column] or {}
@@ -84,7 +94,7 @@ class TableSource:
 
 
 def open_source(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source | Shards:
-    """What `--data` names: `scenes`, a folder of pictures, .tar shards, parquet files, or a Hub data set id.
+    """What `--data` names: `scenes`, a folder of pictures, a cache, .tar shards, parquet files, or a Hub data set id.
 
     Only `scenes` has a `split`; other data is taken as it is.
     """
@@ -94,6 +104,8 @@ def open_source(data: str, config: DataConfig, split: Literal["train", "test"] =
         if config.caption_fields:
             raise UserError("data.caption_fields has no use for scenes, which have captions of their own")
         return ScenesDataset(config.scenes, config.size, split)
+    if is_cache(data):
+        return CachedData(Path(data))
     shards = shards_of(data)
     if shards is not None:
         return open_shards(shards, config.caption_fields)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ldm.config import Config, Size, StageConfig
+from ldm.data.cached import CachedData
 from ldm.data.folders import PICTURE_SUFFIXES
 from ldm.data.loader import TrainingData
 from ldm.data.preview import HeldSource
@@ -110,7 +111,9 @@ def _time(stage: str, config: Config, source: Source | Shards | None, make: Make
         count = 2 * settings.batch_size
         if isinstance(source, Shards):
             source = HeldSource(source, count)
-        few = Few(source or _few_scenes(config, Path(folder), count), count)
+        few: Source = (
+            source if isinstance(source, CachedData) else Few(source or _few_scenes(config, Path(folder), count), count)
+        )
         made = make(config, few, accelerator, Run(Path(folder) / "run", resume=False))
         seconds, steps = _timed(made, few, config)
     total = seconds * settings.max_steps
@@ -169,3 +172,7 @@ class Few:
     def captions(self, index: int) -> list[str]:
         """Those of the source."""
         return self.source.captions(index)
+
+    def stamp(self, index: int) -> str:
+        """That of the source's picture."""
+        return self.source.stamp(index)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers import Parts, save_pipeline
 from ldm.config import Config, UNetStageConfig
+from ldm.data.cached import CachedData
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet
@@ -24,7 +25,6 @@ from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
 from ldm.training.ema import EMA
-from ldm.training.latents import MomentsCache
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
 
@@ -47,7 +47,7 @@ class UNetStage(Stage):
     name = "unet"
     config: UNetStageConfig
 
-    def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: MomentsCache | None) -> None:
+    def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: CachedData | None) -> None:
         self.config = config.training.unet
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
         self.parts, self.cache, self.needs_pictures = parts, cache, cache is None
@@ -122,7 +122,7 @@ class UNetStage(Stage):
     def _latents(self, batch: Batch) -> Tensor:
         """A sample of each picture's posterior, scaled, (B, C, h, w)."""
         if self.cache is not None:
-            posterior = self.autoencoder.posterior(self.cache[list(batch.indices)].to(self.accelerator.device))
+            posterior = self.autoencoder.posterior(self.cache.moments(batch.indices).to(self.accelerator.device))
         else:
             assert batch.pictures is not None
             posterior = self.autoencoder.encode(batch.pictures.to(self.accelerator.device, non_blocking=True))
@@ -132,7 +132,10 @@ class UNetStage(Stage):
 
     def _told(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the trained network is told of the captions: ids and mask (B, L), or a frozen encoder's context."""
-        ids, mask = (tensor.to(self.accelerator.device) for tensor in self.tokenizer(self._captions(batch)))
+        captions = self._captions(batch)
+        if self.frozen_text is not None and self.cache is not None and self.cache.has_context:
+            return (self.cache.embedded("context", batch.indices, captions).to(self.accelerator.device),)
+        ids, mask = (tensor.to(self.accelerator.device) for tensor in self.tokenizer(captions))
         if self.frozen_text is None:
             return ids, mask
         with torch.no_grad(), self.accelerator.autocast():

@@ -12,12 +12,16 @@ from accelerate import Accelerator
 from ldm import build, config
 from ldm.checkpoint.diffusers import load_autoencoder
 from ldm.config import Config
+from ldm.data.cached import CachedData
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.pipeline import TextToImage
+from ldm.processes import ProcessShare
 from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.latents import MomentsCache, measure
+from ldm.training.caching import cache_in
+from ldm.training.fingerprints import Encoders
+from ldm.training.latents import measure
 from ldm.training.run import Run
 from ldm.training.unet import UNetStage
 
@@ -35,6 +39,9 @@ class Colours:
 
     def captions(self, index: int) -> list[str]:
         return [f"colour number {index}"]
+
+    def stamp(self, index: int) -> str:
+        return str(index)
 
 
 def settings(*overrides: str) -> Config:
@@ -155,7 +162,7 @@ def unet_stage(measured: Path, *overrides: str) -> UNetStage:
 def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
     cached = unet_stage(measured, "training.unet.cache_latents=true")
     encoding = unet_stage(measured, "training.unet.cache_latents=false")
-    assert isinstance(cached.cache, MomentsCache)
+    assert isinstance(cached.cache, CachedData)
     assert encoding.cache is None
     for step in (1, 2, 3):
         quick = cached.losses(micro_batches(step, pictures=False), step)["loss"]
@@ -165,13 +172,15 @@ def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
 
 def test_the_cache_is_found_again_by_what_it_was_made_of(measured: Path) -> None:
     stage = unet_stage(measured, "training.unet.cache_latents=true")
-    path = stage.cache.path
+    path = stage.cache.folder / stage.cache.shards[0].name
     written = path.stat().st_mtime_ns
-    assert unet_stage(measured, "training.unet.cache_latents=true").cache.path == path
+    assert unet_stage(measured, "training.unet.cache_latents=true").cache.folder == path.parent
     assert path.stat().st_mtime_ns == written
     with torch.no_grad():
         stage.autoencoder.encoder.conv_in.bias += 1
-    assert MomentsCache(path.parent, stage.autoencoder, Colours(), 32, stage.accelerator).path != path
+    encoders, device = Encoders(stage.autoencoder), stage.accelerator.device
+    anew = cache_in(path.parent.parent, Colours(), settings().data, encoders, ProcessShare(), device)
+    assert anew.folder != path.parent
 
 
 def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path) -> None:

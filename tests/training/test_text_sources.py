@@ -24,6 +24,7 @@ from ldm.errors import UserError
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
 from ldm.pipeline import TextToImage
+from ldm.training.fingerprints import text_digest
 from ldm.training.plan import plan
 from ldm.training.run import Run, with_text_source
 from ldm.training.unet import UNetStage
@@ -267,7 +268,10 @@ def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
     with torch.no_grad():
         expected = stage.frozen_text(*stage.parts.tokenizer(captions)).context
     torch.testing.assert_close(pipe.parts.text_encoder(*pipe.parts.tokenizer(captions)).context, expected)
-    assert stage_of(configuration, run, vae, resume=True).frozen_text.config.kind == "clip"
+    resumed = stage_of(configuration, run, vae, resume=True)
+    assert resumed.frozen_text.config.kind == "clip"
+    one, other = text_digest(stage.frozen_text, stage.tokenizer), text_digest(resumed.frozen_text, resumed.tokenizer)
+    assert one == other  # so a cache of contexts fits the run when it goes on
 
 
 @pytest.mark.usefixtures("open_clip_file")

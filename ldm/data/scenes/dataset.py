@@ -60,6 +60,10 @@ class ScenesDataset:
         """All captions of picture number `index`, the plainest full one first."""
         return self._captions[index]
 
+    def stamp(self, index: int) -> str:
+        """Of the data set, and the number."""
+        return f"{self.folder.name} {index}"
+
 
 def _fingerprint(order: Order) -> str:
     facts = asdict(order) | {"version": VERSION, "artwork": package_version(), "tables": tables_digest()}
