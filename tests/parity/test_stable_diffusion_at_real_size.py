@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import PEAK
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -73,12 +74,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         weights.unlink()
 
 
-# Not getrusage's peak, which a process has from the one that started it.
-PEAK = """
-def peak():
-    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-"""
 LOADED = """
 import json, sys, time
 began = time.monotonic()
