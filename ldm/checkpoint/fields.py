@@ -40,6 +40,8 @@ def known_fields(fields: Fields, defaults: Fields, fixed: Fixed, where: Path) ->
             raise UserError(f"{where}: ldm does not know the field {name}{owner} (it is {value!r})")
         if isinstance(defaults.get(name), list) and not isinstance(value, list):
             raise refused(name, value, where)
+        if isinstance(defaults.get(name), bool) and not isinstance(value, bool | None):  # a word would count as true
+            raise refused(name, value, where)
     return defaults | {name: value for name, value in fields.items() if name in defaults}
 
 

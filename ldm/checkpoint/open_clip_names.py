@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from ldm.config import CLIPConfig, OpenCLIPConfig
@@ -58,18 +57,6 @@ def clip_from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = (tensor.T,) if name == PROJECTION else tensor.chunk(len(names[name]))
         made |= dict(zip(names[name], parts, strict=True))
     return made
-
-
-def open_clip_from_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a CLIP text encoder under open_clip's names; KeyError for one that is missing or unknown."""
-    names = clip_names(count_layers(tensors))
-    if "text_projection.weight" not in tensors:
-        del names[PROJECTION]
-    if unknown := tensors.keys() - {ours for parts in names.values() for ours in parts}:
-        raise KeyError(min(unknown))
-    made = {theirs: torch.cat([tensors[name] for name in ours]) for theirs, ours in names.items() if len(ours) > 1}
-    made |= {theirs: tensors[ours[0]] for theirs, ours in names.items() if len(ours) == 1}
-    return made | ({PROJECTION: made[PROJECTION].T} if PROJECTION in made else {})
 
 
 def clip_config(config: OpenCLIPConfig) -> CLIPConfig:

@@ -17,6 +17,8 @@ from ldm.errors import UserError
 N = TypeVar("N", bound=nn.Module)
 
 SHARD_SIZE = 5_000_000_000  # bytes
+# Precisions by the names that safetensors has for them.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_weights(folder: Path, stem: str) -> dict[str, Tensor]:

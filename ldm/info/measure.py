@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, save_autoencoder
+from ldm.checkpoint.weights import DTYPES
 from ldm.config import DataConfig, ScenesConfig
 from ldm.data.sources import open_source
 from ldm.errors import UserError
@@ -15,8 +14,6 @@ from ldm.info.describe import Description
 from ldm.info.headers import read_folder
 from ldm.info.report import statistics
 from ldm.training.latents import channel_statistics
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def measure(description: Description, data: str, pictures: int, write: bool) -> dict[str, Any]:

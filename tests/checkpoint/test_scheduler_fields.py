@@ -35,6 +35,7 @@ def test_what_diffusers_cannot_express_is_refused_by_name(config: DiffusionConfi
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
+        ({"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": "maybe"}, "set_alpha_to_one"),
         (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting"),
         (FLOW | {"shift_terminal": 0.1}, "shift_terminal"),
         (FLOW | {"use_karras_sigmas": True}, "use_karras_sigmas"),

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip, open_clip_from_clip
+from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip
 from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder, saved_config
 from ldm.checkpoint.weights import WithoutNormals
@@ -235,7 +235,6 @@ def test_open_clip_gives_what_open_clip_gives_and_the_same_weights_as_clip_give_
     same.load_state_dict(clip_from_open_clip(weights))
     for mine, other in zip(made, encoded(same), strict=True):
         assert other is None if mine is None else torch.allclose(mine, other, atol=1e-5, rtol=1e-5)
-    assert all(torch.equal(weights[key], back) for key, back in open_clip_from_clip(same.state_dict()).items())
     save_text_encoder(ours, tmp_path)
     again = load_text_encoder(tmp_path)
     assert again.config == saved_config(config)

@@ -27,6 +27,7 @@ from ldm.checkpoint.diffusers import (
 )
 from ldm.checkpoint.fields import load_fields
 from ldm.checkpoint.parts import check_fit
+from ldm.checkpoint.weights import DTYPES
 from ldm.config import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
@@ -44,7 +45,6 @@ PARTS = {  # our section -> the part
     "text_2": "text_encoder_2",
     "classes": "classes",
 }
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_folder(folder: Path) -> SingleFile:
