@@ -21,21 +21,27 @@ SHARD_SIZE = 5_000_000_000  # bytes
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
+def find_weights(folder: Path, stem: str) -> Path | None:
+    """The one file of weights in a folder, or the index of its shards; half precision where there is nothing else."""
+    for variant in ("", ".fp16", ".bf16"):
+        for name in (
+            f"{stem}{variant}.safetensors",
+            f"{stem}{variant}.safetensors.index.json",
+            f"{stem}.safetensors.index{variant}.json",
+        ):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
 def load_weights(folder: Path, stem: str) -> dict[str, Tensor]:
     """Tensors of `stem.safetensors` in a folder, or of its shards, or else of their half-precision variants.
 
     Raises UserError when there are none or a file is damaged.
     """
-    for variant in ("", ".fp16", ".bf16"):
-        whole = folder / f"{stem}{variant}.safetensors"
-        if whole.is_file():
-            return load_tensors(whole)
-        for index in (
-            folder / f"{stem}{variant}.safetensors.index.json",
-            folder / f"{stem}.safetensors.index{variant}.json",
-        ):
-            if index.is_file():
-                return _load_shards(index)
+    found = find_weights(folder, stem)
+    if found is not None:
+        return _load_shards(found) if found.suffix == ".json" else load_tensors(found)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: no weights to load")
     if list(folder.glob("*.bin")) or list(folder.glob("*.ckpt")):

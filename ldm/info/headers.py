@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.checkpoint.weights import load_places
+from ldm.checkpoint.weights import find_weights, load_places
 from ldm.errors import UserError
 
 LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
@@ -63,14 +63,10 @@ def _end(tree: dict[str, Any]) -> int:
 
 def read_folder(folder: Path) -> dict[str, Header]:
     """Tensors of a network's folder, whole or in shards; of one precision, where there are several; {}: no weights."""
-    for variant in ("", ".fp16", ".bf16"):
-        for stem in ("diffusion_pytorch_model", "model"):
-            whole = folder / f"{stem}{variant}.safetensors"
-            if whole.is_file():
-                return read_headers(whole)[0]
-            for index in (f"{stem}{variant}.safetensors.index.json", f"{stem}.safetensors.index{variant}.json"):
-                if (folder / index).is_file():
-                    return _read_shards(folder / index)
+    for stem in ("diffusion_pytorch_model", "model"):
+        found = find_weights(folder, stem)
+        if found is not None:
+            return _read_shards(found) if found.suffix == ".json" else read_headers(found)[0]
     return {}
 
 
