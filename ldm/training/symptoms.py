@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ldm.config import Config
 
-Report = dict[str, Any]  # a line of `log.jsonl` that has losses
+Report = dict[str, Any]  # a line of `log.jsonl` that has losses and what was `observed`
 SOON, LONG = 50, 500  # steps that a state must have lasted
 LEARNING = 200  # steps after the warm-up before anything is expected
 

@@ -35,7 +35,7 @@ class Watch:
         self._gone: dict[str, _Held] = {}
         if log.path is not None:
             for report in read_log(path):
-                if "loss" in report:
+                if "observed" in report:  # neither words nor a validation loss
                     self._update(report)
 
     def see(self, report: Report) -> None:
