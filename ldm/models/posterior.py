@@ -31,8 +31,11 @@ class Posterior:
 
     def kl(self) -> Tensor:
         """Kullback-Leibler divergence from a unit normal, (B,) in nats (Kingma and Welling 2014, appendix B)."""
-        terms = self.mean.square() + self.variance - 1.0 - self.log_variance
-        return 0.5 * terms.sum(dim=(1, 2, 3))
+        return self.kl_of_values().sum(dim=(1, 2, 3))
+
+    def kl_of_values(self) -> Tensor:
+        """The same for each value, (B, C, h, w) in nats: a diagonal distribution's are independent and add up."""
+        return 0.5 * (self.mean.square() + self.variance - 1.0 - self.log_variance)
 
     @property
     def variance(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +22,24 @@ BATCH = 64
 
 def measure(
     autoencoder: Autoencoder, source: Source | Shards, size: int, pictures: int, accelerator: Accelerator
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Set the autoencoder's latent statistics to those of `pictures` pictures spread evenly over the source.
 
-    Returns the mean and standard deviation over all channels.
+    Returns mean and standard deviation of z over all channels together and of each channel.
     """
     means, deviations = channel_statistics(autoencoder, source, size, pictures, accelerator)
     autoencoder.set_statistics(means, deviations)
     spread = (deviations.square().mean() + means.var(correction=0)).sqrt()
-    return {"latent_mean": round(means.mean().item(), 4), "latent_std": round(spread.item(), 4)}
+    return {
+        "latent_mean": _round(means.mean().item()),
+        "latent_std": _round(spread.item()),
+        "latent_channel_mean": list(map(_round, means.tolist())),
+        "latent_channel_std": list(map(_round, deviations.tolist())),
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from ldm.models.efficientnet import EfficientNetDistance, load_efficientnet
 from ldm.models.perceptual import PerceptualDistance, backbone_state
 from ldm.training.codebook import Quantised
 
+ADAPTIVE_LIMIT = 1e4  # of the adaptive weight
+
 
 class AutoencoderLoss:
     """Reconstruction and perceptual terms, and those of the bottleneck."""
@@ -40,10 +42,10 @@ class AutoencoderLoss:
         distribution up to a constant; the distance has the perceptual one added, and that of `small`, the
         reconstructions from averaged latents, to the pictures averaged alike.
         """
-        terms = {"reconstruction": self._distance(reconstructions, pictures)}
+        terms = {"reconstruction": self.distance(reconstructions, pictures)}
         distance_mean = terms["reconstruction"]
         if small is not None:
-            terms["equivariance"] = self._distance(small, F.adaptive_avg_pool2d(pictures, small.shape[-2:]))
+            terms["equivariance"] = self.distance(small, F.adaptive_avg_pool2d(pictures, small.shape[-2:]))
             distance_mean = distance_mean + self.config.equivariance.weight * terms["equivariance"]
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstructions.float(), pictures).mean()
@@ -67,7 +69,8 @@ class AutoencoderLoss:
             weighted = weighted + config.weight * terms["codebook"]
         return weighted
 
-    def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:
+    def distance(self, made: Tensor, wanted: Tensor) -> Tensor:
+        """Mean absolute or squared difference () of pictures (B, 3, H, W)."""
         difference = made.float() - wanted
         return (difference.abs() if self.config.reconstruction.kind == "l1" else difference.square()).mean()
 
@@ -94,6 +97,6 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, kind: str) -> T
 
 
 def adaptive_weight(nll_gradient: Tensor, generator_gradient: Tensor) -> Tensor:
-    """|grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7), at most 1e4."""
+    """|grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7), up to a limit."""
     ratio = nll_gradient.float().norm() / (generator_gradient.float().norm() + 1e-4)
-    return ratio.clamp(0.0, 1e4).detach()
+    return ratio.clamp(0.0, ADAPTIVE_LIMIT).detach()

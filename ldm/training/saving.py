@@ -18,6 +18,7 @@ from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.training.divergence import Divergence
 from ldm.training.run import Run, SaveError
 from ldm.training.stage import Stage
 
@@ -30,8 +31,8 @@ HARMLESS |= {"sample_guidance_scale", "sample_steps", "gradient_checkpointing", 
 class Saver:
     """Writes the steps of a run and takes up its newest one; every process must call the same methods."""
 
-    def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards) -> None:
-        self.stage, self.run, self.config, self.source = stage, run, config, source
+    def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards, divergence: Divergence) -> None:
+        self.stage, self.run, self.config, self.source, self.divergence = stage, run, config, source, divergence
         self._held: Source | None = None  # what validation draws from
 
     def resume(self) -> tuple[int, str | None]:
@@ -52,18 +53,25 @@ class Saver:
         return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
 
     def save(self, step: int, found: dict[str, float]) -> None:
-        """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes."""
+        """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes.
+
+        DivergedError, and nothing written, when there is anything in it that is not finite.
+        """
         stage = self.stage
-        message: list[str | None] = [None]
+        message: list[str | None] = [None, None]
         with stage.averaged():
             state = stage.state()
             if stage.accelerator.is_main_process:
+                message[1] = self.divergence.check_state(step, state, found)
+            if stage.accelerator.is_main_process and message[1] is None:
                 try:
                     self.run.save(step, stage.save, state, self.config, {**self._circumstances(), **found})
                     self.run.prune(stage.config.keep, stage.config.keep_best)
                 except SaveError as error:
                     message = [str(error)]
         broadcast_object_list(message)
+        if message[1] is not None:
+            self.divergence.stop(message[1])
         if message[0] is not None:
             raise SaveError(message[0])
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def network_state(accelerator: Accelerator, network: nn.Module) -> dict[str, Tensor]:
     """The whole `state_dict()`; where it is sharded, every process must come here, and each gets it on the CPU."""
     state = accelerator.unwrap_model(network).state_dict()
-    return {name: _whole(weight) for name, weight in state.items()}
+    return {name: _on_cpu(weight) for name, weight in state.items()}
 
 
 def load_network_state(accelerator: Accelerator, network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -41,15 +41,17 @@ def _mapped(tree: Any) -> Any:
         return {key: _mapped(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(_mapped(value) for value in tree)
-    return _whole(tree) if isinstance(tree, Tensor) else tree
+    return _on_cpu(tree) if isinstance(tree, Tensor) else tree
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Take over a whole `state_dict()`, its moments divided as the weights are and laid out in memory like them.
+    """Take over the moments of a whole `state_dict()`, divided as the weights are and laid out in memory like them.
 
     torch's fused kernels walk through weights and moments side by side in memory: in channels_last they would pair a
-    weight with another one's moments.
+    weight with another one's moments. Learning rate, betas and weight decay stay as the optimiser was made: a resumed
+    run may have others.
     """
+    options = [{key: option for key, option in group.items() if key != "params"} for group in optimizer.param_groups]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
         number: {
@@ -59,6 +61,8 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update({"initial_lr": own["lr"], **own})
 
 
 def _is_moment(value: Any, weight: Tensor) -> bool:
@@ -71,8 +75,13 @@ def _moment(whole: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(weight, dtype=whole.dtype, requires_grad=False).copy_(whole)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor().cpu() if is_shard(tensor) else tensor
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return undivided(tensor).cpu() if is_shard(tensor) else tensor
+
+
+def undivided(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be divided; where it is, every process must come here."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
 def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -25,6 +25,7 @@ from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
 from ldm.training.ema import EMA
+from ldm.training.observations import mean_of, of_contexts, of_gradient, of_latents
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
 
@@ -35,10 +36,14 @@ class TextConditioned(nn.Module):
     def __init__(self, unet: UNet, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
+        self.observed: dict[str, Tensor] = {}  # in the last forward pass of training
 
     def forward(self, noisy: Tensor, t: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
         """The U-Net's output (B, C, h, w) for noisy latents at `t` (B,) given captions of token ids (B, L)."""
-        return self.unet(noisy, t, self.text_encoder(token_ids, mask).context)
+        context = self.text_encoder(token_ids, mask).context
+        if self.training:
+            self.observed = of_contexts(context, token_ids)
+        return self.unet(noisy, t, context)
 
 
 class UNetStage(Stage):
@@ -70,28 +75,38 @@ class UNetStage(Stage):
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step: noise the latents to random levels and regress the prediction's target."""
-        network, found = self.networks["unet"], []
+        network, found, seen = self.networks["unet"], [], []
         for batch in self.micro_batches(batches, network):
-            loss = self._batch_loss(network, batch)
+            loss, observed = self._batch_loss(network, batch)
             self.accelerator.backward(loss / len(batches))
-            found.append(loss.detach())
+            found.append({"loss": loss.detach()})
+            seen.append(observed)
         norm = self.update("unet")
         self.update_averages("unet", step)
-        losses = {"loss": torch.stack(found).mean()}
-        return losses if norm is None else losses | {"gradient_norm": norm.detach()}
+        self.observed = mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
+        return mean_of(found) | {"gradient_norm": norm}
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Tensor:
         """The loss () of the averaged weights."""
-        return self._batch_loss(self.emas[0].network, batch)
+        return self._batch_loss(self.emas[0].network, batch)[0]
 
-    def _batch_loss(self, network: nn.Module, batch: Batch) -> Tensor:
+    def _batch_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss () of a micro-batch, and what was observed on the way."""
         latents = self._latents(batch)
         level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
         noise, seen = self._noise(batch, latents.shape[1:])
         noise, seen = noise.to(latents.device), seen.to(latents.device)
         output = network(level.noisy(latents, seen), level.t, *self._told(batch))
-        return self._loss(output, latents, noise, level).mean()
+        return self._loss(output, latents, noise, level).mean(), self._observed(network, latents, noise, level)
+
+    def _observed(self, network: nn.Module, latents: Tensor, noise: Tensor, level: Level) -> dict[str, Tensor]:
+        """The latents' moments, what the text encoder observed, and the loss of an output of zeros."""
+        network = self.accelerator.unwrap_model(network)
+        target = self.loss.prediction.target(latents, noise, level)
+        zeros = self.loss(torch.zeros_like(target), target, level).mean()
+        told = network.observed if isinstance(network, TextConditioned) else {}
+        return {"loss_of_zeros": zeros, **of_latents(latents), **told}
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The noise (B, C, h, w) that is regressed, and that which the network's input holds.
