@@ -79,7 +79,9 @@ def test_penalties_and_spectral_norms_know_no_half_precision(precision: torch.dt
             logits, penalties = network(pictures, 2)
         assert logits.dtype == (precision if enabled else torch.float32)
         buffers = torch.cat([buffer.flatten() for buffer in network.buffers()])
-        found.append((penalties, buffers, *torch.autograd.grad(penalties.sum(), network.parameters(), allow_unused=True)))
+        found.append(
+            (penalties, buffers, *torch.autograd.grad(penalties.sum(), network.parameters(), allow_unused=True))
+        )
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

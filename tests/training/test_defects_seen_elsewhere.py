@@ -62,7 +62,9 @@ def test_perceptual_loss_without_gradient(tmp_path: Path, monkeypatch: pytest.Mo
     made = pictures.flip(0).requires_grad_()
     loss = AutoencoderLoss(chosen, torch.device("cpu"))
     terms = loss.terms(pictures, made, torch.zeros(2), torch.tensor(0.0))
-    whole, reconstruction = (torch.autograd.grad(terms[n], made, retain_graph=True)[0] for n in ("nll", "reconstruction"))
+    whole, reconstruction = (
+        torch.autograd.grad(terms[n], made, retain_graph=True)[0] for n in ("nll", "reconstruction")
+    )
     assert (whole - reconstruction).abs().sum() > 0
 
 
