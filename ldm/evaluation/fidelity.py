@@ -36,7 +36,7 @@ def ssim(pictures: Tensor, references: Tensor) -> Tensor:
     count, parts = pictures[0, :, inside, inside].numel(), []
     for top in range(0, height - 2 * SSIM_BORDER, rows):
         band = slice(top, top + rows + 2 * SSIM_BORDER)
-        _, whole = measure(pictures[..., band, :].double(), references[..., band, :].double(), **options)
+        _, whole = measure(pictures[..., band, :].float(), references[..., band, :].float(), **options)
         parts.append(whole[..., inside, inside].flatten(1).sum(1) / count)
     return torch.stack(parts).sum(0)
 
