@@ -87,6 +87,9 @@ def reconstruct(
     model: Model = "emoji",
     out: Annotated[Path, typer.Option(help="A folder for the reconstructions.")] = Path("reconstructions"),
     metrics: Annotated[str, typer.Option(help="Of psnr, ssim, lpips.")] = "psnr,ssim",
+    tile: Annotated[
+        int | None, typer.Option(min=0, help="Side of tiles in pixels; 0: none.  [default: for large pictures]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
     """Send pictures through the autoencoder and back, and say how near they come."""
@@ -108,7 +111,7 @@ def reconstruct(
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
     for path, picture in zip(files, pictures, strict=True):
-        made = reconstruction(autoencoder, picture)
+        made = reconstruction(autoencoder, picture, tile)
         both = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in (made, picture)]
         values = "  ".join(f"{name} {measure(*both).item():.4g}" for name, measure in measures.items())
         target = out / f"{path.stem}.png"

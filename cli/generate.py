@@ -66,6 +66,10 @@ Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 t
 MaskFile = Annotated[Path | None, typer.Option(metavar="FILE", help="White where to draw anew, black where it stays.")]
 Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
 Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(min=0, help="Side of the autoencoder's tiles in pixels; 0: none.  [default: for large pictures]"),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 
@@ -90,6 +94,7 @@ def generate(
     mask: MaskFile = None,
     out: Out = Path("pictures"),
     grid: Grid = False,
+    tile: Tile = None,
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
@@ -128,11 +133,12 @@ def generate(
         mask=None if mask is None else read_picture(mask),
     )
     share = ProcessShare.of_environment()
-    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device())
+    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device(), tile)
     request = pipe.settle(request)
     facts = parameters(request, model, pipe.size(request)) | {
         name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None
     }
+    facts |= {} if tile is None else {"tile": tile}
     numbers = share.of(len(request.pictures))
     with progress_bar() as progress:
         images = pipe.draw(request, progress=progress, numbers=numbers)

@@ -33,9 +33,15 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all), over all ba
 class TextToImage:
     """A trained pipeline that draws pictures of prompts; some draw classes instead, or what they were trained on."""
 
-    def __init__(self, parts: Parts) -> None:
-        """Take over the parts, which must lie on one device, and switch them to evaluation."""
-        self.parts = parts
+    def __init__(self, parts: Parts, tile: int | None = None) -> None:
+        """Take over the parts, which must lie on one device, and switch them to evaluation.
+
+        `tile` is the side in pixels of the tiles in which pictures go through the autoencoder, 0 for whole pictures;
+        None: only large pictures go in tiles. Raises UserError for a side that no tile can have.
+        """
+        if tile is not None:
+            tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
+        self.parts, self.tile = parts, tile
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
@@ -44,14 +50,20 @@ class TextToImage:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path = "emoji", dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
+        cls,
+        path: str | Path = "emoji",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        tile: int | None = None,
     ) -> TextToImage:
         """Load a run, a directory in diffusers layout, a Hub id or a built-in model; by default onto a GPU if any.
+
+        `tile` as for the pipeline itself.
 
         Raises UserError when there is no such model or device, or a file of the model is damaged.
         """
         place = find_device(device)
-        return cls(load_pipeline(resolve(path), dtype)).to(place)
+        return cls(load_pipeline(resolve(path), dtype), tile).to(place)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the pipeline as a directory in diffusers layout."""
@@ -158,7 +170,7 @@ class TextToImage:
     def _given(self, request: Request) -> Given:
         assert request.image is not None
         size, scaled = self.size(request), request.size is not None
-        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device)
+        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile)
 
     def _batches(
         self,
@@ -261,6 +273,6 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of latents (B, C, h, w)."""
-        pictures = tiling.decode(self.parts.autoencoder, latents).float()  # (B, 3, H, W)
+        pictures = tiling.decode(self.parts.autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

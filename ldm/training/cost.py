@@ -92,9 +92,11 @@ def _autoencoder_cost(config: Config) -> StepCost:
     parts, trained = {"autoencoder": network.autoencoder}, _trained(network)
     if adversarial.weight:
         discriminator = PatchDiscriminator(adversarial, config.autoencoder.in_channels)
-        one, kept = _measured(discriminator, lambda: discriminator(pictures), settings)
+        one, kept = _measured(discriminator, lambda: discriminator(pictures)[0], settings)
         # Real and made pictures forward and backward, and made ones once more for the generator.
         flops, activations = flops + 3 * one, activations + kept
+        if adversarial.r1_weight:  # a gradient as a forward pass of its own, and backward through both
+            flops += 2 * one // adversarial.r1_every
         parts, trained = parts | {"discriminator": discriminator}, trained + _trained(discriminator)
     return StepCost(_sizes(parts), trained, flops, activations)
 

@@ -6,6 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldm.errors import UserError
+from ldm.evaluation import fidelity
 from ldm.evaluation.fidelity import metrics, psnr, ssim
 from ldm.evaluation.neighbours import as_vectors, nearest
 
@@ -28,6 +29,15 @@ def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch
             theirs[index], ours[index], channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
         assert ssim(*pair)[index].item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 53])
+def test_ssim_of_a_large_picture_is_put_together_from_bands(
+    pair: tuple[torch.Tensor, torch.Tensor], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ssim(*pair)
+    monkeypatch.setattr(fidelity, "SSIM_PIXELS", 64 * rows)
+    torch.testing.assert_close(ssim(*pair), whole, rtol=1e-6, atol=0)
 
 
 def test_unknown_measures_are_refused() -> None:

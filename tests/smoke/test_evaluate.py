@@ -48,6 +48,11 @@ def test_pictures_come_back_with_their_measures(here: Command, tmp_path: Path) -
     assert Image.open(tmp_path / "back" / "flat.png").size == (68, 64)
     assert "psnr" in done.stdout
     assert "ssim" in done.stdout
+    here("reconstruct", picture, "--tile", 64, "--out", tmp_path / "tiles")
+    assert Image.open(tmp_path / "tiles" / "flat.png").size == (68, 64)
+    done = here("reconstruct", picture, "--tile", 66, "--out", tmp_path / "tiles", check=False)
+    assert done.returncode == 2
+    assert "tile 66: this autoencoder's tiles have sides of 64 pixels or more, multiples of 4" in done.stderr
     done = here("reconstruct", tmp_path / "nothing.png", check=False)
     assert done.returncode == 2
 
