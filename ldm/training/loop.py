@@ -17,7 +17,6 @@ from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.training.broken import BrokenReport
 from ldm.training.curves import draw_curves
-from ldm.training.divergence import Divergence
 from ldm.training.log import Log
 from ldm.training.meter import Meter
 from ldm.training.run import Run, SaveError
@@ -36,8 +35,8 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     being good, when losses or gradients are no longer finite.
     """
     accelerator, settings = stage.accelerator, stage.config
-    divergence = Divergence(accelerator, stage.name, settings, run)
-    saver = Saver(stage, run, config, source, divergence)
+    saver = Saver(stage, run, config, source)
+    divergence = saver.divergence
     step, inexact = saver.resume()
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)

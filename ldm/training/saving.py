@@ -31,8 +31,9 @@ HARMLESS |= {"sample_guidance_scale", "sample_steps", "gradient_checkpointing", 
 class Saver:
     """Writes the steps of a run and takes up its newest one; every process must call the same methods."""
 
-    def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards, divergence: Divergence) -> None:
-        self.stage, self.run, self.config, self.source, self.divergence = stage, run, config, source, divergence
+    def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards) -> None:
+        self.stage, self.run, self.config, self.source = stage, run, config, source
+        self.divergence = Divergence(stage.accelerator, stage.name, stage.config, run)
         self._held: Source | None = None  # what validation draws from
 
     def resume(self) -> tuple[int, str | None]:
