@@ -30,7 +30,7 @@ class Features(nn.Module):
     def __init__(
         self,
         name: str,
-        network: Callable[[Tensor], Tensor],
+        network: nn.Module,
         side: int | None,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.5, 0.5, 0.5),
@@ -92,7 +92,7 @@ def _inception(model: str) -> Features:
         network = extractor.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as error:  # torch.load and load_state_dict raise many types for what is no such checkpoint
         raise UserError(f"{path} is no readable checkpoint of Inception v3") from error
-    return Features("inception", lambda pictures: network(pictures)[0], None, comparable=True)
+    return Features("inception", _First(network), None, comparable=True)
 
 
 def _torch_fidelity() -> Any:
@@ -117,7 +117,8 @@ def _efficientnet_lite0(model: str) -> Features:
     network = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     network.load_state_dict(in_order(state, network.state_dict()))
     network.reset_classifier(0)
-    return Features(OFFLINE, network.eval(), 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    return Features(OFFLINE, network, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,7 +142,7 @@ def _timm(model: str) -> Features:
     except Exception as error:  # unknown names, missing weights and networks raise many types
         raise UserError(f"features timm:{model} cannot be had: {' '.join(str(error).split())}") from error
     data = timm.data.resolve_model_data_config(network)
-    return Features(f"timm:{model}", network.eval(), data["input_size"][-1], data["mean"], data["std"])
+    return Features(f"timm:{model}", network, data["input_size"][-1], data["mean"], data["std"])
 
 
 def _clip(model: str) -> Features:
@@ -154,12 +155,30 @@ def _clip(model: str) -> Features:
         raise UserError(f"features clip:{model} cannot be had: {' '.join(str(error).split())}") from error
     side = network.config.image_size
     return Features(
-        f"clip:{model}",
-        lambda pictures: network.eval()(pictures).image_embeds,
-        side,
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
+        f"clip:{model}", _ImageEmbeds(network), side, tuple(processor.image_mean), tuple(processor.image_std)
     )
+
+
+class _First(nn.Module):
+    """The first of a network's outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures)[0]
+
+
+class _ImageEmbeds(nn.Module):
+    """What a CLIP's image tower projects a picture to."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures).image_embeds
 
 
 _makers: dict[str, Callable[[str], Features]] = {

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from ldm.errors import UserError
 
+PSNR_LIMIT = 100.0
 SSIM_BORDER = 5  # half of its window of 11 pixels
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # bytes (B, 3, H, W), bytes (B, 3, H, W) -> (B,)
 
 
 def psnr(pictures: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of bytes in dB, (B,); infinite for equal pictures."""
+    """Peak signal-to-noise ratio of bytes in dB, (B,); at most 100, which equal pictures have.
+
+    Their own would be infinite, and so would any mean that they enter.
+    """
     error = (pictures.double() - references.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error)
+    return (10 * torch.log10(255**2 / error)).clamp(max=PSNR_LIMIT)
 
 
 def ssim(pictures: Tensor, references: Tensor) -> Tensor:
@@ -30,7 +34,7 @@ def ssim(pictures: Tensor, references: Tensor) -> Tensor:
         raise UserError(f"SSIM compares windows of {2 * SSIM_BORDER + 1} pixels: a picture is smaller than that")
     measure = _functional().structural_similarity_index_measure
     options = {"reduction": "none", "data_range": 255.0, "return_full_image": True}
-    _, whole = measure(pictures.double(), references.double(), **options)  # (B, 3, H, W)
+    _, whole = measure(pictures.float(), references.float(), **options)  # (B, 3, H, W)
     inside = slice(SSIM_BORDER, -SSIM_BORDER)
     return whole[..., inside, inside].flatten(1).mean(1)
 
