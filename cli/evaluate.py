@@ -37,6 +37,10 @@ def evaluate(
             "[default: inception]"
         ),
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="File for the features of the data: used if it is there and fits, else made, for next time."),
+    ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP model for the score: a folder or a Hub id.")] = None,
     cfg: Annotated[
         float | None, typer.Option("--cfg", help="Guidance scale; 1 is off.  [default: the model's own]")
@@ -60,6 +64,8 @@ def evaluate(
         raise UserError(f"no folder {out.parent} to write the report to")
     if data != "scenes" and (concepts is not None or split is not None):
         raise UserError(f"--{'split' if concepts is None else 'concepts'} is an option of scenes, not of {data}")
+    if split not in (None, "train", "test"):
+        raise UserError(f"--split {split}: give train or test")
     from ldm.evaluation.evaluate import evaluate as measure
     from ldm.evaluation.evaluate import picture_side
     from ldm.evaluation.plan import Plan, Sampling
@@ -71,6 +77,7 @@ def evaluate(
         metrics=names,
         samples=samples,
         pictures=pictures,
+        statistics=statistics,
         features=features,
         clip=clip,
         sampling=Sampling(**given) if given else None,
@@ -78,12 +85,15 @@ def evaluate(
     )
     extractor, share = plan.make_features(), ProcessShare.of_environment()
     loaded = load(model, plan.draws, device or share.device())
-    source = open_data(data, picture_side(loaded), max(samples, plan.references), split or "test", concepts)
+    side, most = picture_side(loaded), max(samples, plan.references)
+    source = share.first_alone(lambda: open_data(data, side, most, split or "test", concepts))
     report = measure(loaded, source, plan, share, extractor)
     share.leave()
     if not share.is_first:
         return
-    facts = report.as_dict() | {"model": model, "data": data, "split": split or "test" if data == "scenes" else None}
+    facts = report.as_dict() | {"model": model, "data": data}
+    if data == "scenes":
+        facts |= {"split": split or "test", "concepts": concepts}
     if out is not None:
         out.write_text(json.dumps(facts, indent=1) + "\n")
         if report.neighbours is not None:
@@ -91,6 +101,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
+    for note in report.settings.get("notes", ()):
+        typer.echo(note, err=True)
     for name, value in report.results.items():
         typer.echo(f"{name:24} {value:.5g}")
 
@@ -110,8 +122,6 @@ def open_data(data: str, side: int, pictures: int, split: str, concepts: int | N
     from ldm.config import DataConfig, ScenesConfig
     from ldm.data.sources import open_indexed
 
-    if split not in ("train", "test"):
-        raise UserError(f"--split {split}: give train or test")
     scenes = ScenesConfig(num=pictures, concepts=concepts)
     return open_indexed(data, DataConfig(size=side, scenes=scenes), "train" if split == "train" else "test")
 

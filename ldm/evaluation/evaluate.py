@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from ldm.data.pictures import fit
+from ldm.data.pictures import RESIZING, fit
 from ldm.data.sources import Source
 from ldm.diffusion.samplers import sampler_eta
 from ldm.errors import UserError
-from ldm.evaluation.distances import distances
+from ldm.evaluation.distances import FeatureSet, distances
 from ldm.evaluation.features import Features
 from ldm.evaluation.neighbours import as_vectors, nearest, neighbour_sheet
-from ldm.evaluation.plan import DISTANCES, IN_FEATURES, RECONSTRUCTED, Plan, Report, Sampling
+from ldm.evaluation.plan import DISTANCES, RECONSTRUCTED, Plan, Report, Sampling
 from ldm.evaluation.reading import FeatureReader, PixelReader, Reader, as_tensor, read_through
 from ldm.evaluation.reconstructions import Reconstructions
 from ldm.evaluation.samples import CaptionScores, FirstSamples, clip_score, draw_through, request_of
+from ldm.evaluation.statistics import read_reference
 from ldm.models.autoencoder import Autoencoder
 from ldm.pipeline import Request, TextToImage
 from ldm.processes import ProcessShare
@@ -79,7 +79,8 @@ class _Work:
             self.copies = Reconstructions(plan, autoencoder, self.features, self.device)
         self.vectors = PixelReader(plan.references) if "neighbours" in plan.metrics else None
         self.shown = FirstSamples(SHOWN)
-        self.reference: Tensor | None = None
+        self.reference: FeatureSet | None = None
+        self.reused = False  # whether that comes from the file of statistics
 
     def _request(self) -> Request | None:
         if not self.plan.draws:
@@ -90,11 +91,14 @@ class _Work:
 
     def read(self) -> None:
         """Go through the data, once for all that is measured on it."""
-        features = self._feature_reader(self.plan.references) if self.plan.wants(IN_FEATURES) else None
-        readers: list[Reader] = [each for each in (features, self.vectors, self.copies) if each is not None]
-        read_through(self.source, self.size, readers, self.share, self.plan.batch_size)
-        if features is not None:
-            self.reference = features.gathered(self.share)
+        plan, source, size, share = self.plan, self.source, self.size, self.share
+        others: list[Reader] = [each for each in (self.vectors, self.copies) if each is not None]
+        if self.features is None:
+            read_through(source, size, others, share, plan.batch_size)
+            return
+        self.reference, self.reused = read_reference(
+            source, size, plan.references, self.features, plan.statistics, others, share, plan.batch_size
+        )
 
     def of_reconstructions(self) -> dict[str, float]:
         """How near the autoencoder's reconstructions come to the pictures."""
@@ -103,21 +107,25 @@ class _Work:
         results = self.copies.results(self.share)
         if "rfid" in self.plan.metrics:
             assert self.reference is not None
-            results["rfid"] = distances["fid"](self.copies.features(self.share), self.reference)["fid"]
+            copies = FeatureSet(self.copies.features(self.share))
+            results["rfid"] = distances["fid"](copies, self.reference)["fid"]
         return results
 
     def of_samples(self) -> dict[str, float]:
         """Distances between the samples and the data, and how well samples fit their captions."""
         if self.pipe is None or self.request is None:
             return {}
-        features = self._feature_reader(self.plan.samples) if self.plan.wants(DISTANCES) else None
+        features = None
+        if self.plan.wants(DISTANCES):
+            assert self.features is not None
+            features = FeatureReader(self.plan.samples, self.features)
         captions = self._caption_scores() if "clip" in self.plan.metrics else None
         readers: list[Reader] = [each for each in (features, captions, self.shown) if each is not None]
         draw_through(self.pipe, self.request, readers, self.share)
         results: dict[str, float] = {}
         if features is not None:
             assert self.reference is not None
-            ours = features.gathered(self.share)
+            ours = FeatureSet(features.gathered(self.share))
             for name in DISTANCES:
                 results |= distances[name](ours, self.reference) if name in self.plan.metrics else {}
         return results if captions is None else results | {"clip": captions.mean(self.share)}
@@ -129,7 +137,7 @@ class _Work:
         assert self.reference is not None
         shown = self.shown.gathered(self.share)
         by_pixels = nearest(as_vectors(shown), self.vectors.gathered(self.share), NEIGHBOURS)
-        by_features = nearest(self.features(as_tensor(shown).to(self.device)).cpu(), self.reference, NEIGHBOURS)
+        by_features = nearest(self.features(as_tensor(shown)).cpu(), self.reference.features, NEIGHBOURS)
         return neighbour_sheet(shown, self._picture, by_pixels, by_features)
 
     def settings(self) -> dict[str, Any]:
@@ -137,26 +145,49 @@ class _Work:
         facts: dict[str, Any] = {
             "metrics": list(self.plan.metrics),
             "samples": self.plan.samples,
-            "pictures": self.plan.references,
             "size": self.size,
+            "resizing": RESIZING,
             "batch_size": self.plan.batch_size,
             "processes": self.share.processes,
         }
-        if self.features is not None:
-            facts["features"] = self.features.name
-            facts["comparable_with_published_fid"] = self.features.comparable
+        if self.features is not None and self.reference is not None:
+            facts |= self._feature_facts(self.features, self.reference)
         if self.request is not None:
             facts["sampling"] = self._sampling(self.request)
         return facts if self.plan.clip is None else facts | {"clip": self.plan.clip}
+
+    def _feature_facts(self, features: Features, reference: FeatureSet) -> dict[str, Any]:
+        dimensions = reference.features.shape[1]
+        file = self.plan.statistics
+        return {
+            "pictures": len(reference),
+            "statistics": None if file is None else str(file),
+            "statistics_reused": self.reused,
+            "features": features.name,
+            "features_dimensions": dimensions,
+            "features_resizing": features.resizing,
+            "features_weights": features.digest(),
+            "comparable_with_published_fid": features.comparable,
+            "notes": self._notes(features, dimensions),
+        }
+
+    def _notes(self, features: Features, dimensions: int) -> list[str]:
+        """What a reader of the numbers must know."""
+        notes = []
+        if not features.comparable:
+            notes.append(f"features {features.name}: compare with numbers of the same features only, none published")
+        fewest = min(self.plan.samples, self.plan.references)
+        if self.plan.wants(("fid", "rfid")) and fewest <= dimensions:
+            notes.append(
+                f"{fewest} pictures in {dimensions} dimensions have a singular covariance: FID comes out too high, "
+                "compare it with that of as many pictures only; KID is unbiased"
+            )
+        return notes
 
     def _sampling(self, request: Request) -> dict[str, Any]:
         sampling = replace(self.plan.sampling or Sampling(), guidance_scale=request.guidance_scale)
         eta = sampler_eta(sampling.sampler) if sampling.eta is None else sampling.eta
         return asdict(replace(sampling, eta=eta))
-
-    def _feature_reader(self, count: int) -> FeatureReader:
-        assert self.features is not None
-        return FeatureReader(count, self.features, self.device)
 
     def _caption_scores(self) -> CaptionScores:
         assert self.plan.clip is not None

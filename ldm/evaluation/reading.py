@@ -42,13 +42,13 @@ def read_through(source: Source, size: int, readers: Sequence[Reader], share: Pr
 class FeatureReader:
     """Features of pictures."""
 
-    def __init__(self, count: int, features: Features, device: torch.device) -> None:
-        self.count, self.features, self.device = count, features, device
+    def __init__(self, count: int, features: Features) -> None:
+        self.count, self.features = count, features
         self._found: list[Tensor] = []
 
     def see(self, pictures: np.ndarray) -> None:
         """Bytes (n, H, W, 3)."""
-        self._found.append(self.features(as_tensor(pictures).to(self.device)).cpu())
+        self._found.append(self.features(as_tensor(pictures)).cpu())
 
     def gathered(self, share: ProcessShare) -> Tensor:
         """Of all processes' pictures in the order of their numbers, (count, D)."""

@@ -26,7 +26,7 @@ class Reconstructions:
         self._copies: FeatureReader | None = None
         if "rfid" in plan.metrics:
             assert features is not None
-            self._copies = FeatureReader(plan.samples, features, device)
+            self._copies = FeatureReader(plan.samples, features)
         self._codebook = _Codebook(autoencoder) if "codebook" in plan.metrics else None
 
     @torch.inference_mode()
@@ -34,8 +34,9 @@ class Reconstructions:
         """Bytes (n, H, W, 3)."""
         latents = self.autoencoder.encode(to_tensor(pictures).to(self.device)).mode()
         copies = to_bytes(self.autoencoder.decode(latents))
+        ours, theirs = as_tensor(copies).to(self.device), as_tensor(pictures).to(self.device)
         for name, measure in self.measures.items():
-            self._values[name] += measure(as_tensor(copies), as_tensor(pictures)).tolist()
+            self._values[name] += measure(ours, theirs).tolist()
         if self._copies is not None:
             self._copies.see(copies)
         if self._codebook is not None:

@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldm.errors import UserError
-from ldm.evaluation.fidelity import metrics, psnr, ssim
+from ldm.evaluation.fidelity import PSNR_LIMIT, metrics, psnr, ssim
 from ldm.evaluation.neighbours import as_vectors, nearest
 
 
@@ -28,6 +28,14 @@ def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch
             theirs[index], ours[index], channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
         assert ssim(*pair)[index].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_exact_copy_has_the_limit_and_no_infinity(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, picture = pair
+    assert psnr(picture, picture).tolist() == [PSNR_LIMIT] * 3
+    one_value = picture[:, :, :2, :2].clone()
+    one_value[:, 0, 0, 0] ^= 1
+    assert (psnr(one_value, picture[:, :, :2, :2]) < PSNR_LIMIT).all()
 
 
 def test_unknown_measures_are_refused() -> None:

@@ -32,6 +32,10 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         (("--metrics", "neighbours"), "--out"),
         (("--metrics", "psnr", "--clip", "x"), "add clip"),
         (("--data", "pictures/", "--concepts", 3), "an option of scenes"),
+        (("--data", "pictures/", "--split", "train"), "an option of scenes"),
+        (("--metrics", "psnr", "--split", "all"), "train or test"),
+        (("--metrics", "psnr", "--steps", 3), "how samples are drawn"),
+        (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "no folder"),
         (("--metrics", "fid", "--features", "vgg"), "there are inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
     ):
