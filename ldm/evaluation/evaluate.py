@@ -87,7 +87,10 @@ class _Work:
             return None
         if self.pipe is None:
             raise UserError(f"an autoencoder alone draws nothing: measure {', '.join(RECONSTRUCTED)}")
-        return request_of(self.pipe, self.source, self.plan)
+        request = request_of(self.pipe, self.source, self.plan)
+        if "clip" in self.plan.metrics and not request.prompts:
+            raise UserError("the CLIP score compares pictures with their captions: this model draws none of captions")
+        return request
 
     def read(self) -> None:
         """Go through the data, once for all that is measured on it."""
@@ -192,7 +195,7 @@ class _Work:
     def _caption_scores(self) -> CaptionScores:
         assert self.plan.clip is not None
         assert self.request is not None
-        captions = [self.source.captions(number)[0] for number in self.share.of(self.plan.samples)]
+        captions = [self.request.prompts[number] for number in self.share.of(self.plan.samples)]
         return CaptionScores(clip_score(self.plan.clip, self.device), captions)
 
     def _picture(self, number: int) -> np.ndarray:

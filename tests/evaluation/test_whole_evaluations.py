@@ -112,6 +112,12 @@ def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
         assert np.isfinite(report.results["fid"])
 
 
+def test_a_clip_score_needs_captions_to_compare_with() -> None:
+    for parts in (unconditional(), of_classes()):
+        with pytest.raises(UserError, match="draws none of captions"):
+            evaluate(TextToImage(parts), Blots(4), plan("clip", samples=4, clip="somewhere"))
+
+
 def test_neighbours_are_looked_for_in_all_pictures_of_the_data() -> None:
     pipe, source = TextToImage(bert()), Blots(12)
     asked = plan("neighbours", samples=2, pictures=12, sampling=FEW_STEPS)
