@@ -32,7 +32,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def options(script: ModuleType, folder: Path, *words: str) -> argparse.Namespace:
     places = [f"--{name}={folder / name}" for name in ("model", "results", "table", "statistics")]
-    sizes = ["--samples=4", "--pictures=4", "--batch-size=3", "--steps", "2", "3"]
+    sizes = ["--samples=4", "--pictures=4", "--batch-size=3", "--steps=2"]
     return script.parser().parse_args([*places, *sizes, *words])
 
 
@@ -43,12 +43,12 @@ def test_the_table_is_measured_cell_by_cell_and_taken_up_again(
     pipe.save_pretrained(tmp_path / "model")
     script.run(options(script, tmp_path, "--seeds=1"))
     found = script.Results(tmp_path / "results").read()
-    assert len(found) == 10
-    assert len({values["fid"] for values in found.values()}) == 10
+    assert len(found) == 5
+    assert len({values["fid"] for values in found.values()}) == 5
 
-    cell = next(cell for cell in found if (cell.steps, cell.noise) == (3, "0.5"))
+    cell = next(cell for cell in found if cell.noise == "0.5")
     captions = [f"a dog {number}" for number in range(4)]
-    drawn = pipe(captions, guidance_scale=1, num_inference_steps=3, eta=0.5, seed=0)
+    drawn = pipe(captions, guidance_scale=1, num_inference_steps=2, eta=0.5, seed=0)
     features = blot_features()
     pictures = np.stack([np.asarray(picture) for picture in drawn]), Blots().pictures[:4]
     both = [features(as_tensor(each)) for each in pictures]
@@ -58,12 +58,12 @@ def test_the_table_is_measured_cell_by_cell_and_taken_up_again(
     real = script.measure
     monkeypatch.setattr(script, "measure", lambda pipe, cell, *more: measured.append(cell) or real(pipe, cell, *more))
     script.run(options(script, tmp_path, "--seeds=2"))
-    assert [cell.seed for cell in measured] == [1] * 10
+    assert [cell.seed for cell in measured] == [1] * 5
     assert {cell.request(captions, 3).seed for cell in measured} == {4}
     lines = (tmp_path / "table").read_text().splitlines()
     rows = [line for line in lines if line.startswith("| sigma-hat")]
     assert len(rows) == 2  # FID and KID
-    assert rows[0].count("±") == rows[0].count("(2)") == 2
+    assert rows[0].count("±") == rows[0].count("(2)") == 1
 
 
 def test_no_caption_is_drawn_twice_before_each_was_drawn_once(script: ModuleType) -> None:
