@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 
+PSNR_LIMIT = 100.0
 SSIM_BORDER = 5  # half of its window of 11 pixels
 SSIM_PIXELS = 2**20  # compared at a time, so that memory stays bounded whatever the picture's size
 
@@ -17,9 +18,12 @@ Metric = Callable[[Tensor, Tensor], Tensor]  # bytes (B, 3, H, W), bytes (B, 3, 
 
 
 def psnr(pictures: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of bytes in dB, (B,); infinite for equal pictures."""
+    """Peak signal-to-noise ratio of bytes in dB, (B,); at most 100, which equal pictures have.
+
+    Their own would be infinite, and so would any mean that they enter.
+    """
     error = (pictures.double() - references.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error)
+    return (10 * torch.log10(255**2 / error)).clamp(max=PSNR_LIMIT)
 
 
 def ssim(pictures: Tensor, references: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldm.errors import UserError
 from ldm.evaluation import fidelity
-from ldm.evaluation.fidelity import metrics, psnr, ssim
+from ldm.evaluation.fidelity import PSNR_LIMIT, metrics, psnr, ssim
 from ldm.evaluation.neighbours import as_vectors, nearest
 
 
@@ -38,6 +38,14 @@ def test_ssim_of_a_large_picture_is_put_together_from_bands(
     whole = ssim(*pair)
     monkeypatch.setattr(fidelity, "SSIM_PIXELS", 64 * rows)
     torch.testing.assert_close(ssim(*pair), whole, rtol=1e-6, atol=0)
+
+
+def test_an_exact_copy_has_the_limit_and_no_infinity(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, picture = pair
+    assert psnr(picture, picture).tolist() == [PSNR_LIMIT] * 3
+    one_value = picture[:, :, :2, :2].clone()
+    one_value[:, 0, 0, 0] ^= 1
+    assert (psnr(one_value, picture[:, :, :2, :2]) < PSNR_LIMIT).all()
 
 
 def test_unknown_measures_are_refused() -> None:

@@ -107,9 +107,9 @@ def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() 
     stage = autoencoder_stage(*PENALISED)
     assert {step for step in range(1, 8) if "r1" in stage.losses(micro_batches(step), step)} == {3, 6}
     [batch] = micro_batches(9)
-    found = stage._discriminator_terms(batch.pictures, -batch.pictures, 9)["r1"].item()
+    terms, _ = stage._discriminator_terms(batch.pictures, -batch.pictures, 9)
     _, penalties = stage.networks["discriminator"](batch.pictures, 8)
-    assert found == pytest.approx(3 * 2 / 2 * penalties.mean().item())
+    assert terms["r1"].item() == pytest.approx(3 * 2 / 2 * penalties.mean().item())
 
 
 def test_averaged_latents_learn_to_decode_to_averaged_pictures() -> None:
