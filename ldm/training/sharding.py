@@ -62,7 +62,8 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     }
     optimizer.load_state_dict({**state, "state": moments})
     for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update({"initial_lr": own["lr"], **own})
+        group.pop("initial_lr", None)  # which the first step makes of the learning rate
+        group.update(own)
 
 
 def _is_moment(value: Any, weight: Tensor) -> bool:
