@@ -59,22 +59,23 @@ class Saver:
         DivergedError, and nothing written, when there is anything in it that is not finite.
         """
         stage = self.stage
-        message: list[str | None] = [None, None]
+        failed: str | None = None
+        diverged: str | None = None
         with stage.averaged():
             state = stage.state()
             if stage.accelerator.is_main_process:
-                message[1] = self.divergence.check_state(step, state, found)
-            if stage.accelerator.is_main_process and message[1] is None:
+                diverged = self.divergence.check_state(step, state, found)
+            if stage.accelerator.is_main_process and diverged is None:
                 try:
                     self.run.save(step, stage.save, state, self.config, {**self._circumstances(), **found})
                     self.run.prune(stage.config.keep, stage.config.keep_best)
                 except SaveError as error:
-                    message = [str(error)]
-        broadcast_object_list(message)
-        if message[1] is not None:
-            self.divergence.stop(message[1])
-        if message[0] is not None:
-            raise SaveError(message[0])
+                    failed = str(error)
+        [failed, diverged] = broadcast_object_list([failed, diverged])
+        if diverged is not None:
+            self.divergence.stop(diverged)
+        if failed is not None:
+            raise SaveError(failed)
 
     def validate(self) -> dict[str, float]:
         """`validation_loss`, the same in all processes, unless it is switched off."""
