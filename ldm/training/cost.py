@@ -12,11 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.conditions import ClassEmbedder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
 from ldm.training.texts import encode_and_tell, tell_context
@@ -99,7 +101,17 @@ def _text(config: Config) -> Told:
     return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
 
 
-CONDITIONS: dict[str, Callable[[Config], Told]] = {"text": _text, "nothing": lambda config: Told(tell_nothing)}
+def _token(config: Config) -> Told:
+    assert config.classes is not None
+    return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
+
+
+CONDITIONS: dict[str, Callable[[Config], Told]] = {
+    "text": _text,
+    "classes": _token,
+    "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
+    "nothing": lambda config: Told(tell_nothing),
+}
 
 
 def _autoencoder_cost(config: Config) -> StepCost:

@@ -15,9 +15,9 @@ from ldm.config import ScenesConfig, Size
 from ldm.data.cache import default_cache
 from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version
-from ldm.data.scenes.compose import Split
+from ldm.data.scenes.compose import Split, make_scene
 from ldm.data.scenes.making import Order, make_all
-from ldm.data.scenes.vocabulary import tables_digest
+from ldm.data.scenes.vocabulary import first, tables_digest
 from ldm.errors import UserError
 
 # Of what the code makes of the same arguments and tables; raise it with every change of pictures or captions.
@@ -40,6 +40,8 @@ class ScenesDataset:
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
         if not self.folder.is_dir():
             _fill(self.folder, order, processes)
+        self._order, self._labels = order, dict[int, int]()
+        self.class_names = tuple(concept.name for concept in first(config.concepts))
         self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
         with (self.folder / "captions.jsonl").open(encoding="utf-8") as lines:
             self._captions: list[list[str]] = [json.loads(line) for line in lines]
@@ -59,6 +61,14 @@ class ScenesDataset:
     def captions(self, index: int) -> list[str]:
         """All captions of picture number `index`, the plainest full one first."""
         return self._captions[index]
+
+    def label(self, index: int) -> int:
+        """What the first thing in a scene is: a place in `class_names`, the most recognisable first."""
+        if index not in self._labels:
+            order = self._order
+            scene = make_scene(order.seed, index, order.split, order.concepts)
+            self._labels[index] = self.class_names.index(scene.labels()[0])
+        return self._labels[index]
 
     def stamp(self, index: int) -> str:
         """Of the data set, and the number."""
