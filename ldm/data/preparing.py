@@ -37,7 +37,7 @@ class Batch:
     captions: Sequence[str]
     original_sizes: Tensor | None = None  # (B, 2), height and width before the resize
     crops: Tensor | None = None  # (B, 2), top and left of the cut in the resized picture, as the network sees it
-    classes: Sequence[int] = ()  # of each sample; () where nobody asks for them
+    labels: Sequence[int] = ()  # class of each sample; () where nobody asks for them
     broken: Sequence[Broken] = ()  # samples that could not be read, in whose places others stand
 
 
@@ -75,7 +75,7 @@ def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broke
     cuts = [sample.cut for sample in samples if sample.cut is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
     if not cuts:
-        return Batch(step, slots, indices, None, captions, classes=labels, broken=broken)
+        return Batch(step, slots, indices, None, captions, labels=labels, broken=broken)
     pictures = to_tensor(np.stack([cut.pixels for cut in cuts]))
     originals, crops = (torch.tensor(pairs) for pairs in zip(*((cut.original, cut.crop) for cut in cuts), strict=True))
     return Batch(step, slots, indices, pictures, captions, originals, crops, labels, broken)
@@ -99,6 +99,6 @@ def join(parts: Sequence[Batch]) -> Batch:
         captions=[batch.captions[place] for batch, place in rows],
         original_sizes=together("original_sizes"),
         crops=together("crops"),
-        classes=[batch.classes[place] for batch, place in rows] if parts[0].classes else (),
+        labels=[batch.labels[place] for batch, place in rows] if parts[0].labels else (),
         broken=[broken for batch in parts for broken in batch.broken],
     )

@@ -87,9 +87,8 @@ def evaluate(
     """Measure what the plan names against the first `plan.samples` pictures of a source.
 
     Samples are drawn from those pictures' own first captions, or their classes, with the seeds `plan.seed`,
-    `plan.seed + 1`, ...; every
-    process of `share` draws and encodes its part, and all of them get the whole report. `features` are those of the
-    plan if they have been made already.
+    `plan.seed + 1`, ...; every process of `share` draws and encodes its part, and all of them get the whole report.
+    `features` are those of the plan if they have been made already.
     """
     if len(source) < plan.samples:
         raise UserError(f"{plan.samples} samples asked for, but the data has {len(source)} pictures")

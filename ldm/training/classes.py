@@ -71,11 +71,11 @@ class ClassCondition(Condition):
         """The classes (B,), those that are dropped replaced by the empty one; UserError for one that there is not."""
         empty, rows = self.parts.empty_class, self.rows(self.config)
         known = rows if empty is None else empty
-        for index, label in zip(batch.indices, batch.classes, strict=True):
+        for index, label in zip(batch.indices, batch.labels, strict=True):
             if label >= known:
                 raise UserError(f"picture {index} of the data has class {label}; {self.option} {rows} {self._reach()}")
-        dropped = self.dropped(batch) if empty is not None else [False] * len(batch.classes)
-        found = [empty if drop else label for label, drop in zip(batch.classes, dropped, strict=True)]
+        dropped = self.dropped(batch) if empty is not None else [False] * len(batch.labels)
+        found = [empty if drop else label for label, drop in zip(batch.labels, dropped, strict=True)]
         return torch.tensor(found).to(self.accelerator.device)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
