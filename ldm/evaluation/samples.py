@@ -20,7 +20,7 @@ Score = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # bytes (n, H, W, 3),
 
 
 def request_of(pipe: TextToImage, source: Source, plan: Plan) -> Request:
-    """What is drawn: the first captions of the data's first pictures, the classes by turns, or what a model draws."""
+    """What is drawn: a picture like each of the data's first ones, of its first caption or of its class."""
     sampling = plan.sampling or Sampling()
     request = Request(
         guidance_scale=sampling.guidance_scale,
@@ -34,10 +34,17 @@ def request_of(pipe: TextToImage, source: Source, plan: Plan) -> Request:
         captions = tuple(source.captions(number)[0] for number in range(plan.samples))
         request = replace(request, prompts=captions)
     elif pipe.parts.num_classes is not None:
-        request = replace(request, classes=tuple(number % pipe.parts.num_classes for number in range(plan.samples)))
+        request = replace(request, classes=classes_of(pipe, source, plan.samples))
     else:
         request = replace(request, num_images=plan.samples)
     return pipe.settle(request)
+
+
+def classes_of(pipe: TextToImage, source: Source, count: int) -> tuple[int | str, ...]:
+    """The classes of the data's first pictures, by their names where the model knows any."""
+    names = source.class_names if pipe.parts.class_names else ()
+    labels = [source.label(number) for number in range(count)]
+    return tuple(names[label] if names else label for label in labels)
 
 
 def draw_through(pipe: TextToImage, request: Request, readers: Sequence[Reader], share: ProcessShare) -> None:

@@ -67,6 +67,10 @@ def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Til
     size where pictures are large. Raises UserError for a side that is no multiple of the downsampling factor or that is
     too small for tiles to overlap by a quarter of it.
     """
+    if autoencoder.config.kind == "identity":
+        if tile:
+            raise UserError(f"tile {tile}: this model draws in pixels, there is no autoencoder that works in tiles")
+        return None
     if tile is None:
         return Tiling() if positions > WHOLE else None
     if tile == 0:

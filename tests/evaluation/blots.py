@@ -31,6 +31,13 @@ class Blots:
     def captions(self, index: int) -> list[str]:
         return [f"a dog {index}", "a cat"]
 
+    def label(self, index: int) -> int:
+        return index
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()
+
     def stamp(self, index: int) -> str:
         return f"blots {self.seed} {index}"
 
