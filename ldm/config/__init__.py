@@ -4,6 +4,7 @@ A file names only what differs from the defaults. Unknown keys are refused with 
 so that a misspelt option can never be silently ignored.
 """
 
+from ldm.config.classifier import ClassifierConfig
 from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "BucketsConfig",
     "CLIPConfig",
     "ClassesConfig",
+    "ClassifierConfig",
     "CodebookConfig",
     "Config",
     "DataConfig",

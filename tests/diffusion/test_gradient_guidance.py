@@ -57,7 +57,9 @@ def test_a_guided_sampler_ends_where_the_class_is() -> None:
     *_, last = Heun()(by_classifier(mixture, log_probability(2), 1.0), X, grid, torch.zeros_like)
     spread = [(at.alpha**2 * DEVIATIONS[2] ** 2 + at.sigma**2).sqrt() for at in (grid.levels[0], grid.levels[-1])]
     distance = X - grid.levels[0].alpha * MEANS[2]
-    torch.testing.assert_close(last.x, grid.levels[-1].alpha * MEANS[2] + spread[1] / spread[0] * distance, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        last.x, grid.levels[-1].alpha * MEANS[2] + spread[1] / spread[0] * distance, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_step_at_eta_1_moves_as_algorithm_1_says_but_for_a_factor() -> None:

@@ -1,0 +1,96 @@
+"""Classifiers of noisy latents <-> their folders, in a layout of our own beside diffusers' for what they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldm.checkpoint.diffusers import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
+from ldm.checkpoint.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
+from ldm.checkpoint.find import resolve
+from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pretrained import Autoencoder
+from ldm.checkpoint.store import save_json
+from ldm.checkpoint.weights import build, load_weights, save_weights
+from ldm.config import ClassifierConfig, DiffusionConfig, parse
+from ldm.diffusion.schedule import Schedule, make_schedule
+from ldm.errors import UserError
+from ldm.models.classifier import Classifier
+
+STEM = "diffusion_pytorch_model"
+
+
+@dataclass
+class TrainedClassifier:
+    """A classifier with what its input is: latents of an autoencoder, noised by a schedule."""
+
+    network: Classifier
+    autoencoder: Autoencoder
+    diffusion: DiffusionConfig
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> TrainedClassifier:
+        """Load a run of `ldm train-classifier` or the folder of one of its steps; UserError if it is none."""
+        folder = resolve(path)
+        if not (folder / "classifier").is_dir():
+            raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
+        autoencoder = load_autoencoder(folder / "vae")
+        return cls(load_classifier(folder / "classifier"), autoencoder, load_scheduler(folder / "scheduler"))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write it to a folder: classifier/, vae/ and scheduler/."""
+        folder = Path(path)
+        save_classifier(self.network, folder / "classifier")
+        save_autoencoder(self.autoencoder, folder / "vae")
+        save_scheduler(self.diffusion, folder / "scheduler")
+
+    def check(self, parts: Parts) -> None:
+        """Raise UserError unless it was trained on the latents and the noise of a pipeline."""
+        if not _same_latents(self.autoencoder, parts.autoencoder):
+            raise UserError("the classifier was trained on the latents of another autoencoder than this model's")
+        if not _same_noise(self.diffusion, parts.diffusion):
+            raise UserError("the classifier was trained with another noise schedule than this model")
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """The network in a folder; UserError if it is not whole."""
+    path = folder / "config.json"
+    fields = load_fields(path)
+    expect_class(fields, ("Classifier",), path)
+    config = parse(
+        known_fields(fields, ClassifierConfig().model_dump(mode="json"), {}, path), ClassifierConfig, str(path)
+    )
+    return build(lambda: Classifier(config), load_weights(folder, STEM), torch.float32, folder)
+
+
+def save_classifier(network: Classifier, folder: Path) -> None:
+    """Write the network."""
+    save_weights(folder, STEM, network.state_dict(), None)
+    names = {"_class_name": "Classifier", "_diffusers_version": DIFFUSERS_VERSION}
+    save_json(folder / "config.json", names | network.config.model_dump(mode="json"))
+
+
+def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:
+    """Whether two autoencoders encode alike; the weights of one may have been rounded."""
+    ends = (
+        (ours.config.scaling_factor, ours.config.shift_factor),
+        (
+            theirs.config.scaling_factor,
+            theirs.config.shift_factor,
+        ),
+    )
+    wanted, given = ours.state_dict(), theirs.state_dict()
+    encoding = [name for name in wanted if name.startswith(("encoder.", "quant_conv."))]
+    return ends[0] == ends[1] and all(
+        name in given and torch.equal(wanted[name].to(given[name]), given[name]) for name in encoding
+    )
+
+
+def _same_noise(ours: DiffusionConfig, theirs: DiffusionConfig) -> bool:
+    """Whether a time step has the same signal and noise in both; which of them sampling visits is no matter."""
+    first, second = make_schedule(ours.schedule), make_schedule(theirs.schedule)
+    if isinstance(first, Schedule) and isinstance(second, Schedule):
+        return torch.equal(first.alpha, second.alpha)
+    return type(first) is type(second) and ours.schedule.num_train_timesteps == theirs.schedule.num_train_timesteps
