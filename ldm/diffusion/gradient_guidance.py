@@ -1,8 +1,8 @@
 """Guidance by gradients: a denoiser is drawn to where a probability, known besides the network, is larger.
 
 By Tweedie's formula the picture seen at a level is x0 = (x + sigma^2 score(x)) / alpha, and by Bayes' rule the score
-given y is score(x) + grad log p(y | x). So guidance adds sigma^2 / alpha * grad log p(y | x) to x0, which is the same as
-taking sigma * grad log p(y | x) from the noise, for every prediction and every sampler. At a level without signal x tells
+given y is score(x) + grad log p(y | x). So guidance adds sigma^2 / alpha * grad log p(y | x) to x0, which is to take
+sigma * grad log p(y | x) from the noise, for every prediction and every sampler. At a level without signal x tells
 nothing of y, and nothing is added.
 """
 

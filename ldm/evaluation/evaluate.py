@@ -153,7 +153,7 @@ class _Work:
                     results |= distances[name](features, self.reference)
         if self.plan.clip is not None and "clip" in self.plan.metrics:
             score = clip_score(self.plan.clip)
-            prompts = [self.request.prompts[number] for number in self.numbers]
+            prompts = [str(self.request.prompts[number]) for number in self.numbers]
             found = [score(samples[at], prompts[at]) for at in self._batches()]
             results["clip"] = float(np.mean(self.share.gather(np.concatenate(found).tolist())))
         return results

@@ -1,4 +1,4 @@
-"""A classifier of noisy latents: the half of a U-Net that goes down, and a head (Dhariwal and Nichol 2021, section 4)."""
+"""A classifier of noisy latents: a U-Net's way down, and a head (Dhariwal and Nichol 2021, section 4)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Crops:
         self.count, self.side = count, side
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Crops (B, count, 3, side, side) of pictures (B, 3, H, W): the largest square in the middle, then random ones."""
+        """Crops (B, count, 3, side, side) of pictures (B, 3, H, W): the largest square first, then random ones."""
         return torch.stack([self._of_one(*pair) for pair in zip(pictures, self.generators, strict=True)])
 
     def _of_one(self, picture: Tensor, generator: torch.Generator) -> Tensor:

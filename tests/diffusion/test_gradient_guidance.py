@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closed_forms import DEVIATION, DEVIATIONS, MEAN, MEANS, WEIGHTS, at_ratio, gaussian, gaussian_end, mixture
+from closed_forms import DEVIATION, DEVIATIONS, MEANS, WEIGHTS, at_ratio, gaussian, mixture
 from torch import Tensor
 
 from ldm.config import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.gradient_guidance import by_classifier, by_picture
-from ldm.diffusion.level import Grid, Level, clean_level
-from ldm.diffusion.samplers import FirstOrder, Heun
+from ldm.diffusion.level import Grid, Level
+from ldm.diffusion.samplers import Heun
 from ldm.diffusion.samplers.first_order import coefficients
 from ldm.diffusion.schedule import make_schedule
 
