@@ -29,6 +29,8 @@ class Parts:
     tokenizer_2: Tokenizer | None = None
     classes: ClassEmbedder | None = None
     zeros_for_empty_prompt: bool = False  # without a negative prompt, guide away from zeros, not from the empty prompt
+    class_names: tuple[str, ...] = ()  # by number; (): nobody named them
+    empty_class: int | None = None  # that stands for none, to guide away from
 
     @property
     def texts(self) -> list[tuple[TextEncoder, Tokenizer]]:
@@ -95,6 +97,9 @@ def _of_texts(parts: Parts) -> Iterator[Row]:
 
 
 def _of_embeddings(parts: Parts) -> Iterator[Row]:
+    known = (parts.num_classes or 0) - (parts.empty_class is not None)
+    if parts.class_names:
+        yield "the names of classes", len(parts.class_names), "the classes but the empty one", known
     unet, told = parts.unet.config, bool(parts.texts) or parts.classes is not None
     yield "the U-Net's class_embed_type", unet.class_embed_type, "what a pipeline gives it", None
     if told:
