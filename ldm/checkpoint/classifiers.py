@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ldm.checkpoint.class_tables import NAMES, STEM, class_facts, read_class_facts
 from ldm.checkpoint.diffusers import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
 from ldm.checkpoint.find import resolve
@@ -19,8 +21,6 @@ from ldm.diffusion.schedule import Schedule, make_schedule
 from ldm.errors import UserError
 from ldm.models.classifier import Classifier
 
-STEM = "diffusion_pytorch_model"
-
 
 @dataclass
 class TrainedClassifier:
@@ -29,20 +29,19 @@ class TrainedClassifier:
     network: Classifier
     autoencoder: Autoencoder
     diffusion: DiffusionConfig
+    class_names: tuple[str, ...] = ()  # by number; (): nobody named them
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TrainedClassifier:
         """Load a run of `ldm train-classifier` or the folder of one of its steps; UserError if it is none."""
-        folder = resolve(path)
-        if not (folder / "classifier").is_dir():
-            raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
-        autoencoder = load_autoencoder(folder / "vae")
-        return cls(load_classifier(folder / "classifier"), autoencoder, load_scheduler(folder / "scheduler"))
+        folder = find_classifier(path)
+        network, names = load_classifier(folder / "classifier")
+        return cls(network, load_autoencoder(folder / "vae"), load_scheduler(folder / "scheduler"), names)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write it to a folder: classifier/, vae/ and scheduler/."""
         folder = Path(path)
-        save_classifier(self.network, folder / "classifier")
+        save_classifier(self.network, self.class_names, folder / "classifier")
         save_autoencoder(self.autoencoder, folder / "vae")
         save_scheduler(self.diffusion, folder / "scheduler")
 
@@ -52,24 +51,37 @@ class TrainedClassifier:
             raise UserError("the classifier was trained on the latents of another autoencoder than this model's")
         if not _same_noise(self.diffusion, parts.diffusion):
             raise UserError("the classifier was trained with another noise schedule than this model")
+        if self.class_names and parts.class_names and self.class_names != parts.class_names:
+            raise UserError("the classifier has other classes than this model")
 
 
-def load_classifier(folder: Path) -> Classifier:
-    """The network in a folder; UserError if it is not whole."""
+def find_classifier(model: str | Path) -> Path:
+    """The folder of a run's newest classifier; UserError when there is none."""
+    folder = resolve(model)
+    if not (folder / "classifier").is_dir():
+        raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
+    return folder
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, tuple[str, ...]]:
+    """The network in a folder, and the names of its classes; UserError if it is not whole."""
     path = folder / "config.json"
     fields = load_fields(path)
     expect_class(fields, ("Classifier",), path)
-    config = parse(
-        known_fields(fields, ClassifierConfig().model_dump(mode="json"), {}, path), ClassifierConfig, str(path)
-    )
-    return build(lambda: Classifier(config), load_weights(folder, STEM), torch.float32, folder)
+    names, _ = read_class_facts(fields, path)
+    own = {name: value for name, value in fields.items() if name != NAMES}
+    known = known_fields(own, ClassifierConfig().model_dump(mode="json"), {}, path)
+    config = parse(known, ClassifierConfig, str(path))
+    if names and len(names) != config.num_classes:
+        raise UserError(f"{path} names {len(names)} classes and has {config.num_classes}: it is damaged")
+    return build(lambda: Classifier(config), load_weights(folder, STEM), torch.float32, folder), names
 
 
-def save_classifier(network: Classifier, folder: Path) -> None:
-    """Write the network."""
+def save_classifier(network: Classifier, class_names: Sequence[str], folder: Path) -> None:
+    """Write the network and the names of its classes."""
     save_weights(folder, STEM, network.state_dict(), None)
-    names = {"_class_name": "Classifier", "_diffusers_version": DIFFUSERS_VERSION}
-    save_json(folder / "config.json", names | network.config.model_dump(mode="json"))
+    kind = {"_class_name": "Classifier", "_diffusers_version": DIFFUSERS_VERSION}
+    save_json(folder / "config.json", kind | class_facts(class_names, None) | network.config.model_dump(mode="json"))
 
 
 def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:

@@ -32,6 +32,7 @@ from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section, dump, parse
 from ldm.config.training import (
     AutoencoderStageConfig,
+    ClassifierStageConfig,
     Config,
     StageConfig,
     TrainingConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "CLIPConfig",
     "ClassesConfig",
     "ClassifierConfig",
+    "ClassifierStageConfig",
     "CodebookConfig",
     "Config",
     "DataConfig",

@@ -1,4 +1,4 @@
-"""The classifier that guides sampling, and its training."""
+"""The classifier that guides sampling."""
 
 from __future__ import annotations
 

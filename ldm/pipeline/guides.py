@@ -20,6 +20,7 @@ from ldm.diffusion.level import Level
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.clip import Clip
+from ldm.pipeline.class_names import class_number
 from ldm.pipeline.composition import Composed
 from ldm.pipeline.crops import Crops
 
@@ -43,13 +44,14 @@ class ClassifierGuidance:
         """By a run of `ldm train-classifier`."""
         return cls(classifier=TrainedClassifier.from_pretrained(path), scale=scale)
 
-    def check(self, parts: Parts, classes: Sequence[int]) -> None:
-        """Raise UserError for a pipeline of other latents or noise, and for classes that it does not know."""
-        count = self.classifier.network.config.num_classes
-        for number in classes:
-            if not 0 <= number < count:
-                raise UserError(f"class {number}: the classifier has classes 0 to {count - 1}")
+    def numbers(self, parts: Parts, classes: Sequence[int | str]) -> tuple[int, ...]:
+        """The numbers of classes given by number or name; UserError for unknown ones.
+
+        UserError as well for a pipeline of other latents, noise or classes.
+        """
         self.classifier.check(parts)
+        count, names = self.classifier.network.config.num_classes, self.classifier.class_names
+        return tuple(class_number(each, count, names, "the classifier") for each in classes)
 
     def around(self, denoiser: Denoiser, classes: Sequence[int], device: torch.device) -> Denoiser:
         """The denoiser led to the classes of the pictures of a batch."""

@@ -70,16 +70,16 @@ def settle_guides(request: Request, parts: Parts, conditioner: Conditioner) -> R
 
     The classes of a classifier are not those of a model that knows none.
     """
-    own = request.classifier is not None and (parts.num_classes is None or bool(parts.texts))
+    classifier = request.classifier
+    own = classifier is not None and (parts.num_classes is None or bool(parts.texts))
     settled = conditioner.settle(replace(request, classes=()) if own else request)
-    if request.classifier is not None:
+    if classifier is not None:
         _check_classes(request)
-        request.classifier.check(parts, request.classes)
+        classes = classifier.numbers(parts, request.classes if own else settled.classes)
+        settled = replace(settled, classes=classes)
     if request.clip is not None and request.clip.prompt is None and not request.prompts:
-        raise UserError(
-            "CLIP guidance needs a text, and this model draws none: give CLIP one of its own (--clip-prompt)"
-        )
-    return replace(settled, classes=request.classes) if own else settled
+        raise UserError("CLIP guidance needs a text, which this model draws none of: give CLIP its own (--clip-prompt)")
+    return settled
 
 
 def _check_classes(request: Request) -> None:

@@ -149,7 +149,7 @@ class Request:
 
     def labels(self, subjects: Sequence[Subject]) -> list[int]:
         """The class that a classifier leads each of these to: itself, or the one that goes with all prompts."""
-        return [subject if isinstance(subject, int) else self.classes[0] for subject in subjects]
+        return [subject if isinstance(subject, int) else int(self.classes[0]) for subject in subjects]
 
     @property
     def pictures(self) -> list[tuple[Subject, int]]:
