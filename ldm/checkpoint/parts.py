@@ -72,6 +72,8 @@ Row = tuple[str, object, str, object]  # what is found, and what it must be equa
 def _of_networks(parts: Parts) -> Iterator[Row]:
     unet, latents = parts.unet.config, parts.autoencoder.config.latent_channels
     yield "the U-Net's input channels", unet.in_channels, "latent channels", latents
+    if parts.autoencoder.config.kind == "identity":
+        yield "the channels of pictures", latents, "those that can be drawn", 3
     channels, kinds = latents, "latent channels"
     if parts.diffusion.learned_variance:
         channels, kinds = 2 * latents, "latent channels and as many learned variances"
