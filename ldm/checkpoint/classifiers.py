@@ -16,7 +16,7 @@ from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
-from ldm.config import ClassifierConfig, DiffusionConfig, parse
+from ldm.config import AutoencoderConfig, ClassifierConfig, DiffusionConfig, parse
 from ldm.diffusion.schedule import Schedule, make_schedule
 from ldm.errors import UserError
 from ldm.models.classifier import Classifier
@@ -36,13 +36,16 @@ class TrainedClassifier:
         """Load a run of `ldm train-classifier` or the folder of one of its steps; UserError if it is none."""
         folder = find_classifier(path)
         network, names = load_classifier(folder / "classifier")
-        return cls(network, load_autoencoder(folder / "vae"), load_scheduler(folder / "scheduler"), names)
+        pixels = not (folder / "vae").is_dir()
+        autoencoder = _identity(network.config) if pixels else load_autoencoder(folder / "vae")
+        return cls(network, autoencoder, load_scheduler(folder / "scheduler"), names)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write it to a folder: classifier/, vae/ and scheduler/."""
+        """Write it to a folder: classifier/, scheduler/ and, unless it works on pixels, vae/."""
         folder = Path(path)
         save_classifier(self.network, self.class_names, folder / "classifier")
-        save_autoencoder(self.autoencoder, folder / "vae")
+        if self.autoencoder.config.kind != "identity":
+            save_autoencoder(self.autoencoder, folder / "vae")
         save_scheduler(self.diffusion, folder / "scheduler")
 
     def check(self, parts: Parts) -> None:
@@ -84,20 +87,23 @@ def save_classifier(network: Classifier, class_names: Sequence[str], folder: Pat
     save_json(folder / "config.json", kind | class_facts(class_names, None) | network.config.model_dump(mode="json"))
 
 
+def _identity(config: ClassifierConfig) -> Autoencoder:
+    """What stands for an autoencoder where pictures are their own latents."""
+    widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), config.in_channels)
+    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=config.sample_size, **widths))
+
+
 def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:
     """Whether two autoencoders encode alike; the weights of one may have been rounded."""
-    ends = (
-        (ours.config.scaling_factor, ours.config.shift_factor),
-        (
-            theirs.config.scaling_factor,
-            theirs.config.shift_factor,
-        ),
-    )
+    if ours.config.kind != theirs.config.kind or _scaling(ours) != _scaling(theirs):
+        return False
     wanted, given = ours.state_dict(), theirs.state_dict()
     encoding = [name for name in wanted if name.startswith(("encoder.", "quant_conv."))]
-    return ends[0] == ends[1] and all(
-        name in given and torch.equal(wanted[name].to(given[name]), given[name]) for name in encoding
-    )
+    return all(name in given and torch.equal(wanted[name].to(given[name]), given[name]) for name in encoding)
+
+
+def _scaling(autoencoder: Autoencoder) -> tuple[object, object]:
+    return autoencoder.config.scaling_factor, autoencoder.config.shift_factor
 
 
 def _same_noise(ours: DiffusionConfig, theirs: DiffusionConfig) -> bool:

@@ -18,6 +18,7 @@ from ldm.pipeline.request import Request, Subject
 # 99.5 of 100 numbers of a picture's latents, which have unit variance over all pictures, are smaller: of 200 scenes in
 # the built-in model half have them below 2.6, nine tenths below 3.3; a Gaussian has them below 2.8.
 USUAL_LATENTS = 3.0
+PIXELS = 1.0  # they are from -1 to 1, as in the paper
 
 MakeDenoiser = Callable[..., Denoiser]  # of one condition, or of several whose pictures lie behind each other
 
@@ -50,7 +51,8 @@ def guided(
     if request.guidance_interval is not None:
         denoiser = within(denoiser, led(1.0), *request.guidance_interval)
     if request.threshold is not None:
-        denoiser = thresholded(denoiser, request.threshold, request.threshold_range or USUAL_LATENTS)
+        usual = PIXELS if parts.autoencoder.config.kind == "identity" else USUAL_LATENTS
+        denoiser = thresholded(denoiser, request.threshold, request.threshold_range or usual)
     return denoiser
 
 
