@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm.cli import guidance
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ Prompts = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PROMPT]...",
-        help="What to draw; @prompts.txt: a prompt a line; none where the model knows no text.",
+        help="What to draw, such as `a dog` or `a dog AND a hat :0.8`; @prompts.txt: a prompt a line; "
+        "none where the model knows no text.",
         show_default=False,
     ),
 ]
@@ -85,6 +87,16 @@ def generate(
     cfg: Guidance = None,
     negative: Negative = "",
     negative_class: NegativeClass = None,
+    cfg_rescale: guidance.Rescale = 0.0,
+    cfg_interval: guidance.Interval = None,
+    threshold: guidance.Threshold = None,
+    threshold_range: guidance.ThresholdRange = None,
+    classifier: guidance.Classifier = None,
+    classifier_scale: guidance.ClassifierScale = None,
+    clip: guidance.Clip = None,
+    clip_scale: guidance.ClipScale = None,
+    clip_crops: guidance.ClipCrops = None,
+    clip_prompt: guidance.ClipPrompt = None,
     steps: Steps = 30,
     spacing: Spacing = None,
     timesteps: Timesteps = None,
@@ -107,7 +119,7 @@ def generate(
     names = texts or [f"class {each}" for each in classes or []] or [""]
     paths = output_paths(out, names, num, grid)
     width_and_height = parse_size(size)
-    levels = parse_timesteps(timesteps)
+    levels, interval = parse_timesteps(timesteps), guidance.parse_interval(cfg_interval)
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: give {', '.join(DTYPES)}")
     check_writable(paths)
@@ -115,15 +127,21 @@ def generate(
     import torch
 
     from ldm.data.pictures import read_picture
-    from ldm.pipeline import Request, TextToImage
+    from ldm.pipeline import Composed, Request, TextToImage
     from ldm.processes import ProcessShare
 
     request = Request(
-        prompts=tuple(texts),
+        prompts=tuple(map(Composed.parse, texts)),
         negative_prompt=negative,
         classes=tuple(classes or ()),
         negative_class=negative_class,
         guidance_scale=cfg,
+        guidance_rescale=cfg_rescale,
+        guidance_interval=interval,
+        threshold=threshold,
+        threshold_range=threshold_range,
+        classifier=guidance.load_classifier(classifier, classifier_scale),
+        clip=guidance.load_clip(clip, clip_scale, clip_crops, clip_prompt),
         num_inference_steps=steps,
         spacing=spacing,
         timesteps=levels,
@@ -139,9 +157,8 @@ def generate(
     share = ProcessShare.of_environment()
     pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device(), tile)
     request = pipe.settle(request)
-    facts = parameters(request, model, pipe.size(request)) | {
-        name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None
-    }
+    given = {name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
+    facts = parameters(request, model, pipe.size(request)) | guidance.guidance_facts(request, classifier, clip) | given
     facts |= {} if tile is None else {"tile": tile}
     numbers = share.of(len(request.pictures))
     with progress_bar() as progress:
@@ -155,7 +172,7 @@ def generate(
         for number, drawn in zip(numbers, images, strict=True):
             subject, picture_seed = request.pictures[number]
             own = {"class": subject} if isinstance(subject, int) else {}
-            prompt = subject if isinstance(subject, str) else ""
+            prompt = str(subject) if isinstance(subject, str | Composed) else ""
             save(drawn, paths[number], prompt, facts | own | {"seed": picture_seed})
             typer.echo(paths[number])
 

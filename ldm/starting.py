@@ -1,4 +1,4 @@
-"""The parts that training a U-Net starts from: new ones, those of a model, or those of a run that goes on."""
+"""The parts that training a U-Net or a classifier starts from: new ones, those of a model, or those of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, load_pipeline, resolve
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import Config
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.models.classifier import Classifier
 from ldm.training.conditions import Condition, Fields
 from ldm.training.run import Run
 from ldm.training.same import check_same
@@ -81,6 +83,33 @@ def _parts(config: Config, autoencoder: Autoencoder, told: Sequence[Fields]) -> 
     return Parts(autoencoder=autoencoder, unet=unet, diffusion=config.diffusion, **fields)
 
 
+def initial_classifier(
+    config: Config, source: Source | Shards, run: Run, vae: str | None, init: str | None
+) -> TrainedClassifier:
+    """A new classifier, or that of a run that goes on or of `init`; UserError where that is another than is asked."""
+    names, asked = tuple(source.class_names), config.need_classifier()
+    if names and len(names) != asked.num_classes:
+        raise UserError(
+            f"the data has {len(names)} classes: classifier.num_classes must be that, not {asked.num_classes}"
+        )
+    steps = run.steps()
+    where = str(steps[-1]) if steps else init
+    given = None if where is None else TrainedClassifier.from_pretrained(where)
+    if given is not None and where is not None:
+        check_same(given.network.config, asked, "classifier", where)
+        if given.class_names != names:
+            raise UserError(f"the classes of the data are not those of {where}")
+    if steps and given is not None:
+        if vae is not None:
+            _check_weights(load_autoencoder(find_autoencoder(vae)), given.autoencoder, vae, run)
+        autoencoder = given.autoencoder
+    else:
+        autoencoder = _autoencoder(config, vae, given, init or "")
+    side = config.data.size // autoencoder.config.downsampling_factor
+    network = Classifier(asked.model_copy(update={"sample_size": side})) if given is None else given.network
+    return TrainedClassifier(network, autoencoder, config.diffusion, names)
+
+
 # Options in which a U-Net may differ from the one it starts from: what it is told, and what its output says.
 TOLD = {"in_channels", "out_channels", "attention", "cross_attention_dim", "num_class_embeds", "class_embed_type"}
 TOLD |= {"addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
@@ -113,7 +142,9 @@ def _widened(weight: Tensor, like: Tensor) -> Tensor:
     return made
 
 
-def _autoencoder(config: Config, vae: str | None, given: Parts | None = None, init: str = "") -> Autoencoder:
+def _autoencoder(
+    config: Config, vae: str | None, given: Parts | TrainedClassifier | None = None, init: str = ""
+) -> Autoencoder:
     """That of `vae` or else of the model `init`; in pixel space there is none to load."""
     if config.autoencoder.kind == "identity":
         return Autoencoder(config.autoencoder.model_copy(update={"sample_size": config.data.size}))

@@ -4,6 +4,7 @@ A file names only what differs from the defaults. Unknown keys are refused with 
 so that a misspelt option can never be silently ignored.
 """
 
+from ldm.config.classifier import ClassifierConfig
 from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
@@ -31,6 +32,7 @@ from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section, dump, parse
 from ldm.config.training import (
     AutoencoderStageConfig,
+    ClassifierStageConfig,
     Config,
     StageConfig,
     TrainingConfig,
@@ -45,6 +47,8 @@ __all__ = [
     "BucketsConfig",
     "CLIPConfig",
     "ClassesConfig",
+    "ClassifierConfig",
+    "ClassifierStageConfig",
     "CodebookConfig",
     "Config",
     "DataConfig",

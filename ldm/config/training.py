@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ldm.config.classifier import ClassifierConfig
 from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
 from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
@@ -75,13 +76,20 @@ class UNetStageConfig(StageConfig):
     sample_steps: int = 30
 
 
+class ClassifierStageConfig(StageConfig):
+    """Training of a classifier on noisy latents."""
+
+    cache_latents: bool = False  # as for the U-Net
+
+
 class TrainingConfig(Section):
-    """Both stages and what they share."""
+    """All stages and what they share."""
 
     seed: int = 0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # besides `log.jsonl`
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     unet: UNetStageConfig = UNetStageConfig()
+    classifier: ClassifierStageConfig = ClassifierStageConfig()
 
 
 class Config(Section):
@@ -92,7 +100,8 @@ class Config(Section):
     text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
     classes: ClassesConfig | None = None  # in place of text
     spatial: SpatialConfig | None = None
-    unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone
+    unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone, or a classifier
+    classifier: ClassifierConfig | None = None  # of noisy latents, to guide a model by; in a file without a U-Net
     diffusion: DiffusionConfig = DiffusionConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
@@ -105,6 +114,12 @@ class Config(Section):
                 "this configuration describes an autoencoder alone (unet: null): there is no U-Net to train"
             )
         return self.unet
+
+    def need_classifier(self) -> ClassifierConfig:
+        """The classifier's section; UserError in a file that has none."""
+        if self.classifier is None:
+            raise UserError("this configuration has no section classifier: there is no classifier to train")
+        return self.classifier
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -120,8 +135,8 @@ class Config(Section):
 
     @property
     def tells_classes(self) -> bool:
-        """Whether the U-Net is told a class of each picture."""
-        return bool({"classes", "class_table"} & set(self.told))
+        """Whether the class of each picture is needed, to tell it to the U-Net or to learn it."""
+        return self.classifier is not None or bool({"classes", "class_table"} & set(self.told))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -130,6 +145,8 @@ class Config(Section):
         else:
             self._channels_fit(self.unet)
             self._context_fits(self.unet)
+        if self.classifier is not None:
+            self._classifier_fits(self.classifier)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
         self._bottleneck_fits()
@@ -170,6 +187,16 @@ class Config(Section):
         if unet.out_channels != needed:
             raise ValueError(
                 f"unet.out_channels is {unet.out_channels}, autoencoder.latent_channels is {latent}: {rule}"
+            )
+
+    def _classifier_fits(self, classifier: ClassifierConfig) -> None:
+        latent = self.autoencoder.latent_channels
+        if self.unet is not None:
+            raise ValueError("a file describes a U-Net or a classifier: set unet to null, or classifier")
+        if classifier.in_channels != latent:
+            raise ValueError(
+                f"classifier.in_channels is {classifier.in_channels}, autoencoder.latent_channels {latent}: "
+                "they must be equal"
             )
 
     def _bottleneck_fits(self) -> None:

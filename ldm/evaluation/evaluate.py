@@ -195,7 +195,7 @@ class _Work:
     def _caption_scores(self) -> CaptionScores:
         assert self.plan.clip is not None
         assert self.request is not None
-        captions = [self.request.prompts[number] for number in self.share.of(self.plan.samples)]
+        captions = [str(self.request.prompts[number]) for number in self.share.of(self.plan.samples)]
         return CaptionScores(clip_score(self.plan.clip, self.device), captions)
 
     def _picture(self, number: int) -> np.ndarray:

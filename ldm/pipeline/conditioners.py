@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -13,6 +12,7 @@ from ldm.checkpoint.parts import Parts
 from ldm.errors import UserError
 from ldm.models.text import Encoded
 from ldm.models.unet import Added
+from ldm.pipeline.class_names import class_number
 from ldm.pipeline.condition import Condition
 from ldm.pipeline.request import Framing, Request, Subject
 
@@ -128,16 +128,7 @@ class ClassConditioner:
 
     def _number(self, given: int | str) -> int:
         """The number of a class given by its name or its number; UserError for one that there is not."""
-        names = self.parts.class_names
-        if isinstance(given, str) and given in names:
-            return names.index(given)
-        number = int(given) if isinstance(given, int) or given.isdecimal() else -1
-        if 0 <= number < self.num_classes:
-            return number
-        near = difflib.get_close_matches(str(given), names, n=1)
-        named = f", such as {', '.join(names[:3])}" if names else ""
-        hint = f"; did you mean {near[0]!r}?" if near else f"{named}"
-        raise UserError(f"class {given}: this model has classes 0 to {self.num_classes - 1}{hint}")
+        return class_number(given, self.num_classes, self.parts.class_names, "this model")
 
 
 class NoConditioner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -12,20 +13,24 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
-from ldm.diffusion.guidance import classifier_free, within
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.models import tiling
+from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
 from ldm.pipeline.given import Given
+from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
-from ldm.pipeline.request import Framing, Request
+from ldm.pipeline.request import Framing, Request, Subject
 from ldm.pipeline.sizes import latent_shape, picture_size
+
+if TYPE_CHECKING:
+    from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
 
@@ -82,7 +87,7 @@ class TextToImage:
 
     def __call__(
         self,
-        prompt: str | Sequence[str] = (),
+        prompt: Prompt | Sequence[Prompt] = (),
         negative_prompt: str = "",
         guidance_scale: float | None = None,
         num_inference_steps: int = 30,
@@ -102,6 +107,10 @@ class TextToImage:
         strength: float | None = None,
         mask: Image.Image | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        threshold: float | None = None,
+        threshold_range: float | None = None,
+        classifier: ClassifierGuidance | None = None,
+        clip: ClipGuidance | None = None,
         latents: Tensor | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
@@ -112,7 +121,7 @@ class TextToImage:
         UserError for what the model cannot do.
         """
         request = Request(
-            prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
+            prompts=(prompt,) if isinstance(prompt, Prompt) else tuple(prompt),
             negative_prompt=negative_prompt,
             classes=(classes,) if isinstance(classes, int | str) else tuple(classes),
             negative_class=negative_class,
@@ -131,6 +140,10 @@ class TextToImage:
             strength=strength,
             mask=mask,
             guidance_interval=guidance_interval,
+            threshold=threshold,
+            threshold_range=threshold_range,
+            classifier=classifier,
+            clip=clip,
             batch_size=batch_size,
         )
         return list(self.draw(request, latents, progress))
@@ -155,7 +168,7 @@ class TextToImage:
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
-        return self.conditioner.settle(request)
+        return settle_guides(request, self.parts, self.conditioner)
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
@@ -194,15 +207,14 @@ class TextToImage:
             start = noise(start) if latents is None else latents[chosen].to(start)
             start = grid.initial_scale * start if given is None else given.noisy(grid, start)
             with torch.inference_mode():
-                condition, negative = self.conditioner.pair(subjects, request, pixels)
-            steps = self.sample(request, condition, negative, start, noise, given)
+                condition, negative = self.conditioner.pair(spread(subjects)[0], request, pixels)
+            steps = self.sample(request, condition, negative, start, noise, given, subjects)
             for step, x in enumerate(steps, start=batch * len(grid) + 1):  # noqa: B007
                 if progress:
                     progress(step, total)
             images = self.decode(x)
             yield from images if given is None else map(given.restore, images)
 
-    @torch.inference_mode()
     def sample(
         self,
         request: Request,
@@ -211,35 +223,41 @@ class TextToImage:
         start: Tensor,
         noise: SeededNoise,
         given: Given | None = None,
+        subjects: Sequence[Subject] = (),
     ) -> Iterator[Tensor]:
         """Latents (B, C, h, w) after each step from `start`, in float32 whatever the type of the networks.
 
-        `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled.
+        `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled;
+        subjects that are composed have several rows, and guides besides the condition are told of all subjects.
         """
-        grid = self.grid(request)
-        guided = self._guided(request, condition, negative, grid, len(start))
-        denoiser = guided if given is None else given.keep(guided)
-        sampler = make_sampler(request.sampler, request.eta)
-        for step in sampler(denoiser, start, grid, noise):
-            yield step.x
+        # Tensors of inference mode could not take part in a gradient, which some guides need of a step.
+        mode = torch.inference_mode if request.classifier is None and request.clip is None else torch.no_grad
+        return mode()(self._steps)(request, condition, negative, start, noise, given, subjects)
 
-    def _guided(
-        self, request: Request, condition: Condition, negative: Condition | None, grid: Grid, count: int
-    ) -> Denoiser:
-        if negative is None:  # a settled request then asks for no guidance
-            return self.denoiser(condition, grid)
-        assert request.guidance_scale is not None
-        guided = classifier_free(
-            lambda *conditions: self.denoiser(joined(*conditions), grid),
-            condition,
-            negative.expand(count),
-            self.prediction,
-            request.guidance_scale,
-            request.guidance_rescale,
-        )
-        if request.guidance_interval is not None:
-            guided = within(guided, self.denoiser(condition, grid), *request.guidance_interval)
-        return guided
+    def _steps(
+        self,
+        request: Request,
+        condition: Condition,
+        negative: Condition | None,
+        start: Tensor,
+        noise: SeededNoise,
+        given: Given | None,
+        subjects: Sequence[Subject],
+    ) -> Iterator[Tensor]:
+        grid = self.grid(request)
+
+        def denoiser(*conditions: Condition) -> Denoiser:
+            return self.denoiser(joined(*conditions), grid)
+
+        def steer(denoiser: Denoiser) -> Denoiser:
+            return steered(denoiser, request, self.parts, subjects, noise.seeds)
+
+        away = None if negative is None else negative.expand(len(start))
+        seen = guided(denoiser, steer, request, condition, away, spread(subjects)[1], self.parts)
+        if given is not None:
+            seen = given.keep(seen)
+        for step in make_sampler(request.sampler, request.eta)(seen, start, grid, noise):
+            yield step.x
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str], request: Request) -> Condition:

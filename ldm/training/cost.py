@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.classifier import Classifier
 from ldm.models.conditions import ClassEmbedder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.text import make_text_encoder
@@ -42,7 +43,7 @@ class StepCost:
 def step_cost(stage: str, config: Config) -> StepCost:
     """Count the parameters, operations and activations of a stage; UserError for what cannot be trained."""
     with torch.device("meta"):
-        return _unet_cost(config) if stage == "unet" else _autoencoder_cost(config)
+        return {"unet": _unet_cost, "autoencoder": _autoencoder_cost, "classifier": _classifier_cost}[stage](config)
 
 
 def seconds_on(flops: float, gpus: int, gpu: str) -> float:
@@ -74,9 +75,7 @@ def _unet_cost(config: Config) -> StepCost:
     inputs = [one.inputs for one in told]
     flops, activations = _measured(network, lambda: network(noisy, t, *inputs), settings)
     flops += sum(one.flops for one in told)
-    if not settings.cache_latents:
-        autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, side, side)
-        flops += _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    flops += 0 if settings.cache_latents else _encoding(config)
     parts = {"U-Net": unet} | {name.replace("_", " "): part for name, part in trained.items()}
     return StepCost(_sizes(parts), _trained(network), flops, activations)
 
@@ -112,6 +111,23 @@ CONDITIONS: dict[str, Callable[[Config], Told]] = {
     "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
     "nothing": lambda config: Told(tell_nothing),
 }
+
+
+def _classifier_cost(config: Config) -> StepCost:
+    settings, side = config.training.classifier, config.data.size
+    network = Classifier(config.need_classifier())
+    small = side // config.autoencoder.downsampling_factor
+    noisy, t = torch.empty(1, config.autoencoder.latent_channels, small, small), torch.zeros(1)
+    freeze(network, settings.freeze)
+    flops, activations = _measured(network, lambda: network(noisy, t), settings)
+    flops += 0 if settings.cache_latents else _encoding(config)
+    return StepCost(_sizes({"classifier": network}), _trained(network), flops, activations)
+
+
+def _encoding(config: Config) -> int:
+    """Operations of a picture's way through the encoder."""
+    autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    return _forward(lambda: autoencoder.encode(pictures).mode())[0]
 
 
 def _autoencoder_cost(config: Config) -> StepCost:

@@ -1,4 +1,4 @@
-"""An autoencoder over many pictures: the statistics of its latents."""
+"""An autoencoder over many pictures: the latents of a batch, and the statistics of all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,29 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.checkpoint.pretrained import Autoencoder
+from ldm.data.cached import CachedData
+from ldm.data.draws import Draws
+from ldm.data.loader import Batch
 from ldm.data.pictures import to_tensor
 from ldm.data.preview import some_pictures
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 
 BATCH = 64
+
+
+@torch.no_grad()
+def sampled(
+    batch: Batch, autoencoder: Autoencoder, cache: CachedData | None, draws: Draws, device: torch.device
+) -> Tensor:
+    """A sample of the posterior of each picture of a batch, scaled, (B, C, h, w), from the cache if there is one."""
+    if cache is not None:
+        posterior = autoencoder.posterior(cache.moments(batch.indices).to(device))
+    else:
+        assert batch.pictures is not None
+        posterior = autoencoder.encode(batch.pictures.to(device, non_blocking=True))
+    noise = draws.normal("posterior", batch.step, batch.slots, posterior.mode().shape[1:])
+    return posterior.sample(noise=noise.to(device))
 
 
 def measure(

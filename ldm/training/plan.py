@@ -87,7 +87,7 @@ def _reckoned(
 
 def _bytes_read(stage: str, config: Config, data: str, pictures: int) -> float:
     """Bytes of one picture as it is stored: cached moments, a file, or, where that is not known, plain pixels."""
-    if stage == "unet" and config.training.unet.cache_latents:
+    if stage != "autoencoder" and getattr(config.training, stage).cache_latents:
         side = config.data.size // config.autoencoder.downsampling_factor
         return 4 * 2 * config.autoencoder.latent_channels * side**2
     path = Path(data)

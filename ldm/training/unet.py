@@ -26,6 +26,7 @@ from ldm.diffusion.schedule import make_schedule
 from ldm.pipeline import TextToImage
 from ldm.training.conditions import Condition, conditioned
 from ldm.training.ema import EMA
+from ldm.training.latents import sampled
 from ldm.training.observations import mean_of, of_gradient, of_latents
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
@@ -84,7 +85,7 @@ class UNetStage(Stage):
 
     def _batch_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () of a micro-batch, and what was observed on the way."""
-        latents = self._latents(batch)
+        latents = sampled(batch, self.autoencoder, self.cache, self.draws, self.accelerator.device)
         level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
         noise, seen = self._noise(batch, latents.shape[1:])
         noise, seen = noise.to(latents.device), seen.to(latents.device)
@@ -124,18 +125,6 @@ class UNetStage(Stage):
             return self.loss(output, target, level)
         output, variance = output.chunk(2, dim=1)
         return self.loss(output, target, level) + self.variance_loss(output, variance, latents, noise, level)
-
-    @torch.no_grad()
-    def _latents(self, batch: Batch) -> Tensor:
-        """A sample of each picture's posterior, scaled, (B, C, h, w)."""
-        if self.cache is not None:
-            posterior = self.autoencoder.posterior(self.cache.moments(batch.indices).to(self.accelerator.device))
-        else:
-            assert batch.pictures is not None
-            posterior = self.autoencoder.encode(batch.pictures.to(self.accelerator.device, non_blocking=True))
-        shape = posterior.mode().shape[1:]
-        noise = self.draws.normal("posterior", batch.step, batch.slots, shape)
-        return posterior.sample(noise=noise.to(self.accelerator.device))
 
     @property
     def average(self) -> Parts:
