@@ -43,6 +43,12 @@ Guidance = Annotated[
     typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.  [default: 3 where there is text]"),
 ]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]
+Syntax = Annotated[
+    str, typer.Option(help="plain, weighted, where (word:1.3) is 1.3 times as strong, or a1111, with the mean kept.")
+]
+LongPrompts = Annotated[
+    bool, typer.Option("--long-prompts", help="Read prompts to their end, in pieces of what the text encoder takes.")
+]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 Spacing = Annotated[
     str | None,
@@ -60,6 +66,7 @@ SamplerName = Annotated[
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0]")]
 Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
 Num = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures at a time.  [default: what fits the memory]")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
 ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from instead of noise alone.")]
 Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 to 1.  [default: 0.8; with --mask 1]")]
@@ -77,6 +84,8 @@ def generate(
     cfg: Guidance = None,
     negative: Negative = "",
     negative_class: NegativeClass = None,
+    prompt_syntax: Syntax = "plain",
+    long_prompts: LongPrompts = False,
     steps: Steps = 30,
     spacing: Spacing = None,
     timesteps: Timesteps = None,
@@ -84,6 +93,7 @@ def generate(
     eta: Eta = None,
     seed: Seed = 0,
     num: Num = 1,
+    batch_size: BatchSize = None,
     size: Size = None,
     image: ImageFile = None,
     strength: Strength = None,
@@ -112,6 +122,8 @@ def generate(
     request = Request(
         prompts=tuple(texts),
         negative_prompt=negative,
+        prompt_syntax=prompt_syntax,
+        long_prompts=long_prompts,
         classes=tuple(classes or ()),
         negative_class=negative_class,
         guidance_scale=cfg,
@@ -119,6 +131,7 @@ def generate(
         spacing=spacing,
         timesteps=levels,
         num_images=num,
+        batch_size=batch_size,
         seed=seed,
         sampler=sampler,
         eta=eta,
@@ -248,6 +261,10 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         levels = {"timesteps": request.timesteps}
     if request.image is not None:
         levels |= {"strength": request.given_strength}
+    if request.prompt_syntax != "plain":
+        levels |= {"prompt_syntax": request.prompt_syntax}
+    if request.long_prompts:
+        levels |= {"long_prompts": True}
     if request.negative_class is not None:
         levels |= {"negative_class": request.negative_class}
     return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import NoReturn
 
 import typer
 
 from ldm.cli import cache, convert, data, evaluate, generate, info, interpolate, train
-from ldm.errors import UserError
+from ldm.errors import UserError, UserNote
 
 app = typer.Typer(
     name="ldm",
@@ -33,6 +34,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> NoReturn:
     """Run the command line: status 0, 2 with one line on standard error, or 130 after an interrupt."""
+    warnings.formatwarning = _format_warning
     try:
         status = app(standalone_mode=False, prog_name="ldm")
     except UserError as error:
@@ -56,3 +58,12 @@ def main() -> NoReturn:
 def _fail(message: str) -> NoReturn:
     print("ldm: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Notes to the user as one line of their own, other warnings as Python shows them."""
+    if issubclass(category, UserNote):
+        return f"ldm: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"

@@ -10,9 +10,9 @@ import torch
 
 from ldm.checkpoint.parts import Parts
 from ldm.errors import UserError
-from ldm.models.text import Encoded
 from ldm.models.unet import Added
 from ldm.pipeline.condition import Condition
+from ldm.pipeline.prompts import Prompts
 from ldm.pipeline.request import Framing, Request, Subject
 
 GUIDANCE_SCALE = 3.0  # where there is something to guide away from and nothing else is asked for
@@ -32,6 +32,9 @@ class Conditioner(Protocol):
     ) -> tuple[Condition, Condition | None]:
         """The condition of these subjects, and that of one picture which is guided away from, if any."""
 
+    def length(self, subject: Subject, request: Request) -> int:
+        """How long the context of a subject is; only those of one length can be drawn together."""
+
 
 def make_conditioner(parts: Parts) -> Conditioner:
     """The conditioner of a model of text, of classes, or of nothing."""
@@ -46,23 +49,24 @@ class TextConditioner:
     """Prompts through one or two text encoders; the contexts of two are joined width to width (SDXL)."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+        self.parts, self.prompts = parts, Prompts(parts.texts)
         self.knows_sizes = parts.unet.config.addition_embed_type is not None
 
     def settle(self, request: Request) -> Request:
-        """Prompts alone are drawn, and framing only where the model was told it."""
+        """Prompts alone are drawn, and framing only where the model was told it; warns of prompts that are cut."""
         if request.classes or request.negative_class is not None:
             raise UserError("this model draws prompts, it knows no classes")
         if not request.prompts:
             raise UserError("there is no prompt to draw: give a PROMPT, or several")
         if request.framing is not None and not self.knows_sizes:
             raise UserError("this model was not told sizes and crops in training: leave framing out")
+        self.prompts.warn_of_cuts(request)
         return request if request.guidance_scale is not None else replace(request, guidance_scale=GUIDANCE_SCALE)
 
     def __call__(self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]) -> Condition:
         """Every text is encoded once."""
         unique = list(dict.fromkeys(subjects))
-        encoded = self._encode([str(text) for text in unique])
+        encoded = self.prompts.encode([str(text) for text in unique], request)
         condition = Condition(encoded.context)
         if self.knows_sizes:
             assert encoded.pooled is not None  # the parts of a pipeline fit
@@ -80,14 +84,9 @@ class TextConditioner:
         zeros = self.parts.zeros_for_empty_prompt and not request.negative_prompt
         return positive, negative.silent() if zeros else negative
 
-    def _encode(self, texts: list[str]) -> Encoded:
-        """Contexts (B, L, D) beside each other, and the last encoder's pooled text (B, P)."""
-        device, found = self.parts.device, []
-        for text_encoder, tokenizer in self.parts.texts:
-            ids, mask = tokenizer(texts)
-            found.append(text_encoder(ids.to(device), mask.to(device)))
-        context = found[0].context if len(found) == 1 else torch.cat([each.context for each in found], dim=-1)
-        return Encoded(context, found[-1].pooled)
+    def length(self, subject: Subject, request: Request) -> int:
+        """The windows of the prompt, or of the negative one, which is padded to as many, or pads it."""
+        return self.prompts.count([str(subject), request.negative_prompt], request)
 
 
 class ClassConditioner:
@@ -105,7 +104,7 @@ class ClassConditioner:
         for number in (*request.classes, request.negative_class or 0):
             if not 0 <= number < self.num_classes:
                 raise UserError(f"class {number}: this model has classes 0 to {self.num_classes - 1}")
-        _refuse_framing(request)
+        _refuse_ways_of_text(request)
         guided = request.negative_class is not None
         if not guided and request.guidance_scale not in (None, 1):
             raise UserError("guidance in a model of classes needs one to guide away from: give a negative class")
@@ -125,6 +124,10 @@ class ClassConditioner:
         other = request.negative_class
         return self(subjects, request, size), None if other is None else self([other], request, size)
 
+    def length(self, subject: Subject, request: Request) -> int:
+        """One token a class."""
+        return 1
+
 
 class NoConditioner:
     """A model that draws what it draws."""
@@ -135,7 +138,7 @@ class NoConditioner:
             raise UserError("this model is unconditional: it knows no prompts and no classes, give none")
         if request.guidance_scale not in (None, 1):
             raise UserError("this model is unconditional: guidance has nothing to guide to, leave its scale out")
-        _refuse_framing(request)
+        _refuse_ways_of_text(request)
         return replace(request, guidance_scale=1.0)
 
     def __call__(self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]) -> Condition:
@@ -148,7 +151,14 @@ class NoConditioner:
         """Of nothing, which is guided away from nothing."""
         return Condition(), None
 
+    def length(self, subject: Subject, request: Request) -> int:
+        """No context."""
+        return 1
 
-def _refuse_framing(request: Request) -> None:
+
+def _refuse_ways_of_text(request: Request) -> None:
+    """Raise UserError for what a request says about prompts, in a model that reads none."""
     if request.framing is not None:
         raise UserError("framing is for models that were told sizes and crops in training: leave it out")
+    if request.long_prompts or request.prompt_syntax != "plain":
+        raise UserError("prompt syntax and long prompts are for models of text: leave them out")

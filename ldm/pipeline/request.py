@@ -14,6 +14,7 @@ from ldm.diffusion.samplers import make_sampler
 from ldm.errors import UserError
 
 Subject = str | int | None  # a prompt, a class, or nothing
+SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; `ldm.pipeline.prompt_weights` has that of the last two
 
 
 class Framing(NamedTuple):
@@ -38,6 +39,8 @@ class Request:
 
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
+    prompt_syntax: str = "plain"  # weighted: `(word:1.3)` multiplies tokens; a1111: and a window keeps its mean
+    long_prompts: bool = False  # read in as many windows of the text encoder as they need, instead of cut to one
     classes: tuple[int, ...] = ()  # instead of prompts, for a model of classes
     negative_class: int | None = None  # what to guide away from there
     framing: Framing | None = None  # for a model that was told sizes and crops; None: the whole picture
@@ -55,16 +58,19 @@ class Request:
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
     guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
-    batch_size: int = 8  # pictures drawn at a time
+    batch_size: int | None = None  # pictures drawn at a time; None: as many as memory is thought to hold
 
     def __post_init__(self) -> None:
         make_sampler(self.sampler, self.eta)
         self._check_levels()
         if self.prompts and self.classes:
             raise UserError("give prompts or classes, not both")
+        if self.prompt_syntax not in SYNTAXES:
+            raise UserError(f"no prompt syntax {self.prompt_syntax!r}: it is one of {', '.join(SYNTAXES)}")
         for name in ("num_inference_steps", "num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1")
         if not 0 <= self.seed <= 2**63 - len(self.subjects) * self.num_images:
             raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,9 @@ from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
+from ldm.errors import UserError
 from ldm.models import tiling
+from ldm.pipeline import batches
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
@@ -77,6 +79,8 @@ class TextToImage:
         num_images: int = 1,
         seed: int = 0,
         *,
+        prompt_syntax: str = "plain",
+        long_prompts: bool = False,
         classes: int | Sequence[int] = (),
         negative_class: int | None = None,
         framing: Framing | None = None,
@@ -91,7 +95,7 @@ class TextToImage:
         mask: Image.Image | None = None,
         guidance_interval: tuple[float, float] | None = None,
         latents: Tensor | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
         """`num_images` pictures of each prompt or class, those of the first one first; see `Request` for the options.
@@ -102,6 +106,8 @@ class TextToImage:
         request = Request(
             prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
             negative_prompt=negative_prompt,
+            prompt_syntax=prompt_syntax,
+            long_prompts=long_prompts,
             classes=(classes,) if isinstance(classes, int) else tuple(classes),
             negative_class=negative_class,
             framing=framing,
@@ -170,25 +176,45 @@ class TextToImage:
         progress: Progress | None,
         numbers: list[int],
     ) -> Iterator[Image.Image]:
-        pictures, size = request.pictures, request.batch_size
+        size = request.batch_size or batches.automatic(self.parts, shape, 1 if request.guidance_scale == 1 else 2)
+        pictures, done = request.pictures, 0
+        waiting = batches.split(numbers, size, lambda number: self.conditioner.length(pictures[number][0], request))
+        while waiting:
+            total = done + len(waiting) * len(grid)
+            told = partial(_tell, progress, done, total)
+            chosen, *rest = waiting
+            images = batches.unless_full(partial(self._batch, request, grid, shape, latents, given, told, chosen))
+            if images is None:
+                half = _fewer(len(chosen), request, shape)
+                waiting = [part for batch in waiting for part in batches.split(batch, half, lambda number: 0)]
+                continue
+            waiting, done = rest, done + len(grid)
+            yield from images
+
+    def _batch(
+        self,
+        request: Request,
+        grid: Grid,
+        shape: tuple[int, int, int],
+        latents: Tensor | None,
+        given: Given | None,
+        told: Callable[[int], None],
+        numbers: list[int],
+    ) -> list[Image.Image]:
+        """Pictures that are drawn together; what is random in them begins anew at each call."""
         factor = self.parts.autoencoder.config.downsampling_factor
         pixels = shape[2] * factor, shape[1] * factor  # width and height
-        total = math.ceil(len(numbers) / size) * len(grid)
-        for batch, first in enumerate(range(0, len(numbers), size)):
-            chosen = numbers[first : first + size]
-            subjects, seeds = zip(*(pictures[number] for number in chosen), strict=True)
-            noise = SeededNoise(seeds)
-            start = torch.empty(len(seeds), *shape, device=self.device)
-            start = noise(start) if latents is None else latents[chosen].to(start)
-            start = grid.initial_scale * start if given is None else given.noisy(grid, start)
-            with torch.inference_mode():
-                condition, negative = self.conditioner.pair(subjects, request, pixels)
-            steps = self.sample(request, condition, negative, start, noise, given)
-            for step, x in enumerate(steps, start=batch * len(grid) + 1):  # noqa: B007
-                if progress:
-                    progress(step, total)
-            images = self.decode(x)
-            yield from images if given is None else map(given.restore, images)
+        subjects, seeds = zip(*(request.pictures[number] for number in numbers), strict=True)
+        noise = SeededNoise(seeds)
+        start = torch.empty(len(seeds), *shape, device=self.device)
+        start = noise(start) if latents is None else latents[numbers].to(start)
+        start = grid.initial_scale * start if given is None else given.noisy(grid, start)
+        with torch.inference_mode():
+            condition, negative = self.conditioner.pair(subjects, request, pixels)
+        for step, x in enumerate(self.sample(request, condition, negative, start, noise, given), start=1):  # noqa: B007
+            told(step)
+        images = self.decode(x)
+        return images if given is None else [given.restore(image) for image in images]
 
     @torch.inference_mode()
     def sample(
@@ -235,9 +261,9 @@ class TextToImage:
         return self.conditioner(prompts, request, self.size(request))
 
     @torch.inference_mode()
-    def negative(self, request: Request) -> Condition | None:
-        """What the U-Net is told of one picture that a request guides away from, if any."""
-        return self.conditioner.pair([], request, self.size(request))[1]
+    def pair(self, prompts: Sequence[str], request: Request) -> tuple[Condition, Condition | None]:
+        """The same, and what it is told of one picture that the request guides away from, if any."""
+        return self.conditioner.pair(prompts, request, self.size(request))
 
     def denoiser(self, condition: Condition, grid: Grid) -> Denoiser:
         """The U-Net given a condition, with all that does not change while sampling computed here, once."""
@@ -264,3 +290,19 @@ class TextToImage:
         pictures = tiling.decode(self.parts.autoencoder, latents).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _tell(progress: Progress | None, done: int, total: int, step: int) -> None:
+    if progress:
+        progress(done + step, total)
+
+
+def _fewer(count: int, request: Request, shape: tuple[int, int, int]) -> int:
+    """Half of a batch that did not fit; UserError where it cannot or shall not be made smaller."""
+    if request.batch_size is not None and count > 1:
+        raise UserError(f"{count} pictures at a time do not fit the memory: give a smaller batch size, or leave it out")
+    if count == 1:
+        raise UserError(
+            f"latents of {shape[2]}x{shape[1]} do not fit the memory: draw smaller pictures, or in bfloat16"
+        )
+    return count // 2
