@@ -206,7 +206,7 @@ def test_words_that_are_not_seen_are_told_in_one_line(models: Callable[[str], Pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe.settle(Request(prompts=prompts, long_prompts=True))
-        pipe.settle(Request(prompts=prompts[:1] + ("a dog",), prompt_syntax="weighted", long_prompts=True))
+        pipe.settle(Request(prompts=(*prompts[:1], "a dog"), prompt_syntax="weighted", long_prompts=True))
         pipe.settle(Request(prompts=("(((a red dog)))",), prompt_syntax="weighted"))
 
 
