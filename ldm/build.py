@@ -22,13 +22,14 @@ from ldm.training.caching import cache_in
 from ldm.training.conditions import Condition, Nothing, check_options
 from ldm.training.fingerprints import Encoders, check_cache
 from ldm.training.optimizer import check_optimizer
+from ldm.training.pictures import PictureCondition
 from ldm.training.run import Run
 from ldm.training.same import check_same
 from ldm.training.texts import TextCondition
 from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
 
-CONDITIONS: dict[str, type[Condition]] = {"text": TextCondition, "nothing": Nothing}
+CONDITIONS: dict[str, type[Condition]] = {"text": TextCondition, "picture": PictureCondition, "nothing": Nothing}
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:

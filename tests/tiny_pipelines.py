@@ -16,13 +16,17 @@ from ldm.config import (
     BertConfig,
     ClassesConfig,
     CLIPConfig,
+    CLIPPictureConfig,
     DiffusionConfig,
     LDMBertConfig,
+    OwnPictureConfig,
+    PictureSection,
     ScheduleConfig,
     T5Config,
     UNetConfig,
 )
 from ldm.models.conditions import ClassEmbedder
+from ldm.models.pictures import make_picture_encoder
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
 
@@ -190,3 +194,23 @@ def of_classes() -> Parts:
         unet, classes = UNet(unet_config()), ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=32))
         speaking(unet)
     return Parts(vq(), unet, None, None, DiffusionConfig(), classes=classes)
+
+
+def _varying(picture: PictureSection, **unet: object) -> Parts:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = Autoencoder(autoencoder_config()), UNet(unet_config(**unet))
+        encoder = make_picture_encoder(picture)
+        speaking(*networks, encoder)
+    return Parts(*networks, None, None, DiffusionConfig(), picture_encoder=encoder)
+
+
+def variations() -> Parts:
+    """Of a picture that a CLIP sees, as Stable Diffusion's image variations are."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
+    return _varying(CLIPPictureConfig(image_size=32, patch_size=8, **sizes), use_linear_projection=False)
+
+
+def own_variations() -> Parts:
+    """Of a picture that an encoder of our own sees."""
+    return _varying(OwnPictureConfig(channels=(8, 16), bottleneck=6, tokens=3, hidden_size=32))

@@ -15,6 +15,7 @@ from ldm.checkpoint.layouts import LAYOUTS, ZEROS, Kind, Layout, make_index, net
 from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
+from ldm.checkpoint.picture_encoders import load_picture_encoder, save_picture_encoder
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
 from ldm.checkpoint.store import save_json
@@ -80,6 +81,7 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
         text_encoder_2,
         tokenizer_2,
         load_class_embedder(places["classes"], dtype) if "classes" in places else None,
+        load_picture_encoder(places["picture_encoder"], dtype) if "picture_encoder" in places else None,
         bool(index.get(ZEROS, layout.fields.get(ZEROS, (False,))[0])),
     )
     _check_kinds(parts, kinds, layout, path)
@@ -126,5 +128,7 @@ def save_pipeline(
         save_tokenizer(tokenizer, places[f"tokenizer{end}"])
     if parts.classes is not None:
         save_class_embedder(parts.classes, places["classes"], dtype)
+    if parts.picture_encoder is not None:
+        save_picture_encoder(parts.picture_encoder, places["picture_encoder"], dtype, places.get("processor"))
     save_scheduler(parts.diffusion, places["scheduler"])
     save_json(folder / "model_index.json", index)

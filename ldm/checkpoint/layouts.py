@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.picture_encoders import CLIP_CLASS, OWN_CLASS
 from ldm.checkpoint.scheduler_fields import FLOW, scheduler_class
 from ldm.checkpoint.schedulers import SCHEDULERS
 from ldm.checkpoint.text_fields import architecture
@@ -39,6 +40,8 @@ ANY: dict[str, tuple[Kind, ...]] = {  # where a layout does not say
     "tokenizer": ANY_TOKENIZER,
     "tokenizer_2": ANY_TOKENIZER,
     "classes": (("ldm", "ClassEmbedder"),),
+    "picture_encoder": (("ldm", OWN_CLASS), ("transformers", CLIP_CLASS)),
+    "processor": (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor")),
     "scheduler": tuple(("diffusers", name) for name in (*SCHEDULERS, FLOW)),
 }
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # they say nothing about the pictures drawn
@@ -109,6 +112,16 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         nothing=("image_encoder", "feature_extractor"),
         limit=lambda parts: parts.unet.config.addition_embed_type is not None,
     ),
+    "StableDiffusionImageVariationPipeline": Layout(
+        _folders(autoencoder="vae", picture_encoder="image_encoder", processor="feature_extractor"),
+        kinds={
+            "autoencoder": (AUTOENCODERS["kl"],),
+            "unet": (UNETS["transformer"],),
+            "picture_encoder": (("transformers", CLIP_CLASS),),
+        },
+        fields={"requires_safety_checker": (False, True)},
+        nothing=("safety_checker",),
+    ),
     "LDMTextToImagePipeline": Layout(
         _folders(autoencoder="vqvae", text_encoder="bert", tokenizer="tokenizer"),
         kinds={"unet": (UNETS["transformer"],), "text_encoder": (LDM_BERT, BERT)},
@@ -121,9 +134,15 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         limit=lambda parts: parts.num_classes is None,
     ),
     "LatentDiffusionPipeline": Layout(  # ours: diffusers loads its parts singly
-        _folders(autoencoder="vae", **_TWO_TEXTS, classes="class_embedder"),
+        _folders(
+            autoencoder="vae",
+            **_TWO_TEXTS,
+            classes="class_embedder",
+            picture_encoder="picture_encoder",
+            processor="feature_extractor",
+        ),
         fields={ZEROS: (False, True)},
-        may_lack=(*_TWO_TEXTS, "classes"),
+        may_lack=(*_TWO_TEXTS, "classes", "picture_encoder", "processor"),
     ),
 }
 
@@ -139,6 +158,9 @@ def network_kinds(parts: Parts) -> dict[str, Kind]:
         found[f"text_encoder{end}"] = next(kind for kind in TEXTS if kind[1] == name)
     if parts.classes is not None:
         found["classes"] = ANY["classes"][0]
+    if parts.picture_encoder is not None:
+        name = {"own": OWN_CLASS, "clip": CLIP_CLASS}[parts.picture_encoder.config.kind]
+        found["picture_encoder"] = next(kind for kind in ANY["picture_encoder"] if kind[1] == name)
     return found
 
 
@@ -152,7 +174,10 @@ def _kinds(parts: Parts) -> dict[str, Kind]:
     tokenizers = {
         f"tokenizer{end}": ("transformers", tokenizer_class(tokenizer)) for _, tokenizer, end in _texts(parts)
     }
-    return network_kinds(parts) | tokenizers | {"scheduler": ("diffusers", scheduler_class(parts.diffusion))}
+    found = network_kinds(parts) | tokenizers | {"scheduler": ("diffusers", scheduler_class(parts.diffusion))}
+    if found.get("picture_encoder") == ("transformers", CLIP_CLASS):
+        found["processor"] = ANY["processor"][0]
+    return found
 
 
 def _texts(parts: Parts) -> list[tuple[TextEncoder, Tokenizer, str]]:

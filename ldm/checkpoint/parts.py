@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import DiffusionConfig, T5Config
+from ldm.config import DiffusionConfig, OwnPictureConfig, T5Config
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
+from ldm.models.pictures import PictureEncoder
 from ldm.models.text import TextEncoder, Tokenizer
 
 
 @dataclass
 class Parts:
-    """All that draws pictures: of text, of classes, or of nothing but what it was trained on."""
+    """All that draws pictures: of text, of classes, like another picture, or of nothing but what it was trained on."""
 
     autoencoder: Autoencoder
     unet: UNet
@@ -28,6 +29,7 @@ class Parts:
     text_encoder_2: TextEncoder | None = None  # its context is joined to the first's, and its pooled text is used
     tokenizer_2: Tokenizer | None = None
     classes: ClassEmbedder | None = None
+    picture_encoder: PictureEncoder | None = None
     zeros_for_empty_prompt: bool = False  # without a negative prompt, guide away from zeros, not from the empty prompt
 
     @property
@@ -39,7 +41,8 @@ class Parts:
     @property
     def networks(self) -> list[nn.Module]:
         """All that has weights."""
-        found = (self.autoencoder, self.unet, self.text_encoder, self.text_encoder_2, self.classes)
+        encoders = (self.text_encoder, self.text_encoder_2, self.picture_encoder)
+        found = (self.autoencoder, self.unet, *encoders, self.classes)
         return [network for network in found if network is not None]
 
     @property
@@ -77,6 +80,11 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
     widths = [encoder.config.hidden_size for encoder, _ in parts.texts]
     widths += [] if parts.classes is None else [parts.classes.config.hidden_size]
     told = "the width of text" if parts.texts else "the width of classes"
+    if parts.picture_encoder is not None:
+        widths, told = [*widths, parts.picture_encoder.config.context_width], "the width of a picture's tokens"
+        if isinstance(parts.picture_encoder.config, OwnPictureConfig):
+            given = parts.picture_encoder.config.in_channels
+            yield "the picture encoder's input channels", given, "latent channels", latents
     yield "the U-Net's cross_attention_dim", unet.cross_attention_dim, told, sum(widths) or None
 
 
@@ -96,6 +104,7 @@ def _of_texts(parts: Parts) -> Iterator[Row]:
 
 def _of_embeddings(parts: Parts) -> Iterator[Row]:
     unet, told = parts.unet.config, bool(parts.texts) or parts.classes is not None
+    told = told or parts.picture_encoder is not None
     yield "the U-Net's class_embed_type", unet.class_embed_type, "what a pipeline gives it", None
     if told:
         yield "the U-Net's num_class_embeds", unet.num_class_embeds, "what a pipeline gives it", None

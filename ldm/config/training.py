@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
+from ldm.config.conditions import (
+    BertConfig,
+    ClassesConfig,
+    OwnPictureConfig,
+    PictureConfig,
+    SpatialConfig,
+    TextConfig,
+)
 from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
@@ -61,10 +68,13 @@ class UNetStageConfig(StageConfig):
     """Training of the U-Net and, with it, of the text encoder."""
 
     text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
-    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions replaced by the empty prompt
+    condition_dropout: float = Field(
+        0.1, ge=0.0, le=1.0
+    )  # share of samples that are told nothing: the empty prompt, zeros
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
-    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing
+    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing, or varies a picture
+    sample_image: str | None = None  # the file of the picture that is varied
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
 
@@ -85,6 +95,7 @@ class Config(Section):
     text: TextConfig | None = BertConfig()  # null: the model is not told about the picture in words
     text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
     classes: ClassesConfig | None = None  # in place of text
+    picture: PictureConfig | None = None  # in place of text: a picture whose variations are drawn
     spatial: SpatialConfig | None = None
     unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -107,6 +118,7 @@ class Config(Section):
             "text": self.text,
             "text_2": self.text_2,
             "classes": self.classes,
+            "picture": self.picture,
             "spatial": self.spatial,
         }
         kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
@@ -121,6 +133,11 @@ class Config(Section):
             self._context_fits(self.unet)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
+        if isinstance(self.picture, OwnPictureConfig) and self.picture.in_channels != self.autoencoder.latent_channels:
+            raise ValueError(
+                f"picture.in_channels is {self.picture.in_channels}, autoencoder.latent_channels is "
+                f"{self.autoencoder.latent_channels}: they must be equal"
+            )
         self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
@@ -142,7 +159,7 @@ class Config(Section):
         return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 
     def _nothing_is_conditioned(self) -> None:
-        for name in ("text", "text_2", "classes", "spatial"):
+        for name in ("text", "text_2", "classes", "picture", "spatial"):
             if getattr(self, name) is not None:
                 raise ValueError(f"there is no unet that {name} could tell anything: set {name} to null as well")
 
@@ -184,8 +201,12 @@ class Config(Section):
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
         widths = {name: section.hidden_size for name, section in given.items() if section is not None}
-        if "classes" in widths and len(widths) > 1:
-            raise ValueError("classes takes the place of text: set text to null")
+        if self.picture is not None:
+            widths["picture"] = self.picture.context_width
+        for name in ("classes", "picture"):
+            if name in widths and len(widths) > 1:
+                others = " and ".join(other for other in widths if other != name)
+                raise ValueError(f"{name} takes the place of {others}: set {others} to null")
         if "text_2" in widths and "text" not in widths:
             raise ValueError("text_2 is a second text encoder: there must be text as well")
         if (sum(widths.values()) or None) != unet.cross_attention_dim:

@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.models.unet import Added
 from ldm.pipeline.condition import Condition
 from ldm.pipeline.prompts import Prompts
+from ldm.pipeline.references import PictureConditioner
 from ldm.pipeline.request import Framing, Request, Subject
 
 GUIDANCE_SCALE = 3.0  # where there is something to guide away from and nothing else is asked for
@@ -37,11 +38,13 @@ class Conditioner(Protocol):
 
 
 def make_conditioner(parts: Parts) -> Conditioner:
-    """The conditioner of a model of text, of classes, or of nothing."""
+    """The conditioner of a model of text, of classes, of another picture, or of nothing."""
     if parts.texts:
         return TextConditioner(parts)
     if parts.num_classes is not None:
         return ClassConditioner(parts, parts.num_classes)
+    if parts.picture_encoder is not None:
+        return PictureConditioner(parts, parts.picture_encoder, GUIDANCE_SCALE)
     return NoConditioner()
 
 
@@ -60,6 +63,7 @@ class TextConditioner:
             raise UserError("there is no prompt to draw: give a PROMPT, or several")
         if request.framing is not None and not self.knows_sizes:
             raise UserError("this model was not told sizes and crops in training: leave framing out")
+        _refuse_reference(request)
         self.prompts.warn_of_cuts(request)
         return request if request.guidance_scale is not None else replace(request, guidance_scale=GUIDANCE_SCALE)
 
@@ -156,8 +160,14 @@ class NoConditioner:
         return 1
 
 
+def _refuse_reference(request: Request) -> None:
+    if request.reference is not None:
+        raise UserError("this model was not made to vary a picture: give it as image, to start from, and a strength")
+
+
 def _refuse_ways_of_text(request: Request) -> None:
-    """Raise UserError for what a request says about prompts, in a model that reads none."""
+    """Raise UserError for what a request says about prompts, or a picture to vary, in a model that knows neither."""
+    _refuse_reference(request)
     if request.framing is not None:
         raise UserError("framing is for models that were told sizes and crops in training: leave it out")
     if request.long_prompts or request.prompt_syntax != "plain":

@@ -52,11 +52,13 @@ class Given:
         return image if self.mask is None else Image.composite(image, self.image, self.mask)
 
 
-def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def cover(
+    image: Image.Image, size: tuple[int, int], resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Scale a picture until it just covers width and height in pixels, and cut away what is too much."""
     scale = max(wanted / given for wanted, given in zip(size, image.size, strict=True))
     width, height = (max(wanted, round(given * scale)) for wanted, given in zip(size, image.size, strict=True))
-    return cut(image.resize((width, height), Image.Resampling.LANCZOS), size)
+    return cut(image.resize((width, height), resampling), size)
 
 
 def cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:

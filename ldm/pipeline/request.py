@@ -55,6 +55,7 @@ class Request:
     eta: float | None = None  # for ddim alone; None: that of the sampler
     size: tuple[int, int] | None = None  # width, height in pixels; None: the image's, or what the model was trained on
     image: Image.Image | None = None  # to start from, noised to `strength`, instead of from noise alone
+    reference: Image.Image | None = None  # to vary, for a model that was made for it; None there: the image
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
     guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere

@@ -13,8 +13,10 @@ from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.pictures import make_picture_encoder
 from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
+from ldm.training import pictures
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
@@ -99,7 +101,23 @@ def _text(config: Config) -> Told:
     return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
 
 
-CONDITIONS: dict[str, Callable[[Config], Told]] = {"text": _text, "nothing": lambda config: Told(tell_nothing)}
+def _picture(config: Config) -> Told:
+    assert config.picture is not None
+    encoder, side = make_picture_encoder(config.picture), config.data.size
+    small = side // config.autoencoder.downsampling_factor
+    given = torch.empty(1, config.autoencoder.latent_channels, small, small)
+    given, kept = given if encoder.takes_latents else torch.empty(1, 3, side, side), torch.ones(1, 1, 1)
+    if config.picture.frozen:
+        flops, context = _forward(lambda: encoder(given))
+        return Told(pictures.tell_what_is_kept, (context, kept), flops=flops)
+    return Told(pictures.encode_and_tell, (given, kept), {"picture_encoder": encoder})
+
+
+CONDITIONS: dict[str, Callable[[Config], Told]] = {
+    "text": _text,
+    "picture": _picture,
+    "nothing": lambda config: Told(tell_nothing),
+}
 
 
 def _autoencoder_cost(config: Config) -> StepCost:
