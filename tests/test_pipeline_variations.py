@@ -17,6 +17,7 @@ from ldm.config import CLIPPictureConfig
 from ldm.errors import UserError
 from ldm.models.pictures import make_picture_encoder
 from ldm.pipeline import Request, TextToImage
+from ldm.pipeline.references import PictureConditioner
 
 
 def scene(seed: int, side: int = 32) -> Image.Image:
@@ -149,7 +150,9 @@ def test_clip_sees_what_transformers_clip_sees(tmp_path: Path) -> None:
     ).eval()
     tiny.speaking(whole)
     whole.save_pretrained(tmp_path / "whole")
-    half = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "whole").eval()
+    alone = whole.config.vision_config
+    alone.projection_dim = 16  # which a whole CLIP says outside of it
+    half = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "whole", config=alone).eval()
     half.save_pretrained(tmp_path / "half")
     pipe, image = TextToImage(tiny.variations()), scene(5, 45)
     pipe.save_pretrained(tmp_path / "pipeline")
@@ -158,8 +161,6 @@ def test_clip_sees_what_transformers_clip_sees(tmp_path: Path) -> None:
         expected = half(processor(images=image, return_tensors="pt").pixel_values).image_embeds
         for name in ("whole", "half"):
             encoder = load_picture_encoder(tmp_path / name)
-            from ldm.pipeline.references import PictureConditioner
-
             found = encoder(PictureConditioner(pipe.parts, encoder, 1.0)._given(image))
             assert found.shape == (1, 1, 16)
             torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
