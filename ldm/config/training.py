@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
+    CLIPPictureConfig,
     OwnPictureConfig,
     PictureConfig,
     SpatialConfig,
@@ -201,8 +202,7 @@ class Config(Section):
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
         widths = {name: section.hidden_size for name, section in given.items() if section is not None}
-        if self.picture is not None:
-            widths["picture"] = self.picture.context_width
+        widths |= {} if self.picture is None else {"picture": self.picture.context_width}
         for name in ("classes", "picture"):
             if name in widths and len(widths) > 1:
                 others = " and ".join(other for other in widths if other != name)
@@ -210,7 +210,9 @@ class Config(Section):
         if "text_2" in widths and "text" not in widths:
             raise ValueError("text_2 is a second text encoder: there must be text as well")
         if (sum(widths.values()) or None) != unet.cross_attention_dim:
-            found = " + ".join(f"{name}.hidden_size {width}" for name, width in widths.items()) or "no text or classes"
+            options = {"picture": "projection_dim"} if isinstance(self.picture, CLIPPictureConfig) else {}
+            told = (f"{name}.{options.get(name, 'hidden_size')} {width}" for name, width in widths.items())
+            found = " + ".join(told) or "no text or classes"
             raise ValueError(
                 f"unet.cross_attention_dim is {unet.cross_attention_dim}, the context has {found}: they must be equal"
             )
