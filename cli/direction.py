@@ -34,12 +34,12 @@ def find(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: give a file that ends in .safetensors")
     check_writable([out])
-    groups = [_pictures(folder) for folder in (first, second)]
+    start, end = _pictures(first), _pictures(second)
 
     from ldm.pipeline import TextToImage, directions
 
     way = directions.Way(strength, steps, prompt)
-    directions.find(TextToImage.from_pretrained(model, device=device), *groups, way).save(out)
+    directions.find(TextToImage.from_pretrained(model, device=device), start, end, way).save(out)
     typer.echo(out)
 
 

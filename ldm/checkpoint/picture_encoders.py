@@ -50,9 +50,9 @@ def load_picture_config(folder: Path) -> PictureSection:
         raise UserError(f"{path} is of a {fields.get('model_type')}; ldm loads a clip_vision_model or a clip here")
     check_fixed(fields, CLIP_FIXED, path)
     known = {name: fields.get(name, default) for name, default in CLIP_DEFAULTS.items()}
-    if known["intermediate_size"] == 4 * known["hidden_size"]:
-        known["intermediate_size"] = None
-    return parse(known, CLIPPictureConfig, str(path))
+    config = parse(known, CLIPPictureConfig, str(path))
+    usual = config.intermediate_size == 4 * config.hidden_size
+    return config.model_copy(update={"intermediate_size": None}) if usual else config
 
 
 def load_picture_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> PictureEncoder:
