@@ -11,6 +11,7 @@ import tiny_pipelines as tiny
 import torch
 from PIL import Image
 
+from ldm.checkpoint.compvis.folders import read_folder
 from ldm.checkpoint.diffusers import load_pipeline
 from ldm.checkpoint.picture_encoders import load_picture_encoder, load_source
 from ldm.config import CLIPPictureConfig
@@ -116,6 +117,12 @@ def test_a_saved_model_is_the_same_when_it_comes_back(make: Any, tmp_path: Path)
         assert torch.equal(back.picture_encoder.state_dict()[name], weight)
     options = {"image": scene(0), "seed": 3}
     assert np.abs(draw(TextToImage(back), **options)[0] - draw(pipe, **options)[0]).max() <= 1
+
+
+def test_no_single_file_is_written_of_it(tmp_path: Path) -> None:
+    TextToImage(tiny.own_variations()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="varies a picture: ldm writes no single file"):
+        read_folder(tmp_path)
 
 
 def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
 
 
 def _of_parts(parts: Parts) -> SingleFile:
+    if parts.picture_encoder is not None:
+        raise UserError("a model that varies a picture: ldm writes no single file of such a one, only its folder")
     found = {name: getattr(parts, part) for name, part in PARTS.items()}
     networks = {name: network for name, network in found.items() if network is not None}
     contents = Contents(
