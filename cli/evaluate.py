@@ -4,82 +4,126 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.checkpoint.pretrained import Autoencoder
+    from ldm.data.sources import Source
+    from ldm.pipeline import TextToImage
 
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 
 
 def evaluate(
     model: Model = "emoji",
-    data: Annotated[
-        str, typer.Option(help="What to compare with: as for training; `scenes` means its test split.")
-    ] = "scenes",
-    metrics: Annotated[
-        str, typer.Option(help="Of fid, kid, precision, clip, rfid, psnr, ssim, lpips, neighbours.")
-    ] = "fid,kid,precision,rfid,psnr,ssim",
-    samples: Annotated[int, typer.Option(help="Pictures to draw, and pictures of the data to compare with.")] = 1000,
-    features: Annotated[
-        str,
-        typer.Option(help="inception (published FIDs), efficientnet-lite0 (offline), timm:MODEL or clip:MODEL."),
-    ] = "inception",
-    clip: Annotated[str | None, typer.Option(help="CLIP model for the score: a folder or a Hub id.")] = None,
-    cfg: Annotated[float, typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.")] = 3.0,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
-    sampler: Annotated[str, typer.Option(help="As in `ldm generate`.")] = "ddim",
-    eta: Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first sample; the next ones have the next seeds.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
+    data: Annotated[str, typer.Option(help="What to compare with: as for training.")] = "scenes",
+    split: Annotated[str | None, typer.Option(help="Of `scenes`: train or test.  [default: test]")] = None,
     concepts: Annotated[int | None, typer.Option(help="Of `scenes`: only the first so many.  [default: all]")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Of fid, kid, precision, clip, rfid, psnr, ssim, lpips, codebook, neighbours.")
+    ] = "fid,kid,precision,rfid,psnr,ssim",
+    samples: Annotated[int, typer.Option(help="Pictures to draw, and to reconstruct.")] = 1000,
+    pictures: Annotated[
+        int | None, typer.Option(help="Of the data, to compare with as a whole.  [default: as many as samples]")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="inception (published FIDs), efficientnet-lite0 (offline), timm:MODEL or clip:MODEL.  "
+            "[default: inception]"
+        ),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="File for the features of the data: used if it is there and fits, else made, for next time."),
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP model for the score: a folder or a Hub id.")] = None,
+    cfg: Annotated[
+        float | None, typer.Option("--cfg", help="Guidance scale; 1 is off.  [default: the model's own]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.  [default: 30]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As in `ldm generate`.  [default: ddim]")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first sample; the next ones have the next seeds.  [default: 0]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
     out: Annotated[Path | None, typer.Option(help="report.json; the picture of neighbours lies beside it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON document.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
-    """Measure a model's pictures and its autoencoder against a data set."""
+    """Measure a model's pictures and its autoencoder, or an autoencoder alone, against a data set."""
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     if "neighbours" in names and out is None:
         raise UserError("the picture of neighbours is written beside the report: give --out report.json")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"no folder {out.parent} to write the report to")
-    if concepts is not None and data != "scenes":
-        raise UserError(f"--concepts is an option of scenes, not of {data}")
-    from ldm.config import DataConfig, ScenesConfig
-    from ldm.data.sources import open_indexed
-    from ldm.evaluation.evaluate import Plan
+    if data != "scenes" and (concepts is not None or split is not None):
+        raise UserError(f"--{'split' if concepts is None else 'concepts'} is an option of scenes, not of {data}")
+    if split not in (None, "train", "test"):
+        raise UserError(f"--split {split}: give train or test")
     from ldm.evaluation.evaluate import evaluate as measure
-    from ldm.pipeline import TextToImage
+    from ldm.evaluation.evaluate import picture_side
+    from ldm.evaluation.plan import Plan, Sampling
     from ldm.processes import ProcessShare
 
+    told = {"guidance_scale": cfg, "num_inference_steps": steps, "sampler": sampler, "eta": eta, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     plan = Plan(
         metrics=names,
         samples=samples,
+        pictures=pictures,
+        statistics=statistics,
         features=features,
         clip=clip,
-        guidance_scale=cfg,
-        num_inference_steps=steps,
-        sampler=sampler,
-        eta=eta,
-        seed=seed,
+        sampling=Sampling(**given) if given else None,
         batch_size=batch_size,
     )
     extractor, share = plan.make_features(), ProcessShare.of_environment()
-    pipe = TextToImage.from_pretrained(model, device=device or share.device())
-    side = pipe.parts.unet.config.sample_size * pipe.parts.autoencoder.config.downsampling_factor
-    scenes = ScenesConfig(num=samples, concepts=concepts)
-    source = open_indexed(data, DataConfig(size=side, scenes=scenes), split="test")
-    report = measure(pipe, source, plan, share, extractor)
+    loaded = load(model, plan.draws, device or share.device())
+    side, most = picture_side(loaded), max(samples, plan.references)
+    source = share.first_alone(lambda: open_data(data, side, most, split or "test", concepts))
+    report = measure(loaded, source, plan, share, extractor)
     share.leave()
     if not share.is_first:
         return
-    for name, value in report.results.items():
-        typer.echo(f"{name:24} {value:.5g}")
+    facts = report.as_dict() | {"model": model, "data": data}
+    if data == "scenes":
+        facts |= {"split": split or "test", "concepts": concepts}
     if out is not None:
-        facts = report.as_dict() | {"model": model, "data": data}
         out.write_text(json.dumps(facts, indent=1) + "\n")
         if report.neighbours is not None:
             report.neighbours.save(out.with_suffix(".png"))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for note in report.settings.get("notes", ()):
+        typer.echo(note, err=True)
+    for name, value in report.results.items():
+        typer.echo(f"{name:24} {value:.5g}")
+
+
+def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencoder:
+    """A pipeline, or the autoencoder alone where there is no more and nothing is drawn."""
+    from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, resolve
+    from ldm.pipeline import TextToImage, find_device
+
+    if not draws and not (resolve(model) / "model_index.json").is_file():
+        return load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
+    return TextToImage.from_pretrained(model, device=device)
+
+
+def open_data(data: str, side: int, pictures: int, split: str, concepts: int | None) -> Source:
+    """The pictures to compare with, `scenes` rendered as far as they are needed."""
+    from ldm.config import DataConfig, ScenesConfig
+    from ldm.data.sources import open_indexed
+
+    scenes = ScenesConfig(num=pictures, concepts=concepts)
+    return open_indexed(data, DataConfig(size=side, scenes=scenes), "train" if split == "train" else "test")
 
 
 def reconstruct(
@@ -87,6 +131,9 @@ def reconstruct(
     model: Model = "emoji",
     out: Annotated[Path, typer.Option(help="A folder for the reconstructions.")] = Path("reconstructions"),
     metrics: Annotated[str, typer.Option(help="Of psnr, ssim, lpips.")] = "psnr,ssim",
+    tile: Annotated[
+        int | None, typer.Option(min=0, help="Side of tiles in pixels; 0: none.  [default: for large pictures]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
     """Send pictures through the autoencoder and back, and say how near they come."""
@@ -108,7 +155,7 @@ def reconstruct(
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
     for path, picture in zip(files, pictures, strict=True):
-        made = reconstruction(autoencoder, picture)
+        made = reconstruction(autoencoder, picture, tile)
         both = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in (made, picture)]
         values = "  ".join(f"{name} {measure(*both).item():.4g}" for name, measure in measures.items())
         target = out / f"{path.stem}.png"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm.cli import guidance
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,19 +29,24 @@ Prompts = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PROMPT]...",
-        help="What to draw; @prompts.txt: a prompt a line; none where the model knows no text.",
+        help="What to draw, such as `a dog` or `a dog AND a hat :0.8`; @prompts.txt: a prompt a line; "
+        "none where the model knows no text.",
         show_default=False,
     ),
 ]
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 Classes = Annotated[
-    list[int] | None,
-    typer.Option("--class", help="A class to draw, its number; for each one more.", show_default=False),
+    list[str] | None,
+    typer.Option("--class", help="A class to draw, its number or name; for each one more.", show_default=False),
 ]
-NegativeClass = Annotated[int | None, typer.Option(help="The class to guide away from.")]
+NegativeClass = Annotated[
+    str | None, typer.Option(help="The class to guide away from.  [default: what the model learned as none]")
+]
 Guidance = Annotated[
     float | None,
-    typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.  [default: 3 where there is text]"),
+    typer.Option(
+        "--cfg", help="Classifier-free guidance scale; 1 is off.  [default: 3 where there is something to guide to]"
+    ),
 ]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]
 Syntax = Annotated[
@@ -73,6 +79,10 @@ Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 t
 MaskFile = Annotated[Path | None, typer.Option(metavar="FILE", help="White where to draw anew, black where it stays.")]
 Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
 Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(min=0, help="Side of the autoencoder's tiles in pixels; 0: none.  [default: for large pictures]"),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 
@@ -86,6 +96,16 @@ def generate(
     negative_class: NegativeClass = None,
     prompt_syntax: Syntax = "plain",
     long_prompts: LongPrompts = False,
+    cfg_rescale: guidance.Rescale = 0.0,
+    cfg_interval: guidance.Interval = None,
+    threshold: guidance.Threshold = None,
+    threshold_range: guidance.ThresholdRange = None,
+    classifier: guidance.Classifier = None,
+    classifier_scale: guidance.ClassifierScale = None,
+    clip: guidance.Clip = None,
+    clip_scale: guidance.ClipScale = None,
+    clip_crops: guidance.ClipCrops = None,
+    clip_prompt: guidance.ClipPrompt = None,
     steps: Steps = 30,
     spacing: Spacing = None,
     timesteps: Timesteps = None,
@@ -100,15 +120,16 @@ def generate(
     mask: MaskFile = None,
     out: Out = Path("pictures"),
     grid: Grid = False,
+    tile: Tile = None,
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
     """Draw pictures of prompts, or of classes."""
     texts = read_prompts(prompts or [])
-    names = texts or [f"class {number}" for number in classes or []] or [""]
+    names = texts or [f"class {each}" for each in classes or []] or [""]
     paths = output_paths(out, names, num, grid)
     width_and_height = parse_size(size)
-    levels = parse_timesteps(timesteps)
+    levels, interval = parse_timesteps(timesteps), guidance.parse_interval(cfg_interval)
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: give {', '.join(DTYPES)}")
     check_writable(paths)
@@ -116,17 +137,23 @@ def generate(
     import torch
 
     from ldm.data.pictures import read_picture
-    from ldm.pipeline import Request, TextToImage
+    from ldm.pipeline import Composed, Request, TextToImage
     from ldm.processes import ProcessShare
 
     request = Request(
-        prompts=tuple(texts),
+        prompts=tuple(map(Composed.parse, texts)),
         negative_prompt=negative,
         prompt_syntax=prompt_syntax,
         long_prompts=long_prompts,
         classes=tuple(classes or ()),
         negative_class=negative_class,
         guidance_scale=cfg,
+        guidance_rescale=cfg_rescale,
+        guidance_interval=interval,
+        threshold=threshold,
+        threshold_range=threshold_range,
+        classifier=guidance.load_classifier(classifier, classifier_scale),
+        clip=guidance.load_clip(clip, clip_scale, clip_crops, clip_prompt),
         num_inference_steps=steps,
         spacing=spacing,
         timesteps=levels,
@@ -141,11 +168,11 @@ def generate(
         mask=None if mask is None else read_picture(mask),
     )
     share = ProcessShare.of_environment()
-    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device())
+    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device(), tile)
     request = pipe.settle(request)
-    facts = parameters(request, model, pipe.size(request)) | {
-        name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None
-    }
+    given = {name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
+    facts = parameters(request, model, pipe.size(request)) | guidance.guidance_facts(request, classifier, clip) | given
+    facts |= {} if tile is None else {"tile": tile}
     numbers = share.of(len(request.pictures))
     with progress_bar() as progress:
         images = pipe.draw(request, progress=progress, numbers=numbers)
@@ -158,7 +185,7 @@ def generate(
         for number, drawn in zip(numbers, images, strict=True):
             subject, picture_seed = request.pictures[number]
             own = {"class": subject} if isinstance(subject, int) else {}
-            prompt = subject if isinstance(subject, str) else ""
+            prompt = str(subject) if isinstance(subject, str | Composed) else ""
             save(drawn, paths[number], prompt, facts | own | {"seed": picture_seed})
             typer.echo(paths[number])
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ldm.errors import UserError
+from ldm.processes import ProcessShare
 
 Target = Annotated[
     str,
@@ -33,10 +34,13 @@ def info(
     from ldm.info.report import report
     from ldm.info.text import as_text
 
-    measured = {}
+    share, measured = ProcessShare.of_environment(), {}
     if measure is not None:
         from ldm.info.measure import measure as measure_latents
 
         measured = {"measured": measure_latents(describe(target), measure, pictures or 4096, write)}
     facts = report(describe(target)) | measured
-    typer.echo(json.dumps(facts, indent=1) if as_json else as_text(facts))
+    if share.is_first:
+        typer.echo(json.dumps(facts, indent=1) if as_json else as_text(facts))
+    if measured:
+        share.leave()

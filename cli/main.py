@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command("train-vae")(train.train_vae)
 app.command("train-unet")(train.train_unet)
+app.command("train-classifier")(train.train_classifier)
 app.command()(cache.cache)
 app.command()(interpolate.interpolate)
 app.command()(evaluate.evaluate)

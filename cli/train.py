@@ -1,4 +1,4 @@
-"""`ldm train-vae` and `ldm train-unet`."""
+"""`ldm train-vae`, `ldm train-unet` and `ldm train-classifier`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Data = Annotated[
     ),
 ]
 Init = Annotated[str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")]
-Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae or runs/CONFIG-unet]")]
+Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs/CONFIG-vae, -unet or -classifier]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps in total.")]
 MaxTime = Annotated[str | None, typer.Option(help="Stop, save and finish after this long, such as 9m or 1h30m.")]
@@ -84,8 +84,8 @@ def train_unet(
     gpu: Gpu = None,
     settings: Set = None,
 ) -> None:
-    """Train a U-Net and its text encoder on latents."""
-    loaded = _config(config, _with_cache(settings, data), "unet", max_steps, batch_size, save_every, seed)
+    """Train a U-Net, and what tells it of text or classes, on latents or pixels."""
+    loaded = _config(config, _with_cache(settings, data, "unet"), "unet", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-unet")
     if dry_run or gpus or gpu:
         _plan("unet", loaded, data, path, dry_run, gpus, gpu, vae=vae, init=init)
@@ -93,11 +93,39 @@ def train_unet(
     _train("unet", loaded, data, path, resume, max_time, vae=vae, init=init)
 
 
-def _with_cache(settings: list[str] | None, data: str) -> list[str]:
+def train_classifier(
+    data: Data,
+    config: ConfigArgument = "classifier",
+    vae: Annotated[str | None, typer.Option(help="A train-vae run, a pipeline or an autoencoder's folder.")] = None,
+    init: Init = None,
+    out: Out = None,
+    resume: Resume = False,
+    max_steps: MaxSteps = None,
+    max_time: MaxTime = None,
+    batch_size: BatchSize = None,
+    save_every: SaveEvery = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu: Gpu = None,
+    settings: Set = None,
+) -> None:
+    """Train a classifier on noisy latents, which guides pictures to a class (ldm generate --classifier)."""
+    loaded = _config(
+        config, _with_cache(settings, data, "classifier"), "classifier", max_steps, batch_size, save_every, seed
+    )
+    path = Path(out or f"runs/{Path(config).stem}-classifier")
+    if dry_run or gpus or gpu:
+        _plan("classifier", loaded, data, path, dry_run, gpus, gpu, vae=vae, init=init)
+        return
+    _train("classifier", loaded, data, path, resume, max_time, vae=vae, init=init)
+
+
+def _with_cache(settings: list[str] | None, data: str, stage: str) -> list[str]:
     """The overrides, and where the data is a cache the one that says so."""
     from ldm.data.cached import is_cache
 
-    return [*(settings or []), *["training.unet.cache_latents=true"] * is_cache(data)]
+    return [*(settings or []), *[f"training.{stage}.cache_latents=true"] * is_cache(data)]
 
 
 def _config(
@@ -138,7 +166,7 @@ def _plan(
 
     if stage == "unet":
         config = with_text_source(config, out)
-    ready = stage == "autoencoder" or any(starting_points.values())
+    ready = stage == "autoencoder" or config.autoencoder.kind == "identity" or any(starting_points.values())
     make = partial(_stage, stage, **starting_points) if ready else None
     typer.echo(plan(stage, config, data, make, gpus, gpu))
 
@@ -151,7 +179,8 @@ def _stage(
 
     if name == "autoencoder":
         return build.autoencoder_stage(config, source, accelerator, **starting)
-    return build.unet_stage(config, source, accelerator, run, **starting)
+    make = build.unet_stage if name == "unet" else build.classifier_stage
+    return make(config, source, accelerator, run, **starting)
 
 
 def _train(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_autoencoder, resolve
+from ldm.checkpoint.classifiers import find_classifier
+from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, resolve
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.unet_fields import unet_to_fields
@@ -14,13 +15,15 @@ from ldm.data.cached import CachedData
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.perceptual import backbone_state
 from ldm.processes import ProcessShare
-from ldm.starting import initial_parts
+from ldm.starting import initial_classifier, initial_parts
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.caching import cache_in
+from ldm.training.classes import TableCondition, TokenCondition
+from ldm.training.classifier import ClassifierStage
 from ldm.training.conditions import Condition, Nothing, check_options
 from ldm.training.fingerprints import Encoders, check_cache
+from ldm.training.losses import check_perceptual
 from ldm.training.optimizer import check_optimizer
 from ldm.training.pictures import PictureCondition
 from ldm.training.run import Run
@@ -29,7 +32,13 @@ from ldm.training.texts import TextCondition
 from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
 
-CONDITIONS: dict[str, type[Condition]] = {"text": TextCondition, "picture": PictureCondition, "nothing": Nothing}
+CONDITIONS: dict[str, type[Condition]] = {
+    "text": TextCondition,
+    "classes": TokenCondition,
+    "class_table": TableCondition,
+    "picture": PictureCondition,
+    "nothing": Nothing,
+}
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
@@ -37,13 +46,18 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     check_optimizer(getattr(config.training, stage))
     check_trackers(config.training.trackers)
     if stage == "autoencoder":
+        if config.autoencoder.kind == "identity":
+            raise UserError("autoencoder.kind identity has nothing to train: ldm train-unet takes pictures as they are")
         if config.loss.perceptual.weight:
-            backbone_state(config.loss.perceptual.net)
+            check_perceptual(config.loss.perceptual.net)
         if init is not None:
             find_autoencoder(init)
         return
-    if config.training.unet.cache_latents:
+    if getattr(config.training, stage).cache_latents:
         check_cacheable(config.data)
+    if stage == "classifier":
+        _check_classifier(config, run, vae, init)
+        return
     kinds = _kinds(config)
     check_options(config, kinds)
     for kind in kinds:
@@ -52,11 +66,26 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     unet_to_fields(config.need_unet())
     if init is not None:
         resolve(init)
-    if vae is not None:
+    _check_autoencoder(stage, config, run, vae, init)
+
+
+def _check_classifier(config: Config, run: Run, vae: str | None, init: str | None) -> None:
+    config.need_classifier()
+    scheduler_to_fields(config.diffusion)
+    if init is not None:
+        find_classifier(init)
+    _check_autoencoder("classifier", config, run, vae, init)
+
+
+def _check_autoencoder(stage: str, config: Config, run: Run, vae: str | None, init: str | None) -> None:
+    """Raise UserError where it is not known whose latents a stage is to train on."""
+    if config.autoencoder.kind == "identity":
+        check_pixels(stage, config, vae)
+    elif vae is not None:
         find_autoencoder(vae)
     elif init is None and not run.steps():
         raise UserError(
-            "train-unet needs an autoencoder: --vae (a train-vae run, a pipeline or an autoencoder's folder)"
+            f"train-{stage} needs an autoencoder: --vae (a train-vae run, a pipeline or an autoencoder's folder)"
         )
 
 
@@ -66,8 +95,18 @@ def check_cacheable(data: DataConfig) -> None:
     refused = [f"data.{name}" for name, asked in (chances | {"buckets": data.buckets is not None}).items() if asked]
     if refused:
         raise UserError(
-            "a cache (--data, training.unet.cache_latents) has the latents of each picture's middle square, "
+            "a cache (--data, cache_latents of the stage) has the latents of each picture's middle square, "
             f"not together with {', '.join(refused)}"
+        )
+
+
+def check_pixels(stage: str, config: Config, vae: str | None) -> None:
+    """Raise UserError for what means nothing where pictures are their own latents."""
+    if vae is not None:
+        raise UserError(f"autoencoder.kind identity: pictures are their own latents, --vae {vae} has no use")
+    if getattr(config.training, stage).cache_latents:
+        raise UserError(
+            f"autoencoder.kind identity: pictures are their own latents, set training.{stage}.cache_latents=false"
         )
 
 
@@ -89,9 +128,21 @@ def unet_stage(
 ) -> UNetStage:
     """A new U-Net and text encoder, or those of `init`, on the latents of the autoencoder `vae`, ready to train."""
     parts = initial_parts(config, _kinds(config), source, accelerator, run, vae, init)
-    cache = _cache(config, parts, source, accelerator, run) if config.training.unet.cache_latents else None
+    text = parts.texts[0] if config.text is not None and config.text.frozen else None
+    encoders = Encoders(parts.autoencoder, text)
+    cache = _cache("unet", config, encoders, source, accelerator, run) if config.training.unet.cache_latents else None
     conditions = [kind(parts, config, accelerator, cache) for kind in _kinds(config)]
     return UNetStage(parts, config, accelerator, conditions, cache)
+
+
+def classifier_stage(
+    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+) -> ClassifierStage:
+    """A new classifier, or that of `init` or of the run, on the latents of an autoencoder, ready to train."""
+    trained = initial_classifier(config, source, run, vae, init)
+    cached, encoders = config.training.classifier.cache_latents, Encoders(trained.autoencoder)
+    cache = _cache("classifier", config, encoders, source, accelerator, run) if cached else None
+    return ClassifierStage(trained, config, accelerator, cache)
 
 
 def _kinds(config: Config) -> list[type[Condition]]:
@@ -106,17 +157,18 @@ def _kinds(config: Config) -> list[type[Condition]]:
     return [CONDITIONS[name] for name in config.told]
 
 
-def _cache(config: Config, parts: Parts, source: Source | Shards, accelerator: Accelerator, run: Run) -> CachedData:
+def _cache(
+    stage: str, config: Config, encoders: Encoders, source: Source | Shards, accelerator: Accelerator, run: Run
+) -> CachedData:
     """The cache that is the data, or one of latents alone in the run, made now or found; UserError if it is stale."""
     if isinstance(source, Shards):
         raise UserError(
             "streamed shards are cached beforehand: `ldm cache`, then --data with its folder; or "
-            "--set training.unet.cache_latents=false"
+            f"--set training.{stage}.cache_latents=false"
         )
-    autoencoder = parts.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
+    autoencoder = encoders.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
     share = ProcessShare(accelerator.process_index, accelerator.num_processes)
     if not isinstance(source, CachedData):
         source = cache_in(run.path, source, config.data, Encoders(autoencoder), share, accelerator.device)
-    text = parts.texts[0] if config.text is not None and config.text.frozen else None
-    check_cache(source, config.data, Encoders(autoencoder, text), share)
+    check_cache(source, config.data, encoders, share)
     return source

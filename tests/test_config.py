@@ -34,6 +34,15 @@ def test_an_ill_typed_option_is_refused_with_its_path() -> None:
         config.load("tiny", ["training.unet.batch_size=many"])
 
 
+def test_a_bare_no_which_yaml_takes_for_false_is_a_precision(tmp_path) -> None:
+    assert config.load("emoji", ["training.unet.mixed_precision=no"]).training.unet.mixed_precision == "no"
+    path = tmp_path / "bare.yaml"
+    path.write_text("training: {autoencoder: {mixed_precision: no}}\n")
+    assert config.load(path).training.autoencoder.mixed_precision == "no"
+    with pytest.raises(UserError, match="mixed_precision"):
+        config.load("emoji", ["training.unet.mixed_precision=yes"])
+
+
 def test_a_missing_configuration_names_those_that_exist() -> None:
     with pytest.raises(UserError, match=r"no configuration 'tinny': neither a file nor one of .*tiny"):
         config.load("tinny")

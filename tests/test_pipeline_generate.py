@@ -26,8 +26,8 @@ class FakePipe:
     request: Any = None
 
     @classmethod
-    def from_pretrained(cls, path: str, dtype: Any, device: str | None) -> FakePipe:
-        cls.loaded = (path, str(dtype), device)
+    def from_pretrained(cls, path: str, dtype: Any, device: str | None, tile: int | None) -> FakePipe:
+        cls.loaded = (path, str(dtype), device, tile)
         return cls()
 
     def settle(self, request: Any) -> Any:
@@ -93,11 +93,12 @@ def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_request_and_the_loader(tmp_path: Path) -> None:
-    generate(["a"], model="m", size="32x16", sampler="ddpm", device="cpu", dtype="bfloat16", out=tmp_path / "x.png")
-    assert FakePipe.loaded == ("m", "torch.bfloat16", "cpu")
+    place = {"device": "cpu", "dtype": "bfloat16", "tile": 64}
+    generate(["a"], model="m", size="32x16", sampler="ddpm", out=tmp_path / "x.png", **place)
+    assert FakePipe.loaded == ("m", "torch.bfloat16", "cpu", 64)
     assert (FakePipe.request.size, FakePipe.request.sampler, FakePipe.request.eta) == ((32, 16), "ddpm", None)
     facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
-    assert (facts["eta"], facts["size"]) == (1.0, "32x16")
+    assert (facts["eta"], facts["size"], facts["tile"]) == (1.0, "32x16", 64)
 
 
 def test_levels_reach_the_request_and_the_file(tmp_path: Path) -> None:

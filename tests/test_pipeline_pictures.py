@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.data.pictures import read_picture
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
+from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 from ldm.pipeline import Request, TextToImage
 from ldm.pipeline.given import Given, cover, cut
 
@@ -137,3 +138,20 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     path.write_text("words")
     with pytest.raises(UserError, match="cannot be read"):
         read_picture(path)
+
+
+def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.Image) -> None:
+    vae = pipe.parts.autoencoder
+    side = 16 * vae.config.downsampling_factor
+    tiled = TextToImage(pipe.parts, tile=side)
+    latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
+    [made], [whole] = tiled.decode(latents), pipe.decode(latents)
+    pixels = decode_tiled(vae, latents, Tiling(16, 4))[0].permute(1, 2, 0)
+    expected = ((pixels.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    assert np.array_equal(np.asarray(made), expected)
+    assert not np.array_equal(np.asarray(made), np.asarray(whole))
+    request = Request(prompts=("a",), image=image.resize((4 * side, 2 * side)), size=(4 * side, 2 * side))
+    given, pixels = tiled._given(request), torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None]
+    assert torch.equal(given.latents, encode_tiled(vae, pixels / 127.5 - 1, Tiling(16, 4)).mode())
+    with pytest.raises(UserError, match=f"tile {side + 1}"):
+        TextToImage(pipe.parts, tile=side + 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoint.class_tables import EMPTY, NAMES, class_facts
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.picture_encoders import CLIP_CLASS, OWN_CLASS
@@ -58,6 +59,7 @@ class Layout:
     kinds: dict[str, tuple[Kind, ...]] = field(default_factory=dict)  # our part -> what may stand there, if not ANY
     texts: dict[str, Fields] = field(default_factory=dict)  # text encoder -> options that the class decides
     fields: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # fields that are no parts, the default first
+    facts: tuple[str, ...] = ()  # fields that `class_tables` reads and writes
     nothing: tuple[str, ...] = ()  # parts that mean nothing to us
     may_lack: tuple[str, ...] = ()  # parts of ours that need not be there
     limit: Callable[[Parts], bool] = lambda parts: True  # what else it takes for granted
@@ -82,6 +84,12 @@ class Layout:
 def _as_latent_text_pipeline(parts: Parts) -> bool:
     """That class knows no other factor, and does not scale its input as the schedulers between timesteps ask."""
     return parts.autoencoder.config.downsampling_factor == 8 and scheduler_class(parts.diffusion) == "DDIMScheduler"
+
+
+def _as_pixel_pipeline(parts: Parts) -> bool:
+    """That class is told no classes, knows no variances, and does not scale its input as some schedulers ask."""
+    plain = parts.num_classes is None and not parts.diffusion.learned_variance
+    return plain and scheduler_class(parts.diffusion) == "DDIMScheduler"
 
 
 def _folders(**names: str) -> dict[str, str]:
@@ -133,6 +141,11 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         kinds={"unet": (UNETS["plain"],)},
         limit=lambda parts: parts.num_classes is None,
     ),
+    "DDPMPipeline": Layout(  # without an autoencoder: on pixels
+        _folders(),
+        kinds={"unet": (UNETS["plain"],)},
+        limit=_as_pixel_pipeline,
+    ),
     "LatentDiffusionPipeline": Layout(  # ours: diffusers loads its parts singly
         _folders(
             autoencoder="vae",
@@ -142,17 +155,17 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
             processor="feature_extractor",
         ),
         fields={ZEROS: (False, True)},
-        may_lack=(*_TWO_TEXTS, "classes", "picture_encoder", "processor"),
+        facts=(NAMES, EMPTY),
+        may_lack=("autoencoder", *_TWO_TEXTS, "classes", "picture_encoder", "processor"),
     ),
 }
 
 
 def network_kinds(parts: Parts) -> dict[str, Kind]:
     """Library and class of each network that is there, as it is written."""
-    found = {
-        "autoencoder": AUTOENCODERS[parts.autoencoder.config.kind],
-        "unet": UNETS[parts.unet.config.attention],
-    }
+    found = {"unet": UNETS[parts.unet.config.attention]}
+    if parts.autoencoder.config.kind in AUTOENCODERS:  # one that is the identity has no folder
+        found["autoencoder"] = AUTOENCODERS[parts.autoencoder.config.kind]
     for encoder, _, end in _texts(parts):
         name = architecture(saved_config(encoder.config))
         found[f"text_encoder{end}"] = next(kind for kind in TEXTS if kind[1] == name)
@@ -194,6 +207,7 @@ def make_index(parts: Parts) -> Fields:
         "_diffusers_version": DIFFUSERS_VERSION,
         **{folder: list(kinds[part]) for part, folder in layout.folders.items() if part in kinds},
         **{name: [None, None] for name in layout.nothing},
+        **(class_facts(parts.class_names, parts.empty_class) if layout.facts else {}),
         **(values | ({ZEROS: parts.zeros_for_empty_prompt} if ZEROS in values else {})),
     }
 
@@ -215,6 +229,11 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Kind]]:
     for name, value in index.items():
         if name in layout.fields and value not in layout.fields[name]:
             raise refused(name, value, where)
-        if name not in (*layout.folders.values(), *layout.fields, *layout.nothing) and not name.startswith("_"):
+        if name not in (
+            *layout.folders.values(),
+            *layout.fields,
+            *layout.facts,
+            *layout.nothing,
+        ) and not name.startswith("_"):
             raise UserError(f"{where}: ldm does not know the part {name}")
     return layout, kinds

@@ -4,6 +4,7 @@ A file names only what differs from the defaults. Unknown keys are refused with 
 so that a misspelt option can never be silently ignored.
 """
 
+from ldm.config.classifier import ClassifierConfig
 from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
@@ -35,6 +36,7 @@ from ldm.config.networks import AutoencoderConfig, UNetConfig
 from ldm.config.section import Section, dump, parse
 from ldm.config.training import (
     AutoencoderStageConfig,
+    ClassifierStageConfig,
     Config,
     StageConfig,
     TrainingConfig,
@@ -50,6 +52,8 @@ __all__ = [
     "CLIPConfig",
     "CLIPPictureConfig",
     "ClassesConfig",
+    "ClassifierConfig",
+    "ClassifierStageConfig",
     "CodebookConfig",
     "Config",
     "DataConfig",

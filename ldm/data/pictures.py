@@ -19,6 +19,7 @@ from ldm.data.broken import UnreadableError
 
 # Formats of pixels alone: Pillow would run Ghostscript for a file that says it is PostScript, whatever its suffix.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+RESIZING = "shorter side by Pillow's Lanczos filter, antialiased, then the middle square"  # what `fit` does
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
 
 

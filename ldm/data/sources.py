@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from ldm.config import DataConfig, Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import CachedData, is_cache
+from ldm.data.classes import Labels, choose_field, no_classes
 from ldm.data.folders import FolderSource, open_folder
 from ldm.data.pictures import decode, header_size
 from ldm.data.shards import Shards, open_shards, shards_of
@@ -41,6 +43,15 @@ class Source(Protocol):
         """All captions of a picture, at least one; one of them is drawn each time it is used."""
         ...
 
+    def label(self, index: int) -> int:
+        """The class of a picture; UserError where the data tells no classes."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes by number, () where numbers are all that is known; UserError where there are none."""
+        ...
+
     def stamp(self, index: int) -> str:
         """What tells a picture from others and from an older version of it, found without decoding it."""
         ...
@@ -49,13 +60,21 @@ class Source(Protocol):
 class TableSource:
     """Pictures of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
 
-    def __init__(self, table: Any, data: str, image_column: str, caption_fields: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        table: Any,
+        data: str,
+        image_column: str,
+        caption_fields: tuple[str, ...],
+        class_column: str | None = None,
+    ) -> None:
         from datasets import Image as ImageFeature
 
         # Not decoded by `datasets`, whose errors would not say which picture is broken.
         self._images = table.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
         self._column, self._fields, self._data = image_column, caption_fields, data
         self._texts = table.select_columns(captions_of.columns_of(table.features, caption_fields))
+        self._labels = None if class_column is None else _labels(table, class_column)
         self._fingerprint: str = table._fingerprint  # `datasets`' own, of the files or of the Hub's revision
 
     def __len__(self) -> int:
@@ -77,6 +96,20 @@ class TableSource:
             return captions_of.of_record(self._texts[index], self._fields) or [""]
         except ValueError as error:
             raise UnreadableError(f"{self._data}, row {index}", error) from error
+
+    def label(self, index: int) -> int:
+        """The class at `index`; UnreadableError when it has none, UserError when no row has."""
+        return self._classes().number(index, f"{self._data}, row {index}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes by number, () where numbers are all that is known; UserError where there are none."""
+        return self._classes().names
+
+    def _classes(self) -> Labels:
+        if self._labels is None:
+            raise no_classes(self._data)
+        return self._labels
 
     def stamp(self, index: int) -> str:
         """Of the table and the row."""
@@ -103,18 +136,20 @@ def open_source(data: str, config: DataConfig, split: Literal["train", "test"] =
 
         if config.caption_fields:
             raise UserError("data.caption_fields has no use for scenes, which have captions of their own")
+        if config.class_field is not None:
+            raise UserError("data.class_field has no use for scenes, whose class is that of the first thing in them")
         return ScenesDataset(config.scenes, config.size, split)
     if is_cache(data):
         return CachedData(Path(data))
     shards = shards_of(data)
     if shards is not None:
-        return open_shards(shards, config.caption_fields)
+        return open_shards(shards, config.caption_fields, config.class_field)
     path = Path(data)
     parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
     if parquet and all(file.is_file() for file in parquet):
         return _table(load_table("parquet", data, data_files=[str(file) for file in parquet]), data, config)
     if path.is_dir():
-        return open_folder(path, config.caption_fields)
+        return open_folder(path, config.caption_fields, config.class_field)
     if path.suffix or path.is_absolute() or data.startswith(".") or data.count("/") != 1:
         raise UserError(
             f"no data at {data!r}: expected `scenes`, a folder of pictures, .tar shards, a .parquet file or a Hub id"
@@ -131,6 +166,7 @@ def open_indexed(data: str, config: DataConfig, split: Literal["train", "test"] 
 
 
 def _table(table: Any, data: str, config: DataConfig) -> TableSource:
+    from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
     images = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
@@ -139,7 +175,15 @@ def _table(table: Any, data: str, config: DataConfig) -> TableSource:
     if not len(table):
         raise UserError(f"data {data!r} holds no pictures")
     fields = captions_of.choose_fields(table.features, config.caption_fields, data)
-    return TableSource(table, data, images[0], fields)
+    named = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
+    column = choose_field(table.features, config.class_field, data) if config.class_field or not named else named[0]
+    return TableSource(table, data, images[0], fields, column)
+
+
+def _labels(table: Any, column: str) -> Labels:
+    """A column of numbers, names, or of `datasets`' ClassLabel, which is numbers with names."""
+    names = getattr(table.features[column], "names", None)
+    return Labels(list(table[column]), names)
 
 
 __all__ = ["FolderSource", "Shards", "Source", "TableSource", "open_indexed", "open_source"]

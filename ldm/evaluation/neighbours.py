@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -25,11 +27,14 @@ def as_vectors(pictures: np.ndarray, side: int = 32) -> Tensor:
     return values.flatten(1)
 
 
-def neighbour_sheet(samples: np.ndarray, references: np.ndarray, *numbers: Tensor) -> Image.Image:
-    """A row a sample: the sample, then its neighbours by each of the `numbers` (N, count), bytes (N, H, W, 3)."""
+def neighbour_sheet(samples: np.ndarray, picture: Callable[[int], np.ndarray], *numbers: Tensor) -> Image.Image:
+    """A row a sample: the sample, then its neighbours by each of the `numbers` (N, count), bytes (N, H, W, 3).
+
+    `picture` gives the picture of the data with a number, bytes (H, W, 3).
+    """
     rows = []
     for index, sample in enumerate(samples):
         rows.append(sample)
         for found in numbers:
-            rows += [references[number] for number in found[index].tolist()]
+            rows += [picture(number) for number in found[index].tolist()]
     return contact_sheet(np.stack(rows), columns=1 + sum(found.shape[1] for found in numbers))

@@ -22,8 +22,8 @@ def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarra
 
 
 @torch.inference_mode()
-def reconstruction(autoencoder: Autoencoder, picture: np.ndarray) -> np.ndarray:
-    """What comes back of a picture, bytes (H, W, 3), through the posterior's mode."""
-    device = next(autoencoder.parameters()).device
-    latents = tiling.encode(autoencoder, to_tensor(picture[None]).to(device)).mode()
-    return to_bytes(tiling.decode(autoencoder, latents))[0]
+def reconstruction(autoencoder: Autoencoder, picture: np.ndarray, tile: int | None = None) -> np.ndarray:
+    """What comes back of a picture, bytes (H, W, 3), through the posterior's mode; `tile` as in `ldm.models.tiling`."""
+    device = next(autoencoder.parameters(), torch.empty(0)).device  # on the CPU without weights
+    latents = tiling.encode(autoencoder, to_tensor(picture[None]).to(device), tile).mode()
+    return to_bytes(tiling.decode(autoencoder, latents, tile))[0]

@@ -60,9 +60,11 @@ class Description:
 
     @property
     def stage(self) -> str | None:
-        """Which of the configuration's two trainings it is of; None without a configuration."""
+        """Which of the configuration's trainings it is of; None without a configuration."""
         if self.config is None:
             return None
+        if self.config.classifier is not None:
+            return "classifier"
         return "autoencoder" if self.contents.unet is None else "unet"
 
     @property

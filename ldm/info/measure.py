@@ -17,7 +17,7 @@ from ldm.training.latents import channel_statistics
 
 
 def measure(description: Description, data: str, pictures: int, write: bool) -> dict[str, Any]:
-    """Measure over so many pictures of `data`; the statistics before and after, and what they follow from.
+    """Measure over so many pictures of `data`, by all processes; the statistics before and after, and their moments.
 
     With `write` the autoencoder's folder gets them. UserError where there are no weights in a folder, and where a
     U-Net stands beside it, which was trained on latents of the old statistics.
@@ -33,11 +33,12 @@ def measure(description: Description, data: str, pictures: int, write: bool) -> 
         _check_alone(folder)
     autoencoder = load_autoencoder(folder).eval()
     before, size = statistics(autoencoder.config), autoencoder.config.sample_size
-    source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=pictures)))
     accelerator = Accelerator()
+    with accelerator.main_process_first():  # one process renders or downloads, the others find it done
+        source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=pictures)))
     means, deviations = channel_statistics(autoencoder.to(accelerator.device), source, size, pictures, accelerator)
     autoencoder.set_statistics(means, deviations)
-    if write:
+    if write and accelerator.is_main_process:
         stored = {header.dtype for header in read_folder(folder).values()}
         save_autoencoder(autoencoder.cpu(), folder, DTYPES.get(stored.pop()) if len(stored) == 1 else None)
     return {

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm.config import AdversarialLossConfig
+from ldm.models.precision import full_precision, wide
 
 
 class PatchDiscriminator(nn.Module):
     """A map of logits, each of one overlapping patch: real (positive) or reconstructed (Isola et al. 2017, 6.1.2).
 
     The first convolution has no normalisation; widths double from layer to layer up to eight times the first; with
-    three layers a logit sees 70 x 70 pixels.
+    three layers a logit sees 70 x 70 pixels. Spectral normalisation is that of the weights of all convolutions
+    (Miyato et al. 2018).
     """
 
     def __init__(self, config: AdversarialLossConfig, in_channels: int = 3) -> None:
@@ -31,10 +36,36 @@ class PatchDiscriminator(nn.Module):
             ]
         self.layers = nn.Sequential(*modules, nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.apply(_initialise)
+        if config.discriminator_norm == "spectral":
+            for layer in self.layers:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to logits (B, 1, H', W'); H' is H / 2**layers - 2."""
-        return self.layers(pictures)
+    def forward(self, pictures: Tensor, penalised: int = 0) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1, H', W') of pictures (B, 3, H, W) in [-1, 1], H' = H / 2**layers - 2, and gradient penalties.
+
+        The penalties (penalised,) are those of the first so many pictures. They come out of the same pass because
+        DistributedDataParallel allows one for each backward pass.
+        """
+        with parametrize.cached():  # one step of a spectral norm's power iteration, whatever is computed here
+            with full_precision(pictures.device):
+                for layer in self.layers:
+                    getattr(layer, "weight", None)
+            return self.layers(pictures), self._penalties(pictures[:penalised])
+
+    def _penalties(self, pictures: Tensor) -> Tensor:
+        """|gradient of a picture's logits|^2 with respect to the picture, (B,), in float32 at least.
+
+        As in R1 (Mescheder et al. 2018, equation 9), for a map of logits that of their sum, divided by their number, so
+        that it does not depend on the resolution.
+        """
+        if not len(pictures):
+            return pictures.new_zeros(0)
+        with full_precision(pictures.device):
+            seen = wide(pictures.detach()).requires_grad_()
+            logits = self.layers(seen)
+            [gradient] = torch.autograd.grad(logits.sum(), seen, create_graph=True)
+        return gradient.square().sum((1, 2, 3)) / logits[0].numel()
 
 
 def _normalisation(kind: str, channels: int) -> nn.Module:

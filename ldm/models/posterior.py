@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.config import AutoencoderConfig
+from ldm.models.precision import wide
 
 
 class Posterior:
@@ -14,7 +15,7 @@ class Posterior:
     def __init__(self, moments: Tensor, config: AutoencoderConfig) -> None:
         self.moments = moments  # (B, 2C, h, w): mean and log-variance of z, as the network gave them
         self.config = config
-        self.mean, log_variance = _wide(moments).chunk(2, dim=1)
+        self.mean, log_variance = wide(moments).chunk(2, dim=1)
         self.log_variance = log_variance.clamp(-30.0, 20.0)
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
@@ -31,8 +32,11 @@ class Posterior:
 
     def kl(self) -> Tensor:
         """Kullback-Leibler divergence from a unit normal, (B,) in nats (Kingma and Welling 2014, appendix B)."""
-        terms = self.mean.square() + self.variance - 1.0 - self.log_variance
-        return 0.5 * terms.sum(dim=(1, 2, 3))
+        return self.kl_of_values().sum(dim=(1, 2, 3))
+
+    def kl_of_values(self) -> Tensor:
+        """The same for each value, (B, C, h, w) in nats: a diagonal distribution's are independent and add up."""
+        return 0.5 * (self.mean.square() + self.variance - 1.0 - self.log_variance)
 
     @property
     def variance(self) -> Tensor:
@@ -46,7 +50,7 @@ class PointPosterior:
     def __init__(self, moments: Tensor, config: AutoencoderConfig) -> None:
         self.moments = moments  # (B, C, h, w): z, as the network gave it
         self.config = config
-        self.mean = _wide(moments)
+        self.mean = wide(moments)
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
         """Latents (B, C, h, w), whatever the generator or the noise."""
@@ -60,11 +64,6 @@ class PointPosterior:
     def variance(self) -> Tensor:
         """Of z, (B, C, h, w): none."""
         return torch.zeros_like(self.mean)
-
-
-def _wide(moments: Tensor) -> Tensor:
-    """Moments in float32 at least."""
-    return moments.to(torch.promote_types(moments.dtype, torch.float32))
 
 
 def scale(z: Tensor, config: AutoencoderConfig) -> Tensor:

@@ -5,11 +5,10 @@ The codebook is named as in diffusers' `VQModel`.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available
+
+from ldm.models.precision import full_precision, wide
 
 DISTANCES = 2**24  # computed at a time, 64 MiB of them, so that memory stays bounded whatever the picture's size
 
@@ -37,7 +36,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codebook vectors (B, C, h, w) of indices (B, h, w)."""
-        return _wide(self.embedding(indices)).permute(0, 3, 1, 2)
+        return wide(self.embedding(indices)).permute(0, 3, 1, 2)
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
@@ -45,16 +44,10 @@ def nearest(points: Tensor, codebook: Tensor) -> Tensor:
 
     |p - e|^2 without |p|^2, which is the same for all e; both as seen from the codebook's mean, so that little cancels.
     """
-    points, codebook = _wide(points), _wide(codebook)
+    points, codebook = wide(points), wide(codebook)  # in which the nearest of thousands of vectors can be told
     centre = codebook.mean(0)
     codebook = codebook - centre
     halves = 0.5 * codebook.square().sum(1)  # (K,)
     rows = max(1, DISTANCES // len(codebook))
-    device = points.device.type
-    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():  # not on meta
+    with full_precision(points.device):
         return torch.cat([(halves - (part - centre) @ codebook.t()).argmin(1) for part in points.split(rows)])
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least float32, in which the nearest of thousands of vectors can be told."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.posterior import PointPosterior, Posterior, unscale
 
 TOGETHER = 2**16  # latent positions of the pictures that go through an autoencoder at a time
 WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole picture
+SMALLEST = 16  # latent positions along the side of a tile that is asked for
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,52 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
     return [Span(*edges) for edges in zip(starts, stops, borders, borders[1:], strict=False)]
 
 
+def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Tiling | None:
+    """How pictures of so many latent positions are cut: None for whole ones.
+
+    `tile` is the side of a tile in pixels, 0 for whole pictures whatever memory they take, None for tiles of the usual
+    size where pictures are large. Raises UserError for a side that is no multiple of the downsampling factor or that is
+    too small for tiles to overlap by a quarter of it.
+    """
+    if autoencoder.config.kind == "identity":
+        if tile:
+            raise UserError(f"tile {tile}: this model draws in pixels, there is no autoencoder that works in tiles")
+        return None
+    if tile is None:
+        return Tiling() if positions > WHOLE else None
+    if tile == 0:
+        return None
+    factor = autoencoder.config.downsampling_factor
+    if tile < SMALLEST * factor or tile % factor:
+        raise UserError(
+            f"tile {tile}: this autoencoder's tiles have sides of {SMALLEST * factor} pixels or more, multiples of "
+            f"{factor}; 0 means the whole picture"
+        )
+    return Tiling(tile // factor, tile // factor // 4)
+
+
 @torch.inference_mode()
-def encode(autoencoder: Autoencoder, pictures: Tensor) -> Posterior | PointPosterior:
-    """What `Autoencoder.encode` gives for pictures (B, 3, H, W), a few at a time and large ones in tiles."""
+def encode(autoencoder: Autoencoder, pictures: Tensor, tile: int | None = None) -> Posterior | PointPosterior:
+    """What `Autoencoder.encode` gives for pictures (B, 3, H, W), a few at a time and large ones in tiles.
+
+    `tile` as in `tiling_of`.
+    """
     positions = pictures[0, 0].numel() // autoencoder.config.downsampling_factor**2
-    one = autoencoder.encode if positions <= WHOLE else partial(encode_tiled, autoencoder)
+    tiling = tiling_of(autoencoder, positions, tile)
+    one = autoencoder.encode if tiling is None else partial(encode_tiled, autoencoder, tiling=tiling)
     parts = [one(part).moments for part in pictures.split(max(1, TOGETHER // positions))]
     return autoencoder.posterior(torch.cat(parts))
 
 
 @torch.inference_mode()
-def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """What `Autoencoder.decode` gives for latents (B, C, h, w), a few at a time and large ones in tiles."""
+def decode(autoencoder: Autoencoder, latents: Tensor, tile: int | None = None) -> Tensor:
+    """What `Autoencoder.decode` gives for latents (B, C, h, w), a few at a time and large ones in tiles.
+
+    `tile` as in `tiling_of`.
+    """
     positions = latents[0, 0].numel()
-    one = autoencoder.decode if positions <= WHOLE else partial(decode_tiled, autoencoder)
+    tiling = tiling_of(autoencoder, positions, tile)
+    one = autoencoder.decode if tiling is None else partial(decode_tiled, autoencoder, tiling=tiling)
     return torch.cat([one(part) for part in latents.split(max(1, TOGETHER // positions))])
 
 

@@ -22,11 +22,14 @@ COPIES = 8  # of its widest map that a network holds while it computes: joined, 
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
-def automatic(parts: Parts, shape: tuple[int, int, int], rows: int) -> int:
-    """How many pictures of latents `shape` (C, h, w) are drawn at a time, each with `rows` rows of the U-Net."""
+def automatic(parts: Parts, shape: tuple[int, int, int], rows: int, backward: bool = False) -> int:
+    """How many pictures of latents `shape` (C, h, w) are drawn at a time, each with `rows` rows of the U-Net.
+
+    `backward` as in `picture_memory`.
+    """
     device = parts.device
     kind = "cuda" if device.type == "cuda" else "cpu"
-    fitting = SHARE[kind] * free_memory(device) / picture_memory(parts, shape, rows)
+    fitting = SHARE[kind] * free_memory(device) / picture_memory(parts, shape, rows, backward)
     return max(1, min(MOST[kind], int(fitting)))
 
 
@@ -47,26 +50,32 @@ def _left_in_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
             yield int(most) - int(taken.read_text())
 
 
-def picture_memory(parts: Parts, shape: tuple[int, int, int], rows: int) -> float:
-    """Bytes that one picture takes at most beside the weights, in the U-Net or in the decoder."""
-    positions = shape[1] * shape[2]
-    networks = ((parts.unet, rows * unet_width(parts.unet.config)), (parts.autoencoder, decoder_width(parts)))
-    return max(positions * width * next(network.parameters()).element_size() for network, width in networks)
+def picture_memory(parts: Parts, shape: tuple[int, int, int], rows: int, backward: bool = False) -> float:
+    """Bytes that one picture takes at most beside the weights, in the U-Net or in the decoder.
+
+    `backward` is for a gradient that goes back through both, whose maps are then all kept.
+    """
+    size = parts.autoencoder.dtype.itemsize if parts.autoencoder.config.kind != "identity" else 0
+    unet = rows * unet_width(parts.unet.config, backward) * next(parts.unet.parameters()).element_size()
+    decoder = decoder_width(parts.autoencoder.config, backward) * size
+    return shape[1] * shape[2] * (unet + decoder if backward else max(unet, decoder))
 
 
-def unet_width(config: UNetConfig) -> float:
+def unet_width(config: UNetConfig, backward: bool = False) -> float:
     """Numbers that a row of the U-Net takes for each position of its latents: what it skips, and its widest map."""
     channels = config.block_out_channels
     maps = [width / 4**level for level, width in enumerate(channels)]
+    if backward:
+        return COPIES * 2 * (config.layers_per_block + 1) * sum(maps)  # on the way down and on the way up
     return (config.layers_per_block + 1) * sum(maps) + 2 * COPIES * max(maps)  # skips join, twice the width
 
 
-def decoder_width(parts: Parts) -> float:
-    """Numbers that the decoder takes for each position of the latents: those of its widest map."""
-    config: AutoencoderConfig = parts.autoencoder.config
+def decoder_width(config: AutoencoderConfig, backward: bool = False) -> float:
+    """Numbers that the decoder takes for each position of the latents: those of its widest map, or of all."""
     channels, factor = config.block_out_channels, config.downsampling_factor
     wider = (*channels[1:], channels[-1])  # a level is entered with the channels of the coarser one
-    return COPIES * max(width * (factor / 2**level) ** 2 for level, width in enumerate(wider))
+    maps = [width * (factor / 2**level) ** 2 for level, width in enumerate(wider)]
+    return COPIES * ((config.layers_per_block + 1) * sum(maps) if backward else max(maps))
 
 
 def split(numbers: Iterable[int], size: int, length: Callable[[int], int]) -> list[list[int]]:

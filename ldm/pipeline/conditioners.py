@@ -11,6 +11,8 @@ import torch
 from ldm.checkpoint.parts import Parts
 from ldm.errors import UserError
 from ldm.models.unet import Added
+from ldm.pipeline.class_names import class_number
+from ldm.pipeline.composition import spread
 from ldm.pipeline.condition import Condition
 from ldm.pipeline.prompts import Prompts
 from ldm.pipeline.references import PictureConditioner
@@ -89,27 +91,27 @@ class TextConditioner:
         return positive, negative.silent() if zeros else negative
 
     def length(self, subject: Subject, request: Request) -> int:
-        """The windows of the prompt, or of the negative one, which is padded to as many, or pads it."""
-        return self.prompts.count([str(subject), request.negative_prompt], request)
+        """The windows of the longest of its texts and the negative prompt; the others are padded to as many."""
+        return self.prompts.count([*map(str, spread([subject])[0]), request.negative_prompt], request)
 
 
 class ClassConditioner:
     """Classes, by a token each that the U-Net attends to or by a table of its own."""
 
     def __init__(self, parts: Parts, num_classes: int) -> None:
-        self.parts, self.num_classes = parts, num_classes
+        self.parts, self.num_classes, self.empty = parts, num_classes, parts.empty_class
 
     def settle(self, request: Request) -> Request:
-        """Classes alone are drawn; guidance needs one to guide away from."""
+        """Classes alone are drawn, by their numbers from here on; guidance needs one to guide away from."""
         if request.prompts or request.negative_prompt:
             raise UserError("this model draws classes, it knows no prompts: give classes (--class) instead")
         if not request.classes:
             raise UserError(f"there is no class to draw: give classes (--class) from 0 to {self.num_classes - 1}")
-        for number in (*request.classes, request.negative_class or 0):
-            if not 0 <= number < self.num_classes:
-                raise UserError(f"class {number}: this model has classes 0 to {self.num_classes - 1}")
+        negative = self.empty if request.negative_class is None else self._number(request.negative_class)
+        classes = tuple(self._number(each) for each in request.classes)
+        request = replace(request, classes=classes, negative_class=None if request.negative_class is None else negative)
         _refuse_ways_of_text(request)
-        guided = request.negative_class is not None
+        guided = negative is not None
         if not guided and request.guidance_scale not in (None, 1):
             raise UserError("guidance in a model of classes needs one to guide away from: give a negative class")
         if request.guidance_scale is not None:
@@ -124,13 +126,17 @@ class ClassConditioner:
     def pair(
         self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]
     ) -> tuple[Condition, Condition | None]:
-        """Guided away from is the negative class."""
-        other = request.negative_class
+        """Guided away from is the negative class, or the empty one of a model that has been told it."""
+        other = self.empty if request.negative_class is None else request.negative_class
         return self(subjects, request, size), None if other is None else self([other], request, size)
 
     def length(self, subject: Subject, request: Request) -> int:
         """One token a class."""
         return 1
+
+    def _number(self, given: int | str) -> int:
+        """The number of a class given by its name or its number; UserError for one that there is not."""
+        return class_number(given, self.num_classes, self.parts.class_names, "this model")
 
 
 class NoConditioner:

@@ -26,14 +26,19 @@ class Given:
         scaled: bool,
         autoencoder: Autoencoder,
         device: torch.device,
+        tile: int | None = None,
     ) -> None:
-        """Encode the image to the posterior's mode, scaled or else only cut to `size`, width and height in pixels."""
+        """Encode the image to the posterior's mode, scaled or else only cut to `size`, width and height in pixels.
+
+        `tile` as in `ldm.models.tiling`.
+        """
         fit = cover if scaled else cut
         self.image = fit(image.convert("RGB"), size)
         self.mask = None if mask is None else fit(mask.convert("L"), size)
         pixels = torch.from_numpy(np.array(self.image)).permute(2, 0, 1)[None].to(device)
         with torch.inference_mode():
-            self.latents = tiling.encode(autoencoder, pixels.float() / 127.5 - 1).mode().float()  # (1, C, h, w)
+            posterior = tiling.encode(autoencoder, pixels.float() / 127.5 - 1, tile)
+            self.latents = posterior.mode().float()  # (1, C, h, w)
         if self.mask is not None:
             redrawn = torch.from_numpy(np.array(self.mask)).to(device)[None, None] > 127
             # Latents that see any redrawn pixel are drawn anew.

@@ -15,6 +15,7 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, x: Tensor) -> Tensor:

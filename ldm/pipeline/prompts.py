@@ -11,8 +11,9 @@ from torch import Tensor
 from ldm.errors import UserNote
 from ldm.models.text import Encoded, TextEncoder, Tokenizer
 from ldm.models.text.tokenizers import Window
+from ldm.pipeline.composition import Composed, spread
 from ldm.pipeline.prompt_weights import Weighted, parse
-from ldm.pipeline.request import Request
+from ldm.pipeline.request import Request, Subject
 
 SHOWN = 60  # letters of a text in a note
 
@@ -62,7 +63,8 @@ class Prompts:
 
     def warn_of_cuts(self, request: Request) -> None:
         """Issue one warning for all prompts of a request that have words which are not seen."""
-        texts = [_read(prompt, request).text for prompt in (*request.prompts, request.negative_prompt)]
+        prompts = map(str, spread(request.prompts)[0])
+        texts = [_read(prompt, request).text for prompt in (*prompts, request.negative_prompt)]
         cut = [(text, lost) for text in texts if (lost := self._lost(text, request))]
         if not cut:
             return
@@ -83,6 +85,13 @@ class Prompts:
         windows = [tokenizer.windows(text) for _, tokenizer in self.texts]
         rest = [min(span[0] for span in second.spans if span) for _, second, *_ in filter(_is_cut, windows)]
         return text[min(rest) :].strip() if rest else ""
+
+
+def without_syntax(subject: Subject, request: Request) -> Subject:
+    """What a subject says in plain words, for those who know no weights of words."""
+    if isinstance(subject, Composed):
+        return Composed(tuple((_read(text, request).text, weight) for text, weight in subject.parts))
+    return _read(subject, request).text if isinstance(subject, str) else subject
 
 
 def _is_cut(windows: Sequence[Window]) -> bool:

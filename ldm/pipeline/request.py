@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
@@ -12,8 +13,12 @@ from ldm.diffusion.grids import check_spacing, check_timesteps
 from ldm.diffusion.level import Grid
 from ldm.diffusion.samplers import make_sampler
 from ldm.errors import UserError
+from ldm.pipeline.composition import Composed, Prompt
 
-Subject = str | int | None  # a prompt, a class, or nothing
+if TYPE_CHECKING:
+    from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
+
+Subject = Prompt | int | None  # a prompt, a class, or nothing
 SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; `ldm.pipeline.prompt_weights` has that of the last two
 
 
@@ -37,12 +42,12 @@ class Request:
     what is drawn beside it.
     """
 
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     negative_prompt: str = ""
     prompt_syntax: str = "plain"  # weighted: `(word:1.3)` multiplies tokens; a1111: and a window keeps its mean
     long_prompts: bool = False  # read in as many windows of the text encoder as they need, instead of cut to one
-    classes: tuple[int, ...] = ()  # instead of prompts, for a model of classes
-    negative_class: int | None = None  # what to guide away from there
+    classes: tuple[int | str, ...] = ()  # numbers or names, instead of prompts, or what a classifier leads to
+    negative_class: int | str | None = None  # what to guide away from there; None: its empty class, if it has one
     framing: Framing | None = None  # for a model that was told sizes and crops; None: the whole picture
     guidance_scale: float | None = None  # 1: off; None: 3 where there is something to guide away from
     guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
@@ -59,12 +64,16 @@ class Request:
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
     guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
+    threshold: float | None = None  # share of the numbers of x0 that are not cut (Saharia et al. 2022); None: off
+    threshold_range: float | None = None  # what x0 is brought within; None: that of usual latents
+    classifier: ClassifierGuidance | None = None
+    clip: ClipGuidance | None = None
     batch_size: int | None = None  # pictures drawn at a time; None: as many as memory is thought to hold
 
     def __post_init__(self) -> None:
         make_sampler(self.sampler, self.eta)
         self._check_levels()
-        if self.prompts and self.classes:
+        if self.prompts and self.classes and self.classifier is None:
             raise UserError("give prompts or classes, not both")
         if self.prompt_syntax not in SYNTAXES:
             raise UserError(f"no prompt syntax {self.prompt_syntax!r}: it is one of {', '.join(SYNTAXES)}")
@@ -74,20 +83,33 @@ class Request:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if not 0 <= self.seed <= 2**63 - len(self.subjects) * self.num_images:
             raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
+        self._check_guidance()
+        self._check_image()
+
+    def _check_guidance(self) -> None:
+        composed = any(isinstance(prompt, Composed) for prompt in self.prompts)
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance scale {self.guidance_scale} is not a number to multiply by")
-        if self.guidance_scale == 1 and self.negative_class is not None:
-            raise UserError("a negative class needs guidance: give a guidance scale other than 1, which is off")
-        if self.guidance_scale == 1 and self.negative_prompt:
-            raise UserError("a negative prompt needs guidance: give a guidance scale other than 1, which is off")
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise UserError(f"guidance interval {low:g} to {high:g}: give two rising values of sigma / alpha from 0 on")
-        if self.guidance_interval is not None and self.guidance_scale == 1:
-            raise UserError("a guidance interval needs guidance: give a guidance scale other than 1, which is off")
-        self._check_image()
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UserError(f"threshold {self.threshold:g} is not above 0 and up to 1: usual is 0.995")
+        if self.threshold_range is not None and self.threshold is None:
+            raise UserError("a threshold range says what the threshold brings pictures within: give a threshold")
+        if self.threshold_range is not None and not 0 < self.threshold_range < math.inf:
+            raise UserError(f"threshold range {self.threshold_range:g} is not above 0")
+        besides = self.classifier is not None or self.clip is not None
+        for name, asked in (
+            ("negative class", self.negative_class is not None),
+            ("negative prompt", bool(self.negative_prompt) and not composed),
+            ("guidance interval", self.guidance_interval is not None and not besides),
+            ("guidance rescale", self.guidance_rescale > 0),
+        ):
+            if asked and self.guidance_scale == 1:
+                raise UserError(f"a {name} needs guidance: give a guidance scale other than 1, which is off")
 
     def _check_image(self) -> None:
         if self.image is None and (self.strength is not None or self.mask is not None):
@@ -131,6 +153,10 @@ class Request:
     def subjects(self) -> tuple[Subject, ...]:
         """What is drawn: the prompts, the classes, or the one that has no name."""
         return self.prompts or self.classes or (None,)
+
+    def labels(self, subjects: Sequence[Subject]) -> list[int]:
+        """The class that a classifier leads each of these to: itself, or the one that goes with all prompts."""
+        return [subject if isinstance(subject, int) else int(self.classes[0]) for subject in subjects]
 
     @property
     def pictures(self) -> list[tuple[Subject, int]]:

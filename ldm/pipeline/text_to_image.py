@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -12,32 +12,39 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
-from ldm.diffusion.guidance import classifier_free, within
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
-from ldm.errors import UserError
 from ldm.models import tiling
-from ldm.pipeline import batches
+from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
+from ldm.pipeline.drawing import Drawing, Progress
 from ldm.pipeline.given import Given
+from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
-from ldm.pipeline.request import Framing, Request
+from ldm.pipeline.request import Framing, Request, Subject
 from ldm.pipeline.sizes import latent_shape, picture_size
 
-Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
+if TYPE_CHECKING:
+    from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
 
 
 class TextToImage:
     """A trained pipeline that draws pictures of prompts; some draw classes instead, or what they were trained on."""
 
-    def __init__(self, parts: Parts) -> None:
-        """Take over the parts, which must lie on one device, and switch them to evaluation."""
-        self.parts = parts
+    def __init__(self, parts: Parts, tile: int | None = None) -> None:
+        """Take over the parts, which must lie on one device, and switch them to evaluation.
+
+        `tile` is the side in pixels of the tiles in which pictures go through the autoencoder, 0 for whole pictures;
+        None: only large pictures go in tiles. Raises UserError for a side that no tile can have.
+        """
+        if tile is not None:
+            tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
+        self.parts, self.tile = parts, tile
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
@@ -46,14 +53,20 @@ class TextToImage:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path = "emoji", dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
+        cls,
+        path: str | Path = "emoji",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        tile: int | None = None,
     ) -> TextToImage:
         """Load a run, a directory in diffusers layout, a Hub id or a built-in model; by default onto a GPU if any.
+
+        `tile` as for the pipeline itself.
 
         Raises UserError when there is no such model or device, or a file of the model is damaged.
         """
         place = find_device(device)
-        return cls(load_pipeline(resolve(path), dtype)).to(place)
+        return cls(load_pipeline(resolve(path), dtype), tile).to(place)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the pipeline as a directory in diffusers layout."""
@@ -72,7 +85,7 @@ class TextToImage:
 
     def __call__(
         self,
-        prompt: str | Sequence[str] = (),
+        prompt: Prompt | Sequence[Prompt] = (),
         negative_prompt: str = "",
         guidance_scale: float | None = None,
         num_inference_steps: int = 30,
@@ -81,8 +94,8 @@ class TextToImage:
         *,
         prompt_syntax: str = "plain",
         long_prompts: bool = False,
-        classes: int | Sequence[int] = (),
-        negative_class: int | None = None,
+        classes: int | str | Sequence[int | str] = (),
+        negative_class: int | str | None = None,
         framing: Framing | None = None,
         guidance_rescale: float = 0.0,
         spacing: str | None = None,
@@ -94,6 +107,10 @@ class TextToImage:
         strength: float | None = None,
         mask: Image.Image | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        threshold: float | None = None,
+        threshold_range: float | None = None,
+        classifier: ClassifierGuidance | None = None,
+        clip: ClipGuidance | None = None,
         latents: Tensor | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
@@ -104,11 +121,11 @@ class TextToImage:
         UserError for what the model cannot do.
         """
         request = Request(
-            prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
+            prompts=(prompt,) if isinstance(prompt, Prompt) else tuple(prompt),
             negative_prompt=negative_prompt,
             prompt_syntax=prompt_syntax,
             long_prompts=long_prompts,
-            classes=(classes,) if isinstance(classes, int) else tuple(classes),
+            classes=(classes,) if isinstance(classes, int | str) else tuple(classes),
             negative_class=negative_class,
             framing=framing,
             guidance_scale=guidance_scale,
@@ -125,6 +142,10 @@ class TextToImage:
             strength=strength,
             mask=mask,
             guidance_interval=guidance_interval,
+            threshold=threshold,
+            threshold_range=threshold_range,
+            classifier=classifier,
+            clip=clip,
             batch_size=batch_size,
         )
         return list(self.draw(request, latents, progress))
@@ -145,11 +166,11 @@ class TextToImage:
         shape = latent_shape(self.parts, request, latents)
         given = self._given(request) if request.image is not None else None
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
-        return self._batches(request, grid, shape, latents, given, progress, chosen)
+        return Drawing(self, request, grid, shape, latents, given, progress).images(chosen)
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
-        return self.conditioner.settle(request)
+        return settle_guides(request, self.parts, self.conditioner)
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
@@ -164,59 +185,8 @@ class TextToImage:
     def _given(self, request: Request) -> Given:
         assert request.image is not None
         size, scaled = self.size(request), request.size is not None
-        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device)
+        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile)
 
-    def _batches(
-        self,
-        request: Request,
-        grid: Grid,
-        shape: tuple[int, int, int],
-        latents: Tensor | None,
-        given: Given | None,
-        progress: Progress | None,
-        numbers: list[int],
-    ) -> Iterator[Image.Image]:
-        size = request.batch_size or batches.automatic(self.parts, shape, 1 if request.guidance_scale == 1 else 2)
-        pictures, done = request.pictures, 0
-        waiting = batches.split(numbers, size, lambda number: self.conditioner.length(pictures[number][0], request))
-        while waiting:
-            total = done + len(waiting) * len(grid)
-            told = partial(_tell, progress, done, total)
-            chosen, *rest = waiting
-            images = batches.unless_full(partial(self._batch, request, grid, shape, latents, given, told, chosen))
-            if images is None:
-                half = _fewer(len(chosen), request, shape)
-                waiting = [part for batch in waiting for part in batches.split(batch, half, lambda number: 0)]
-                continue
-            waiting, done = rest, done + len(grid)
-            yield from images
-
-    def _batch(
-        self,
-        request: Request,
-        grid: Grid,
-        shape: tuple[int, int, int],
-        latents: Tensor | None,
-        given: Given | None,
-        told: Callable[[int], None],
-        numbers: list[int],
-    ) -> list[Image.Image]:
-        """Pictures that are drawn together; what is random in them begins anew at each call."""
-        factor = self.parts.autoencoder.config.downsampling_factor
-        pixels = shape[2] * factor, shape[1] * factor  # width and height
-        subjects, seeds = zip(*(request.pictures[number] for number in numbers), strict=True)
-        noise = SeededNoise(seeds)
-        start = torch.empty(len(seeds), *shape, device=self.device)
-        start = noise(start) if latents is None else latents[numbers].to(start)
-        start = grid.initial_scale * start if given is None else given.noisy(grid, start)
-        with torch.inference_mode():
-            condition, negative = self.conditioner.pair(subjects, request, pixels)
-        for step, x in enumerate(self.sample(request, condition, negative, start, noise, given), start=1):  # noqa: B007
-            told(step)
-        images = self.decode(x)
-        return images if given is None else [given.restore(image) for image in images]
-
-    @torch.inference_mode()
     def sample(
         self,
         request: Request,
@@ -225,35 +195,41 @@ class TextToImage:
         start: Tensor,
         noise: SeededNoise,
         given: Given | None = None,
+        subjects: Sequence[Subject] = (),
     ) -> Iterator[Tensor]:
         """Latents (B, C, h, w) after each step from `start`, in float32 whatever the type of the networks.
 
-        `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled.
+        `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled;
+        subjects that are composed have several rows, and guides besides the condition are told of all subjects.
         """
-        grid = self.grid(request)
-        guided = self._guided(request, condition, negative, grid, len(start))
-        denoiser = guided if given is None else given.keep(guided)
-        sampler = make_sampler(request.sampler, request.eta)
-        for step in sampler(denoiser, start, grid, noise):
-            yield step.x
+        # Tensors of inference mode could not take part in a gradient, which some guides need of a step.
+        mode = torch.inference_mode if request.classifier is None and request.clip is None else torch.no_grad
+        return mode()(self._steps)(request, condition, negative, start, noise, given, subjects)
 
-    def _guided(
-        self, request: Request, condition: Condition, negative: Condition | None, grid: Grid, count: int
-    ) -> Denoiser:
-        if negative is None:  # a settled request then asks for no guidance
-            return self.denoiser(condition, grid)
-        assert request.guidance_scale is not None
-        guided = classifier_free(
-            lambda *conditions: self.denoiser(joined(*conditions), grid),
-            condition,
-            negative.expand(count),
-            self.prediction,
-            request.guidance_scale,
-            request.guidance_rescale,
-        )
-        if request.guidance_interval is not None:
-            guided = within(guided, self.denoiser(condition, grid), *request.guidance_interval)
-        return guided
+    def _steps(
+        self,
+        request: Request,
+        condition: Condition,
+        negative: Condition | None,
+        start: Tensor,
+        noise: SeededNoise,
+        given: Given | None,
+        subjects: Sequence[Subject],
+    ) -> Iterator[Tensor]:
+        grid = self.grid(request)
+
+        def denoiser(*conditions: Condition) -> Denoiser:
+            return self.denoiser(joined(*conditions), grid)
+
+        def steer(denoiser: Denoiser) -> Denoiser:
+            return steered(denoiser, request, self.parts, subjects, noise.seeds)
+
+        away = None if negative is None else negative.expand(len(start))
+        seen = guided(denoiser, steer, request, condition, away, spread(subjects)[1], self.parts)
+        if given is not None:
+            seen = given.keep(seen)
+        for step in make_sampler(request.sampler, request.eta)(seen, start, grid, noise):
+            yield step.x
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str], request: Request) -> Condition:
@@ -287,22 +263,6 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of latents (B, C, h, w)."""
-        pictures = tiling.decode(self.parts.autoencoder, latents).float()  # (B, 3, H, W)
+        pictures = tiling.decode(self.parts.autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def _tell(progress: Progress | None, done: int, total: int, step: int) -> None:
-    if progress:
-        progress(done + step, total)
-
-
-def _fewer(count: int, request: Request, shape: tuple[int, int, int]) -> int:
-    """Half of a batch that did not fit; UserError where it cannot or shall not be made smaller."""
-    if request.batch_size is not None and count > 1:
-        raise UserError(f"{count} pictures at a time do not fit the memory: give a smaller batch size, or leave it out")
-    if count == 1:
-        raise UserError(
-            f"latents of {shape[2]}x{shape[1]} do not fit the memory: draw smaller pictures, or in bfloat16"
-        )
-    return count // 2

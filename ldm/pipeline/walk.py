@@ -55,7 +55,7 @@ def between_pictures(
 @torch.inference_mode()
 def inverted(pipe: TextToImage, picture: Image.Image, condition: Condition, request: Request) -> Tensor:
     """The noise (C, h, w) from which DDIM draws about this picture again, given the condition of one picture."""
-    given = Given(picture, None, pipe.size(request), True, pipe.parts.autoencoder, pipe.device)
+    given = Given(picture, None, pipe.size(request), True, pipe.parts.autoencoder, pipe.device, pipe.tile)
     grid = pipe.grid(request)
     *_, last = invert(pipe.denoiser(condition, grid), given.latents, grid)
     return last.x[0]

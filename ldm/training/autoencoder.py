@@ -24,10 +24,12 @@ from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.posterior import PointPosterior
+from ldm.models.precision import wide
 from ldm.training.codebook import CodebookTrainer, Quantised, quantise
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
-from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss, r1_loss
+from ldm.training.observations import mean_of, of_gradient, of_logits, of_posterior
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage, frozen
 
@@ -43,6 +45,7 @@ class Reconstruction(nn.Module):
         self.factor = config.equivariance.factor if config.equivariance.weight else None
         variance = torch.tensor(config.reconstruction.initial_log_variance)
         self.log_variance = nn.Parameter(variance, requires_grad=config.reconstruction.learned_log_variance)
+        self.observed: dict[str, Tensor] = {}  # in the last forward pass of training
 
     def forward(
         self, pictures: Tensor, noise: Tensor | None
@@ -52,6 +55,8 @@ class Reconstruction(nn.Module):
         The bottleneck is the KL divergence (B,) in nats, or for kind vq what was quantised.
         """
         posterior = self.autoencoder.encode(pictures)
+        if self.training:
+            self.observed = of_posterior(posterior)
         latents = posterior.sample(noise=noise)
         small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
         if isinstance(posterior, PointPosterior):
@@ -95,6 +100,7 @@ class AutoencoderStage(Stage):
         self.latent_channels = config.autoencoder.latent_channels
         self.downsampling = config.autoencoder.downsampling_factor
         self._shown = to_tensor(first_pictures(source, SHOWN, config.data.size))
+        self._colour = self._shown.mean((0, 2, 3), keepdim=True).to(accelerator.device)
 
     def _check_whole(self, config: Config) -> None:
         """Refuse to divide weights among processes where a loss needs them whole."""
@@ -113,7 +119,7 @@ class AutoencoderStage(Stage):
         adversarial = self.loss_config.adversarial
         playing = bool(adversarial.weight) and step >= adversarial.start_step
         self._start_codebook(batches, step)
-        pairs, found = [], []
+        pairs, found, seen = [], [], []
         for batch in self.micro_batches(batches, self.networks["reconstruction"]):
             assert batch.pictures is not None
             pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
@@ -127,15 +133,21 @@ class AutoencoderStage(Stage):
             self.accelerator.backward(terms["total"] / len(batches))
             pairs.append((pictures, reconstructions.detach()))
             found.append({name: term.detach() for name, term in terms.items()})
-        self.update("reconstruction")
+            seen.append(self._observed(pictures))
+        norm = self.update("reconstruction")
         self.update_averages("reconstruction", step)
-        losses = _mean(found)
-        losses["loss"] = losses.pop("total")
+        losses, self.observed = mean_of(found), mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
+        losses |= {"loss": losses.pop("total"), "gradient_norm": norm}
         if self.codebook is not None:
             losses |= self.codebook.update(step)
         if playing:
-            losses["discriminator"] = self._train_discriminator(batches, pairs)
+            losses |= self._train_discriminator(batches, pairs, step)
         return losses
+
+    def _observed(self, pictures: Tensor) -> dict[str, Tensor]:
+        """What the network observed, and the distance of pictures to one colour: a poor reconstruction."""
+        seen = self.accelerator.unwrap_model(self.networks["reconstruction"]).observed
+        return seen | {"one_colour": self.loss.distance(self._colour, pictures)}
 
     def _noise(self, batch: Batch) -> Tensor | None:
         """Of the posterior samples, (B, C, h, w); a VQ autoencoder needs none."""
@@ -161,27 +173,49 @@ class AutoencoderStage(Stage):
         config = self.loss_config.adversarial
         # The unwrapped network: its weights get no gradient here, so there is nothing to synchronise.
         with frozen(self.accelerator.unwrap_model(self.networks["discriminator"])) as discriminator:
-            generator = generator_loss(discriminator(reconstructions).float())
-        weight = torch.tensor(config.weight, device=nll.device)
+            logits, _ = discriminator(reconstructions)
+        generator = generator_loss(logits, config.kind)
+        weight = torch.tensor(config.weight, device=nll.device, dtype=nll.dtype)
         if config.adaptive:
-            last = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder.last_layer
-            gradients = [torch.autograd.grad(term, last, retain_graph=True)[0] for term in (nll, generator)]
-            # The norms are those of all processes' gradient, not of one process' share.
-            nll_gradient, generator_gradient = (self.accelerator.reduce(g.float(), "mean") for g in gradients)
-            weight = weight * adaptive_weight(nll_gradient, generator_gradient)
+            weight = weight * self._balance(nll, generator)
         return {"generator": generator, "adversarial_weight": weight}
 
-    def _train_discriminator(self, batches: list[Batch], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        discriminator, found = self.networks["discriminator"], []
+    def _balance(self, nll: Tensor, generator: Tensor) -> Tensor:
+        """The adaptive weight, by the norms of all processes' gradient, not of one process' share."""
+        last = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder.last_layer
+        # Where the backward pass is in float16, gradients of means vanish unless they are scaled up.
+        scaler, scale = self.accelerator.scaler, torch.ones((), device=nll.device)
+        scale = scale if scaler is None else scaler.scale(scale)
+        gradients = [torch.autograd.grad(scale * term, last, retain_graph=True)[0] for term in (nll, generator)]
+        return adaptive_weight(*(self.accelerator.reduce(wide(g) / scale, "mean") for g in gradients))
+
+    def _train_discriminator(
+        self, batches: list[Batch], pairs: list[tuple[Tensor, Tensor]], step: int
+    ) -> dict[str, Tensor]:
+        discriminator, found, seen = self.networks["discriminator"], [], []
         for (pictures, reconstructions), _ in zip(pairs, self.micro_batches(batches, discriminator), strict=True):
-            # One forward pass over both halves: DistributedDataParallel allows one for each backward pass.
-            logits = discriminator(torch.cat([pictures, reconstructions]))
-            real, fake = logits.float().chunk(2)
-            loss = discriminator_loss(real, fake, self.loss_config.adversarial.kind)
-            self.accelerator.backward(loss / len(batches))
-            found.append(loss.detach())
-        self.update("discriminator")
-        return torch.stack(found).mean()
+            terms, logits = self._discriminator_terms(pictures, reconstructions, step)
+            self.accelerator.backward(sum(terms.values()) / len(batches))
+            found.append({name: term.detach() for name, term in terms.items()})
+            seen.append(of_logits(*logits.detach().chunk(2)))
+        norm = self.update("discriminator")
+        self.observed = {**self.observed, **mean_of(seen)}
+        return mean_of(found) | {"discriminator_gradient_norm": norm}
+
+    def _discriminator_terms(
+        self, pictures: Tensor, reconstructions: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """`discriminator` and, in every `r1_every`-th step, the weighted `r1`; the logits of both halves."""
+        config = self.loss_config.adversarial
+        penalising = bool(config.r1_weight) and step % config.r1_every == 0
+        # One forward pass over both halves: DistributedDataParallel allows one for each backward pass.
+        both = torch.cat([pictures, reconstructions])
+        logits, penalties = self.networks["discriminator"](both, len(pictures) if penalising else 0)
+        real, fake = logits.chunk(2)
+        terms = {"discriminator": discriminator_loss(real, fake, config.kind)}
+        if penalising:
+            terms["r1"] = config.r1_every * r1_loss(penalties, config.r1_weight)
+        return terms, logits
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Tensor:
@@ -230,7 +264,3 @@ class AutoencoderStage(Stage):
 def _autoencoder(ema: EMA) -> Autoencoder:
     assert isinstance(ema.network, Reconstruction)
     return ema.network.autoencoder
-
-
-def _mean(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}

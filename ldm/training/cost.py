@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.classifier import Classifier
+from ldm.models.conditions import ClassEmbedder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.pictures import make_picture_encoder
 from ldm.models.text import make_text_encoder
@@ -19,6 +21,7 @@ from ldm.models.unet import UNet
 from ldm.training import pictures
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
 from ldm.training.texts import encode_and_tell, tell_context
@@ -42,7 +45,7 @@ class StepCost:
 def step_cost(stage: str, config: Config) -> StepCost:
     """Count the parameters, operations and activations of a stage; UserError for what cannot be trained."""
     with torch.device("meta"):
-        return _unet_cost(config) if stage == "unet" else _autoencoder_cost(config)
+        return {"unet": _unet_cost, "autoencoder": _autoencoder_cost, "classifier": _classifier_cost}[stage](config)
 
 
 def seconds_on(flops: float, gpus: int, gpu: str) -> float:
@@ -74,9 +77,7 @@ def _unet_cost(config: Config) -> StepCost:
     inputs = [one.inputs for one in told]
     flops, activations = _measured(network, lambda: network(noisy, t, *inputs), settings)
     flops += sum(one.flops for one in told)
-    if not settings.cache_latents:
-        autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, side, side)
-        flops += _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    flops += 0 if settings.cache_latents else _encoding(config)
     parts = {"U-Net": unet} | {name.replace("_", " "): part for name, part in trained.items()}
     return StepCost(_sizes(parts), _trained(network), flops, activations)
 
@@ -101,6 +102,11 @@ def _text(config: Config) -> Told:
     return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
 
 
+def _token(config: Config) -> Told:
+    assert config.classes is not None
+    return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
+
+
 def _picture(config: Config) -> Told:
     assert config.picture is not None
     encoder, side = make_picture_encoder(config.picture), config.data.size
@@ -115,9 +121,28 @@ def _picture(config: Config) -> Told:
 
 CONDITIONS: dict[str, Callable[[Config], Told]] = {
     "text": _text,
+    "classes": _token,
+    "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
     "picture": _picture,
     "nothing": lambda config: Told(tell_nothing),
 }
+
+
+def _classifier_cost(config: Config) -> StepCost:
+    settings, side = config.training.classifier, config.data.size
+    network = Classifier(config.need_classifier())
+    small = side // config.autoencoder.downsampling_factor
+    noisy, t = torch.empty(1, config.autoencoder.latent_channels, small, small), torch.zeros(1)
+    freeze(network, settings.freeze)
+    flops, activations = _measured(network, lambda: network(noisy, t), settings)
+    flops += 0 if settings.cache_latents else _encoding(config)
+    return StepCost(_sizes({"classifier": network}), _trained(network), flops, activations)
+
+
+def _encoding(config: Config) -> int:
+    """Operations of a picture's way through the encoder."""
+    autoencoder, given = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    return _forward(lambda: autoencoder.encode(given).mode())[0]
 
 
 def _autoencoder_cost(config: Config) -> StepCost:
@@ -131,9 +156,11 @@ def _autoencoder_cost(config: Config) -> StepCost:
     parts, trained = {"autoencoder": network.autoencoder}, _trained(network)
     if adversarial.weight:
         discriminator = PatchDiscriminator(adversarial, config.autoencoder.in_channels)
-        one, kept = _measured(discriminator, lambda: discriminator(pictures), settings)
+        one, kept = _measured(discriminator, lambda: discriminator(pictures)[0], settings)
         # Real and made pictures forward and backward, and made ones once more for the generator.
         flops, activations = flops + 3 * one, activations + kept
+        if adversarial.r1_weight:  # a gradient as a forward pass of its own, and backward through both
+            flops += 2 * one // adversarial.r1_every
         parts, trained = parts | {"discriminator": discriminator}, trained + _trained(discriminator)
     return StepCost(_sizes(parts), trained, flops, activations)
 

@@ -1,9 +1,10 @@
-"""An autoencoder over many pictures: the statistics of its latents."""
+"""An autoencoder over many pictures: the latents of a batch, and the statistics of all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.checkpoint.pretrained import Autoencoder
+from ldm.data.cached import CachedData
+from ldm.data.draws import Draws
+from ldm.data.loader import Batch
 from ldm.data.pictures import to_tensor
 from ldm.data.preview import some_pictures
 from ldm.data.shards import Shards
@@ -19,17 +23,40 @@ from ldm.data.sources import Source
 BATCH = 64
 
 
+@torch.no_grad()
+def sampled(
+    batch: Batch, autoencoder: Autoencoder, cache: CachedData | None, draws: Draws, device: torch.device
+) -> Tensor:
+    """A sample of the posterior of each picture of a batch, scaled, (B, C, h, w), from the cache if there is one."""
+    if cache is not None:
+        posterior = autoencoder.posterior(cache.moments(batch.indices).to(device))
+    else:
+        assert batch.pictures is not None
+        posterior = autoencoder.encode(batch.pictures.to(device, non_blocking=True))
+    noise = draws.normal("posterior", batch.step, batch.slots, posterior.mode().shape[1:])
+    return posterior.sample(noise=noise.to(device))
+
+
 def measure(
     autoencoder: Autoencoder, source: Source | Shards, size: int, pictures: int, accelerator: Accelerator
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Set the autoencoder's latent statistics to those of `pictures` pictures spread evenly over the source.
 
-    Returns the mean and standard deviation over all channels.
+    Returns mean and standard deviation of z over all channels together and of each channel.
     """
     means, deviations = channel_statistics(autoencoder, source, size, pictures, accelerator)
     autoencoder.set_statistics(means, deviations)
     spread = (deviations.square().mean() + means.var(correction=0)).sqrt()
-    return {"latent_mean": round(means.mean().item(), 4), "latent_std": round(spread.item(), 4)}
+    return {
+        "latent_mean": _round(means.mean().item()),
+        "latent_std": _round(spread.item()),
+        "latent_channel_mean": list(map(_round, means.tolist())),
+        "latent_channel_std": list(map(_round, deviations.tolist())),
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm.checkpoint.store import save_text
+from ldm.errors import UserError
 
 
 class Log:
     """Appends a line of JSON for each report and shows it; silent where `path` is None.
+
+    A mistake that ends training is its last line.
 
     `also` is told every report besides, on all processes. A log that cannot be written is complained of once.
     """
@@ -27,6 +31,7 @@ class Log:
     ) -> None:
         self.path, self.end, self._also = path, end, also
         self._bar: Progress | None = None
+        self._step = start
         self._complaints: set[str] = set()
         if path is not None:
             _truncate(path, start)
@@ -45,9 +50,12 @@ class Log:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if isinstance(error, UserError):
+            self._write({"step": self._step, "stopped": str(error)})
 
     def step(self, step: int) -> None:
         """Move the progress bar."""
+        self._step = step
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -59,14 +67,23 @@ class Log:
         if self._bar is not None:
             self._bar.update(self._task, text=_brief(facts))
         else:
-            words = [f"{name} {value:.5g}" for name, value in facts.items() if name not in ("step", "seconds")]
+            numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+            words = [f"{name} {value:.5g}" for name, value in numbers.items() if name not in ("step", "seconds")]
             left = _duration((self.end - facts["step"]) * facts["seconds_per_step"])
             print(f"step {facts['step']}/{self.end}  " + "  ".join(words) + f"  {left} left", file=sys.stderr)
+
+    def tell(self, step: int, facts: dict[str, str], message: str) -> None:
+        """Record words about a step, and show them."""
+        self._write({"step": step, **facts})
+        self.say(f"step {step}: {message}")
 
     def note(self, facts: dict[str, Any]) -> None:
         """Record facts of a step without showing them."""
         if self._also is not None:
             self._also(facts)
+        self._write(facts)
+
+    def _write(self, facts: dict[str, Any]) -> None:
         if self.path is not None:
             with self.excused(f"{self.path} could not be written"), self.path.open("a") as file:
                 file.write(json.dumps(facts) + "\n")
@@ -110,7 +127,7 @@ def _truncate(path: Path, step: int) -> None:
 
 def _brief(facts: dict[str, Any]) -> str:
     """Loss, rate and memory, for the end of the progress bar."""
-    words = [f"loss {facts['loss']:.4g}", f"{facts['pictures_per_second']:.3g} pictures/s"]
+    words = [f"loss {facts.get('loss', math.nan):.4g}", f"{facts['pictures_per_second']:.3g} pictures/s"]
     return "  ".join(words + [f"{facts['memory_mib'] / 1024:.1f} GiB"] * ("memory_mib" in facts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,16 +24,19 @@ from ldm.training.saving import Saver
 from ldm.training.stage import Stage
 from ldm.training.stop import Limits, Stop
 from ldm.training.trackers import Trackers
+from ldm.training.watch import Watch
 
 
 def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limits: Limits) -> None:
     """Train `stage` to its last step or the time limit; save, and write the newest model to the top of the run.
 
     A save that fails on the way is reported, and training goes on; the last one must succeed, else SaveError is raised.
-    Raises KeyboardInterrupt, with the work saved, after SIGINT or SIGTERM.
+    Raises KeyboardInterrupt, with the work saved, after SIGINT or SIGTERM, and DivergedError, the steps saved before
+    being good, when losses or gradients are no longer finite.
     """
     accelerator, settings = stage.accelerator, stage.config
     saver = Saver(stage, run, config, source)
+    divergence = saver.divergence
     step, inexact = saver.resume()
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
@@ -41,6 +45,7 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     broken = BrokenReport(run.path / "broken.jsonl", accelerator, config.data.max_broken, len(source))
     trackers = Trackers(accelerator, config)
     log = Log(run.path / "log.jsonl" if accelerator.is_main_process else None, step, settings.max_steps, trackers.log)
+    watch = Watch(log, stage.name, config, run.path / "log.jsonl")
     meter, stop = Meter(accelerator, settings.batch_size), None
     with log, contextlib.closing(loader), Stop(accelerator, limits) as asked:
         log.say(f"{stage.name}: {_processes(accelerator)}, steps {step + 1} to {settings.max_steps}")
@@ -50,10 +55,14 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
             step += 1
             batches = [broken.note(next(loader)) for _ in range(share.accumulation)]
             rate = stage.begin(step)
-            meter.add(stage.losses(batches, step))
+            losses = stage.losses(batches, step)
+            meter.add(losses, stage.observed)
+            divergence.note(step, losses)
             log.step(step)
             if step % settings.log_every == 0 or step in (1, settings.max_steps):
-                log.report({"step": step, **meter.read(), "learning_rate_factor": rate})
+                report = {"step": step, **divergence.check(), **meter.read(), "learning_rate_factor": rate}
+                log.report(report)
+                watch.see(report)
                 broken.check()
             stop = asked.at(step, settings.log_every)
             if step % settings.sample_every == 0 and step < settings.max_steps:
@@ -68,6 +77,9 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
         broken.check()
         with stage.averaged():
             facts = stage.finish(source)
+        if facts:
+            log.note({"step": step, **facts})
+            watch.see({"step": step, **facts})
         facts |= _save(saver, step, log)
         _sample(stage, run, step, log, trackers)
         if accelerator.is_main_process:
@@ -75,6 +87,7 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
         log.say("  ".join([f"step {step} is saved in {run.path}", *(f"{key} {fact}" for key, fact in facts.items())]))
         if (summary := broken.summary()) is not None:
             log.say(summary)
+        log.say(watch.summary())
     accelerator.wait_for_everyone()
 
 
@@ -96,8 +109,11 @@ def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Sh
 
 def _save(saver: Saver, step: int, log: Log) -> dict[str, float]:
     """Save a step; the loss on the validation draw, where there is one."""
+    saver.divergence.check()
     found = saver.validate()
-    if found:  # noted before the step is saved: what is killed in between does both again
+    if found and all(
+        map(math.isfinite, found.values())
+    ):  # noted before the step is saved: what is killed in between does both again
         log.note({"step": step, **found})
     saver.save(step, found)
     if log.path is not None:

@@ -1,7 +1,8 @@
 """What the autoencoder and its discriminator minimise (Rombach et al. 2022, section 3.1 and appendix G).
 
 Sums over a picture's values are divided by their number, so that a term's size does not depend on the resolution;
-the published ratios between the terms, such as 1e-6 for KL, keep their meaning.
+the published ratios between the terms, such as 1e-6 for KL, keep their meaning. Half precision is lifted to float32;
+what is given in float64 is computed in float64.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.config import LossConfig
-from ldm.models.perceptual import PerceptualDistance
+from ldm.models.efficientnet import NAME as EFFICIENTNET
+from ldm.models.efficientnet import EfficientNetDistance, load_efficientnet
+from ldm.models.perceptual import PerceptualDistance, backbone_state
+from ldm.models.precision import wide
 from ldm.training.codebook import Quantised
+
+ADAPTIVE_LIMIT = 1e4  # of the adaptive weight
 
 
 class AutoencoderLoss:
@@ -20,9 +26,7 @@ class AutoencoderLoss:
 
     def __init__(self, config: LossConfig, device: torch.device) -> None:
         self.config = config
-        self.perceptual: PerceptualDistance | None = None
-        if config.perceptual.weight:
-            self.perceptual = PerceptualDistance(config.perceptual.net).to(device)
+        self.perceptual = _perceptual(config.perceptual.net).to(device) if config.perceptual.weight else None
 
     def terms(
         self,
@@ -40,13 +44,14 @@ class AutoencoderLoss:
         distribution up to a constant; the distance has the perceptual one added, and that of `small`, the
         reconstructions from averaged latents, to the pictures averaged alike.
         """
-        terms = {"reconstruction": self._distance(reconstructions, pictures)}
+        terms = {"reconstruction": self.distance(reconstructions, pictures)}
         distance_mean = terms["reconstruction"]
         if small is not None:
-            terms["equivariance"] = self._distance(small, F.adaptive_avg_pool2d(pictures, small.shape[-2:]))
+            terms["equivariance"] = self.distance(small, F.adaptive_avg_pool2d(pictures, small.shape[-2:]))
             distance_mean = distance_mean + self.config.equivariance.weight * terms["equivariance"]
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(reconstructions.float(), pictures).mean()
+            made = wide(reconstructions)
+            terms["perceptual"] = self.perceptual(made, pictures.to(made.dtype)).mean()
             distance_mean = distance_mean + self.config.perceptual.weight * terms["perceptual"]
         terms["nll"] = distance_mean * torch.exp(-log_variance) + log_variance
         if isinstance(bottleneck, Quantised):
@@ -67,24 +72,52 @@ class AutoencoderLoss:
             weighted = weighted + config.weight * terms["codebook"]
         return weighted
 
-    def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:
-        difference = made.float() - wanted
+    def distance(self, made: Tensor, wanted: Tensor) -> Tensor:
+        """Mean absolute or squared difference () of pictures (B, 3, H, W)."""
+        difference = wide(made) - wanted
         return (difference.abs() if self.config.reconstruction.kind == "l1" else difference.square()).mean()
 
 
-def generator_loss(logits_fake: Tensor) -> Tensor:
-    """-E[D(G(x))], for both kinds of adversarial loss (Lim and Ye 2017, equation 8)."""
-    return -logits_fake.mean()
+def check_perceptual(net: str) -> None:
+    """Raise UserError where the weights of a perceptual distance cannot be had."""
+    load_efficientnet() if net == EFFICIENTNET else backbone_state(net)
+
+
+def _perceptual(net: str) -> PerceptualDistance | EfficientNetDistance:
+    return EfficientNetDistance() if net == EFFICIENTNET else PerceptualDistance(net)
+
+
+def generator_loss(logits_fake: Tensor, kind: str) -> Tensor:
+    """-E[D(G(x))] for hinge (Lim and Ye 2017, equation 8) and, as in VQGAN, vanilla; else -E[log sigmoid(D(G(x)))].
+
+    The latter is the non-saturating loss of Goodfellow et al. (2014, section 3).
+    """
+    if kind == "non_saturating":
+        return F.softplus(-wide(logits_fake)).mean()
+    return -wide(logits_fake).mean()
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, kind: str) -> Tensor:
-    """Hinge loss (Lim and Ye 2017, equation 7) or the vanilla one (Goodfellow et al. 2014), halved as in VQGAN."""
+    """Hinge loss (Lim and Ye 2017, equation 7) or that of Goodfellow et al. (2014, equation 1).
+
+    Hinge and vanilla are halved as in VQGAN; non_saturating is not, so that the published weights of R1 fit it.
+    """
+    real, fake = wide(logits_real), wide(logits_fake)
     if kind == "hinge":
-        return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
-    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    both = F.softplus(-real).mean() + F.softplus(fake).mean()
+    return 0.5 * both if kind == "vanilla" else both
+
+
+def r1_loss(penalties: Tensor, weight: float) -> Tensor:
+    """gamma / 2 E[|grad D(x)|^2] at real pictures, from squared norms (B,) (Mescheder et al. 2018, equation 9)."""
+    return 0.5 * weight * penalties.mean()
 
 
 def adaptive_weight(nll_gradient: Tensor, generator_gradient: Tensor) -> Tensor:
-    """|grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7), at most 1e4."""
-    ratio = nll_gradient.float().norm() / (generator_gradient.float().norm() + 1e-4)
-    return ratio.clamp(0.0, 1e4).detach()
+    """|grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7), up to a limit.
+
+    Of gradients that overflowed to infinity or NaN, finite all the same: 0 where the ratio means nothing.
+    """
+    ratio = wide(nll_gradient).norm() / (wide(generator_gradient).norm() + 1e-4)
+    return ratio.nan_to_num(nan=0.0).clamp(0.0, ADAPTIVE_LIMIT).detach()

@@ -59,7 +59,7 @@ class PictureCondition(Condition):
         return {"picture_encoder": make_picture_encoder(picture)}
 
     @classmethod
-    def given_parts(cls, config: Config, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
         """The encoder of a model that varies pictures, if it is like that of the configuration."""
         if given.picture_encoder is None:
             return None

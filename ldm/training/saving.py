@@ -18,13 +18,21 @@ from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.training.divergence import Divergence
 from ldm.training.run import Run, SaveError
 from ldm.training.stage import Stage
 
 VALIDATION_BATCH = 16
 # Options of a stage that change nothing in what is trained.
 HARMLESS = {"log_every", "save_every", "sample_every", "keep", "keep_best", "validation_pictures", "sample_prompts"}
-HARMLESS |= {"sample_pictures", "sample_guidance_scale", "sample_steps", "gradient_checkpointing", "ema_device"}
+HARMLESS |= {
+    "sample_classes",
+    "sample_pictures",
+    "sample_guidance_scale",
+    "sample_steps",
+    "gradient_checkpointing",
+    "ema_device",
+}
 
 
 class Saver:
@@ -32,6 +40,7 @@ class Saver:
 
     def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards) -> None:
         self.stage, self.run, self.config, self.source = stage, run, config, source
+        self.divergence = Divergence(stage.accelerator, stage.name, stage.config, run)
         self._held: Source | None = None  # what validation draws from
 
     def resume(self) -> tuple[int, str | None]:
@@ -52,20 +61,28 @@ class Saver:
         return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
 
     def save(self, step: int, found: dict[str, float]) -> None:
-        """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes."""
+        """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes.
+
+        DivergedError, and nothing written, when there is anything in it that is not finite.
+        """
         stage = self.stage
-        message: list[str | None] = [None]
+        failed: str | None = None
+        diverged: str | None = None
         with stage.averaged():
             state = stage.state()
             if stage.accelerator.is_main_process:
+                diverged = self.divergence.check_state(step, state, found)
+            if stage.accelerator.is_main_process and diverged is None:
                 try:
                     self.run.save(step, stage.save, state, self.config, {**self._circumstances(), **found})
                     self.run.prune(stage.config.keep, stage.config.keep_best)
                 except SaveError as error:
-                    message = [str(error)]
-        broadcast_object_list(message)
-        if message[0] is not None:
-            raise SaveError(message[0])
+                    failed = str(error)
+        [failed, diverged] = broadcast_object_list([failed, diverged])
+        if diverged is not None:
+            self.divergence.stop(diverged)
+        if failed is not None:
+            raise SaveError(failed)
 
     def validate(self) -> dict[str, float]:
         """`validation_loss`, the same in all processes, unless it is switched off."""
@@ -90,7 +107,13 @@ class Saver:
             self._held = HeldSource(self.source, pictures) if isinstance(self.source, Shards) else self.source
         stage, seed = self.stage, self.config.training.seed
         data = TrainingData(
-            self._held, self.config.data, share, seed, stage.needs_pictures, unreadable=stage.unreadable
+            self._held,
+            self.config.data,
+            share,
+            seed,
+            stage.needs_pictures,
+            unreadable=stage.unreadable,
+            classes=self.config.tells_classes,
         )
         batches: Iterator[Batch] = (data[0, micro] for micro in range(share.accumulation))
         losses = [self.stage.validate(batch) for batch in batches]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def network_state(accelerator: Accelerator, network: nn.Module) -> dict[str, Tensor]:
     """The whole `state_dict()`; where it is sharded, every process must come here, and each gets it on the CPU."""
     state = accelerator.unwrap_model(network).state_dict()
-    return {name: _whole(weight) for name, weight in state.items()}
+    return {name: _on_cpu(weight) for name, weight in state.items()}
 
 
 def load_network_state(accelerator: Accelerator, network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -40,28 +41,48 @@ def _mapped(tree: Any) -> Any:
         return {key: _mapped(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(_mapped(value) for value in tree)
-    return _whole(tree) if isinstance(tree, Tensor) else tree
+    return _on_cpu(tree) if isinstance(tree, Tensor) else tree
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Take over a whole `state_dict()`, its moments divided as the weights are."""
+    """Take over the moments of a whole `state_dict()`, divided as the weights are and laid out in memory like them.
+
+    torch's fused kernels walk through weights and moments side by side in memory: in channels_last they would pair a
+    weight with another one's moments. Learning rate, betas and weight decay stay as the optimiser was made: a resumed
+    run may have others.
+    """
+    options = [{key: option for key, option in group.items() if key != "params"} for group in optimizer.param_groups]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
         number: {
-            name: divided(value, weights[number]) if _is_moment(value, weights[number]) else value
+            name: _moment(value, weights[number]) if _is_moment(value, weights[number]) else value
             for name, value in values.items()
         }
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.pop("initial_lr", None)  # which the first step makes of the learning rate
+        group.update(own)
 
 
 def _is_moment(value: Any, weight: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor().cpu() if is_shard(tensor) else tensor
+def _moment(whole: Tensor, weight: Tensor) -> Tensor:
+    if is_shard(weight):
+        return divided(whole, weight)
+    return torch.empty_like(weight, dtype=whole.dtype, requires_grad=False).copy_(whole)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return undivided(tensor).cpu() if is_shard(tensor) else tensor
+
+
+def undivided(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be divided; where it is, every process must come here."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
 def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ldm.data.sources import Source
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.ema import EMA
 from ldm.training.optimizer import make_optimizer, parameter_groups
-from ldm.training.sharding import load_network_state, load_optimizer_state, network_state, optimizer_state
+from ldm.training.sharding import load_network_state, load_optimizer_state, network_state, optimizer_state, undivided
 
 
 class Stage(ABC):
@@ -37,6 +38,7 @@ class Stage(ABC):
     networks: dict[str, nn.Module]  # as prepared by accelerate
     optimizers: dict[str, Any]
     emas: list[EMA]  # the first is what is saved as the model
+    observed: Mapping[str, Tensor] = MappingProxyType({})  # in the last step besides losses, see `observations`
 
     @abstractmethod
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
@@ -146,14 +148,14 @@ class Stage(ABC):
             with nullcontext() if last else self.accelerator.no_sync(network):
                 yield batch
 
-    def update(self, name: str) -> Tensor | None:
-        """Clip the gradients of a network, step its optimiser and clear them; the norm before clipping."""
-        norm = None
-        if self.config.gradient_clip is not None:
-            norm = self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.config.gradient_clip)
+    def update(self, name: str) -> Tensor:
+        """Clip the gradients of a network, step its optimiser and clear them; the norm () before clipping."""
+        limit = math.inf if self.config.gradient_clip is None else self.config.gradient_clip
+        norm = self.accelerator.clip_grad_norm_(self.networks[name].parameters(), limit)
+        assert norm is not None  # only DeepSpeed has none
         self.optimizers[name].step()
         self.optimizers[name].zero_grad(set_to_none=True)
-        return norm
+        return undivided(norm.detach())
 
     def begin(self, step: int) -> float:
         """Put the learning rates of all optimisers to their schedule's value; that factor of the base rate."""

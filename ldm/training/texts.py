@@ -21,6 +21,7 @@ from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
 from ldm.training.conditions import Condition, Fields, Teller
+from ldm.training.observations import of_contexts
 from ldm.training.same import check_same
 
 
@@ -65,13 +66,13 @@ class TextCondition(Condition):
         return {"text_encoder": _new_encoder(text, tokenizer), "tokenizer": tokenizer}
 
     @classmethod
-    def own_parts(cls, config: Config, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
         """The run's tokenizer, and its encoder where that is frozen."""
-        text, found = _section(config), super().own_parts(config, saved, where)
+        text, found = _section(config), super().own_parts(config, source, saved, where)
         return found if text.frozen else found | {"text_encoder": _new_encoder(text, found["tokenizer"])}
 
     @classmethod
-    def given_parts(cls, config: Config, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
         """The encoder and tokenizer of a model with one text encoder like that of the configuration."""
         if not given.texts:
             return None
@@ -121,7 +122,10 @@ class TextCondition(Condition):
 
 def encode_and_tell(network: Any, token_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """A `Teller` of captions of token ids (B, L)."""
-    return {"context": network.text_encoder(token_ids, mask).context}
+    context = network.text_encoder(token_ids, mask).context
+    if network.training:
+        network.observed = of_contexts(context, token_ids)
+    return {"context": context}
 
 
 def tell_context(network: nn.Module, context: Tensor) -> dict[str, Tensor]:

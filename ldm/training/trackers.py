@@ -37,7 +37,8 @@ class Trackers:
     def log(self, facts: dict[str, Any]) -> None:
         """Record the numbers of a step, which they name as `step`."""
         if self._any:
-            values = {name: value for name, value in facts.items() if name != "step"}
+            numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+            values = {name: value for name, value in numbers.items() if name != "step"}
             self.accelerator.log(values, step=facts["step"])
 
     def picture(self, picture: Image.Image, step: int) -> None:

@@ -19,12 +19,15 @@ from ldm.data.cached import CachedData
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet
+from ldm.diffusion.bound import Decoder
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
 from ldm.pipeline import TextToImage
 from ldm.training.conditions import Condition, conditioned
 from ldm.training.ema import EMA
+from ldm.training.latents import sampled
+from ldm.training.observations import mean_of, of_gradient, of_latents
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
 
@@ -50,7 +53,10 @@ class UNetStage(Stage):
         self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
-        self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
+        decoder: Decoder = (
+            "discretised" if config.autoencoder.kind == "identity" else "gaussian"
+        )  # pixels have 256 values
+        self.variance_loss = VarianceLoss(config.diffusion, decoder) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         self.networks, self.optimizers = {}, {}
         network = self.place(conditioned(parts.unet, conditions))
@@ -61,30 +67,39 @@ class UNetStage(Stage):
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step: noise the latents to random levels and regress the prediction's target."""
-        network, found = self.networks["unet"], []
+        network, found, seen = self.networks["unet"], [], []
         for batch in self.micro_batches(batches, network):
-            loss = self._batch_loss(network, batch)
+            loss, observed = self._batch_loss(network, batch)
             self.accelerator.backward(loss / len(batches))
-            found.append(loss.detach())
+            found.append({"loss": loss.detach()})
+            seen.append(observed)
         norm = self.update("unet")
         self.update_averages("unet", step)
-        losses = {"loss": torch.stack(found).mean()}
-        return losses if norm is None else losses | {"gradient_norm": norm.detach()}
+        self.observed = mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
+        return mean_of(found) | {"gradient_norm": norm}
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Tensor:
         """The loss () of the averaged weights."""
-        return self._batch_loss(self.emas[0].network, batch)
+        return self._batch_loss(self.emas[0].network, batch)[0]
 
-    def _batch_loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        latents = self._latents(batch)
+    def _batch_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss () of a micro-batch, and what was observed on the way."""
+        latents = sampled(batch, self.autoencoder, self.cache, self.draws, self.accelerator.device)
         level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
         noise, seen = self._noise(batch, latents.shape[1:])
         noise, seen = noise.to(latents.device), seen.to(latents.device)
-        output = network(
-            level.noisy(latents, seen), level.t, *(condition.inputs(batch) for condition in self.conditions)
-        )
-        return self._loss(output, latents, noise, level).mean()
+        told = [condition.inputs(batch) for condition in self.conditions]
+        output = network(level.noisy(latents, seen), level.t, *told)
+        return self._loss(output, latents, noise, level).mean(), self._observed(network, latents, noise, level)
+
+    def _observed(self, network: nn.Module, latents: Tensor, noise: Tensor, level: Level) -> dict[str, Tensor]:
+        """The latents' moments, what was observed of the conditions, and the loss of an output of zeros."""
+        target = self.loss.prediction.target(latents, noise, level)
+        zeros = self.loss(torch.zeros_like(target), target, level).mean()
+        told = self.accelerator.unwrap_model(network).observed
+        moments = {} if self.parts.autoencoder.config.kind == "identity" else of_latents(latents)
+        return {"loss_of_zeros": zeros, **moments, **told}
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The noise (B, C, h, w) that is regressed, and that which the network's input holds.
@@ -110,18 +125,6 @@ class UNetStage(Stage):
             return self.loss(output, target, level)
         output, variance = output.chunk(2, dim=1)
         return self.loss(output, target, level) + self.variance_loss(output, variance, latents, noise, level)
-
-    @torch.no_grad()
-    def _latents(self, batch: Batch) -> Tensor:
-        """A sample of each picture's posterior, scaled, (B, C, h, w)."""
-        if self.cache is not None:
-            posterior = self.autoencoder.posterior(self.cache.moments(batch.indices).to(self.accelerator.device))
-        else:
-            assert batch.pictures is not None
-            posterior = self.autoencoder.encode(batch.pictures.to(self.accelerator.device, non_blocking=True))
-        shape = posterior.mode().shape[1:]
-        noise = self.draws.normal("posterior", batch.step, batch.slots, shape)
-        return posterior.sample(noise=noise.to(self.accelerator.device))
 
     @property
     def average(self) -> Parts:

@@ -28,8 +28,15 @@ KINDS: dict[str, Callable[[], Parts]] = {
     "classes": tiny.of_classes,
     "own classes": lambda: tiny.unconditional(num_class_embeds=5),
     "bert vq": tiny.bert_vq,
+    "pixels": tiny.pixels,
+    "pixels of classes": lambda: tiny.pixels(num_class_embeds=5),
+    "named": lambda: replace(tiny.of_classes(), class_names=NAMES, empty_class=4),
 }
+NAMES = ("ant", "bee", "cow, calf", "dog")
 EXPECTED = {
+    "pixels": ("DDPMPipeline", {"unet", "scheduler"}),
+    "pixels of classes": ("LatentDiffusionPipeline", {"unet", "scheduler"}),
+    "named": ("LatentDiffusionPipeline", {"vae", "class_embedder", "unet", "scheduler"}),
     "sd 1": ("StableDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}),
     "sdxl": (
         "StableDiffusionXLPipeline",
@@ -84,7 +91,11 @@ def test_folders_and_index_are_those_of_the_class(name: str, saved: Callable[[st
     assert index["_class_name"] == kind == pipeline_class(KINDS[name]())
     assert {path.name for path in saved(name).iterdir()} == folders | {"model_index.json"}
     assert {part for part, value in index.items() if isinstance(value, list) and value[0]} == folders
-    assert find_autoencoder(saved(name)).name in ("vae", "vqvae")
+    if name.startswith("pixels"):
+        with pytest.raises(UserError, match="holds no autoencoder"):
+            find_autoencoder(saved(name))
+    else:
+        assert find_autoencoder(saved(name)).name in ("vae", "vqvae")
 
 
 def test_the_parts_of_our_own_pipeline_load_singly_in_diffusers(saved: Callable[[str], Path]) -> None:
@@ -128,6 +139,11 @@ def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
         ("classes", {"class_embedder": ["ldm", "Table"]}, "the part class_embedder is .*; ldm loads ClassEmbedder"),
         ("classes", {"class_embedder": "absent"}, "do not fit: the U-Net's cross_attention_dim: 32, .*: None"),
         ("classes", {"spatial": ["ldm", "SpatialRescaler"]}, "does not know the part spatial"),
+        ("classes", {"vae": "absent"}, "do not fit: the channels of pictures: 4, those that can be drawn: 3"),
+        ("classes", {"id2label": {"0": "ant", "2": "bee"}}, "id2label does not map 0, 1, ... to names"),
+        ("classes", {"id2label": ["ant"]}, "id2label does not map"),
+        ("classes", {"empty_class": "last"}, "empty_class is 'last', not a class"),
+        ("named", {"id2label": {"0": "ant"}}, "the names of classes: 1, the classes but the empty one: 4"),
         ("classes", {"_class_name": ["LDMPipeline"]}, "is of a .*ldm loads StableDiffusionPipeline, "),
     ],
 )
@@ -253,6 +269,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vqvae": ["diffusers", "VQModel"],
     },
 }
+
+
+def test_the_names_of_classes_come_back(saved: Callable[[str], Path]) -> None:
+    parts = load_pipeline(saved("named"))
+    assert (parts.class_names, parts.empty_class) == (NAMES, 4)
+    unnamed = load_pipeline(saved("classes"))
+    assert (unnamed.class_names, unnamed.empty_class) == ((), None)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

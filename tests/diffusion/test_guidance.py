@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoiser, make_denoiser
-from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.denoiser import Denoised, Denoiser, make_denoiser
+from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
 from ldm.diffusion.level import Level
 from ldm.diffusion.prediction import Prediction
 
@@ -79,3 +79,53 @@ def test_rescaling_in_part_mixes_both_and_its_picture_follows_the_output() -> No
     )
     torch.testing.assert_close(rescaled.output, 0.7 * full.output + 0.3 * plain.output)
     torch.testing.assert_close(rescaled.x0, model.prediction.to_x0(X, rescaled.output, LEVEL), rtol=0, atol=0)
+
+
+OWNERS, WEIGHTS = torch.tensor([0, 0, 1, 2]), torch.tensor([1.2, -0.5, 1.0, 0.7])
+PARTS = random(4, 5, 6, seed=3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_composed_conditions_add_their_weighted_differences_in_one_call(scale: float) -> None:
+    model = Counted()
+    made = composed(model.condition, PARTS, OWNERS, WEIGHTS, NEGATIVE, model.prediction, scale)(X, LEVEL)
+    assert model.batches == [3 + 4]
+    without = model.output(X, NEGATIVE)
+    first, second, third, fourth = (
+        model.output(X[owner : owner + 1], PARTS[row : row + 1])[0] - without[owner]
+        for row, owner in enumerate(OWNERS.tolist())
+    )
+    pulls = torch.stack([1.2 * first - 0.5 * second, third, 0.7 * fourth])
+    torch.testing.assert_close(made.output, without + scale * pulls, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made.x0, model.prediction.to_x0(X, made.output, LEVEL), rtol=0, atol=0)
+
+
+def test_one_condition_of_weight_1_is_classifier_free_guidance() -> None:
+    model, alone = Counted(), (torch.arange(3), torch.ones(3))
+    made = composed(model.condition, CONTEXT, *alone, NEGATIVE, model.prediction, 5.0, 0.7)(X, LEVEL)
+    guided = classifier_free(model.condition, CONTEXT, NEGATIVE, model.prediction, 5.0, 0.7)(X, LEVEL)
+    torch.testing.assert_close(made.output, guided.output, rtol=1e-5, atol=1e-5)
+
+
+def picture(x0: Tensor) -> Denoiser:
+    return lambda x, level: Denoised(x0, x0)
+
+
+def test_what_a_share_of_the_numbers_exceeds_is_cut_and_the_rest_shrinks() -> None:
+    numbers = torch.linspace(-10, 10, 201).reshape(1, 1, 3, 67)
+    made = thresholded(picture(numbers), 0.5, 2.0)(numbers, LEVEL).x0  # half of them are within 5
+    torch.testing.assert_close(made, numbers.clamp(-5, 5) * 2 / 5)
+
+
+def test_pictures_within_the_limit_stay_and_each_has_its_own_threshold() -> None:
+    calm = random(1, 4, 8, 8).clamp(-1.5, 1.5)
+    made = thresholded(picture(torch.cat([calm, 4 * calm])), 0.9, 1.5)(X[:2], LEVEL).x0
+    assert torch.equal(made[:1], calm)
+    bound = torch.quantile(4 * calm.abs().flatten(), 0.9).item()
+    torch.testing.assert_close(made[1:], (4 * calm).clamp(-bound, bound) * (1.5 / bound))
+
+
+@pytest.mark.parametrize(("low", "high", "inside"), [(0.0, 1.0, False), (1.0, 2.0, True), (4 / 3 + 1e-9, 9.0, False)])
+def test_an_interval_guides_at_its_levels_alone(low: float, high: float, inside: bool) -> None:
+    guided, plain = picture(X), picture(-X)  # sigma / alpha of the level is 4 / 3
+    assert torch.equal(within(guided, plain, low, high)(X, LEVEL).x0, X if inside else -X)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.evaluation.features import in_order, inception_path, make_features, resize
+from ldm.evaluation.features import inception_path, make_features, resize
 
 
 def test_the_offline_features_are_those_of_the_original_package() -> None:
@@ -20,13 +20,6 @@ def test_the_offline_features_are_those_of_the_original_package() -> None:
     found = make_features("efficientnet-lite0")(pictures)
     assert found.shape == (2, 1280)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_tensors_are_renamed_only_where_the_shapes_agree() -> None:
-    state = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    assert list(in_order(state, {"x": torch.zeros(2), "y": torch.zeros(3)})) == ["x", "y"]
-    with pytest.raises(ValueError, match="b is"):
-        in_order(state, {"x": torch.zeros(2), "y": torch.zeros(4)})
 
 
 def test_resizing_keeps_bytes_of_the_right_size_and_flat_colours() -> None:

@@ -6,7 +6,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldm.errors import UserError
-from ldm.evaluation.fidelity import metrics, psnr, ssim
+from ldm.evaluation import fidelity
+from ldm.evaluation.fidelity import PSNR_LIMIT, metrics, psnr, ssim
 from ldm.evaluation.neighbours import as_vectors, nearest
 
 
@@ -28,6 +29,23 @@ def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch
             theirs[index], ours[index], channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
         assert ssim(*pair)[index].item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 53])
+def test_ssim_of_a_large_picture_is_put_together_from_bands(
+    pair: tuple[torch.Tensor, torch.Tensor], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ssim(*pair)
+    monkeypatch.setattr(fidelity, "SSIM_PIXELS", 64 * rows)
+    torch.testing.assert_close(ssim(*pair), whole, rtol=1e-6, atol=0)
+
+
+def test_an_exact_copy_has_the_limit_and_no_infinity(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, picture = pair
+    assert psnr(picture, picture).tolist() == [PSNR_LIMIT] * 3
+    one_value = picture[:, :, :2, :2].clone()
+    one_value[:, 0, 0, 0] ^= 1
+    assert (psnr(one_value, picture[:, :, :2, :2]) < PSNR_LIMIT).all()
 
 
 def test_unknown_measures_are_refused() -> None:

@@ -13,6 +13,7 @@ from running import PEAK
 from torch import Tensor
 
 from ldm.config import AutoencoderConfig
+from ldm.errors import UserError
 from ldm.models import tiling as tiled
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.tiling import SharedNorms, Tiling, decode_tiled, encode_tiled, spans
@@ -143,3 +144,20 @@ def test_many_pictures_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: p
     monkeypatch.setattr(tiled, "Tiling", lambda: Tiling(12, 4))
     assert torch.equal(tiled.decode(vae, latents[:1]), decode_tiled(vae, latents[:1], Tiling(12, 4)))
     assert not torch.equal(tiled.decode(vae, latents[:1]), vae.decode(latents[:1]))
+
+
+def test_the_side_of_a_tile_is_the_callers_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x = network(), pictures(64, 96)
+    latents = vae.encode(x).mode()
+    assert torch.equal(tiled.encode(vae, x, tile=40).mode(), encode_tiled(vae, x, Tiling(20, 5)).mode())
+    assert torch.equal(tiled.decode(vae, latents, tile=40), decode_tiled(vae, latents, Tiling(20, 5)))
+    assert not torch.equal(tiled.decode(vae, latents, tile=40), vae.decode(latents))
+    monkeypatch.setattr(tiled, "WHOLE", 0)
+    assert torch.equal(tiled.encode(vae, x, tile=0).mode(), latents)
+    assert torch.equal(tiled.decode(vae, latents, tile=0), vae.decode(latents))
+
+
+@pytest.mark.parametrize("tile", [30, 41, -40])
+def test_a_side_that_no_tile_can_have_is_refused(tile: int) -> None:
+    with pytest.raises(UserError, match=f"tile {tile}: .* sides of 32 pixels or more, multiples of 2; 0 means"):
+        tiled.decode(network(), torch.zeros(1, 4, 40, 40), tile)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nursery import Nursery
 from PIL import Image
 from running import Command
 
@@ -25,6 +26,31 @@ def test_a_report_has_every_number_and_how_it_came_about(ldm: Command, tiny_pipe
     assert Image.open(tmp_path / "report.png").width > 7 * 32
 
 
+@pytest.mark.slow
+def test_an_autoencoder_s_run_is_measured_alone(ldm: Command, tiny_vae: Path) -> None:
+    words = ("--metrics", "psnr,ssim", "--samples", 12, "--concepts", 40, "--json")
+    found = json.loads(ldm("evaluate", "--model", tiny_vae, *words).stdout)
+    assert 0 < found["results"]["psnr"] < 60
+    assert found["settings"]["samples"] == 12
+    assert found["split"] == "test"
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does_and_share_its_statistics(tiny_pipeline: Path, tmp_path: Path) -> None:
+    nursery, said, statistics = Nursery(), tmp_path / "said.txt", tmp_path / "data.safetensors"
+    reports = []
+    for processes, more in ((2, ("--statistics", statistics)), (1, ("--statistics", statistics)), (2, ())):
+        report = tmp_path / f"report-{len(reports)}.json"
+        words = ("evaluate", "--model", tiny_pipeline, *OPTIONS, "--metrics", "fid,rfid,psnr", *more, "--out", report)
+        assert not any(nursery.run(words, said, processes)), said.read_text()
+        reports.append(json.loads(report.read_text()))
+    nursery.close()
+    assert [found["settings"]["statistics_reused"] for found in reports] == [False, True, False]
+    assert [found["settings"]["processes"] for found in reports] == [2, 1, 2]
+    for found in reports[1:]:
+        assert found["results"] == pytest.approx(reports[0]["results"], rel=1e-3)
+
+
 def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Path) -> None:
     for options, words in (
         (("--metrics", "beauty"), "there are fid"),
@@ -32,6 +58,10 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         (("--metrics", "neighbours"), "--out"),
         (("--metrics", "psnr", "--clip", "x"), "add clip"),
         (("--data", "pictures/", "--concepts", 3), "an option of scenes"),
+        (("--data", "pictures/", "--split", "train"), "an option of scenes"),
+        (("--metrics", "psnr", "--split", "all"), "train or test"),
+        (("--metrics", "psnr", "--steps", 3), "how samples are drawn"),
+        (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "no folder"),
         (("--metrics", "fid", "--features", "vgg"), "there are inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
     ):
@@ -48,6 +78,11 @@ def test_pictures_come_back_with_their_measures(here: Command, tmp_path: Path) -
     assert Image.open(tmp_path / "back" / "flat.png").size == (68, 64)
     assert "psnr" in done.stdout
     assert "ssim" in done.stdout
+    here("reconstruct", picture, "--tile", 64, "--out", tmp_path / "tiles")
+    assert Image.open(tmp_path / "tiles" / "flat.png").size == (68, 64)
+    done = here("reconstruct", picture, "--tile", 66, "--out", tmp_path / "tiles", check=False)
+    assert done.returncode == 2
+    assert "tile 66: this autoencoder's tiles have sides of 64 pixels or more, multiples of 4" in done.stderr
     done = here("reconstruct", tmp_path / "nothing.png", check=False)
     assert done.returncode == 2
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.config import LossConfig
-from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss
+from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss, r1_loss
 
 
 def loss(**reconstruction) -> AutoencoderLoss:
@@ -56,7 +56,29 @@ def test_adversarial_losses_are_those_of_the_papers() -> None:
     assert discriminator_loss(real, fake, "hinge").item() == pytest.approx(0.5 * (0.25 + 0.75))
     softplus = [math.log1p(math.exp(x)) for x in (-2.0, -0.5, -2.0, 0.5)]
     assert discriminator_loss(real, fake, "vanilla").item() == pytest.approx(0.25 * sum(softplus))
-    assert generator_loss(fake).item() == pytest.approx(0.75)
+    assert discriminator_loss(real, fake, "non_saturating").item() == pytest.approx(0.5 * sum(softplus))
+    assert generator_loss(fake, "hinge").item() == generator_loss(fake, "vanilla").item() == pytest.approx(0.75)
+    of_fakes = [math.log1p(math.exp(x)) for x in (2.0, -0.5)]
+    assert generator_loss(fake, "non_saturating").item() == pytest.approx(0.5 * sum(of_fakes))
+    assert r1_loss(torch.tensor([1.0, 3.0]), 10.0).item() == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "computed"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_every_term_is_computed_in_the_type_it_is_given_but_not_in_half_precision(
+    given: torch.dtype, computed: torch.dtype
+) -> None:
+    values = torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
+    made = (values / 3).to(given)
+    kl = torch.tensor([1.0, 2.0], dtype=computed)
+    terms = loss().terms(values.to(computed), made, kl, torch.zeros((), dtype=computed))
+    assert {term.dtype for term in terms.values()} == {computed}
+    assert terms["reconstruction"].item() == (made.to(computed) - values.to(computed)).abs().mean().item()
+    for kind in ("hinge", "vanilla", "non_saturating"):
+        assert generator_loss(made, kind).dtype == discriminator_loss(made, made, kind).dtype == computed
+    assert adaptive_weight(made, made).dtype == computed
 
 
 def test_the_adaptive_weight_is_the_clamped_ratio_of_gradient_norms() -> None:

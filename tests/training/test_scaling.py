@@ -87,6 +87,26 @@ def test_gradient_checkpointing_keeps_losses_and_costs_memory_less(measured: Pat
         assert plain.flops < checked.flops < 1.5 * plain.flops
 
 
+def test_gradient_checkpointing_of_an_autoencoder_has_the_same_gradients_and_keeps_less_for_them() -> None:
+    found = []
+    for on in ("false", "true"):
+        attention = ("autoencoder.mid_block_attention=true", "autoencoder.attention_levels=[1]")
+        stage = vae_stage(f"training.autoencoder.gradient_checkpointing={on}", *attention)
+        network, kept = stage.networks["reconstruction"], {}
+        draw = torch.Generator().manual_seed(0)
+        pictures, noise = (torch.randn(2, *shape, generator=draw) for shape in ((3, 32, 32), (4, 8, 8)))
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(id(t), t), lambda t: t)
+        with keep:
+            made, kl, *_ = network(pictures, noise)
+        ((made - pictures).square().mean() + 1e-3 * kl.mean()).backward()
+        gradients = {name: w.grad for name, w in network.named_parameters() if w.requires_grad}
+        found.append((gradients, sum(tensor.nbytes for tensor in kept.values())))
+    (plain, all_bytes), (checked, fewer) = found
+    assert len(plain) > 50
+    assert all(torch.equal(checked[name], gradient) for name, gradient in plain.items())
+    assert fewer < 0.6 * all_bytes
+
+
 @pytest.mark.slow
 def test_compiled_networks_have_the_same_losses_and_names(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Graphs are captured as for any backend; to compile them for this CPU would take minutes and show no more.

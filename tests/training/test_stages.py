@@ -26,6 +26,7 @@ from ldm.training.run import Run
 from ldm.training.unet import UNetStage
 
 PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=2", "loss.adversarial.discriminator_channels=8")
+PENALISED = (*PLAYING, *(f"loss.adversarial.{o}" for o in ("discriminator_norm=group", "r1_weight=2", "r1_every=3")))
 
 
 class Colours:
@@ -78,16 +79,6 @@ def test_the_discriminator_rests_until_its_start_step() -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_generator_and_discriminator_see_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = autoencoder_stage(*PLAYING)
-    seen: list[torch.Tensor] = []
-    stage.networks["discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
-    [batch] = micro_batches(2)
-    stage.losses([batch], 2)
-    generated, both = seen
-    assert torch.equal(both, torch.cat([batch.pictures, generated]))
-
-
 def test_the_generators_loss_leaves_no_gradient_in_the_discriminator() -> None:
     stage = autoencoder_stage(*PLAYING)
     [batch] = micro_batches(2)
@@ -102,8 +93,7 @@ def test_the_generators_loss_leaves_no_gradient_in_the_discriminator() -> None:
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_micro_batches_add_up_to_their_batch(adversarial: bool) -> None:
     # The adaptive weight is that of each micro-batch, so it is off here; group norm knows nothing of the batch.
-    options = [*PLAYING, "loss.adversarial.adaptive=false", "loss.adversarial.discriminator_norm=group"]
-    options = options if adversarial else []
+    options = [*PENALISED, "loss.adversarial.adaptive=false"] if adversarial else []
     whole, parts = autoencoder_stage(*options), autoencoder_stage(*options)
     for step in (1, 2, 3):
         together = whole.losses(micro_batches(step), step)
@@ -111,6 +101,15 @@ def test_micro_batches_add_up_to_their_batch(adversarial: bool) -> None:
         assert together.keys() == summed.keys()
         for name, loss in together.items():
             assert summed[name].item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-6), (step, name)
+
+
+def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() -> None:
+    stage = autoencoder_stage(*PENALISED)
+    assert {step for step in range(1, 8) if "r1" in stage.losses(micro_batches(step), step)} == {3, 6}
+    [batch] = micro_batches(9)
+    terms, _ = stage._discriminator_terms(batch.pictures, -batch.pictures, 9)
+    _, penalties = stage.networks["discriminator"](batch.pictures, 8)
+    assert terms["r1"].item() == pytest.approx(3 * 2 / 2 * penalties.mean().item())
 
 
 def test_averaged_latents_learn_to_decode_to_averaged_pictures() -> None:

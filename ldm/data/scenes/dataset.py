@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.making import Order, make_all
-from ldm.data.scenes.vocabulary import tables_digest
+from ldm.data.scenes.scene import Scene
+from ldm.data.scenes.vocabulary import first, tables_digest
 from ldm.errors import UserError
 
 # Of what the code makes of the same arguments and tables; raise it with every change of pictures or captions.
 VERSION = 1
+LABELS = "labels.npy"
 
 
 class ScenesDataset:
@@ -40,6 +44,7 @@ class ScenesDataset:
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
         if not self.folder.is_dir():
             _fill(self.folder, order, processes)
+        self._order, self._processes = order, processes
         self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
         with (self.folder / "captions.jsonl").open(encoding="utf-8") as lines:
             self._captions: list[list[str]] = [json.loads(line) for line in lines]
@@ -60,9 +65,39 @@ class ScenesDataset:
         """All captions of picture number `index`, the plainest full one first."""
         return self._captions[index]
 
+    def label(self, index: int) -> int:
+        """What the first thing in picture number `index` is: a place in `class_names`."""
+        return int(self._labels[index])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the concepts that can stand in the scenes, the most recognisable first."""
+        assert len(self._labels)  # made here, before any process that loads pictures is started
+        return _names(self._order)
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        """Classes (N,) of all pictures; caches of older versions have none yet."""
+        path = self.folder / LABELS
+        if not path.is_file():
+            made = track(make_all(self._order, self._processes), "looking up the classes of scenes, once", len(self))
+            work = path.with_name(f".{LABELS}.{os.getpid()}.tmp.npy")
+            np.save(work, np.array([_number(scene, self._order) for scene, _ in made]))
+            work.replace(path)
+        return np.load(path)
+
     def stamp(self, index: int) -> str:
         """Of the data set, and the number."""
         return f"{self.folder.name} {index}"
+
+
+def _names(order: Order) -> tuple[str, ...]:
+    return tuple(concept.name for concept in first(order.concepts))
+
+
+def _number(scene: Scene, order: Order) -> int:
+    """What the first thing in a scene is."""
+    return _names(order).index(scene.labels()[0])
 
 
 def _fingerprint(order: Order) -> str:
@@ -91,9 +126,12 @@ def _fill(folder: Path, order: Order, processes: int | None) -> None:
 def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+    labels = []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
         made = track(make_all(order, processes), "rendering scenes, once", order.num)
         for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
+            labels.append(_number(scene, order))
             captions.write(json.dumps(scene.captions()) + "\n")
     pictures.flush()
+    np.save(folder / LABELS, np.array(labels))

@@ -1,0 +1,114 @@
+"""Classifiers of noisy latents <-> their folders, in a layout of our own beside diffusers' for what they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldm.checkpoint.class_tables import NAMES, STEM, class_facts, read_class_facts
+from ldm.checkpoint.diffusers import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
+from ldm.checkpoint.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
+from ldm.checkpoint.find import resolve
+from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pretrained import Autoencoder
+from ldm.checkpoint.store import save_json
+from ldm.checkpoint.weights import build, load_weights, save_weights
+from ldm.config import AutoencoderConfig, ClassifierConfig, DiffusionConfig, parse
+from ldm.diffusion.schedule import Schedule, make_schedule
+from ldm.errors import UserError
+from ldm.models.classifier import Classifier
+
+
+@dataclass
+class TrainedClassifier:
+    """A classifier with what its input is: latents of an autoencoder, noised by a schedule."""
+
+    network: Classifier
+    autoencoder: Autoencoder
+    diffusion: DiffusionConfig
+    class_names: tuple[str, ...] = ()  # by number; (): nobody named them
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> TrainedClassifier:
+        """Load a run of `ldm train-classifier` or the folder of one of its steps; UserError if it is none."""
+        folder = find_classifier(path)
+        network, names = load_classifier(folder / "classifier")
+        pixels = not (folder / "vae").is_dir()
+        autoencoder = _identity(network.config) if pixels else load_autoencoder(folder / "vae")
+        return cls(network, autoencoder, load_scheduler(folder / "scheduler"), names)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write it to a folder: classifier/, scheduler/ and, unless it works on pixels, vae/."""
+        folder = Path(path)
+        save_classifier(self.network, self.class_names, folder / "classifier")
+        if self.autoencoder.config.kind != "identity":
+            save_autoencoder(self.autoencoder, folder / "vae")
+        save_scheduler(self.diffusion, folder / "scheduler")
+
+    def check(self, parts: Parts) -> None:
+        """Raise UserError unless it was trained on the latents and the noise of a pipeline."""
+        if not _same_latents(self.autoencoder, parts.autoencoder):
+            raise UserError("the classifier was trained on the latents of another autoencoder than this model's")
+        if not _same_noise(self.diffusion, parts.diffusion):
+            raise UserError("the classifier was trained with another noise schedule than this model")
+        if self.class_names and parts.class_names and self.class_names != parts.class_names:
+            raise UserError("the classifier has other classes than this model")
+
+
+def find_classifier(model: str | Path) -> Path:
+    """The folder of a run's newest classifier; UserError when there is none."""
+    folder = resolve(model)
+    if not (folder / "classifier").is_dir():
+        raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
+    return folder
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, tuple[str, ...]]:
+    """The network in a folder, and the names of its classes; UserError if it is not whole."""
+    path = folder / "config.json"
+    fields = load_fields(path)
+    expect_class(fields, ("Classifier",), path)
+    names, _ = read_class_facts(fields, path)
+    own = {name: value for name, value in fields.items() if name != NAMES}
+    known = known_fields(own, ClassifierConfig().model_dump(mode="json"), {}, path)
+    config = parse(known, ClassifierConfig, str(path))
+    if names and len(names) != config.num_classes:
+        raise UserError(f"{path} names {len(names)} classes and has {config.num_classes}: it is damaged")
+    return build(lambda: Classifier(config), load_weights(folder, STEM), torch.float32, folder), names
+
+
+def save_classifier(network: Classifier, class_names: Sequence[str], folder: Path) -> None:
+    """Write the network and the names of its classes."""
+    save_weights(folder, STEM, network.state_dict(), None)
+    kind = {"_class_name": "Classifier", "_diffusers_version": DIFFUSERS_VERSION}
+    save_json(folder / "config.json", kind | class_facts(class_names, None) | network.config.model_dump(mode="json"))
+
+
+def _identity(config: ClassifierConfig) -> Autoencoder:
+    """What stands for an autoencoder where pictures are their own latents."""
+    widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), config.in_channels)
+    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=config.sample_size, **widths))
+
+
+def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:
+    """Whether two autoencoders encode alike; the weights of one may have been rounded."""
+    if ours.config.kind != theirs.config.kind or _scaling(ours) != _scaling(theirs):
+        return False
+    wanted, given = ours.state_dict(), theirs.state_dict()
+    encoding = [name for name in wanted if name.startswith(("encoder.", "quant_conv."))]
+    return all(name in given and torch.equal(wanted[name].to(given[name]), given[name]) for name in encoding)
+
+
+def _scaling(autoencoder: Autoencoder) -> tuple[object, object]:
+    return autoencoder.config.scaling_factor, autoencoder.config.shift_factor
+
+
+def _same_noise(ours: DiffusionConfig, theirs: DiffusionConfig) -> bool:
+    """Whether a time step has the same signal and noise in both; which of them sampling visits is no matter."""
+    first, second = make_schedule(ours.schedule), make_schedule(theirs.schedule)
+    if isinstance(first, Schedule) and isinstance(second, Schedule):
+        return torch.equal(first.alpha, second.alpha)
+    return type(first) is type(second) and ours.schedule.num_train_timesteps == theirs.schedule.num_train_timesteps

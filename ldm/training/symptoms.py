@@ -1,0 +1,59 @@
+"""What diagnostics are made of: reports of a run, how long something lasts, and what a diagnosis is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ldm.config import Config
+
+Report = dict[str, Any]  # a line of `log.jsonl` that has losses and what was `observed`
+SOON, LONG = 50, 500  # steps that a state must have lasted
+LEARNING = 200  # steps after the warm-up before anything is expected
+
+
+class Diagnosis(NamedTuple):
+    """Something that is wrong: the same as long as name and place are, whatever numbers the text has."""
+
+    name: str
+    text: str  # what was seen, what it means, what to do
+    place: str = ""  # such as `channel 2`
+
+    @property
+    def title(self) -> str:
+        """Name and place."""
+        return f"{self.name} in {self.place}" if self.place else self.name
+
+
+Check = Callable[[Sequence[Report], Config], Iterator[Diagnosis]]
+
+
+def lasting(reports: Sequence[Report], name: str, steps: int) -> list[Any]:
+    """The values of `name` in the reports of the last `steps` steps; [] where it was not reported for so long."""
+    found: list[Any] = []
+    for report in reversed(reports):
+        value = report.get(name, report.get("observed", {}).get(name))
+        if value is None:
+            return []
+        found.append(value)
+        if report["step"] <= reports[-1]["step"] - steps:
+            return found[::-1]
+    return []
+
+
+def always(values: Sequence[float], true: Callable[[float], bool]) -> bool:
+    """Whether it is so for all values, of which there are some."""
+    return bool(values) and all(map(true, values))
+
+
+def std_of_latents(report: Report) -> list[float]:
+    """Standard deviations of latents by channel, from the moments that a report has."""
+    pairs = zip(report["observed"]["latent_mean"], report["observed"]["latent_mean_square"], strict=True)
+    return [max(square - mean**2, 0.0) ** 0.5 for mean, square in pairs]
+
+
+def channels(numbers: Sequence[int], count: int) -> str:
+    """`channel 2`, `channels 0, 2` or `all 4 channels`."""
+    if len(numbers) == count:
+        return f"all {count} channels"
+    return f"channel{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -1,0 +1,49 @@
+"""States of networks and optimisers that are taken up again."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ldm.config import UNetStageConfig
+from ldm.training.optimizer import make_optimizer, parameter_groups
+from ldm.training.sharding import load_network_state, load_optimizer_state, network_state, optimizer_state
+
+DEVICE = torch.device("cpu")
+
+
+def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    pictures = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network(pictures).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
+    return network, make_optimizer(parameter_groups(network, 1e-2, {}), UNetStageConfig(), DEVICE)
+
+
+def on_disk(tree: object) -> object:
+    """What a file gives back: the same values, laid out in memory row by row."""
+    if isinstance(tree, dict):
+        return {key: on_disk(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [on_disk(value) for value in tree]
+    return tree.clone(memory_format=torch.contiguous_format) if isinstance(tree, torch.Tensor) else tree
+
+
+def test_a_resumed_optimizer_goes_on_bit_by_bit_whatever_the_layout_of_the_weights_in_memory() -> None:
+    accelerator = Accelerator(cpu=True)
+    network, optimizer = made()
+    for _ in range(2):
+        step(network, optimizer)
+    resumed, its_optimizer = made()
+    load_network_state(accelerator, resumed, on_disk(network_state(accelerator, network)))
+    load_optimizer_state(its_optimizer, on_disk(optimizer_state(optimizer)))
+    for _ in range(2):
+        step(network, optimizer)
+        step(resumed, its_optimizer)
+    for weight, its_weight in zip(network.parameters(), resumed.parameters(), strict=True):
+        assert weight.stride() == its_weight.stride()
+        assert torch.equal(weight, its_weight)
