@@ -143,7 +143,7 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
 
 
 def test_a_way_back_through_both_networks_takes_more_memory_and_pixels_need_no_decoder(pipe: TextToImage) -> None:
-    shape, pixels = (4, 16, 16), tiny.unconditional("identity")
+    shape, pixels = (4, 16, 16), tiny.pixels()
     once, back = (batches.picture_memory(pipe.parts, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
     assert batches.picture_memory(pixels, (3, 16, 16), 2) == 256 * 2 * batches.unet_width(pixels.unet.config) * 4
@@ -160,6 +160,13 @@ def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
     for syntax in ("weighted", "plain"):
         draw(pipe, [both, "(a dog)"], clip=guide, prompt_syntax=syntax, num_inference_steps=1)
     assert read == ["a red dog", "rain", "a dog", "a (red:1.3) dog", "[rain]", "(a dog)"]
+
+
+def test_clip_leads_pictures_that_are_drawn_in_pixels(clips: dict[str, Path]) -> None:
+    pixels = TextToImage(tiny.pixels(in_channels=3, out_channels=3))
+    guide = ClipGuidance.from_pretrained(clips["transformers"], crops=2, prompt="a dog")
+    plain, led = (draw(pixels, num_inference_steps=2, clip=clip) for clip in (None, guide))
+    assert not near(plain, led)
 
 
 def test_one_text_of_weight_1_beside_one_of_none_is_that_text(pipe: TextToImage) -> None:
