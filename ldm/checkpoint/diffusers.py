@@ -17,6 +17,7 @@ from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
+from ldm.checkpoint.spatial import load_spatial, save_spatial, spatial_of_class
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
@@ -71,15 +72,20 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
     places = {part: folder / name for part, name in layout.folders.items() if part in kinds}
     text_encoder, tokenizer = _load_text(layout, places, "", dtype)
     text_encoder_2, tokenizer_2 = _load_text(layout, places, "_2", dtype)
+    autoencoder, unet = load_autoencoder(places["autoencoder"], dtype), load_unet(places["unet"], dtype)
+    spatial = load_spatial(places["spatial"], dtype) if "spatial" in places else None
+    if layout.joins is not None:
+        spatial = spatial_of_class(layout.joins, unet.config, autoencoder.config)
     parts = Parts(
-        load_autoencoder(places["autoencoder"], dtype),
-        load_unet(places["unet"], dtype),
+        autoencoder,
+        unet,
         text_encoder,
         tokenizer,
         load_scheduler(places["scheduler"]),
         text_encoder_2,
         tokenizer_2,
         load_class_embedder(places["classes"], dtype) if "classes" in places else None,
+        spatial,
         bool(index.get(ZEROS, layout.fields.get(ZEROS, (False,))[0])),
     )
     _check_kinds(parts, kinds, layout, path)
@@ -101,7 +107,7 @@ def _load_text(
 def _check_kinds(parts: Parts, kinds: dict[str, Kind], layout: Layout, where: Path) -> None:
     """Raise UserError where a network's folder holds another class than the index says."""
     for part, (_, name) in network_kinds(parts).items():
-        if name != kinds[part][1]:
+        if part in kinds and name != kinds[part][1]:
             raise UserError(f"{where}: the part {layout.folders[part]} is {kinds[part][1]}, its folder holds {name}")
 
 
@@ -126,5 +132,7 @@ def save_pipeline(
         save_tokenizer(tokenizer, places[f"tokenizer{end}"])
     if parts.classes is not None:
         save_class_embedder(parts.classes, places["classes"], dtype)
+    if parts.spatial is not None and "spatial" in places:
+        save_spatial(parts.spatial, places["spatial"], dtype)
     save_scheduler(parts.diffusion, places["scheduler"])
     save_json(folder / "model_index.json", index)

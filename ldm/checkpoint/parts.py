@@ -12,7 +12,7 @@ from torch import nn
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import DiffusionConfig, T5Config
 from ldm.errors import UserError
-from ldm.models.conditions import ClassEmbedder
+from ldm.models.conditions import ClassEmbedder, Spatial
 from ldm.models.text import TextEncoder, Tokenizer
 
 
@@ -28,6 +28,7 @@ class Parts:
     text_encoder_2: TextEncoder | None = None  # its context is joined to the first's, and its pooled text is used
     tokenizer_2: Tokenizer | None = None
     classes: ClassEmbedder | None = None
+    spatial: Spatial | None = None  # brings a picture beside the latents, to the U-Net's input
     zeros_for_empty_prompt: bool = False  # without a negative prompt, guide away from zeros, not from the empty prompt
 
     @property
@@ -39,7 +40,7 @@ class Parts:
     @property
     def networks(self) -> list[nn.Module]:
         """All that has weights."""
-        found = (self.autoencoder, self.unet, self.text_encoder, self.text_encoder_2, self.classes)
+        found = (self.autoencoder, self.unet, self.text_encoder, self.text_encoder_2, self.classes, self.spatial)
         return [network for network in found if network is not None]
 
     @property
@@ -55,7 +56,8 @@ class Parts:
 
 def check_fit(parts: Parts, where: Path) -> None:
     """Raise UserError where one part does not fit another, or needs what no part gives."""
-    for name, size, other, needed in (*_of_networks(parts), *_of_texts(parts), *_of_embeddings(parts)):
+    found = (*_of_spatial(parts), *_of_networks(parts), *_of_texts(parts), *_of_embeddings(parts))
+    for name, size, other, needed in found:
         if size != needed:
             raise UserError(f"the parts of {where} do not fit: {name}: {size}, {other}: {needed}")
     for encoder, tokenizer in parts.texts:
@@ -69,7 +71,10 @@ Row = tuple[str, object, str, object]  # what is found, and what it must be equa
 
 def _of_networks(parts: Parts) -> Iterator[Row]:
     unet, latents = parts.unet.config, parts.autoencoder.config.latent_channels
-    yield "the U-Net's input channels", unet.in_channels, "latent channels", latents
+    joined, inputs = 0, "latent channels"
+    if parts.spatial is not None:
+        joined, inputs = parts.spatial.config.channels, "latent channels and those beside them"
+    yield "the U-Net's input channels", unet.in_channels, inputs, latents + joined
     channels, kinds = latents, "latent channels"
     if parts.diffusion.learned_variance:
         channels, kinds = 2 * latents, "latent channels and as many learned variances"
@@ -78,6 +83,20 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
     widths += [] if parts.classes is None else [parts.classes.config.hidden_size]
     told = "the width of text" if parts.texts else "the width of classes"
     yield "the U-Net's cross_attention_dim", unet.cross_attention_dim, told, sum(widths) or None
+
+
+def _of_spatial(parts: Parts) -> Iterator[Row]:
+    if parts.spatial is None:
+        return
+    spatial, autoencoder = parts.spatial.config, parts.autoencoder.config
+    if spatial.kind == "rescaler":
+        factor = autoencoder.downsampling_factor
+        yield "the times a map becomes smaller", 2**spatial.stages, "those a picture does", factor
+        return
+    needed, inputs = spatial.in_channels, "channels of the picture"
+    if spatial.kind == "inpainting":
+        needed, inputs = needed + autoencoder.latent_channels, "channels of mask and latents"
+    yield "the channels beside the latents", spatial.channels, inputs, needed
 
 
 def _of_texts(parts: Parts) -> Iterator[Row]:

@@ -167,6 +167,9 @@ class Config(Section):
             )
         if spatial.stages and spatial.kind != "rescaler":
             raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
+        factor = self.autoencoder.downsampling_factor
+        if spatial.kind == "rescaler" and 2**spatial.stages != factor:
+            raise ValueError(f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents")
 
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}

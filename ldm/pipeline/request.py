@@ -54,6 +54,7 @@ class Request:
     image: Image.Image | None = None  # to start from, noised to `strength`, instead of from noise alone
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
+    layout: Image.Image | None = None  # classes of the pixels, for a model of such maps
     guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
     batch_size: int = 8  # pictures drawn at a time
 
@@ -83,6 +84,11 @@ class Request:
         self._check_image()
 
     def _check_image(self) -> None:
+        if self.image is not None and self.layout is not None and self.layout.size != self.image.size:
+            (width, height), (given_width, given_height) = self.image.size, self.layout.size
+            raise UserError(
+                f"the layout is {given_width}x{given_height}, the image {width}x{height}: they must be equal"
+            )
         if self.image is None and (self.strength is not None or self.mask is not None):
             raise UserError("strength and mask say what is to be done with an image: give one")
         if self.strength is not None and not 0 < self.strength <= 1:

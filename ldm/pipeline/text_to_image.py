@@ -22,10 +22,11 @@ from ldm.models import tiling
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
-from ldm.pipeline.given import Given
+from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Framing, Request
-from ldm.pipeline.sizes import latent_shape, picture_size
+from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
+from ldm.pipeline.spatial import make_spatial_input
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
 
@@ -39,6 +40,7 @@ class TextToImage:
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
+        self.spatial_input = make_spatial_input(parts)
         for network in parts.networks:
             network.eval()
 
@@ -89,6 +91,7 @@ class TextToImage:
         image: Image.Image | None = None,
         strength: float | None = None,
         mask: Image.Image | None = None,
+        layout: Image.Image | None = None,
         guidance_interval: tuple[float, float] | None = None,
         latents: Tensor | None = None,
         batch_size: int = 8,
@@ -118,6 +121,7 @@ class TextToImage:
             image=image,
             strength=strength,
             mask=mask,
+            layout=layout,
             guidance_interval=guidance_interval,
             batch_size=batch_size,
         )
@@ -137,13 +141,13 @@ class TextToImage:
         request = self.settle(request)
         grid = self.grid(request)
         shape = latent_shape(self.parts, request, latents)
-        given = self._given(request) if request.image is not None else None
+        given = self._given(request)
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
         return self._batches(request, grid, shape, latents, given, progress, chosen)
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
-        return self.conditioner.settle(request)
+        return self.spatial_input.settle(self.conditioner.settle(request))
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
@@ -155,10 +159,15 @@ class TextToImage:
         """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
         return picture_size(self.parts, request)
 
-    def _given(self, request: Request) -> Given:
-        assert request.image is not None
-        size, scaled = self.size(request), request.size is not None
-        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device)
+    def _given(self, request: Request) -> Given | None:
+        """The image that sampling starts from, if any."""
+        if request.image is None or enlarges(self.parts):
+            return None
+        size, scaled, spatial = self.size(request), request.size is not None, self.parts.spatial
+        given = request.image, request.mask, size, scaled, self.parts.autoencoder, self.device
+        if spatial is not None and spatial.config.kind == "inpainting":
+            return Filled(*given, from_noise=request.given_strength == 1)
+        return Given(*given)
 
     def _batches(
         self,
@@ -174,6 +183,8 @@ class TextToImage:
         factor = self.parts.autoencoder.config.downsampling_factor
         pixels = shape[2] * factor, shape[1] * factor  # width and height
         total = math.ceil(len(numbers) / size) * len(grid)
+        with torch.inference_mode():
+            beside = self.spatial_input(request, pixels)
         for batch, first in enumerate(range(0, len(numbers), size)):
             chosen = numbers[first : first + size]
             subjects, seeds = zip(*(pictures[number] for number in chosen), strict=True)
@@ -183,6 +194,7 @@ class TextToImage:
             start = grid.initial_scale * start if given is None else given.noisy(grid, start)
             with torch.inference_mode():
                 condition, negative = self.conditioner.pair(subjects, request, pixels)
+            condition, negative = condition.beside(beside, len(seeds)), negative and negative.beside(beside)
             steps = self.sample(request, condition, negative, start, noise, given)
             for step, x in enumerate(steps, start=batch * len(grid) + 1):  # noqa: B007
                 if progress:
@@ -232,6 +244,7 @@ class TextToImage:
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str], request: Request) -> Condition:
         """What the U-Net is told of each prompt, in pictures of the size that a request asks for."""
+        request = self.settle(request)
         return self.conditioner(prompts, request, self.size(request))
 
     @torch.inference_mode()
@@ -246,6 +259,8 @@ class TextToImage:
         embeddings = dict(zip(grid.t.tolist(), self._embedded(condition.in_time, grid), strict=True))
 
         def network(x: Tensor, t: Tensor) -> Tensor:
+            if condition.spatial is not None:
+                x = torch.cat([x, condition.spatial], dim=1)
             return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
