@@ -108,6 +108,7 @@ class Config(Section):
             self._context_fits(self.unet)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
+        self._data_is_told()
         self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
@@ -170,6 +171,16 @@ class Config(Section):
         factor = self.autoencoder.downsampling_factor
         if spatial.kind == "rescaler" and 2**spatial.stages != factor:
             raise ValueError(f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents")
+
+    def _data_is_told(self) -> None:
+        """What is made ready of the data is what the U-Net is told."""
+        kind = None if self.spatial is None else self.spatial.kind
+        classes = self.spatial.in_channels if self.spatial is not None and kind == "rescaler" else None
+        if self.data.map_classes not in (None, classes):
+            needed = "means something for spatial.kind rescaler alone" if classes is None else f"must be {classes}"
+            raise ValueError(f"data.map_classes {needed}: it is {self.data.map_classes}")
+        if self.data.small_noise and kind != "low_resolution":
+            raise ValueError("data.small_noise means something for spatial.kind low_resolution alone")
 
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}

@@ -26,7 +26,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change pl
 class Cut:
     """A picture made ready, and what was done to it."""
 
-    pixels: np.ndarray  # uint8 (H, W, 3)
+    pixels: np.ndarray  # uint8 (H, W, 3), of a map (H, W)
     original: Size  # before the resize
     resized: Size
     crop: tuple[int, int]  # top and left of the cut in the resized picture
@@ -50,6 +50,14 @@ def decode(content: bytes | Path, name: str) -> Image.Image:
     """
     with _opened(content, name) as picture:
         return to_rgb(picture)
+
+
+def decode_map(content: bytes | Path, name: str) -> Image.Image:
+    """A map of class numbers out of a PNG's file or bytes, in mode L; UnreadableError says what is wrong."""
+    with _opened(content, name) as picture:
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"a map has class numbers, in grey or with a palette; this is of mode {picture.mode}")
+        return Image.fromarray(np.asarray(picture))
 
 
 def header_size(content: bytes | Path, name: str) -> Size:
@@ -97,7 +105,13 @@ def _rounded(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
-def cut_out(picture: Image.Image, size: Size, at: tuple[float, float] = (0.5, 0.5), zoom: float = 1.0) -> Cut:
+def cut_out(
+    picture: Image.Image,
+    size: Size,
+    at: tuple[float, float] = (0.5, 0.5),
+    zoom: float = 1.0,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Cut:
     """Scale the picture until it covers `size`, `zoom` times more than it must, and cut that size out.
 
     `at` says where the cut lies in what can be cut away, (0, 0) left and top to (1, 1) right and bottom.
@@ -114,7 +128,7 @@ def cut_out(picture: Image.Image, size: Size, at: tuple[float, float] = (0.5, 0.
     across, down = picture.width / scaled_width, picture.height / scaled_height
     right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
     box = (left * across, top * down, right, bottom)
-    made = picture.resize((width, height), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+    made = picture.resize((width, height), resample, box, reducing_gap=3.0)
     return Cut(np.asarray(made), original, resized, crop)
 
 

@@ -23,6 +23,7 @@ class Sample:
     index: int
     caption: str
     cut: Cut | None  # None where pictures are not needed
+    classes: np.ndarray | None = None  # uint8 (H, W), of the pixels of the cut; None where there are no maps
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Batch:
     captions: Sequence[str]
     original_sizes: Tensor | None = None  # (B, 2), height and width before the resize
     crops: Tensor | None = None  # (B, 2), top and left of the cut in the resized picture, as the network sees it
+    maps: Tensor | None = None  # (B, H, W), uint8, classes of the pixels
     broken: Sequence[Broken] = ()  # samples that could not be read, in whose places others stand
 
 
@@ -51,31 +53,50 @@ class Preparation:
 
     def picture(self, picture: Image.Image | np.ndarray, size: Size, step: int, slot: int) -> Cut:
         """The picture cut to `size`, with the configured chance."""
+        at, zoom, flip = self._placing(step, slot)
+        if isinstance(picture, np.ndarray) and picture.shape[:2] == size and zoom == 1:
+            cut = Cut(picture, size, size, (0, 0))
+        else:
+            loaded = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+            cut = cut_out(loaded, size, at, zoom)
+        return cut.flipped() if flip else cut
+
+    def classes(self, classes: Image.Image | np.ndarray, size: Size, step: int, slot: int, cut: Cut | None) -> np.ndarray:
+        """The map (H, W) cut to `size` as its picture is; ValueError where it does not fit it, or has other classes."""
+        loaded = Image.fromarray(classes) if isinstance(classes, np.ndarray) else classes
+        if cut is not None and cut.original != (loaded.height, loaded.width):
+            height, width = cut.original
+            raise ValueError(f"its map is {loaded.width}x{loaded.height}, the picture {width}x{height}")
+        at, zoom, flip = self._placing(step, slot)
+        made = cut_out(loaded, size, at, zoom, Image.Resampling.NEAREST)
+        pixels = made.flipped().pixels if flip else made.pixels
+        known = self.config.map_classes or 0
+        if (highest := int(pixels.max())) >= known:
+            raise ValueError(f"its map has class {highest}; data.map_classes is {known}: 0 to {known - 1}")
+        return pixels
+
+    def _placing(self, step: int, slot: int) -> tuple[tuple[float, float], float, bool]:
+        """Where a picture is cut, how far it is enlarged before, and whether it is flipped."""
         at, zoom = (0.5, 0.5), 1.0
         if self.config.random_crop:
             across, down = torch.rand(2, generator=self.draws.generator("crop", step, slot)).tolist()
             at = (across, down)
         if self.config.random_zoom > 1:
             zoom = self.config.random_zoom ** self.draws.uniform("zoom", step, [slot]).item()
-        if isinstance(picture, np.ndarray) and picture.shape[:2] == size and zoom == 1:
-            cut = Cut(picture, size, size, (0, 0))
-        else:
-            loaded = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-            cut = cut_out(loaded, size, at, zoom)
-        if self.config.random_flip and self.draws.choice("flip", step, slot, 2):
-            cut = cut.flipped()
-        return cut
+        return at, zoom, bool(self.config.random_flip and self.draws.choice("flip", step, slot, 2))
 
 
 def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broken: Sequence[Broken]) -> Batch:
     """Samples side by side; their pictures have one size."""
     indices, captions = [sample.index for sample in samples], [sample.caption for sample in samples]
     cuts = [sample.cut for sample in samples if sample.cut is not None]
+    classes = [sample.classes for sample in samples if sample.classes is not None]
+    maps = torch.from_numpy(np.stack(classes)) if classes else None
     if not cuts:
-        return Batch(step, slots, indices, None, captions, broken=broken)
+        return Batch(step, slots, indices, None, captions, maps=maps, broken=broken)
     pictures = to_tensor(np.stack([cut.pixels for cut in cuts]))
     originals, crops = (torch.tensor(pairs) for pairs in zip(*((cut.original, cut.crop) for cut in cuts), strict=True))
-    return Batch(step, slots, indices, pictures, captions, originals, crops, broken)
+    return Batch(step, slots, indices, pictures, captions, originals, crops, maps, broken)
 
 
 def join(parts: Sequence[Batch]) -> Batch:
@@ -96,5 +117,6 @@ def join(parts: Sequence[Batch]) -> Batch:
         captions=[batch.captions[place] for batch, place in rows],
         original_sizes=together("original_sizes"),
         crops=together("crops"),
+        maps=None if parts[0].maps is None else together("maps"),
         broken=[broken for batch in parts for broken in batch.broken],
     )

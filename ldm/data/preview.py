@@ -10,7 +10,7 @@ from PIL import Image
 from ldm.config import Size
 from ldm.data.broken import UnreadableError
 from ldm.data.pictures import fit
-from ldm.data.shards import Shards
+from ldm.data.shards import Packed, Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 
@@ -21,10 +21,11 @@ class HeldSource:
     """A few readable samples of streamed shards, spread over them and held in memory, to be read in any order."""
 
     def __init__(self, shards: Shards, count: int) -> None:
-        self._samples: list[tuple[Image.Image, list[str]]] = []
+        self._shards = shards
+        self._samples: list[tuple[Image.Image, list[str], Packed]] = []
         for packed in shards.spread(count):
             try:
-                self._samples.append((shards.picture(packed), shards.captions(packed)))
+                self._samples.append((shards.picture(packed), shards.captions(packed), packed))
             except UnreadableError:
                 continue
         if not self._samples:
@@ -37,6 +38,10 @@ class HeldSource:
     def picture(self, index: int) -> Image.Image:
         """The picture of a sample."""
         return self._samples[index][0]
+
+    def map(self, index: int) -> Image.Image:
+        """The map of its classes."""
+        return self._shards.map(self._samples[index][2])
 
     def shape(self, index: int) -> Size:
         """Its height and width."""
