@@ -63,7 +63,8 @@ class UNetStageConfig(StageConfig):
     text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
     condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions replaced by the empty prompt
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
+    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
 
@@ -98,6 +99,18 @@ class Config(Section):
                 "this configuration describes an autoencoder alone (unet: null): there is no U-Net to train"
             )
         return self.unet
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`."""
+        kinds: dict[str, Section | int | None] = {
+            "text": self.text,
+            "text_2": self.text_2,
+            "classes": self.classes,
+            "spatial": self.spatial,
+        }
+        kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
+        return tuple(name for name, section in kinds.items() if section is not None) or ("nothing",)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

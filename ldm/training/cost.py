@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
-from ldm.training.unet import TextConditioned
+from ldm.training.texts import encode_and_tell, tell_context
 
 # Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
 PEAK = {"t4": 65, "v100": 125, "a10": 125, "l4": 121, "rtx3090": 71, "rtx4090": 165, "l40s": 362}
@@ -58,27 +59,47 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
 
 
 def _unet_cost(config: Config) -> StepCost:
-    wanted = config.need_unet()
-    if config.text is None:
-        raise UserError("train-unet trains models of text alone, with one text encoder")
-    settings, text, side = config.training.unet, config.text, config.data.size
-    encoder, unet = make_text_encoder(text), UNet(wanted)
+    settings, side = config.training.unet, config.data.size
+    unet = UNet(config.need_unet())
     small = side // config.autoencoder.downsampling_factor
-    noisy, t = torch.empty(1, unet.config.in_channels, small, small), torch.zeros(1)
-    words = torch.zeros(1, text.max_length, dtype=torch.long)
-    told: tuple[Tensor, ...] = (words, torch.ones_like(words))
-    network: nn.Module = TextConditioned(unet, encoder)
-    prefix, flops = "", 0
-    if text.frozen:
-        flops, context = _forward(lambda: encoder(words, torch.ones_like(words)).context)
-        told, network, prefix = (context,), unet, "unet."
-    freeze(network, settings.freeze, prefix)
-    trained, activations = _measured(network, lambda: network(noisy, t, *told), settings)
+    noisy, t = torch.empty(1, config.autoencoder.latent_channels, small, small), torch.zeros(1)
+    if strangers := [name for name in config.told if name not in CONDITIONS]:
+        raise UserError(f"train-unet cannot train with {', '.join(strangers)}: it knows {', '.join(CONDITIONS)}")
+    told = [CONDITIONS[name](config) for name in config.told]
+    trained = {name: part for one in told for name, part in one.trained.items()}
+    network = Conditioned(unet, trained, [one.teller for one in told])
+    freeze(network, settings.freeze)
+    inputs = [one.inputs for one in told]
+    flops, activations = _measured(network, lambda: network(noisy, t, *inputs), settings)
+    flops += sum(one.flops for one in told)
     if not settings.cache_latents:
         autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, side, side)
         flops += _forward(lambda: autoencoder.encode(pictures).mode())[0]
-    parts = {"U-Net": unet} if text.frozen else {"U-Net": unet, "text encoder": encoder}
-    return StepCost(_sizes(parts), _trained(network), flops + trained, activations)
+    parts = {"U-Net": unet} | {name.replace("_", " "): part for name, part in trained.items()}
+    return StepCost(_sizes(parts), _trained(network), flops, activations)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A condition of one picture, without weights or data."""
+
+    teller: Teller
+    inputs: tuple[Tensor, ...] = ()
+    trained: dict[str, nn.Module] = field(default_factory=dict)  # by their names in a pipeline
+    flops: int = 0  # outside of the trained network
+
+
+def _text(config: Config) -> Told:
+    assert config.text is not None
+    encoder = make_text_encoder(config.text)
+    ids = torch.zeros(1, config.text.max_length, dtype=torch.long)
+    if config.text.frozen:
+        flops, context = _forward(lambda: encoder(ids, torch.ones_like(ids)).context)
+        return Told(tell_context, (context,), flops=flops)
+    return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
+
+
+CONDITIONS: dict[str, Callable[[Config], Told]] = {"text": _text, "nothing": lambda config: Told(tell_nothing)}
 
 
 def _autoencoder_cost(config: Config) -> StepCost:

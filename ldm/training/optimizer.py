@@ -15,12 +15,9 @@ from ldm.errors import UserError
 PARTS = {"text": "text_encoder"}  # names of parts that differ from those of their modules
 
 
-def freeze(network: nn.Module, patterns: Sequence[str], prefix: str = "") -> None:
-    """Take weights out of training, by the name of a part or a pattern of names; UserError where none is left.
-
-    `prefix` is what stands before a name where the network itself is the part.
-    """
-    weights = {prefix + name: weight for name, weight in network.named_parameters()}
+def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Take weights out of training, by the name of a part or a pattern of names; UserError where none is left."""
+    weights = dict(network.named_parameters())
     for pattern in patterns:
         for name in _matching(pattern, list(weights), "freeze"):
             weights[name].requires_grad_(False)
@@ -28,9 +25,9 @@ def freeze(network: nn.Module, patterns: Sequence[str], prefix: str = "") -> Non
         raise UserError("freeze leaves no weight to train")
 
 
-def parameter_groups(network: nn.Module, rate: float, rates: Mapping[str, float], prefix: str = "") -> list[dict]:
+def parameter_groups(network: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict]:
     """The trainable weights in groups of one learning rate each: that of the last key of `rates` that names them."""
-    weights = {prefix + name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     rate_of = dict.fromkeys(weights, rate)
     for pattern, own in rates.items():
         rate_of |= dict.fromkeys(_matching(pattern, list(weights), "learning_rates"), own)

@@ -24,7 +24,7 @@ from ldm.training.stage import Stage
 VALIDATION_BATCH = 16
 # Options of a stage that change nothing in what is trained.
 HARMLESS = {"log_every", "save_every", "sample_every", "keep", "keep_best", "validation_pictures", "sample_prompts"}
-HARMLESS |= {"sample_guidance_scale", "sample_steps", "gradient_checkpointing", "ema_device"}
+HARMLESS |= {"sample_pictures", "sample_guidance_scale", "sample_steps", "gradient_checkpointing", "ema_device"}
 
 
 class Saver:

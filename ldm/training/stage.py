@@ -103,17 +103,16 @@ class Stage(ABC):
         rate: float,
         rates: Mapping[str, float],
         emas: Sequence[EMA] = (),
-        prefix: str = "",
     ) -> None:
         """Make the network's optimiser and hand both to accelerate, as `networks[name]` and `optimizers[name]`.
 
-        `emas` are the averages that follow it, made before; `rates` and `prefix` as in `parameter_groups`.
+        `emas` are the averages that follow it, made before; `rates` as in `parameter_groups`.
         """
         if self.config.gradient_checkpointing:
             checkpoint_gradients(network)
         if self.config.compile:
             network.compile()
-        groups = parameter_groups(network, rate, rates, prefix)
+        groups = parameter_groups(network, rate, rates)
         optimizer = make_optimizer(groups, self.config, self.accelerator.device)
         # Together, since sharding replaces the weights that the optimiser holds.
         self.networks[name], self.optimizers[name] = self.accelerator.prepare(network, optimizer)

@@ -1,4 +1,4 @@
-"""Stage two: the U-Net, and with it the text encoder, on the latents of a trained autoencoder."""
+"""Stage two: the U-Net, and the parts that tell it of the pictures, on the latents of a trained autoencoder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,52 +22,42 @@ from ldm.data.pictures import contact_sheet
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
-from ldm.models.text import TextEncoder
-from ldm.models.unet import UNet
 from ldm.pipeline import TextToImage
+from ldm.training.conditions import Condition, conditioned
 from ldm.training.ema import EMA
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
 
 
-class TextConditioned(nn.Module):
-    """Text encoder and U-Net as one network: what is trained together, in one forward pass."""
-
-    def __init__(self, unet: UNet, text_encoder: TextEncoder) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(self, noisy: Tensor, t: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """The U-Net's output (B, C, h, w) for noisy latents at `t` (B,) given captions of token ids (B, L)."""
-        return self.unet(noisy, t, self.text_encoder(token_ids, mask).context)
-
-
 class UNetStage(Stage):
-    """Trains a U-Net, and its text encoder if that is not frozen, on the noise levels of a schedule."""
+    """Trains a U-Net, and what is trained together with it, on the noise levels of a schedule."""
 
     name = "unet"
     config: UNetStageConfig
 
-    def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: CachedData | None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        config: Config,
+        accelerator: Accelerator,
+        conditions: Sequence[Condition],
+        cache: CachedData | None,
+    ) -> None:
         self.config = config.training.unet
         self.accelerator, self.draws = accelerator, Draws(config.training.seed)
-        self.parts, self.cache, self.needs_pictures = parts, cache, cache is None
+        self.parts, self.cache, self.conditions = parts, cache, conditions
+        self.needs_pictures = cache is None or any(condition.needs_pictures for condition in conditions)
         self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
         self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
-        [(text_encoder, self.tokenizer)] = parts.texts
-        frozen = config.text is not None and config.text.frozen
-        self.frozen_text = text_encoder.to(accelerator.device).eval().requires_grad_(False) if frozen else None
         self.networks, self.optimizers = {}, {}
-        network = self.place(parts.unet if frozen else TextConditioned(parts.unet, text_encoder))
+        network = self.place(conditioned(parts.unet, conditions))
         self.emas = self.averages_of(network)
-        prefix = "unet." if frozen else ""
-        freeze(network, self.config.freeze, prefix)
-        text_rate = self.config.text_learning_rate
-        rates = {} if text_rate is None else {"text": text_rate}
-        self.prepare("unet", network, self.config.learning_rate, rates | self.config.learning_rates, self.emas, prefix)
+        freeze(network, self.config.freeze)
+        own = {name: rate for condition in conditions for name, rate in condition.rates.items()}
+        self.prepare("unet", network, self.config.learning_rate, own | self.config.learning_rates, self.emas)
 
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step: noise the latents to random levels and regress the prediction's target."""
@@ -90,7 +81,9 @@ class UNetStage(Stage):
         level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
         noise, seen = self._noise(batch, latents.shape[1:])
         noise, seen = noise.to(latents.device), seen.to(latents.device)
-        output = network(level.noisy(latents, seen), level.t, *self._told(batch))
+        output = network(
+            level.noisy(latents, seen), level.t, *(condition.inputs(batch) for condition in self.conditions)
+        )
         return self._loss(output, latents, noise, level).mean()
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -130,34 +123,13 @@ class UNetStage(Stage):
         noise = self.draws.normal("posterior", batch.step, batch.slots, shape)
         return posterior.sample(noise=noise.to(self.accelerator.device))
 
-    def _told(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the trained network is told of the captions: ids and mask (B, L), or a frozen encoder's context."""
-        captions = self._captions(batch)
-        if self.frozen_text is not None and self.cache is not None and self.cache.has_context:
-            return (self.cache.embedded("context", batch.indices, captions).to(self.accelerator.device),)
-        ids, mask = (tensor.to(self.accelerator.device) for tensor in self.tokenizer(captions))
-        if self.frozen_text is None:
-            return ids, mask
-        with torch.no_grad(), self.accelerator.autocast():
-            return (self.frozen_text(ids, mask).context,)
-
-    def _captions(self, batch: Batch) -> list[str]:
-        """The captions, a share of them replaced by the empty prompt (Ho and Salimans 2022)."""
-        draws = self.draws.uniform("condition", batch.step, batch.slots).tolist()
-        pairs = zip(batch.captions, draws, strict=True)
-        return ["" if draw < self.config.condition_dropout else caption for caption, draw in pairs]
-
     @property
     def average(self) -> Parts:
         """The pipeline with the first average of its weights."""
         return self._pipeline(self.emas[0])
 
     def _pipeline(self, ema: EMA) -> Parts:
-        network = ema.network
-        if isinstance(network, UNet):
-            return replace(self.parts, unet=network)
-        assert isinstance(network, TextConditioned)
-        return replace(self.parts, unet=network.unet, text_encoder=network.text_encoder)
+        return replace(self.parts, **dict(ema.network.named_children()))
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline in diffusers layout to `folder`, with other averages to `folder/ema-DECAY`."""
@@ -165,15 +137,13 @@ class UNetStage(Stage):
             save_pipeline(self._pipeline(ema), place)
 
     def sample(self) -> Image.Image | None:
-        """Pictures of the configured prompts, one a prompt, always with the same seed."""
-        prompts: Sequence[str] = self.config.sample_prompts
-        if not prompts:
-            return None
+        """A sheet of the pictures that the conditions name as examples, always with the same seed."""
+        asked: dict[str, Any] = {}
+        for condition in self.conditions:
+            examples = condition.examples()
+            if examples is None:
+                return None
+            asked |= examples
         pipe = TextToImage(self.average)
-        images = pipe(
-            list(prompts),
-            guidance_scale=self.config.sample_guidance_scale,
-            num_inference_steps=self.config.sample_steps,
-            seed=0,
-        )
+        images = pipe(**asked, num_inference_steps=self.config.sample_steps, seed=0)
         return contact_sheet(images, columns=math.ceil(math.sqrt(1.5 * len(images))))

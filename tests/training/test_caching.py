@@ -138,7 +138,7 @@ def test_training_from_a_cache_runs_no_encoder_and_has_the_losses_of_training_fr
         raise AssertionError("an encoder ran")
 
     monkeypatch.setattr(stage.autoencoder, "encode", refuse)
-    monkeypatch.setattr(stage.frozen_text, "forward", refuse)
+    monkeypatch.setattr(stage.conditions[0].text_encoder, "forward", refuse)
     assert losses(stage, cache) == pytest.approx(expected, rel=1e-5)
 
 

@@ -200,7 +200,7 @@ def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
     for share in (0.0, 0.5, 1.0):
         stage = unet_stage(measured, f"training.unet.condition_dropout={share}")
         batches = [batch for step in range(1, 101) for batch in micro_batches(step, pictures=False)]
-        captions = [caption for batch in batches for caption in stage._captions(batch)]
+        captions = [caption for batch in batches for caption in stage.conditions[0].captions(batch)]
         dropped = captions.count("") / len(captions)
         assert dropped == pytest.approx(share, abs=4 * (share * (1 - share) / len(captions)) ** 0.5)
         assert set(captions) - {""} <= {f"colour number {i}" for i in range(12)}

@@ -103,15 +103,17 @@ def test_a_frozen_clip_stays_as_it_is_and_goes_with_the_run(clip: Path, vae: Pat
     configuration = settings(run, text)
     assert configuration.text == CLIP.model_copy(update={"source": str(clip)})
     stage = stage_of(configuration, run, vae)
-    assert stage.frozen_text is not None
-    before = state_of(stage.frozen_text)
+    assert stage.conditions[0].text_encoder is not None
+    before = state_of(stage.conditions[0].text_encoder)
     assert_equal(load_text_encoder(clip), before)
     moving = [weight.clone() for weight in stage.networks["unet"].parameters()]
     stage.losses(micro_batches(1), 1)
     stage.losses(micro_batches(2), 2)
-    assert_equal(stage.frozen_text, before)
-    assert not stage.frozen_text.training
-    assert all(weight.grad is None and not weight.requires_grad for weight in stage.frozen_text.parameters())
+    assert_equal(stage.conditions[0].text_encoder, before)
+    assert not stage.conditions[0].text_encoder.training
+    assert all(
+        weight.grad is None and not weight.requires_grad for weight in stage.conditions[0].text_encoder.parameters()
+    )
     assert not torch.equal(moving[-1], list(stage.networks["unet"].parameters())[-1])
     trained = sum(weight.numel() for group in stage.optimizers["unet"].param_groups for weight in group["params"])
     assert trained == sum(weight.numel() for weight in stage.parts.unet.parameters())
@@ -131,7 +133,7 @@ def test_a_frozen_clip_stays_as_it_is_and_goes_with_the_run(clip: Path, vae: Pat
         assert again == configuration
         resumed = stage_of(again, run, vae, resume=True)
         resumed.load_state(stage.state())
-        assert_equal(resumed.frozen_text, before)
+        assert_equal(resumed.conditions[0].text_encoder, before)
         with pytest.raises(UserError, match=r"text.frozen is False, in the run .* it is True"):
             settings(run, text | {"frozen": False})
     finally:
@@ -266,11 +268,14 @@ def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
     pipe = TextToImage.from_pretrained(step, device="cpu")
     captions = ["colour number 3", "a trumpet"]
     with torch.no_grad():
-        expected = stage.frozen_text(*stage.parts.tokenizer(captions)).context
+        expected = stage.conditions[0].text_encoder(*stage.parts.tokenizer(captions)).context
     torch.testing.assert_close(pipe.parts.text_encoder(*pipe.parts.tokenizer(captions)).context, expected)
     resumed = stage_of(configuration, run, vae, resume=True)
-    assert resumed.frozen_text.config.kind == "clip"
-    one, other = text_digest(stage.frozen_text, stage.tokenizer), text_digest(resumed.frozen_text, resumed.tokenizer)
+    assert resumed.conditions[0].text_encoder.config.kind == "clip"
+    one, other = (
+        text_digest(stage.conditions[0].text_encoder, stage.conditions[0].tokenizer),
+        text_digest(resumed.conditions[0].text_encoder, resumed.conditions[0].tokenizer),
+    )
     assert one == other  # so a cache of contexts fits the run when it goes on
 
 
