@@ -24,11 +24,18 @@ from ldm.training.fingerprints import Encoders, check_cache
 from ldm.training.optimizer import check_optimizer
 from ldm.training.run import Run
 from ldm.training.same import check_same
+from ldm.training.spatial import InpaintingCondition, LowResolutionCondition, MapCondition
 from ldm.training.texts import TextCondition
 from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
 
-CONDITIONS: dict[str, type[Condition]] = {"text": TextCondition, "nothing": Nothing}
+CONDITIONS: dict[str, type[Condition]] = {
+    "text": TextCondition,
+    "rescaler": MapCondition,
+    "inpainting": InpaintingCondition,
+    "low_resolution": LowResolutionCondition,
+    "nothing": Nothing,
+}
 
 
 def check(stage: str, config: Config, run: Run, vae: str | None = None, init: str | None = None) -> None:
@@ -90,6 +97,8 @@ def unet_stage(
     parts = initial_parts(config, _kinds(config), source, accelerator, run, vae, init)
     cache = _cache(config, parts, source, accelerator, run) if config.training.unet.cache_latents else None
     conditions = [kind(parts, config, accelerator, cache) for kind in _kinds(config)]
+    for condition in conditions:
+        condition.data = source
     return UNetStage(parts, config, accelerator, conditions, cache)
 
 

@@ -56,8 +56,8 @@ class Parts:
 
 def check_fit(parts: Parts, where: Path) -> None:
     """Raise UserError where one part does not fit another, or needs what no part gives."""
-    found = (*_of_spatial(parts), *_of_networks(parts), *_of_texts(parts), *_of_embeddings(parts))
-    for name, size, other, needed in found:
+    rows = (*_of_spatial(parts), *_of_networks(parts), *_of_texts(parts), *_of_embeddings(parts))
+    for name, size, other, needed in rows:
         if size != needed:
             raise UserError(f"the parts of {where} do not fit: {name}: {size}, {other}: {needed}")
     for encoder, tokenizer in parts.texts:

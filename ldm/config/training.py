@@ -64,7 +64,7 @@ class UNetStageConfig(StageConfig):
     condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions replaced by the empty prompt
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
-    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing
+    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing, or pictures beside its input
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
 
@@ -102,13 +102,17 @@ class Config(Section):
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`."""
+        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`.
+
+        `spatial` goes by its kind.
+        """
         kinds: dict[str, Section | int | None] = {
             "text": self.text,
             "text_2": self.text_2,
             "classes": self.classes,
-            "spatial": self.spatial,
         }
+        if self.spatial is not None:
+            kinds[self.spatial.kind] = self.spatial
         kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
         return tuple(name for name, section in kinds.items() if section is not None) or ("nothing",)
 
@@ -183,7 +187,9 @@ class Config(Section):
             raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
         factor = self.autoencoder.downsampling_factor
         if spatial.kind == "rescaler" and 2**spatial.stages != factor:
-            raise ValueError(f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents")
+            raise ValueError(
+                f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents"
+            )
 
     def _data_is_told(self) -> None:
         """What is made ready of the data is what the U-Net is told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from ldm.data.broken import UnreadableError
 
 # Formats of pixels alone: Pillow would run Ghostscript for a file that says it is PostScript, whatever its suffix.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# Of the first classes of a map, where people see it.
+CLASS_COLOURS = ["FFFFFF", "A3D977", "E4572E", "9B5DE5", "F6AE2D", "2F4858", "33A1FD", "F26CA7", "2E933C", "8D8D8D"]
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
 
 
@@ -150,6 +153,19 @@ def to_bytes(pictures: Tensor) -> np.ndarray:
     """Numbers (B, 3, H, W) in [-1, 1] -> rounded and clamped bytes (B, H, W, 3)."""
     scaled = pictures.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def paint(classes: np.ndarray) -> Image.Image:
+    """A map of class numbers (H, W) as a picture with a palette, whose indices are those numbers."""
+    picture = Image.fromarray(classes)
+    picture.putpalette(b"".join(bytes.fromhex(colour) for colour in CLASS_COLOURS) + _far_apart())
+    return picture
+
+
+def _far_apart() -> bytes:
+    """Colours of the classes after those of `CLASS_COLOURS`: steps of the golden ratio around the circle of hues."""
+    hues = (number * 0.618 % 1 for number in range(256 - len(CLASS_COLOURS)))
+    return bytes(round(255 * part) for hue in hues for part in colorsys.hsv_to_rgb(hue, 0.6, 0.8))
 
 
 def contact_sheet(pictures: Sequence[Image.Image] | np.ndarray, columns: int, gap: int = 2) -> Image.Image:

@@ -61,7 +61,9 @@ class Preparation:
             cut = cut_out(loaded, size, at, zoom)
         return cut.flipped() if flip else cut
 
-    def classes(self, classes: Image.Image | np.ndarray, size: Size, step: int, slot: int, cut: Cut | None) -> np.ndarray:
+    def classes(
+        self, classes: Image.Image | np.ndarray, size: Size, step: int, slot: int, cut: Cut | None
+    ) -> np.ndarray:
         """The map (H, W) cut to `size` as its picture is; ValueError where it does not fit it, or has other classes."""
         loaded = Image.fromarray(classes) if isinstance(classes, np.ndarray) else classes
         if cut is not None and cut.original != (loaded.height, loaded.width):

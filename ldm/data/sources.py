@@ -18,7 +18,6 @@ from ldm.data.shards import Shards, open_shards, shards_of
 from ldm.data.tables import load_table
 from ldm.errors import UserError
 
-
 MAP_COLUMN = "map"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -33,8 +34,7 @@ def make_spatial_input(parts: Parts) -> SpatialInput:
     """That of a model of maps, of holes to fill, of small pictures, or of none of them."""
     if parts.spatial is None:
         return NoSpatialInput()
-    kinds = {"rescaler": LayoutInput, "inpainting": InpaintingInput, "low_resolution": LowResolutionInput}
-    return kinds[parts.spatial.config.kind](parts, parts.spatial)
+    return KINDS[parts.spatial.config.kind](parts, parts.spatial)
 
 
 class NoSpatialInput:
@@ -124,6 +124,13 @@ class LowResolutionInput:
         small = size[0] // factor, size[1] // factor
         image = fitted(request.image.convert("RGB"), small, request.size is not None)
         return self.spatial(pixels_of(image, self.parts.device))
+
+
+KINDS: dict[str, Callable[[Parts, Spatial], SpatialInput]] = {
+    "rescaler": LayoutInput,
+    "inpainting": InpaintingInput,
+    "low_resolution": LowResolutionInput,
+}
 
 
 def _refuse_layout(request: Request) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.conditions import make_spatial
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
@@ -19,6 +20,7 @@ from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
+from ldm.training.spatial import rescale_and_tell, tell_joined
 from ldm.training.texts import encode_and_tell, tell_context
 
 # Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
@@ -99,7 +101,31 @@ def _text(config: Config) -> Told:
     return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
 
 
-CONDITIONS: dict[str, Callable[[Config], Told]] = {"text": _text, "nothing": lambda config: Told(tell_nothing)}
+def _rescaler(config: Config) -> Told:
+    assert config.spatial is not None
+    maps = torch.zeros(1, config.data.size, config.data.size, dtype=torch.uint8)
+    return Told(rescale_and_tell, (maps,), {"spatial": make_spatial(config.spatial)})
+
+
+def _inpainting(config: Config) -> Told:
+    autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    flops = _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    return replace(_low_resolution(config), flops=flops)
+
+
+def _low_resolution(config: Config) -> Told:
+    assert config.spatial is not None
+    small = config.data.size // config.autoencoder.downsampling_factor
+    return Told(tell_joined, (torch.empty(1, config.spatial.channels, small, small),))
+
+
+CONDITIONS: dict[str, Callable[[Config], Told]] = {
+    "text": _text,
+    "rescaler": _rescaler,
+    "inpainting": _inpainting,
+    "low_resolution": _low_resolution,
+    "nothing": lambda config: Told(tell_nothing),
+}
 
 
 def _autoencoder_cost(config: Config) -> StepCost:

@@ -17,6 +17,7 @@ from ldm.data.cache import default_cache
 from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version
 from ldm.data.scenes.compose import Split
+from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import Order, make_all
 from ldm.data.scenes.maps import kind_names, maps_digest, render_map
 from ldm.data.scenes.vocabulary import tables_digest
@@ -120,7 +121,7 @@ def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
-        made = track(make_all(order, processes), "rendering scenes, once", order.num)
+        made = track(make_all(order, processes, render), "rendering scenes, once", order.num)
         for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
             captions.write(json.dumps(scene.captions()) + "\n")

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TypeVar
 
 from ldm.data.scenes.compose import Split, make_scene
-from ldm.data.scenes.drawing import render
 from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import first
 from ldm.errors import UserError
@@ -47,9 +46,7 @@ class Order:
         first(self.concepts)
 
 
-def make_all(
-    order: Order, processes: int | None = None, draw: Callable[[Scene, int], Drawn] = render
-) -> Iterator[tuple[Scene, Drawn]]:
+def make_all(order: Order, processes: int | None, draw: Callable[[Scene, int], Drawn]) -> Iterator[tuple[Scene, Drawn]]:
     """Scenes in order, and what `draw` makes of each; `processes` None: one a core, or this one alone for a few."""
     order.check()
     if processes is None:

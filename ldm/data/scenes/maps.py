@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from ldm.data.scenes.drawing import render, render_mask
 from ldm.data.scenes.scene import Scene
@@ -15,8 +14,6 @@ from ldm.data.scenes.vocabulary import table_text
 
 BEHIND = ("background", "ground")  # what lies behind the things: a flat colour or a sky, and below it the ground
 OTHER = "thing"  # the kind of what no list names
-# For people's eyes: the colour of each kind in a map's PNG.
-COLOURS = ("#FFFFFF", "#A3D977", "#E4572E", "#9B5DE5", "#F6AE2D", "#2F4858", "#33A1FD", "#F26CA7", "#2E933C", "#8D8D8D")
 
 
 @cache
@@ -45,13 +42,6 @@ def render_map(scene: Scene, size: int) -> np.ndarray:
 def render_with_map(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Picture and map."""
     return render(scene, size), render_map(scene, size)
-
-
-def painted(kinds: np.ndarray) -> Image.Image:
-    """A map as a picture with a palette, whose indices are the kinds."""
-    picture = Image.fromarray(kinds)
-    picture.putpalette(b"".join(bytes.fromhex(colour[1:]) for colour in COLOURS))
-    return picture
 
 
 def maps_digest() -> str:

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.folders import MAP_SUFFIX
+from ldm.data.pictures import paint
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import Order, make_all
-from ldm.data.scenes.maps import painted, render_with_map
+from ldm.data.scenes.maps import render_with_map
 from ldm.data.scenes.scene import Scene
 from ldm.data.shards import MAP, write_index
 from ldm.errors import UserError
@@ -36,7 +37,8 @@ def write_folder(
 ) -> None:
     """Write `num` scenes as PNG files beside a `metadata.jsonl` with text, captions and the scene's record.
 
-    With `maps` there is a `picture.map.png` beside each, whose palette indices are the kinds of things. Raises UserError when the folder has files already or cannot be written.
+    With `maps` there is a `picture.map.png` beside each, whose palette indices are the kinds of things. Raises
+    UserError when the folder has files already or cannot be written.
     """
     order = Order(num, size, seed, split, concepts)
     folder = _empty_folder(out, order)
@@ -48,8 +50,8 @@ def write_folder(
             # The record goes as one string: its optional fields would give the table's columns varying types.
             row = {"file_name": name, "text": captions[0], "captions": captions, "record": _json(scene.to_record())}
             if kinds is not None:
-                row["map_file_name"] = f"{index:06d}{MAP_SUFFIX}"
-                (folder / row["map_file_name"]).write_bytes(_png(painted(kinds)))
+                row["map_file_name"] = map_name = f"{index:06d}{MAP_SUFFIX}"
+                (folder / map_name).write_bytes(_png(paint(kinds)))
             metadata.write(_json(row) + "\n")
 
 
@@ -65,7 +67,8 @@ def write_webdataset(
 ) -> None:
     """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions, record), with an index.
 
-    With `maps` there is a .map.png besides, whose palette indices are the kinds of things. Raises UserError when the folder has files already or cannot be written.
+    With `maps` there is a .map.png besides, whose palette indices are the kinds of things. Raises UserError when the
+    folder has files already or cannot be written.
     """
     order = Order(num, size, seed, split, concepts)
     folder = _empty_folder(out, order)
@@ -107,7 +110,7 @@ def _members(scene: Scene, picture: np.ndarray, kinds: np.ndarray | None) -> dic
     captions = scene.captions()
     record = {"captions": captions, "record": scene.to_record()}
     members = {"png": _png(Image.fromarray(picture)), "txt": captions[0].encode(), "json": _json(record).encode()}
-    return members if kinds is None else members | {MAP: _png(painted(kinds))}
+    return members if kinds is None else members | {MAP: _png(paint(kinds))}
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
