@@ -45,4 +45,5 @@ def spatial_of_class(kind: str, unet: UNetConfig, autoencoder: AutoencoderConfig
     if channels < 1:
         return None
     inputs = PIXELS if kind == "low_resolution" else MASK
-    return make_spatial(SpatialConfig.model_validate({"kind": kind, "in_channels": inputs, "channels": channels}))
+    tree = {"kind": kind, "in_channels": inputs, "channels": channels}
+    return make_spatial(parse(tree, SpatialConfig, "spatial")).eval()

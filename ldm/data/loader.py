@@ -91,11 +91,8 @@ class TrainingData(Dataset[Batch]):
         cut = self._prepare.picture(self.source.picture(index), size, step, slot) if self.pictures else None
         if self.maps is None:
             return Sample(index, caption, cut)
-        try:
-            classes = self._prepare.classes(self.maps.map(index), size, step, slot, cut)
-        except ValueError as error:
-            raise UnreadableError(self.source.stamp(index), error) from error
-        return Sample(index, caption, cut, classes)
+        drawn = self._prepare.map(self.maps.map(index), cut, size, step, slot, self.source.stamp(index))
+        return Sample(index, caption, cut, drawn)
 
 
 def shapes_of(source: Source) -> list[Size | None]:
@@ -160,11 +157,8 @@ class StreamData(IterableDataset[Batch]):
         cut = self._prepare.picture(self.shards.picture(packed), self.size, step, slot)
         if self._prepare.config.map_classes is None:
             return Sample(packed.index, caption, cut)
-        try:
-            classes = self._prepare.classes(self.shards.map(packed), self.size, step, slot, cut)
-        except ValueError as error:
-            raise UnreadableError(packed.name, error) from error
-        return Sample(packed.index, caption, cut, classes)
+        drawn = self._prepare.map(self.shards.map(packed), cut, self.size, step, slot, packed.name)
+        return Sample(packed.index, caption, cut, drawn)
 
 
 def _most_lanes(batch_size: int, shards: int) -> int:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.config import DataConfig, Size
-from ldm.data.broken import Broken
+from ldm.data.broken import Broken, UnreadableError
 from ldm.data.draws import Draws
 from ldm.data.pictures import Cut, cut_out, to_tensor
 
@@ -23,7 +23,7 @@ class Sample:
     index: int
     caption: str
     cut: Cut | None  # None where pictures are not needed
-    classes: np.ndarray | None = None  # uint8 (H, W), of the pixels of the cut; None where there are no maps
+    map: np.ndarray | None = None  # uint8 (H, W), of the pixels of the cut; None where there are no maps
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,24 @@ class Preparation:
             cut = cut_out(loaded, size, at, zoom)
         return cut.flipped() if flip else cut
 
-    def classes(
-        self, classes: Image.Image | np.ndarray, size: Size, step: int, slot: int, cut: Cut | None
+    def map(
+        self, drawn: Image.Image | np.ndarray, like: Cut | None, size: Size, step: int, slot: int, name: str
     ) -> np.ndarray:
-        """The map (H, W) cut to `size` as its picture is; ValueError where it does not fit it, or has other classes."""
-        loaded = Image.fromarray(classes) if isinstance(classes, np.ndarray) else classes
-        if cut is not None and cut.original != (loaded.height, loaded.width):
-            height, width = cut.original
-            raise ValueError(f"its map is {loaded.width}x{loaded.height}, the picture {width}x{height}")
+        """The map (H, W) of classes cut to `size` as its picture is, which became `like` if it was read.
+
+        UnreadableError, with the sample's name, where it does not fit the picture or has classes of other numbers.
+        """
+        loaded = Image.fromarray(drawn) if isinstance(drawn, np.ndarray) else drawn
+        if like is not None and like.original != (loaded.height, loaded.width):
+            height, width = like.original
+            raise UnreadableError(name, f"its map is {loaded.width}x{loaded.height}, the picture {width}x{height}")
         at, zoom, flip = self._placing(step, slot)
-        made = cut_out(loaded, size, at, zoom, Image.Resampling.NEAREST)
-        pixels = made.flipped().pixels if flip else made.pixels
+        cut = cut_out(loaded, size, at, zoom, Image.Resampling.NEAREST)
+        pixels = cut.flipped().pixels if flip else cut.pixels
         known = self.config.map_classes or 0
         if (highest := int(pixels.max())) >= known:
-            raise ValueError(f"its map has class {highest}; data.map_classes is {known}: 0 to {known - 1}")
+            fault = f"its map has class {highest}; data.map_classes is {known}: 0 to {known - 1}"
+            raise UnreadableError(name, fault)
         return pixels
 
     def _placing(self, step: int, slot: int) -> tuple[tuple[float, float], float, bool]:
@@ -92,8 +96,8 @@ def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broke
     """Samples side by side; their pictures have one size."""
     indices, captions = [sample.index for sample in samples], [sample.caption for sample in samples]
     cuts = [sample.cut for sample in samples if sample.cut is not None]
-    classes = [sample.classes for sample in samples if sample.classes is not None]
-    maps = torch.from_numpy(np.stack(classes)) if classes else None
+    drawn = [sample.map for sample in samples if sample.map is not None]
+    maps = torch.from_numpy(np.stack(drawn)) if drawn else None
     if not cuts:
         return Batch(step, slots, indices, None, captions, maps=maps, broken=broken)
     pictures = to_tensor(np.stack([cut.pixels for cut in cuts]))
