@@ -34,13 +34,17 @@ Prompts = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 Classes = Annotated[
-    list[int] | None,
-    typer.Option("--class", help="A class to draw, its number; for each one more.", show_default=False),
+    list[str] | None,
+    typer.Option("--class", help="A class to draw, its number or name; for each one more.", show_default=False),
 ]
-NegativeClass = Annotated[int | None, typer.Option(help="The class to guide away from.")]
+NegativeClass = Annotated[
+    str | None, typer.Option(help="The class to guide away from.  [default: what the model learned as none]")
+]
 Guidance = Annotated[
     float | None,
-    typer.Option("--cfg", help="Classifier-free guidance scale; 1 is off.  [default: 3 where there is text]"),
+    typer.Option(
+        "--cfg", help="Classifier-free guidance scale; 1 is off.  [default: 3 where there is something to guide to]"
+    ),
 ]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
@@ -100,7 +104,7 @@ def generate(
 ) -> None:
     """Draw pictures of prompts, or of classes."""
     texts = read_prompts(prompts or [])
-    names = texts or [f"class {number}" for number in classes or []] or [""]
+    names = texts or [f"class {each}" for each in classes or []] or [""]
     paths = output_paths(out, names, num, grid)
     width_and_height = parse_size(size)
     levels = parse_timesteps(timesteps)

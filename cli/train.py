@@ -84,7 +84,7 @@ def train_unet(
     gpu: Gpu = None,
     settings: Set = None,
 ) -> None:
-    """Train a U-Net and its text encoder on latents."""
+    """Train a U-Net, and what tells it of text or classes, on latents or pixels."""
     loaded = _config(config, _with_cache(settings, data), "unet", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-unet")
     if dry_run or gpus or gpu:
@@ -138,7 +138,7 @@ def _plan(
 
     if stage == "unet":
         config = with_text_source(config, out)
-    ready = stage == "autoencoder" or any(starting_points.values())
+    ready = stage == "autoencoder" or config.autoencoder.kind == "identity" or any(starting_points.values())
     make = partial(_stage, stage, **starting_points) if ready else None
     typer.echo(plan(stage, config, data, make, gpus, gpu))
 

@@ -19,6 +19,7 @@ from ldm.processes import ProcessShare
 from ldm.starting import initial_parts
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.caching import cache_in
+from ldm.training.classes import TableCondition, TokenCondition
 from ldm.training.conditions import Condition, Nothing, check_options
 from ldm.training.fingerprints import Encoders, check_cache
 from ldm.training.optimizer import check_optimizer
@@ -31,6 +32,8 @@ from ldm.training.unet import UNetStage
 
 CONDITIONS: dict[str, type[Condition]] = {
     "text": TextCondition,
+    "classes": TokenCondition,
+    "class_table": TableCondition,
     "rescaler": MapCondition,
     "inpainting": InpaintingCondition,
     "low_resolution": LowResolutionCondition,
@@ -43,6 +46,8 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     check_optimizer(getattr(config.training, stage))
     check_trackers(config.training.trackers)
     if stage == "autoencoder":
+        if config.autoencoder.kind == "identity":
+            raise UserError("autoencoder.kind identity has nothing to train: ldm train-unet takes pictures as they are")
         if config.loss.perceptual.weight:
             backbone_state(config.loss.perceptual.net)
         if init is not None:
@@ -58,7 +63,9 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     unet_to_fields(config.need_unet())
     if init is not None:
         resolve(init)
-    if vae is not None:
+    if config.autoencoder.kind == "identity":
+        check_pixels(config, vae)
+    elif vae is not None:
         find_autoencoder(vae)
     elif init is None and not run.steps():
         raise UserError(
@@ -74,6 +81,16 @@ def check_cacheable(data: DataConfig) -> None:
         raise UserError(
             "a cache (--data, training.unet.cache_latents) has the latents of each picture's middle square, "
             f"not together with {', '.join(refused)}"
+        )
+
+
+def check_pixels(config: Config, vae: str | None) -> None:
+    """Raise UserError for what means nothing where pictures are their own latents."""
+    if vae is not None:
+        raise UserError(f"autoencoder.kind identity: the U-Net works on pixels, --vae {vae} has no use")
+    if config.training.unet.cache_latents:
+        raise UserError(
+            "autoencoder.kind identity: pictures are their own latents, set training.unet.cache_latents=false"
         )
 
 

@@ -184,6 +184,13 @@ def unconditional(kind: str = "vq", **options: object) -> Parts:
     return Parts(vq() if kind == "vq" else autoencoder, unet, None, None, DiffusionConfig())
 
 
+def pixels(**options: object) -> Parts:
+    """Without an autoencoder: the U-Net draws pictures of 16x16 themselves."""
+    channels = {"in_channels": 3, "out_channels": 3} | options
+    identity = Autoencoder(AutoencoderConfig(kind="identity", latent_channels=3, sample_size=16))
+    return replace(unconditional("kl", **channels), autoencoder=identity)
+
+
 def of_classes() -> Parts:
     """Classes by a token that the U-Net attends to."""
     with torch.random.fork_rng():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +11,28 @@ from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, expect_class, known
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.config import ClassesConfig, parse
+from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
 
 STEM = "diffusion_pytorch_model"
+NAMES, EMPTY = "id2label", "empty_class"  # in model_index.json; the first is diffusers' name, of its DiTPipeline
+
+
+def class_facts(names: Sequence[str], empty: int | None) -> Fields:
+    """What `model_index.json` says of classes: their names by number, and the number that stands for none."""
+    labels = {str(number): name for number, name in enumerate(names)}
+    return ({NAMES: labels} if names else {}) | ({} if empty is None else {EMPTY: empty})
+
+
+def read_class_facts(index: Fields, where: Path) -> tuple[tuple[str, ...], int | None]:
+    """Names of classes, () where there are none, and the empty class; UserError for what is neither."""
+    labels, empty = index.get(NAMES, {}), index.get(EMPTY)
+    whole = isinstance(labels, dict) and list(labels) == [str(number) for number in range(len(labels))]
+    if not whole or not all(isinstance(name, str) for name in labels.values()):
+        raise UserError(f"{where}: {NAMES} does not map 0, 1, ... to names")
+    if empty is not None and (type(empty) is not int or empty < 0):
+        raise UserError(f"{where}: {EMPTY} is {empty!r}, not a class")
+    return tuple(labels.values()), empty
 
 
 def load_class_embedder(folder: Path, dtype: torch.dtype = torch.float32) -> ClassEmbedder:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.class_tables import load_class_embedder, save_class_embedder
+from ldm.checkpoint.class_tables import load_class_embedder, read_class_facts, save_class_embedder
 from ldm.checkpoint.fields import load_fields
 from ldm.checkpoint.find import find_autoencoder as find_autoencoder
 from ldm.checkpoint.find import resolve as resolve
@@ -23,7 +23,7 @@ from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.checkpoint.unet_fields import unet_to_fields
 from ldm.checkpoint.weights import SHARD_SIZE
-from ldm.config import DiffusionConfig
+from ldm.config import AutoencoderConfig, DiffusionConfig
 from ldm.errors import UserError
 from ldm.models import autoencoder as networks
 from ldm.models import unet as unets
@@ -72,25 +72,38 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
     places = {part: folder / name for part, name in layout.folders.items() if part in kinds}
     text_encoder, tokenizer = _load_text(layout, places, "", dtype)
     text_encoder_2, tokenizer_2 = _load_text(layout, places, "_2", dtype)
-    autoencoder, unet = load_autoencoder(places["autoencoder"], dtype), load_unet(places["unet"], dtype)
+    unet, diffusion = load_unet(places["unet"], dtype), load_scheduler(places["scheduler"])
+    autoencoder = (
+        load_autoencoder(places["autoencoder"], dtype) if "autoencoder" in places else _pixels(unet, diffusion)
+    )
     spatial = load_spatial(places["spatial"], dtype) if "spatial" in places else None
     if layout.joins is not None:
         spatial = spatial_of_class(layout.joins, unet.config, autoencoder.config)
+    names, empty = read_class_facts(index, path)
     parts = Parts(
         autoencoder,
         unet,
         text_encoder,
         tokenizer,
-        load_scheduler(places["scheduler"]),
+        diffusion,
         text_encoder_2,
         tokenizer_2,
         load_class_embedder(places["classes"], dtype) if "classes" in places else None,
         spatial,
         bool(index.get(ZEROS, layout.fields.get(ZEROS, (False,))[0])),
+        names,
+        empty,
     )
     _check_kinds(parts, kinds, layout, path)
     check_fit(parts, folder)
     return parts
+
+
+def _pixels(unet: UNet, diffusion: DiffusionConfig) -> Autoencoder:
+    """The identity, for a U-Net that works on pixels."""
+    channels = unet.config.out_channels // (2 if diffusion.learned_variance else 1)
+    widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), channels)
+    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=unet.config.sample_size, **widths))
 
 
 def _load_text(
@@ -125,7 +138,8 @@ def save_pipeline(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").unlink(missing_ok=True)
     places = {part: folder / name for part, name in LAYOUTS[index["_class_name"]].folders.items()}
-    write_autoencoder(parts.autoencoder, places["autoencoder"], dtype, shard_size)
+    if "autoencoder" in network_kinds(parts):
+        write_autoencoder(parts.autoencoder, places["autoencoder"], dtype, shard_size)
     write_unet(parts.unet, places["unet"], dtype, shard_size)
     for (encoder, tokenizer), end in zip(parts.texts, ("", "_2"), strict=False):
         save_text_encoder(encoder, places[f"text_encoder{end}"], dtype, shard_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoint.class_tables import EMPTY, NAMES, class_facts
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.scheduler_fields import FLOW, scheduler_class
@@ -57,6 +58,7 @@ class Layout:
     kinds: dict[str, tuple[Kind, ...]] = field(default_factory=dict)  # our part -> what may stand there, if not ANY
     texts: dict[str, Fields] = field(default_factory=dict)  # text encoder -> options that the class decides
     fields: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # fields that are no parts, the default first
+    facts: tuple[str, ...] = ()  # fields that `class_tables` reads and writes
     nothing: tuple[str, ...] = ()  # parts that mean nothing to us
     may_lack: tuple[str, ...] = ()  # parts of ours that need not be there
     joins: str | None = None  # kind of the picture that the class brings beside the latents, with no part for it
@@ -94,6 +96,12 @@ def _as_super_resolution_pipeline(parts: Parts) -> bool:
     plain = config.scaling_factor in (1, None) and config.shift_factor in (0, None)
     halves = config.latent_channels == PIXELS and parts.unet.config.in_channels == 2 * PIXELS
     return plain and halves and parts.num_classes is None and scheduler_class(parts.diffusion) == "DDIMScheduler"
+
+
+def _as_pixel_pipeline(parts: Parts) -> bool:
+    """That class is told no classes, knows no variances, and does not scale its input as some schedulers ask."""
+    plain = parts.num_classes is None and not parts.diffusion.learned_variance
+    return plain and scheduler_class(parts.diffusion) == "DDIMScheduler"
 
 
 def _folders(**names: str) -> dict[str, str]:
@@ -150,20 +158,25 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         joins="low_resolution",
         limit=_as_super_resolution_pipeline,
     ),
+    "DDPMPipeline": Layout(  # without an autoencoder: on pixels
+        _folders(),
+        kinds={"unet": (UNETS["plain"],)},
+        limit=_as_pixel_pipeline,
+    ),
     "LatentDiffusionPipeline": Layout(  # ours: diffusers loads its parts singly
         _folders(autoencoder="vae", **_TWO_TEXTS, classes="class_embedder", spatial="spatial"),
         fields={ZEROS: (False, True)},
-        may_lack=(*_TWO_TEXTS, "classes", "spatial"),
+        facts=(NAMES, EMPTY),
+        may_lack=("autoencoder", *_TWO_TEXTS, "classes", "spatial"),
     ),
 }
 
 
 def network_kinds(parts: Parts) -> dict[str, Kind]:
     """Library and class of each network that is there, as it is written."""
-    found = {
-        "autoencoder": AUTOENCODERS[parts.autoencoder.config.kind],
-        "unet": UNETS[parts.unet.config.attention],
-    }
+    found = {"unet": UNETS[parts.unet.config.attention]}
+    if parts.autoencoder.config.kind in AUTOENCODERS:  # one that is the identity has no folder
+        found["autoencoder"] = AUTOENCODERS[parts.autoencoder.config.kind]
     for encoder, _, end in _texts(parts):
         name = architecture(saved_config(encoder.config))
         found[f"text_encoder{end}"] = next(kind for kind in TEXTS if kind[1] == name)
@@ -201,6 +214,7 @@ def make_index(parts: Parts) -> Fields:
         "_diffusers_version": DIFFUSERS_VERSION,
         **{folder: list(kinds[part]) for part, folder in layout.folders.items() if part in kinds},
         **{name: [None, None] for name in layout.nothing},
+        **(class_facts(parts.class_names, parts.empty_class) if layout.facts else {}),
         **(values | ({ZEROS: parts.zeros_for_empty_prompt} if ZEROS in values else {})),
     }
 
@@ -222,6 +236,11 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Kind]]:
     for name, value in index.items():
         if name in layout.fields and value not in layout.fields[name]:
             raise refused(name, value, where)
-        if name not in (*layout.folders.values(), *layout.fields, *layout.nothing) and not name.startswith("_"):
+        if name not in (
+            *layout.folders.values(),
+            *layout.fields,
+            *layout.facts,
+            *layout.nothing,
+        ) and not name.startswith("_"):
             raise UserError(f"{where}: ldm does not know the part {name}")
     return layout, kinds

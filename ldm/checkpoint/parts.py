@@ -30,6 +30,8 @@ class Parts:
     classes: ClassEmbedder | None = None
     spatial: Spatial | None = None  # brings a picture beside the latents, to the U-Net's input
     zeros_for_empty_prompt: bool = False  # without a negative prompt, guide away from zeros, not from the empty prompt
+    class_names: tuple[str, ...] = ()  # by number; (): nobody named them
+    empty_class: int | None = None  # that stands for none, to guide away from
 
     @property
     def texts(self) -> list[tuple[TextEncoder, Tokenizer]]:
@@ -75,6 +77,8 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
     if parts.spatial is not None:
         joined, inputs = parts.spatial.config.channels, "latent channels and those beside them"
     yield "the U-Net's input channels", unet.in_channels, inputs, latents + joined
+    if parts.autoencoder.config.kind == "identity":
+        yield "the channels of pictures", latents, "those that can be drawn", 3
     channels, kinds = latents, "latent channels"
     if parts.diffusion.learned_variance:
         channels, kinds = 2 * latents, "latent channels and as many learned variances"
@@ -114,6 +118,9 @@ def _of_texts(parts: Parts) -> Iterator[Row]:
 
 
 def _of_embeddings(parts: Parts) -> Iterator[Row]:
+    known = (parts.num_classes or 0) - (parts.empty_class is not None)
+    if parts.class_names:
+        yield "the names of classes", len(parts.class_names), "the classes but the empty one", known
     unet, told = parts.unet.config, bool(parts.texts) or parts.classes is not None
     yield "the U-Net's class_embed_type", unet.class_embed_type, "what a pipeline gives it", None
     if told:

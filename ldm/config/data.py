@@ -35,6 +35,9 @@ class DataConfig(Section):
 
     size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
     caption_fields: tuple[str, ...] = ()  # columns or JSON fields (`a.b` is b in a); (): the first of the usual names
+    # Where a model of classes finds them: a column or JSON field, or `folder` for the folder that a picture lies in.
+    # None: the usual column, folder or `.cls`; of scenes, what the first thing in them is.
+    class_field: str | None = None
     random_crop: bool = False
     random_flip: bool = False
     random_zoom: float = Field(1.0, ge=1.0)  # enlarged by up to this factor before the crop

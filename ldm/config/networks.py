@@ -10,9 +10,12 @@ from ldm.config.section import Count, Depth, Section, Width, check_divisible
 
 
 class AutoencoderConfig(Section):
-    """The first stage; every level but the last halves the picture, so f = 2 ** (levels - 1)."""
+    """The first stage; every level but the last halves the picture, so f = 2 ** (levels - 1).
 
-    kind: Literal["kl", "vq"] = "kl"
+    Of kind identity, which has no weights, pictures are their own latents: the U-Net works on pixels.
+    """
+
+    kind: Literal["kl", "vq", "identity"] = "kl"
     in_channels: Width = 3
     out_channels: Width = 3
     latent_channels: Width = 4  # what the U-Net sees
@@ -64,9 +67,23 @@ class AutoencoderConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _identity_has_no_options(self) -> AutoencoderConfig:
+        if self.kind != "identity":
+            return self
+        if not self.latent_channels == self.in_channels == self.out_channels:
+            raise ValueError("kind identity: latent_channels must be in_channels and out_channels, the pictures' own")
+        own = {"kind", "in_channels", "out_channels", "latent_channels", "sample_size"}
+        for name, option in type(self).model_fields.items():
+            if name not in own and getattr(self, name) != option.get_default():
+                raise ValueError(f"{name} means nothing for kind identity, whose latents are the pictures")
+        return self
+
     @property
     def downsampling_factor(self) -> int:
         """How many pixels one latent position stands for, along each side."""
+        if self.kind == "identity":
+            return 1
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @property
@@ -76,8 +93,8 @@ class AutoencoderConfig(Section):
 
     @property
     def moments(self) -> int:
-        """What the encoder tells of every value of z: mean and log-variance, or for kind vq the value alone."""
-        return 1 if self.kind == "vq" else 2
+        """What the encoder tells of every value of z: mean and log-variance, or the value alone."""
+        return 2 if self.kind == "kl" else 1
 
 
 class UNetConfig(Section):

@@ -61,9 +61,10 @@ class UNetStageConfig(StageConfig):
     """Training of the U-Net and, with it, of the text encoder."""
 
     text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
-    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions replaced by the empty prompt
+    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions, or classes, replaced by the empty one
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
+    sample_classes: tuple[int | str, ...] = ()  # drawn by one of classes: their numbers or names
     sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing, or pictures beside its input
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
@@ -116,6 +117,11 @@ class Config(Section):
         kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
         return tuple(name for name, section in kinds.items() if section is not None) or ("nothing",)
 
+    @property
+    def tells_classes(self) -> bool:
+        """Whether the U-Net is told a class of each picture."""
+        return bool({"classes", "class_table"} & set(self.told))
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         if self.unet is None:
@@ -167,9 +173,11 @@ class Config(Section):
             )
 
     def _bottleneck_fits(self) -> None:
-        other = {"kl": ("codebook", CodebookConfig()), "vq": ("kl", KLLossConfig())}
-        name, untouched = other[self.autoencoder.kind]
-        if getattr(self.loss, name) != untouched:
+        own = {"codebook": (CodebookConfig(), "vq"), "kl": (KLLossConfig(), "kl")}
+        strangers = [name for name, (untouched, kind) in own.items() if kind != self.autoencoder.kind]
+        for name in strangers:
+            if getattr(self.loss, name) == own[name][0]:
+                continue
             raise ValueError(f"loss.{name} means nothing for an autoencoder of kind {self.autoencoder.kind}")
 
     def _spatial_fits(self, spatial: SpatialConfig) -> None:

@@ -6,6 +6,7 @@ A folder of safetensors shards, each of them the samples of one range of indices
     captions (bytes,)           each picture's list of captions as JSON, or null where they cannot be read, end to end
     caption_ends (n,)           where each picture's JSON ends; int64
     context (k, L, D)           of every caption, and `pooled` (k, P), where the text encoder is frozen; float32
+    labels (n,)                 each picture's class, for a model of classes, -1 where it has none; int64
     first (n,)                  the row in these of each picture's first caption; int64
 
 Beside them `empty.safetensors` holds the context of the empty prompt, and `cache.json`, which is written last, what
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from ldm.config import Size
 from ldm.data.broken import Broken, UnreadableError
+from ldm.data.classes import class_number
 from ldm.errors import UserError
 
 INDEX = "cache.json"
@@ -77,6 +79,7 @@ class CachedData:
             self.facts = parse_facts(content["facts"])
             self.shards = [Shard(**shard) for shard in content["shards"]]
             self.empty_digest: str | None = content["empty"]
+            self._names: list[str] | None = content.get("class_names")
             self.unreadable = {int(index): Broken(*words) for index, words in content["unreadable"].items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / INDEX} is no index of a cache: it is damaged, make it anew") from error
@@ -120,6 +123,23 @@ class CachedData:
         if captions is None:
             raise UnreadableError(self.unreadable[index].name, self.unreadable[index].reason)
         return captions
+
+    def label(self, index: int) -> int:
+        """The class of a picture; UserError where the cache was made for models that are told none."""
+        shard, row = self._place(index)
+        if "labels" not in shard:
+            raise self._without_classes()
+        return class_number(int(shard["labels"][row]), f"picture {index} of {self.folder}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by number, () where numbers are all that is known; UserError where there are none."""
+        if self._names is None:
+            raise self._without_classes()
+        return tuple(self._names)
+
+    def _without_classes(self) -> UserError:
+        return UserError(f"{self.folder} is a cache without classes: make it with the configuration that is trained")
 
     def moments(self, indices: Sequence[int]) -> Tensor:
         """Posterior moments (B, M, h, w) of pictures; M is 2C, or C for an autoencoder of kind vq."""

@@ -58,6 +58,11 @@ def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]
         raise ValueError("its caption is not in UTF-8") from error
 
 
+def field_of(record: bytes | None, field: str) -> Any:
+    """The value of a field of a `.json`, None where there is none; ValueError for what is no JSON object."""
+    return None if record is None else _value(_parse_record(record), field)
+
+
 def _of_sidecars(text: str | None, record: Mapping[str, Any] | None, asked: tuple[str, ...]) -> list[str]:
     if record is not None:
         fields = asked or tuple(name for name in USUAL if name in record)[:1]

@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.config import Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
+from ldm.data.classes import FOLDER, Labels, choose_field, no_classes, of_folders
 from ldm.data.pictures import decode, decode_map, header_size
 from ldm.data.tables import load_table
 from ldm.errors import UserError
@@ -30,9 +31,10 @@ class FolderSource:
         names: Sequence[str],
         rows: Any | None = None,
         caption_fields: tuple[str, ...] = (),
+        labels: Labels | None = None,
         maps: Sequence[str | None] | None = None,
     ) -> None:
-        self.folder, self.names, self.maps = folder, names, maps
+        self.folder, self.names, self.maps, self._labels = folder, names, maps, labels
         self._rows, self._fields = rows, caption_fields
 
     def __len__(self) -> int:
@@ -62,6 +64,20 @@ class FolderSource:
         except (OSError, ValueError) as error:
             raise UnreadableError(name, error) from error
 
+    def label(self, index: int) -> int:
+        """The class at `index`; UnreadableError when it has none, UserError when no picture of the folder has."""
+        return self._classes().number(index, self._name(index))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes by number, () where numbers are all that is known; UserError where there are none."""
+        return self._classes().names
+
+    def _classes(self) -> Labels:
+        if self._labels is None:
+            raise no_classes(str(self.folder))
+        return self._labels
+
     def stamp(self, index: int) -> str:
         """A file's name and number of bytes."""
         name = self._name(index)
@@ -74,26 +90,36 @@ class FolderSource:
         return str(self.names[index])
 
 
-def open_folder(path: Path, caption_fields: tuple[str, ...]) -> FolderSource:
+def open_folder(path: Path, caption_fields: tuple[str, ...], class_field: str | None = None) -> FolderSource:
     """A folder with `metadata.jsonl` or `metadata.csv`, or with `picture.txt` beside `picture.png`, or bare."""
     for name, kind, options in (("metadata.jsonl", "json", {}), ("metadata.csv", "csv", {"keep_default_na": False})):
         metadata = path / name
         if metadata.is_file():
             table = load_table(kind, str(metadata), data_files=str(metadata), **options)
-            return _with_metadata(path, metadata, table, caption_fields)
+            return _with_metadata(path, metadata, table, caption_fields, class_field)
     relative = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
     # Hidden files are thumbnails and what macOS leaves beside pictures on other disks.
     pictures = (name for name in relative if not name.name.endswith(MAP_SUFFIX))
     names = sorted(str(name) for name in pictures if not any(part.startswith(".") for part in name.parts))
     if not names:
         raise UserError(f"no pictures in {path}: looked for {' '.join(PICTURE_SUFFIXES)}")
-    return FolderSource(path, names, caption_fields=caption_fields)
+    if class_field not in (None, FOLDER):
+        raise UserError(f"data.class_field {class_field} needs {path}/metadata.jsonl or .csv, where it is a column")
+    labels = of_folders(names, asked=class_field is not None)
+    return FolderSource(path, names, caption_fields=caption_fields, labels=labels)
 
 
-def _with_metadata(folder: Path, metadata: Path, table: Any, caption_fields: tuple[str, ...]) -> FolderSource:
+def _with_metadata(
+    folder: Path, metadata: Path, table: Any, caption_fields: tuple[str, ...], class_field: str | None
+) -> FolderSource:
     if "file_name" not in table.features:
         raise UserError(f"{metadata} has no column file_name, only {', '.join(table.features)}")
     fields = captions_of.choose_fields(table.features, caption_fields, str(metadata))
     rows = table.select_columns(captions_of.columns_of(table.features, fields))
+    if class_field == FOLDER:
+        labels = of_folders(table["file_name"])
+    else:
+        column = choose_field(table.features, class_field, str(metadata))
+        labels = None if column is None else Labels(list(table[column]))
     field = next((field for field in MAP_FIELDS if field in table.features), None)
-    return FolderSource(folder, table["file_name"], rows, fields, None if field is None else table[field])
+    return FolderSource(folder, table["file_name"], rows, fields, labels, None if field is None else table[field])

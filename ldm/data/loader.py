@@ -47,7 +47,7 @@ class TrainingData(Dataset[Batch]):
     """Maps (step, micro-batch) to a Batch of pictures that can be read in any order.
 
     `sizes` are the shapes that pictures are cut to, one for each bucket; `unreadable` tells of samples that are known
-    to be broken where pictures are not read.
+    to be broken where pictures are not read. `classes` says whether a class of each sample is asked for.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class TrainingData(Dataset[Batch]):
         pictures: bool = True,
         sizes: Sequence[Size] = (),
         unreadable: Mapping[int, Broken] | None = None,
+        classes: bool = False,
     ) -> None:
-        self.source, self.share, self.pictures = source, share, pictures
+        self.source, self.share, self.pictures, self.classes = source, share, pictures, classes
         self.unreadable = unreadable or {}
         self.maps = source if config.map_classes is not None and isinstance(source, MapSource) else None
         if config.map_classes is not None and self.maps is None:
@@ -89,10 +90,10 @@ class TrainingData(Dataset[Batch]):
             raise UnreadableError(self.unreadable[index].name, self.unreadable[index].reason)
         caption = self._prepare.caption(self.source.captions(index), step, slot)
         cut = self._prepare.picture(self.source.picture(index), size, step, slot) if self.pictures else None
-        if self.maps is None:
-            return Sample(index, caption, cut)
-        drawn = self._prepare.map(self.maps.map(index), cut, size, step, slot, self.source.stamp(index))
-        return Sample(index, caption, cut, drawn)
+        drawn = None
+        if self.maps is not None:
+            drawn = self._prepare.map(self.maps.map(index), cut, size, step, slot, self.source.stamp(index))
+        return Sample(index, caption, cut, self.source.label(index) if self.classes else None, drawn)
 
 
 def shapes_of(source: Source) -> list[Size | None]:
@@ -114,8 +115,10 @@ class StreamData(IterableDataset[Batch]):
     processes in turn.
     """
 
-    def __init__(self, shards: Shards, config: DataConfig, share: Share, seed: int, start: int, end: int) -> None:
-        self.shards, self.share, self.size = shards, share, (config.size, config.size)
+    def __init__(
+        self, shards: Shards, config: DataConfig, share: Share, seed: int, start: int, end: int, classes: bool = False
+    ) -> None:
+        self.shards, self.share, self.size, self.classes = shards, share, (config.size, config.size), classes
         self.steps = Steps(start, end, share.accumulation)
         self._prepare = Preparation(config, seed)
         count = config.shards.lanes or _most_lanes(share.batch_size, len(shards.urls))
@@ -155,10 +158,10 @@ class StreamData(IterableDataset[Batch]):
     def _sample(self, packed: Packed, step: int, slot: int) -> Sample:
         caption = self._prepare.caption(self.shards.captions(packed), step, slot)
         cut = self._prepare.picture(self.shards.picture(packed), self.size, step, slot)
-        if self._prepare.config.map_classes is None:
-            return Sample(packed.index, caption, cut)
-        drawn = self._prepare.map(self.shards.map(packed), cut, self.size, step, slot, packed.name)
-        return Sample(packed.index, caption, cut, drawn)
+        drawn = None
+        if self._prepare.config.map_classes is not None:
+            drawn = self._prepare.map(self.shards.map(packed), cut, self.size, step, slot, packed.name)
+        return Sample(packed.index, caption, cut, self.shards.label(packed) if self.classes else None, drawn)
 
 
 def _most_lanes(batch_size: int, shards: int) -> int:
@@ -229,8 +232,9 @@ def training_batches(
             raise UserError(
                 "data.buckets needs the shapes of all pictures beforehand, which streamed shards do not tell"
             )
-        return stream(StreamData(source, data, share, seed, start, end), data.workers)
-    made = TrainingData(source, data, share, seed, pictures, config.picture_sizes, unreadable)
+        return stream(StreamData(source, data, share, seed, start, end, config.tells_classes), data.workers)
+    sizes, classes = config.picture_sizes, config.tells_classes
+    made = TrainingData(source, data, share, seed, pictures, sizes, unreadable, classes)
     return make_loader(made, start, end, data.workers)
 
 

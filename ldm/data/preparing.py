@@ -23,6 +23,7 @@ class Sample:
     index: int
     caption: str
     cut: Cut | None  # None where pictures are not needed
+    label: int | None = None  # its class; None where classes are not needed
     map: np.ndarray | None = None  # uint8 (H, W), of the pixels of the cut; None where there are no maps
 
 
@@ -37,6 +38,7 @@ class Batch:
     captions: Sequence[str]
     original_sizes: Tensor | None = None  # (B, 2), height and width before the resize
     crops: Tensor | None = None  # (B, 2), top and left of the cut in the resized picture, as the network sees it
+    labels: Sequence[int] = ()  # class of each sample; () where nobody asks for them
     maps: Tensor | None = None  # (B, H, W), uint8, classes of the pixels
     broken: Sequence[Broken] = ()  # samples that could not be read, in whose places others stand
 
@@ -96,13 +98,14 @@ def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broke
     """Samples side by side; their pictures have one size."""
     indices, captions = [sample.index for sample in samples], [sample.caption for sample in samples]
     cuts = [sample.cut for sample in samples if sample.cut is not None]
+    labels = [sample.label for sample in samples if sample.label is not None]
     drawn = [sample.map for sample in samples if sample.map is not None]
     maps = torch.from_numpy(np.stack(drawn)) if drawn else None
     if not cuts:
-        return Batch(step, slots, indices, None, captions, maps=maps, broken=broken)
+        return Batch(step, slots, indices, None, captions, labels=labels, maps=maps, broken=broken)
     pictures = to_tensor(np.stack([cut.pixels for cut in cuts]))
     originals, crops = (torch.tensor(pairs) for pairs in zip(*((cut.original, cut.crop) for cut in cuts), strict=True))
-    return Batch(step, slots, indices, pictures, captions, originals, crops, maps, broken)
+    return Batch(step, slots, indices, pictures, captions, originals, crops, labels, maps, broken)
 
 
 def join(parts: Sequence[Batch]) -> Batch:
@@ -123,6 +126,7 @@ def join(parts: Sequence[Batch]) -> Batch:
         captions=[batch.captions[place] for batch, place in rows],
         original_sizes=together("original_sizes"),
         crops=together("crops"),
+        labels=[batch.labels[place] for batch, place in rows] if parts[0].labels else (),
         maps=None if parts[0].maps is None else together("maps"),
         broken=[broken for batch in parts for broken in batch.broken],
     )

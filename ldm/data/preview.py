@@ -21,7 +21,7 @@ class HeldSource:
     """A few readable samples of streamed shards, spread over them and held in memory, to be read in any order."""
 
     def __init__(self, shards: Shards, count: int) -> None:
-        self._shards = shards
+        self._shards, self.class_names = shards, shards.class_names
         self._samples: list[tuple[Image.Image, list[str], Packed]] = []
         for packed in shards.spread(count):
             try:
@@ -51,6 +51,10 @@ class HeldSource:
     def captions(self, index: int) -> list[str]:
         """Its captions."""
         return self._samples[index][1]
+
+    def label(self, index: int) -> int:
+        """Its class."""
+        return self._shards.label(self._samples[index][2])
 
     def stamp(self, index: int) -> str:
         """Its number: these samples live as long as the process."""

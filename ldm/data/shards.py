@@ -19,6 +19,7 @@ from PIL import Image
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.cache import default_cache
+from ldm.data.classes import class_number
 from ldm.data.pictures import decode, decode_map
 from ldm.data.progress import track
 from ldm.data.remote import fetch_if_there, is_remote, open_remote, version_of
@@ -45,8 +46,17 @@ class Packed:
 class Shards:
     """A list of tar shards and the numbers of samples in them."""
 
-    def __init__(self, urls: Sequence[str], counts: Sequence[int], caption_fields: tuple[str, ...] = ()) -> None:
-        self.urls, self.counts, self.caption_fields = list(urls), np.asarray(counts), caption_fields
+    class_names = ()  # the shards tell numbers
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        counts: Sequence[int],
+        caption_fields: tuple[str, ...] = (),
+        class_field: str | None = None,
+    ) -> None:
+        self.urls, self.counts = list(urls), np.asarray(counts)
+        self.caption_fields, self.class_field = caption_fields, class_field
         self._starts = self.counts.cumsum() - self.counts
 
     def __len__(self) -> int:
@@ -95,6 +105,17 @@ class Shards:
         try:
             members = packed.members
             return captions_of.of_contents(members.get("txt"), members.get("json"), self.caption_fields)
+        except ValueError as error:
+            raise UnreadableError(packed.name, error) from error
+
+    def label(self, packed: Packed) -> int:
+        """The class of a sample, of its `.cls` or a field of its `.json`; UnreadableError when it has none."""
+        if packed.fault:
+            raise UnreadableError(packed.name, packed.fault)
+        if self.class_field is None:
+            return class_number(packed.members.get("cls", b"").decode("utf-8", "replace").strip(), packed.name)
+        try:
+            return class_number(captions_of.field_of(packed.members.get("json"), self.class_field), packed.name)
         except ValueError as error:
             raise UnreadableError(packed.name, error) from error
 
@@ -147,7 +168,7 @@ def _folder_of_shards(folder: Path) -> list[str] | None:
     return [str(path) for path in paths if path.suffix == ".tar"] or None
 
 
-def open_shards(urls: Sequence[str], caption_fields: tuple[str, ...]) -> Shards:
+def open_shards(urls: Sequence[str], caption_fields: tuple[str, ...], class_field: str | None = None) -> Shards:
     """The shards with their numbers of samples: out of an index beside them, else counted once and remembered."""
     known: dict[str, int] = {}
     for folder in {url.rpartition("/")[0] for url in urls}:
@@ -160,7 +181,7 @@ def open_shards(urls: Sequence[str], caption_fields: tuple[str, ...]) -> Shards:
     counts_in_order = [known[url] for url in urls]
     if not sum(counts_in_order):
         raise UserError(f"{urls[0]} and {len(urls) - 1} more shards hold no samples")
-    return Shards(urls, counts_in_order, caption_fields)
+    return Shards(urls, counts_in_order, caption_fields, class_field)
 
 
 def write_index(folder: Path, counts: dict[str, int]) -> None:

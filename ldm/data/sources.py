@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from ldm.config import DataConfig, Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import CachedData, is_cache
+from ldm.data.classes import Labels, choose_field, no_classes
 from ldm.data.folders import FolderSource, open_folder
 from ldm.data.pictures import decode, decode_map, header_size
 from ldm.data.shards import Shards, open_shards, shards_of
@@ -43,6 +45,15 @@ class Source(Protocol):
         """All captions of a picture, at least one; one of them is drawn each time it is used."""
         ...
 
+    def label(self, index: int) -> int:
+        """The class of a picture; UserError where the data tells no classes."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes by number, () where numbers are all that is known; UserError where there are none."""
+        ...
+
     def stamp(self, index: int) -> str:
         """What tells a picture from others and from an older version of it, found without decoding it."""
         ...
@@ -60,7 +71,14 @@ class MapSource(Protocol):
 class TableSource:
     """Pictures of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
 
-    def __init__(self, table: Any, data: str, image_column: str, caption_fields: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        table: Any,
+        data: str,
+        image_column: str,
+        caption_fields: tuple[str, ...],
+        class_column: str | None = None,
+    ) -> None:
         from datasets import Image as ImageFeature
 
         # Not decoded by `datasets`, whose errors would not say which picture is broken.
@@ -70,6 +88,7 @@ class TableSource:
         has_maps = isinstance(table.features.get(MAP_COLUMN), ImageFeature)
         maps = table.select_columns([MAP_COLUMN]) if has_maps else None
         self._maps = None if maps is None else maps.cast_column(MAP_COLUMN, ImageFeature(decode=False))
+        self._labels = None if class_column is None else _labels(table, class_column)
         self._fingerprint: str = table._fingerprint  # `datasets`' own, of the files or of the Hub's revision
 
     def __len__(self) -> int:
@@ -98,6 +117,20 @@ class TableSource:
         except ValueError as error:
             raise UnreadableError(f"{self._data}, row {index}", error) from error
 
+    def label(self, index: int) -> int:
+        """The class at `index`; UnreadableError when it has none, UserError when no row has."""
+        return self._classes().number(index, f"{self._data}, row {index}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes by number, () where numbers are all that is known; UserError where there are none."""
+        return self._classes().names
+
+    def _classes(self) -> Labels:
+        if self._labels is None:
+            raise no_classes(self._data)
+        return self._labels
+
     def stamp(self, index: int) -> str:
         """Of the table and the row."""
         return f"{self._fingerprint} {index}"
@@ -123,18 +156,20 @@ def open_source(data: str, config: DataConfig, split: Literal["train", "test"] =
 
         if config.caption_fields:
             raise UserError("data.caption_fields has no use for scenes, which have captions of their own")
+        if config.class_field is not None:
+            raise UserError("data.class_field has no use for scenes, whose class is that of the first thing in them")
         return ScenesDataset(config.scenes, config.size, split, map_classes=config.map_classes)
     if is_cache(data):
         return CachedData(Path(data))
     shards = shards_of(data)
     if shards is not None:
-        return open_shards(shards, config.caption_fields)
+        return open_shards(shards, config.caption_fields, config.class_field)
     path = Path(data)
     parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
     if parquet and all(file.is_file() for file in parquet):
         return _table(load_table("parquet", data, data_files=[str(file) for file in parquet]), data, config)
     if path.is_dir():
-        return open_folder(path, config.caption_fields)
+        return open_folder(path, config.caption_fields, config.class_field)
     if path.suffix or path.is_absolute() or data.startswith(".") or data.count("/") != 1:
         raise UserError(
             f"no data at {data!r}: expected `scenes`, a folder of pictures, .tar shards, a .parquet file or a Hub id"
@@ -151,6 +186,7 @@ def open_indexed(data: str, config: DataConfig, split: Literal["train", "test"] 
 
 
 def _table(table: Any, data: str, config: DataConfig) -> TableSource:
+    from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
     columns = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
@@ -160,7 +196,15 @@ def _table(table: Any, data: str, config: DataConfig) -> TableSource:
     if not len(table):
         raise UserError(f"data {data!r} holds no pictures")
     fields = captions_of.choose_fields(table.features, config.caption_fields, data)
-    return TableSource(table, data, images[0], fields)
+    named = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
+    column = choose_field(table.features, config.class_field, data) if config.class_field or not named else named[0]
+    return TableSource(table, data, images[0], fields, column)
+
+
+def _labels(table: Any, column: str) -> Labels:
+    """A column of numbers, names, or of `datasets`' ClassLabel, which is numbers with names."""
+    names = getattr(table.features[column], "names", None)
+    return Labels(list(table[column]), names)
 
 
 __all__ = ["FolderSource", "MapSource", "Shards", "Source", "TableSource", "open_indexed", "open_source"]

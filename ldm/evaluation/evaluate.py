@@ -86,9 +86,9 @@ def evaluate(
 ) -> Report:
     """Measure what the plan names against the first `plan.samples` pictures of a source.
 
-    Samples are drawn from those pictures' own first captions with the seeds `plan.seed`, `plan.seed + 1`, ...; every
-    process of `share` draws and encodes its part, and all of them get the whole report. `features` are those of the
-    plan if they have been made already.
+    Samples are drawn from those pictures' own first captions, or their classes, with the seeds `plan.seed`,
+    `plan.seed + 1`, ...; every process of `share` draws and encodes its part, and all of them get the whole report.
+    `features` are those of the plan if they have been made already.
     """
     if len(source) < plan.samples:
         raise UserError(f"{plan.samples} samples asked for, but the data has {len(source)} pictures")
@@ -119,8 +119,7 @@ class _Work:
         self.pipe, self.source, self.plan, self.share = pipe, source, plan, share
         self.numbers = list(share.of(plan.samples))
         self.request = Request(
-            prompts=tuple(source.captions(number)[0] for number in range(plan.samples)),
-            guidance_scale=plan.guidance_scale,
+            **asked_of(pipe, source, plan),
             num_inference_steps=plan.num_inference_steps,
             sampler=plan.sampler,
             eta=plan.eta,
@@ -153,7 +152,7 @@ class _Work:
                     results |= distances[name](features, self.reference)
         if self.plan.clip is not None and "clip" in self.plan.metrics:
             score = clip_score(self.plan.clip)
-            prompts = [self.request.prompts[number] for number in self.numbers]
+            prompts = [self.source.captions(number)[0] for number in self.numbers]
             found = [score(samples[at], prompts[at]) for at in self._batches()]
             results["clip"] = float(np.mean(self.share.gather(np.concatenate(found).tolist())))
         return results
@@ -202,6 +201,18 @@ class _Work:
 
     def _tracked(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
         return track(items, description, total) if self.share.is_first else iter(items)
+
+
+def asked_of(pipe: TextToImage, source: Source, plan: Plan) -> dict[str, Any]:
+    """What a request asks of a model, for a picture like each of the data: its caption, its class, or none of both."""
+    parts, numbers = pipe.parts, range(plan.samples)
+    if parts.texts:
+        return {"prompts": tuple(source.captions(n)[0] for n in numbers), "guidance_scale": plan.guidance_scale}
+    if parts.num_classes is None:
+        return {"num_images": plan.samples}
+    names = source.class_names if parts.class_names else ()
+    classes = tuple(names[source.label(n)] if names else source.label(n) for n in numbers)
+    return {"classes": classes, "guidance_scale": None if parts.empty_class is None else plan.guidance_scale}
 
 
 def clip_score(model: str) -> Callable[[np.ndarray, list[str]], np.ndarray]:

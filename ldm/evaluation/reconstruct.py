@@ -24,6 +24,6 @@ def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarra
 @torch.inference_mode()
 def reconstruction(autoencoder: Autoencoder, picture: np.ndarray) -> np.ndarray:
     """What comes back of a picture, bytes (H, W, 3), through the posterior's mode."""
-    device = next(autoencoder.parameters()).device
+    device = next(autoencoder.parameters(), torch.empty(0)).device
     latents = tiling.encode(autoencoder, to_tensor(picture[None]).to(device)).mode()
     return to_bytes(tiling.decode(autoencoder, latents))[0]

@@ -18,7 +18,11 @@ from ldm.models.layers import BlockOptions, Downsample, Upsample
 from ldm.models.posterior import PointPosterior, Posterior, scale, unscale
 from ldm.models.quantizer import Quantizer
 
-POSTERIORS: dict[str, type[Posterior | PointPosterior]] = {"kl": Posterior, "vq": PointPosterior}
+POSTERIORS: dict[str, type[Posterior | PointPosterior]] = {
+    "kl": Posterior,
+    "vq": PointPosterior,
+    "identity": PointPosterior,
+}
 
 
 class Encoder(nn.Module):
@@ -85,12 +89,15 @@ def _attention(channels: int, options: BlockOptions) -> MakeAttention:
 class Autoencoder(nn.Module):
     """Pictures to latents and back; it owns the statistics that scale its latents to unit variance.
 
-    One of kind vq quantises when it decodes, so that a U-Net works on what is not quantised yet.
+    One of kind vq quantises when it decodes, so that a U-Net works on what is not quantised yet; one of kind identity
+    has no networks and gives pictures as they are.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        if config.kind == "identity":
+            return
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(config.moments * config.z_width, config.moments * config.latent_channels, 1)
@@ -112,6 +119,8 @@ class Autoencoder(nn.Module):
 
     def encode(self, pictures: Tensor) -> Posterior | PointPosterior:
         """The posterior of pictures (B, 3, H, W) in [-1, 1], sides divisible by the downsampling factor f."""
+        if self.config.kind == "identity":
+            return self.posterior(pictures.to(self.dtype))
         h = self.encoder(pictures.to(self.dtype))
         return self.posterior(self.quant_conv(h))  # (B, 2C, H / f, W / f), without log-variance (B, C, H / f, W / f)
 
@@ -125,6 +134,8 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), about in [-1, 1], of scaled latents (B, C, H / f, W / f)."""
         z = unscale(latents, self.config)
+        if self.config.kind == "identity":
+            return z
         if self.config.kind == "vq":
             z = self.quantize(z)
         return self.decoder(self.post_quant_conv(z.to(self.dtype)))
@@ -164,4 +175,4 @@ class Autoencoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type its weights have, and pictures and latents are converted to."""
-        return self.post_quant_conv.weight.dtype
+        return next((weight.dtype for weight in self.parameters()), torch.float32)

@@ -62,7 +62,11 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
 def encode(autoencoder: Autoencoder, pictures: Tensor) -> Posterior | PointPosterior:
     """What `Autoencoder.encode` gives for pictures (B, 3, H, W), a few at a time and large ones in tiles."""
     positions = pictures[0, 0].numel() // autoencoder.config.downsampling_factor**2
-    one = autoencoder.encode if positions <= WHOLE else partial(encode_tiled, autoencoder)
+    one = (
+        autoencoder.encode
+        if positions <= WHOLE or autoencoder.config.kind == "identity"
+        else partial(encode_tiled, autoencoder)
+    )
     parts = [one(part).moments for part in pictures.split(max(1, TOGETHER // positions))]
     return autoencoder.posterior(torch.cat(parts))
 
@@ -71,7 +75,11 @@ def encode(autoencoder: Autoencoder, pictures: Tensor) -> Posterior | PointPoste
 def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     """What `Autoencoder.decode` gives for latents (B, C, h, w), a few at a time and large ones in tiles."""
     positions = latents[0, 0].numel()
-    one = autoencoder.decode if positions <= WHOLE else partial(decode_tiled, autoencoder)
+    one = (
+        autoencoder.decode
+        if positions <= WHOLE or autoencoder.config.kind == "identity"
+        else partial(decode_tiled, autoencoder)
+    )
     return torch.cat([one(part) for part in latents.split(max(1, TOGETHER // positions))])
 
 

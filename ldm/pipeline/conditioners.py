@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -94,19 +95,19 @@ class ClassConditioner:
     """Classes, by a token each that the U-Net attends to or by a table of its own."""
 
     def __init__(self, parts: Parts, num_classes: int) -> None:
-        self.parts, self.num_classes = parts, num_classes
+        self.parts, self.num_classes, self.empty = parts, num_classes, parts.empty_class
 
     def settle(self, request: Request) -> Request:
-        """Classes alone are drawn; guidance needs one to guide away from."""
+        """Classes alone are drawn, by their numbers from here on; guidance needs one to guide away from."""
         if request.prompts or request.negative_prompt:
             raise UserError("this model draws classes, it knows no prompts: give classes (--class) instead")
         if not request.classes:
             raise UserError(f"there is no class to draw: give classes (--class) from 0 to {self.num_classes - 1}")
-        for number in (*request.classes, request.negative_class or 0):
-            if not 0 <= number < self.num_classes:
-                raise UserError(f"class {number}: this model has classes 0 to {self.num_classes - 1}")
+        negative = self.empty if request.negative_class is None else self._number(request.negative_class)
+        classes = tuple(self._number(each) for each in request.classes)
+        request = replace(request, classes=classes, negative_class=None if request.negative_class is None else negative)
         _refuse_framing(request)
-        guided = request.negative_class is not None
+        guided = negative is not None
         if not guided and request.guidance_scale not in (None, 1):
             raise UserError("guidance in a model of classes needs one to guide away from: give a negative class")
         if request.guidance_scale is not None:
@@ -121,9 +122,22 @@ class ClassConditioner:
     def pair(
         self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]
     ) -> tuple[Condition, Condition | None]:
-        """Guided away from is the negative class."""
-        other = request.negative_class
+        """Guided away from is the negative class, or the empty one of a model that has been told it."""
+        other = self.empty if request.negative_class is None else request.negative_class
         return self(subjects, request, size), None if other is None else self([other], request, size)
+
+    def _number(self, given: int | str) -> int:
+        """The number of a class given by its name or its number; UserError for one that there is not."""
+        names = self.parts.class_names
+        if isinstance(given, str) and given in names:
+            return names.index(given)
+        number = int(given) if isinstance(given, int) or given.isdecimal() else -1
+        if 0 <= number < self.num_classes:
+            return number
+        near = difflib.get_close_matches(str(given), names, n=1)
+        named = f", such as {', '.join(names[:3])}" if names else ""
+        hint = f"; did you mean {near[0]!r}?" if near else f"{named}"
+        raise UserError(f"class {given}: this model has classes 0 to {self.num_classes - 1}{hint}")
 
 
 class NoConditioner:

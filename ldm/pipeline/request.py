@@ -38,8 +38,8 @@ class Request:
 
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
-    classes: tuple[int, ...] = ()  # instead of prompts, for a model of classes
-    negative_class: int | None = None  # what to guide away from there
+    classes: tuple[int | str, ...] = ()  # numbers or names, instead of prompts, for a model of classes
+    negative_class: int | str | None = None  # what to guide away from there; None: its empty class, if it has one
     framing: Framing | None = None  # for a model that was told sizes and crops; None: the whole picture
     guidance_scale: float | None = None  # 1: off; None: 3 where there is something to guide away from
     guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)

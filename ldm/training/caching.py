@@ -45,6 +45,7 @@ class Sample:
     pixels: np.ndarray  # (size, size, 3)
     captions: list[str] | None
     broken: Broken | None
+    label: int = -1  # its class; -1 where it has none
 
 
 def cache_in(
@@ -72,6 +73,7 @@ class CacheWriter:
     ) -> None:
         self.folder, self.source, self.facts, self.share, self.device = folder, source, facts, share, device
         self.autoencoder, self.text, self.batch_size = encoders.autoencoder, encoders.text, batch_size
+        self.classes = encoders.classes
         self.blocks = blocks_of(source, facts.per_shard)
 
     def write(self) -> CachedData:
@@ -123,6 +125,7 @@ class CacheWriter:
         """Make one file; the number of pictures of each batch as it is done."""
         tensors: dict[str, list[Tensor]] = {"moments": []}
         captions: list[list[str] | None] = []
+        labels: list[int] = []
         unreadable: dict[int, list[str]] = {}
         samples = self._samples(block)
         while batch := list(islice(samples, self.batch_size)):
@@ -132,12 +135,14 @@ class CacheWriter:
                 if sample.broken is not None:
                     unreadable[block.first + len(captions)] = [sample.broken.name, sample.broken.reason]
                 captions.append(sample.captions)
+                labels.append(sample.label)
             if self.text is not None:
                 texts = [caption for sample in batch for caption in sample.captions or ()]
                 for name, rows in self._embed(texts).items():
                     tensors.setdefault(name, []).append(rows)
             yield len(batch)
         whole = {name: torch.cat(parts) for name, parts in tensors.items()} | pack_captions(captions)
+        whole |= {"labels": torch.tensor(labels)} if self.classes else {}
         # One entry, since safetensors writes several in an order that changes, and files are known by their digests.
         told = {"cache": json.dumps({"facts": asdict(self.facts), "unreadable": unreadable})}
         save_tensors(self._path(block), whole, told)
@@ -147,16 +152,17 @@ class CacheWriter:
         items = source.read(block.number) if isinstance(source, Shards) else block.indices
         for item in items:
             pixels = np.zeros((self.facts.size, self.facts.size, 3), dtype=np.uint8)
-            captions, broken = None, None
+            captions, broken, label = None, None, -1
             try:
                 pixels = fit(source.picture(item), self.facts.size)
             except UnreadableError as error:
                 broken = error.broken
             try:
                 captions = source.captions(item)
+                label = source.label(item) if self.classes else -1
             except UnreadableError as error:
                 broken = error.broken  # what a person is told of first when pictures are read in training
-            yield Sample(pixels, captions, broken)
+            yield Sample(pixels, captions, broken, label)
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> dict[str, Tensor]:
@@ -183,6 +189,7 @@ class CacheWriter:
             content = {
                 "facts": asdict(self.facts),
                 "shards": [asdict(shard) for shard, _ in described],
+                **({"class_names": list(self.source.class_names)} if self.classes else {}),
                 "empty": None if self.text is None else file_digest(empty),
                 "unreadable": {index: words for _, found in described for index, words in found.items()},
             }

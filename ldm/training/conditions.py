@@ -30,6 +30,11 @@ Draw = Callable[..., list[Image.Image]]  # arguments of `TextToImage` -> picture
 Fields = dict[str, Any]  # of Parts, by name
 
 
+# Of `training.unet`, that mean something for some kinds alone.
+OPTIONS = {"text_learning_rate", "condition_dropout", "sample_guidance_scale"}
+OPTIONS |= {"sample_prompts", "sample_classes", "sample_pictures"}
+
+
 class Conditioned(nn.Module):
     """The U-Net and the parts that are trained together with it, as one network with one forward pass.
 
@@ -58,7 +63,7 @@ class Condition(ABC):
     It is made of the parts of a pipeline once they are there; what is asked before that are class methods.
     """
 
-    options: tuple[str, ...] = ()  # of `training.unet`, that mean something for this kind
+    options: tuple[str, ...] = ()  # those of OPTIONS that mean something for this kind
     needs_pictures = False  # even where latents are cached
     data: Source | Shards | None = None  # that is trained on, for what `show` takes from it
 
@@ -77,16 +82,16 @@ class Condition(ABC):
         return {}
 
     @classmethod
-    def own_parts(cls, config: Config, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
         """The parts of a run that goes on, whose trained weights follow; UserError if they are not what is asked."""
-        found = cls.given_parts(config, saved, where)
+        found = cls.given_parts(config, source, saved, where)
         if found is None:
             raise UserError(f"the run {where} is not what the configuration describes: it was told other things")
         return found
 
     @classmethod
-    def given_parts(cls, config: Config, given: Parts, where: str) -> Fields | None:
-        """The parts of a model to start from; None if it has none, UserError if they are not what is asked."""
+    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+        """The parts of a model to start from; None if new ones are needed, UserError if they are not what is asked."""
         return {}
 
     @property
@@ -139,7 +144,7 @@ def check_options(config: Config, kinds: Sequence[type[Condition]]) -> None:
     """Raise UserError for an option of `training.unet` that belongs to none of the kinds and was changed."""
     known = {name for kind in kinds for name in kind.options}
     settings, fields = config.training.unet, UNetStageConfig.model_fields
-    for name in sorted({name for kind in Condition.__subclasses__() for name in kind.options} - known):
+    for name in sorted(OPTIONS - known):
         if getattr(settings, name) != fields[name].default:
             raise UserError(f"training.unet.{name} means nothing for a U-Net that is told {', '.join(config.told)}")
 

@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
-from ldm.models.conditions import make_spatial
+from ldm.models.conditions import ClassEmbedder, make_spatial
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
 from ldm.training.spatial import rescale_and_tell, tell_joined
@@ -119,8 +120,15 @@ def _low_resolution(config: Config) -> Told:
     return Told(tell_joined, (torch.empty(1, config.spatial.channels, small, small),))
 
 
+def _token(config: Config) -> Told:
+    assert config.classes is not None
+    return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
+
+
 CONDITIONS: dict[str, Callable[[Config], Told]] = {
     "text": _text,
+    "classes": _token,
+    "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
     "rescaler": _rescaler,
     "inpainting": _inpainting,
     "low_resolution": _low_resolution,

@@ -24,14 +24,15 @@ def configuration_of(model: str) -> str:
 
 
 def load_encoders(model: str, config: Config, own: bool) -> Encoders:
-    """The autoencoder of `model` and, where the configuration freezes it, a text encoder.
+    """The autoencoder of `model` and, where the configuration freezes it, a text encoder; whether classes are kept.
 
     That is the one of `text.source` or the model's; the model's where the configuration is its `own`.
     """
     folder = find_autoencoder(model)
-    if config.text is None or config.text_2 is not None:
-        raise UserError("ldm cache is for train-unet, which trains models of text alone, with one text encoder")
-    return Encoders(load_autoencoder(folder).eval(), _frozen_text(folder.parent, model, config, own))
+    if config.text_2 is not None:
+        raise UserError("ldm cache is for train-unet, which trains models with one text encoder")
+    text = _frozen_text(folder.parent, model, config, own)
+    return Encoders(load_autoencoder(folder).eval(), text, classes=config.tells_classes)
 
 
 def _frozen_text(pipeline: Path, model: str, config: Config, own: bool) -> tuple[TextEncoder, Tokenizer] | None:

@@ -33,6 +33,7 @@ class Encoders:
 
     autoencoder: Autoencoder
     text: tuple[TextEncoder, Tokenizer] | None = None  # one that is frozen
+    classes: bool = False  # whether the pictures' classes are kept beside
 
     def to(self, device: torch.device) -> Encoders:
         """The same, moved to a device."""
@@ -78,6 +79,9 @@ def facts_of(
     blocks = blocks_of(source, per_shard)
     digests = share.gather([_block_digest(source, blocks[number]) for number in share.of(len(blocks))])
     text = encoders.text
+    if encoders.classes:
+        mine = [_classes_digest(source, blocks[number]) for number in share.of(len(blocks))]
+        digests = [*digests, "classes", *share.gather(mine)]
     return Facts(
         pictures=len(source),
         size=data.size,
@@ -147,6 +151,19 @@ def _block_digest(source: Source | Shards, block: Block) -> str:
         size = "" if is_remote(url) else str(Path(url).stat().st_size)
         return _digest([url.rpartition("/")[2], str(block.pictures), size])
     return _digest(f"{source.stamp(index)} {_captions(source, index)}" for index in block.indices)
+
+
+def _classes_digest(source: Source | Shards, block: Block) -> str:
+    if isinstance(source, Shards):
+        return str(source.class_field)
+    return _digest(_class(source, index) for index in block.indices)
+
+
+def _class(source: Source, index: int) -> str:
+    try:
+        return str(source.label(index))
+    except UnreadableError:
+        return "null"
 
 
 def _captions(source: Source, index: int) -> str:

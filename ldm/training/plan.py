@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +124,8 @@ def _timed(stage: Stage, source: Source, config: Config) -> tuple[float, int]:
     """Seconds of a step, and the number of steps tried, the first not counted."""
     settings = stage.config
     share = share_of(stage.accelerator, settings.batch_size, settings.gradient_accumulation)
-    data = TrainingData(source, config.data, share, config.training.seed, pictures=stage.needs_pictures)
+    seed, classes = config.training.seed, config.tells_classes
+    data = TrainingData(source, config.data, share, seed, pictures=stage.needs_pictures, classes=classes)
     times: list[float] = []
     while len(times) < 2 or (len(times) <= TRIAL_STEPS and sum(times) < TRIAL_SECONDS):
         began, step = time.monotonic(), settings.max_steps  # the last one, in which every loss takes part
@@ -178,6 +179,15 @@ class Few:
     def captions(self, index: int) -> list[str]:
         """Those of the source."""
         return self.source.captions(index)
+
+    def label(self, index: int) -> int:
+        """That of the source's picture."""
+        return self.source.label(index)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Those of the source."""
+        return self.source.class_names
 
     def stamp(self, index: int) -> str:
         """That of the source's picture."""

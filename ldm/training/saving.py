@@ -24,7 +24,14 @@ from ldm.training.stage import Stage
 VALIDATION_BATCH = 16
 # Options of a stage that change nothing in what is trained.
 HARMLESS = {"log_every", "save_every", "sample_every", "keep", "keep_best", "validation_pictures", "sample_prompts"}
-HARMLESS |= {"sample_pictures", "sample_guidance_scale", "sample_steps", "gradient_checkpointing", "ema_device"}
+HARMLESS |= {
+    "sample_classes",
+    "sample_pictures",
+    "sample_guidance_scale",
+    "sample_steps",
+    "gradient_checkpointing",
+    "ema_device",
+}
 
 
 class Saver:
@@ -90,7 +97,13 @@ class Saver:
             self._held = HeldSource(self.source, pictures) if isinstance(self.source, Shards) else self.source
         stage, seed = self.stage, self.config.training.seed
         data = TrainingData(
-            self._held, self.config.data, share, seed, stage.needs_pictures, unreadable=stage.unreadable
+            self._held,
+            self.config.data,
+            share,
+            seed,
+            stage.needs_pictures,
+            unreadable=stage.unreadable,
+            classes=self.config.tells_classes,
         )
         batches: Iterator[Batch] = (data[0, micro] for micro in range(share.accumulation))
         losses = [self.stage.validate(batch) for batch in batches]

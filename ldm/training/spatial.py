@@ -53,7 +53,7 @@ class SpatialCondition(Condition):
         return {"spatial": make_spatial(_section(config))}
 
     @classmethod
-    def given_parts(cls, config: Config, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
         """That of a model of the same kind."""
         if given.spatial is None:
             return None

@@ -65,13 +65,13 @@ class TextCondition(Condition):
         return {"text_encoder": _new_encoder(text, tokenizer), "tokenizer": tokenizer}
 
     @classmethod
-    def own_parts(cls, config: Config, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
         """The run's tokenizer, and its encoder where that is frozen."""
-        text, found = _section(config), super().own_parts(config, saved, where)
+        text, found = _section(config), super().own_parts(config, source, saved, where)
         return found if text.frozen else found | {"text_encoder": _new_encoder(text, found["tokenizer"])}
 
     @classmethod
-    def given_parts(cls, config: Config, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
         """The encoder and tokenizer of a model with one text encoder like that of the configuration."""
         if not given.texts:
             return None

@@ -20,6 +20,7 @@ from ldm.data.cached import CachedData
 from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.pictures import contact_sheet
+from ldm.diffusion.bound import Decoder
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
@@ -51,7 +52,10 @@ class UNetStage(Stage):
         self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
-        self.variance_loss = VarianceLoss(config.diffusion) if config.diffusion.learned_variance else None
+        decoder: Decoder = (
+            "discretised" if config.autoencoder.kind == "identity" else "gaussian"
+        )  # pixels have 256 values
+        self.variance_loss = VarianceLoss(config.diffusion, decoder) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         self.networks, self.optimizers = {}, {}
         network = self.place(conditioned(parts.unet, conditions))

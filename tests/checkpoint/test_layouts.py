@@ -32,8 +32,15 @@ KINDS: dict[str, Callable[[], Parts]] = {
     "inpainting": tiny.inpainting,
     "inpainting vq": lambda: replace(tiny.inpainting(), autoencoder=tiny.vq()),
     "super-resolution": tiny.super_resolution,
+    "pixels": tiny.pixels,
+    "pixels of classes": lambda: tiny.pixels(num_class_embeds=5),
+    "named": lambda: replace(tiny.of_classes(), class_names=NAMES, empty_class=4),
 }
+NAMES = ("ant", "bee", "cow, calf", "dog")
 EXPECTED = {
+    "pixels": ("DDPMPipeline", {"unet", "scheduler"}),
+    "pixels of classes": ("LatentDiffusionPipeline", {"unet", "scheduler"}),
+    "named": ("LatentDiffusionPipeline", {"vae", "class_embedder", "unet", "scheduler"}),
     "sd 1": ("StableDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}),
     "sdxl": (
         "StableDiffusionXLPipeline",
@@ -141,6 +148,11 @@ def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
             {"spatial": ["ldm", "SpatialIdentity"]},
             "the part spatial is SpatialIdentity, its .* SpatialRescaler",
         ),
+        ("classes", {"vae": "absent"}, "do not fit: the channels of pictures: 4, those that can be drawn: 3"),
+        ("classes", {"id2label": {"0": "ant", "2": "bee"}}, "id2label does not map 0, 1, ... to names"),
+        ("classes", {"id2label": ["ant"]}, "id2label does not map"),
+        ("classes", {"empty_class": "last"}, "empty_class is 'last', not a class"),
+        ("named", {"id2label": {"0": "ant"}}, "the names of classes: 1, the classes but the empty one: 4"),
         ("classes", {"_class_name": ["LDMPipeline"]}, "is of a .*ldm loads StableDiffusionPipeline, "),
     ],
 )
@@ -266,6 +278,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vqvae": ["diffusers", "VQModel"],
     },
 }
+
+
+def test_the_names_of_classes_come_back(saved: Callable[[str], Path]) -> None:
+    parts = load_pipeline(saved("named"))
+    assert (parts.class_names, parts.empty_class) == (NAMES, 4)
+    unnamed = load_pipeline(saved("classes"))
+    assert (unnamed.class_names, unnamed.empty_class) == ((), None)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,4 +1,4 @@
-"""Maps of classes: of scenes by kinds of things, beside pictures in folders, tables and shards, cut as their pictures."""
+"""Maps of classes: of scenes, and beside pictures in folders, tables and shards; they are cut as their pictures are."""
 
 from __future__ import annotations
 

@@ -150,6 +150,22 @@ def test_unconditional_pictures_are_the_same(kind: str, tmp_path: Path) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def test_pictures_of_a_model_on_pixels_are_the_same(tmp_path: Path) -> None:
+    TextToImage(tiny.pixels()).save_pretrained(tmp_path)
+    theirs = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    theirs.set_progress_bar_config(disable=True)
+    ours = TextToImage.from_pretrained(tmp_path, device="cpu")
+    images = ours(num_images=2, latents=noise(2, 3, 16, 16), num_inference_steps=STEPS)
+    generator = torch.Generator().manual_seed(3)
+    expected = theirs(batch_size=2, generator=generator, num_inference_steps=STEPS, output_type="np").images
+    assert expected.std() > 0.05
+    assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
+    theirs.save_pretrained(tmp_path / "again")
+    again = TextToImage.from_pretrained(tmp_path / "again", device="cpu")
+    (first,), (second,) = (pipe(num_inference_steps=2, seed=5) for pipe in (ours, again))
+    assert first.tobytes() == second.tobytes()
+
+
 @pytest.mark.parametrize(
     ("kind", "sampler", "options"),
     [

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,13 @@ from ldm.data.scenes.compose import Split
 from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import Order, make_all
 from ldm.data.scenes.maps import kind_names, maps_digest, render_map
-from ldm.data.scenes.vocabulary import tables_digest
+from ldm.data.scenes.scene import Scene
+from ldm.data.scenes.vocabulary import first, tables_digest
 from ldm.errors import UserError
 
 # Of what the code makes of the same arguments and tables; raise it with every change of pictures or captions.
 VERSION = 1
+LABELS = "labels.npy"
 
 
 class ScenesDataset:
@@ -48,6 +52,7 @@ class ScenesDataset:
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
         if not self.folder.is_dir():
             _fill(self.folder, order, processes)
+        self._order, self._processes = order, processes
         maps = self.folder / f"maps-{maps_digest()}.npy"
         if map_classes is not None and not maps.is_file():
             _fill_maps(maps, order, processes)
@@ -78,9 +83,42 @@ class ScenesDataset:
         """All captions of picture number `index`, the plainest full one first."""
         return self._captions[index]
 
+    def label(self, index: int) -> int:
+        """What the first thing in picture number `index` is: a place in `class_names`."""
+        return int(self._labels[index])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the concepts that can stand in the scenes, the most recognisable first."""
+        assert len(self._labels)  # made here, before any process that loads pictures is started
+        return _names(self._order)
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        """Classes (N,) of all pictures; caches of older versions have none yet."""
+        path = self.folder / LABELS
+        if not path.is_file():
+            made = track(
+                make_all(self._order, self._processes, render), "looking up the classes of scenes, once", len(self)
+            )
+            work = path.with_name(f".{LABELS}.{os.getpid()}.tmp.npy")
+            np.save(work, _numbers((scene for scene, _ in made), self._order))
+            work.replace(path)
+        return np.load(path)
+
     def stamp(self, index: int) -> str:
         """Of the data set, and the number."""
         return f"{self.folder.name} {index}"
+
+
+def _names(order: Order) -> tuple[str, ...]:
+    return tuple(concept.name for concept in first(order.concepts))
+
+
+def _numbers(scenes: Iterable[Scene], order: Order) -> np.ndarray:
+    """What the first thing in each scene is, (N,)."""
+    numbers = {name: number for number, name in enumerate(_names(order))}
+    return np.array([numbers[scene.labels()[0]] for scene in scenes], dtype=np.int64)
 
 
 def _fingerprint(order: Order) -> str:
@@ -120,9 +158,12 @@ def _fill_maps(path: Path, order: Order, processes: int | None) -> None:
 def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+    scenes = []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
         made = track(make_all(order, processes, render), "rendering scenes, once", order.num)
         for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
+            scenes.append(scene)
             captions.write(json.dumps(scene.captions()) + "\n")
     pictures.flush()
+    np.save(folder / LABELS, _numbers(scenes, order))

@@ -1,0 +1,218 @@
+"""U-Nets that are told classes, or nothing, on latents and on pixels: trained, saved, resumed, drawn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_stages import Colours, autoencoder_stage, changed, weights
+from tiny_pipelines import speaking
+
+from ldm import build, config
+from ldm.checkpoint.diffusers import load_pipeline
+from ldm.config import Config
+from ldm.data.loader import Batch, Share, TrainingData
+from ldm.errors import UserError
+from ldm.evaluation.evaluate import Plan, asked_of
+from ldm.pipeline import TextToImage
+from ldm.starting import started
+from ldm.training.classes import ClassCondition
+from ldm.training.plan import plan
+from ldm.training.run import Run
+from ldm.training.unet import UNetStage
+
+NAMES = ("ant", "bee", "cow", "dog")
+SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2", "text=null")
+PLAIN = ("unet.attention=plain", "unet.cross_attention_dim=null")
+NOTHING = (*SMALL, *PLAIN, "training.unet.sample_pictures=3")
+NAMED = ("training.unet.sample_classes=[dog, 1]",)
+TOKEN = (*SMALL, *NAMED, "classes={num_classes: 5, hidden_size: 64}")
+TABLE = (*SMALL, *NAMED, *PLAIN, "unet.num_class_embeds=5")
+CHANNELS = ("unet.in_channels=3", "unet.out_channels=3", "diffusion={}")
+PIXELS = (*NOTHING, *CHANNELS, "autoencoder={kind: identity, latent_channels: 3}", "training.unet.cache_latents=false")
+TASKS = {"nothing": NOTHING, "token": TOKEN, "table": TABLE, "pixels": PIXELS}
+
+
+class Kinds(Colours):
+    """The flat pictures, in four classes."""
+
+    class_names = NAMES
+
+    def label(self, index: int) -> int:
+        return index % 4
+
+
+def settings(kind: str, *overrides: str) -> Config:
+    asked = [*TASKS[kind], *overrides]
+    if "autoencoder={kind: identity, latent_channels: 3}" in asked:  # whose section is a whole new one
+        asked = [*asked, "loss.kl={}"]
+    return config.load("tiny", asked)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    stage, folder = autoencoder_stage(), tmp_path_factory.mktemp("first")
+    stage.finish(Colours())
+    stage.save(folder)
+    return str(folder / "vae")
+
+
+def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | None = None) -> UNetStage:
+    torch.manual_seed(0)
+    asked, folder = settings(kind, *overrides), Run(run, resume=True)
+    given = None if kind == "pixels" else vae
+    build.check("unet", asked, folder, given, init)
+    return build.unet_stage(asked, Kinds(), Accelerator(cpu=True), folder, given, init)
+
+
+def batches(stage: UNetStage, kind: str, step: int, source: Colours | None = None) -> list[Batch]:
+    asked = settings(kind)
+    needs, told = stage.needs_pictures, asked.tells_classes
+    return [TrainingData(source or Kinds(), asked.data, Share(8), 0, needs, classes=told)[step, 0]]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path, kind: str) -> None:
+    stage, before = make(kind, tmp_path, vae), []
+    before = weights(stage, "unet")
+    for step in (1, 2):
+        stage.begin(step)
+        assert stage.losses(batches(stage, kind, step), step)["loss"].isfinite()
+    assert changed(before, weights(stage, "unet"))
+    assert stage.validate(batches(stage, kind, 0)[0]).isfinite()
+    sheet = stage.sample()
+    assert sheet is not None
+    assert min(sheet.size) >= 32
+    asked = settings(kind)
+    run = Run(tmp_path, resume=True)
+    run.save(2, stage.save, stage.state(), asked)
+    went_on = make(kind, tmp_path, None)
+    saved = run.load_state()
+    assert saved is not None
+    went_on.load_state(saved.state)
+    for each in (stage, went_on):
+        each.begin(3)
+    ours, theirs = (each.losses(batches(each, kind, 3), 3)["loss"] for each in (stage, went_on))
+    assert torch.equal(ours, theirs)
+    pipe = TextToImage.from_pretrained(tmp_path, device="cpu")
+    told = {"classes": ["dog", 1]} if asked.tells_classes else {"num_images": 2}
+    assert [image.size for image in pipe(num_inference_steps=2, **told)] == [(32, 32)] * 2
+    assert pipe.parts.class_names == (NAMES if asked.tells_classes else ())
+    assert pipe.parts.empty_class == (4 if asked.tells_classes else None)
+    assert "not tried" in plan("unet", asked, "scenes")
+
+
+@pytest.mark.parametrize("kind", ["token", "table"])
+def test_a_share_of_the_classes_is_the_empty_one_which_guidance_goes_away_from(
+    vae: str, tmp_path: Path, kind: str
+) -> None:
+    stage = make(kind, tmp_path, vae, "training.unet.condition_dropout=0.5")
+    [condition] = stage.conditions
+    assert isinstance(condition, ClassCondition)
+    found = torch.cat([condition.labels(batches(stage, kind, step)[0]) for step in range(1, 41)]).tolist()
+    assert found.count(4) / len(found) == pytest.approx(0.5, abs=4 * (0.25 / len(found)) ** 0.5)
+    assert set(found) == {0, 1, 2, 3, 4}
+    speaking(stage.average.unet)
+    pipe = TextToImage(stage.average)
+    [guided] = pipe(classes="dog", num_inference_steps=2)  # 3, as where there is text
+    [asked] = pipe(classes=3, negative_class=4, guidance_scale=3, num_inference_steps=2)
+    [alone] = pipe(classes=3, guidance_scale=1, num_inference_steps=2)
+    assert np.array_equal(guided, asked)
+    assert not np.array_equal(guided, alone)
+    with pytest.raises(UserError, match=r"class dgo: this model has classes 0 to 4; did you mean 'dog'"):
+        pipe(classes="dgo")
+
+
+def test_classes_that_do_not_fit_are_refused_in_one_line(vae: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the data has 4 classes: classes.num_classes must be 5, with one that"):
+        make("token", tmp_path / "a", vae, "classes.num_classes=4")
+    with pytest.raises(UserError, match=r"must be 4, not 5"):
+        make("token", tmp_path / "b", vae, "training.unet.condition_dropout=0")
+    with pytest.raises(UserError, match=r"sample_prompts means nothing for a U-Net that is told nothing"):
+        make("nothing", tmp_path / "c", vae, "training.unet.sample_prompts=[a dog]")
+    with pytest.raises(UserError, match=r"condition_dropout means nothing"):
+        make("pixels", tmp_path / "d", vae, "training.unet.condition_dropout=0.2")
+    with pytest.raises(UserError, match=r"cache_latents=false"):
+        make("pixels", tmp_path / "e", vae, "training.unet.cache_latents=true")
+
+    class Beyond(Kinds):
+        def label(self, index: int) -> int:
+            return 7
+
+    stage = make("token", tmp_path / "f", vae)
+    with pytest.raises(UserError, match=r"has class 7; classes.num_classes 5 allows up to 3"):
+        stage.losses(batches(stage, "token", 1, Beyond()), 1)
+
+
+def test_a_run_keeps_its_classes(vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make("token", tmp_path, vae)
+    Run(tmp_path, resume=True).save(1, stage.save, stage.state(), settings("token"))
+    with pytest.raises(UserError, match=r"condition_dropout 0 in a run that has an empty class"):
+        make("token", tmp_path, None, "training.unet.condition_dropout=0")
+    monkeypatch.setattr(Kinds, "class_names", ("ant", "bee", "cow", "eel"))
+    with pytest.raises(UserError, match=r"the classes of the data are not those of .*: eel"):
+        make("token", tmp_path, None)
+
+
+def test_what_fits_of_a_model_is_taken_over_and_a_line_says_what_is_new(
+    vae: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = config.load("tiny", ["training.unet.batch_size=8"])
+    torch.manual_seed(1)
+    first = build.unet_stage(text, Kinds(), Accelerator(cpu=True), Run(tmp_path / "text", resume=True), vae, None)
+    for weight in first.average.unet.conv_out.parameters():
+        torch.nn.init.normal_(weight)
+    first.save(tmp_path / "saved")
+    given = load_pipeline(tmp_path / "saved").unet.state_dict()
+    token = make("token", tmp_path / "token", None, init=str(tmp_path / "saved"))
+    ours = token.parts.unet.state_dict()
+    assert ours.keys() == given.keys()
+    assert all(torch.equal(weight, ours[name]) for name, weight in given.items())
+    assert "start new" not in capsys.readouterr().err
+    plain = make("nothing", tmp_path / "plain", None, init=str(tmp_path / "saved"))
+    ours = plain.parts.unet.state_dict()
+    shared = [name for name in ours if name in given]
+    assert all(torch.equal(given[name], ours[name]) for name in shared)
+    new = len(ours) - len(shared)
+    assert f"{len(shared)} of the {len(ours)} tensors of the U-Net are those of" in (said := capsys.readouterr().err)
+    assert f"{new} start new, such as " in said
+    with pytest.raises(UserError, match=r"unet.layers_per_block is 1, not 3"):
+        make("nothing", tmp_path / "deep", None, "unet.layers_per_block=3", init=str(tmp_path / "saved"))
+
+
+def test_input_channels_that_are_new_change_nothing_at_first(vae: str, tmp_path: Path) -> None:
+    given = make("nothing", tmp_path, vae).parts.unet
+    for weight in given.conv_out.parameters():
+        torch.nn.init.normal_(weight)
+    wider = type(given)(given.config.model_copy(update={"in_channels": 7, "out_channels": 8}))
+    started(wider, given, "it", Accelerator(cpu=True))
+    x, beside, t = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        mean, variance = wider(torch.cat([x, beside], dim=1), t).chunk(2, dim=1)
+        torch.testing.assert_close(mean, given(x, t), rtol=1e-5, atol=1e-5)
+    assert not variance.any()
+
+
+def test_on_pixels_the_learned_variance_has_the_decoder_of_256_values(vae: str, tmp_path: Path) -> None:
+    learned = ("diffusion.learned_variance=true", "unet.out_channels=6")
+    stage = make("pixels", tmp_path, None, *learned)
+    assert stage.variance_loss is not None
+    assert stage.variance_loss.decoder == "discretised"
+    assert stage.losses(batches(stage, "pixels", 1), 1)["loss"].isfinite()
+    stage.save(tmp_path / "saved")
+    assert load_pipeline(tmp_path / "saved").autoencoder.config.kind == "identity"
+    latent = make("nothing", tmp_path / "latent", vae, "diffusion.learned_variance=true", "unet.out_channels=8")
+    assert latent.variance_loss is not None
+    assert latent.variance_loss.decoder == "gaussian"
+
+
+def test_a_model_is_measured_on_what_it_is_told(vae: str, tmp_path: Path) -> None:
+    asked = {kind: asked_of(TextToImage(make(kind, tmp_path / kind, vae).average), Kinds(), PLAN) for kind in TASKS}
+    assert asked["nothing"] == asked["pixels"] == {"num_images": 5}
+    assert asked["token"] == asked["table"] == {"classes": ("ant", "bee", "cow", "dog", "ant"), "guidance_scale": 3.0}
+
+
+PLAN = Plan(metrics=("psnr",), samples=5)
