@@ -194,6 +194,8 @@ class Config(Section):
         if spatial.stages and spatial.kind != "rescaler":
             raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
         factor = self.autoencoder.downsampling_factor
+        if spatial.kind == "low_resolution" and factor == 1:
+            raise ValueError("spatial.kind low_resolution needs an autoencoder: pixels are as many as in the picture")
         if spatial.kind == "rescaler" and 2**spatial.stages != factor:
             raise ValueError(
                 f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents"

@@ -73,9 +73,10 @@ class SpatialCondition(Condition):
         assert batch.pictures is not None
         for row, (caption, picture) in enumerate(zip(batch.captions, to_bytes(batch.pictures), strict=True)):
             told, fields = self.example(batch, row)
-            text = {} if self.config.text is None else {"prompt": caption}
-            guided = {} if self.config.text is None else {"guidance_scale": self.settings.sample_guidance_scale}
-            shown += [told.convert("RGB"), *draw(**text, **guided, **fields), Image.fromarray(picture)]
+            subject: Fields = {} if self.config.text is None else {"prompt": caption}
+            subject |= {"classes": batch.labels[row]} if self.config.tells_classes else {}
+            guided = {"guidance_scale": self.settings.sample_guidance_scale} if subject else {}
+            shown += [told.convert("RGB"), *draw(**subject, **guided, **fields), Image.fromarray(picture)]
         return shown
 
     @abstractmethod
@@ -88,7 +89,8 @@ class SpatialCondition(Condition):
             assert self.data is not None  # whoever made the condition set it
             count = self.settings.sample_pictures
             held = HeldSource(self.data, count) if isinstance(self.data, Shards) else self.data
-            self._examples = TrainingData(held, self.config.data, Share(count), self.config.training.seed)[0, 0]
+            data, seed, classes = self.config.data, self.config.training.seed, self.config.tells_classes
+            self._examples = TrainingData(held, data, Share(count), seed, classes=classes)[0, 0]
         return self._examples
 
 
