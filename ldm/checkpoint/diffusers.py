@@ -103,7 +103,7 @@ def _pixels(unet: UNet, diffusion: DiffusionConfig) -> Autoencoder:
     """The identity, for a U-Net that works on pixels."""
     channels = unet.config.out_channels // (2 if diffusion.learned_variance else 1)
     widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), channels)
-    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=unet.config.sample_size, **widths))
+    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=unet.config.sample_size, **widths)).eval()
 
 
 def _load_text(

@@ -119,7 +119,7 @@ TextConfig = Annotated[
 class ClassesConfig(Section):
     """A table with one token a class, which the U-Net attends to (Rombach et al. 2022, section 4.4)."""
 
-    num_classes: int = Field(1000, ge=1)
+    num_classes: int = Field(1000, ge=1)  # rows; with training.unet.condition_dropout the last stands for no class
     hidden_size: Width = Field(512, ge=1)  # width of the context
 
 

@@ -124,7 +124,7 @@ class UNetConfig(Section):
     flip_sin_to_cos: bool = True  # the time embedding has its cosines first
     freq_shift: float = 0.0  # of the time embedding's frequencies
     # What is added to the time embedding besides:
-    num_class_embeds: Width | None = None  # a table of classes
+    num_class_embeds: Width | None = None  # a table of classes; with condition dropout the last stands for none
     class_embed_type: Literal["timestep", "identity", "projection", "simple_projection"] | None = None
     projection_class_embeddings_input_dim: Width | None = None  # width of what the projections take
     addition_embed_type: Literal["text_time"] | None = None  # SDXL: pooled text, original size, crop and target size

@@ -44,7 +44,12 @@ class ClassCondition(Condition):
 
     @classmethod
     def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
-        """Names of the classes, where the data has them, and the number of the empty one."""
+        """What is known of the classes."""
+        return cls.facts(config, source)
+
+    @classmethod
+    def facts(cls, config: Config, source: Source | Shards) -> Fields:
+        """Names of the classes, where the data has them, and the number of the empty one; UserError for other rows."""
         names, rows = tuple(source.class_names), cls.rows(config)
         empty = rows - 1 if config.training.unet.condition_dropout else None
         if names and len(names) != (rows if empty is None else empty):
@@ -111,7 +116,7 @@ class TokenCondition(ClassCondition):
     def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
         """A new table, and what is known of the classes."""
         assert config.classes is not None
-        return super().new_parts(config, source, accelerator) | {"classes": ClassEmbedder(config.classes)}
+        return cls.facts(config, source) | {"classes": ClassEmbedder(config.classes)}
 
     @classmethod
     def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
@@ -124,7 +129,7 @@ class TokenCondition(ClassCondition):
         assert config.classes is not None
         if given.classes is None or differing(given.classes.config, config.classes):
             return None
-        made = super().new_parts(config, source, Accelerator())
+        made = cls.facts(config, source)
         same = made["class_names"] == given.class_names and made["empty_class"] == given.empty_class
         return made | {"classes": given.classes} if same else None
 

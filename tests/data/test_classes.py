@@ -65,7 +65,7 @@ def test_a_column_of_metadata_holds_names_or_numbers(tmp_path: Path) -> None:
 
 def test_a_missing_class_is_a_broken_sample_that_is_named(tmp_path: Path) -> None:
     source = opened(with_metadata(tmp_path / "a", [{"label": "ant"}, {"label": None}, {"label": "bee"}]))
-    with pytest.raises(UnreadableError, match=r"1.png: it has no class"):
+    with pytest.raises(UnreadableError, match=r"1.png cannot be read: it has no class"):
         source.label(1)
     batch = TrainingData(source, DataConfig(size=16), Share(6), 0, classes=True)[1, 0]
     assert {broken.name for broken in batch.broken} == {"1.png"}
@@ -95,7 +95,7 @@ def test_a_table_has_a_column_of_names_numbers_or_datasets_own_labels(tmp_path: 
     source = opened(tmp_path / "own.parquet")
     assert source.class_names == ("zebra", "bee", "ant")
     assert [source.label(index) for index in (0, 1, 3)] == [0, 2, 2]
-    with pytest.raises(UnreadableError, match="row 2: it has no class, but -1"):
+    with pytest.raises(UnreadableError, match="row 2 cannot be read: it has no class, but -1"):
         source.label(2)
     plain = datasets.Features({"image": datasets.Image(), "name": datasets.Value("string")})
     datasets.Dataset.from_dict({"image": images, "name": list(ANIMALS)}, features=plain).to_parquet(
@@ -122,7 +122,7 @@ def test_a_shard_has_a_number_beside_each_picture_or_in_its_json(tmp_path: Path)
         assert isinstance(shards, Shards)
         packed = list(shards.read(0))
         assert [shards.label(each) for each in packed[:3]] == expected
-        with pytest.raises(UnreadableError, match=r"0.tar:3: it has no class"):
+        with pytest.raises(UnreadableError, match=r"0.tar:3 cannot be read: it has no class"):
             shards.label(packed[3])
         held = HeldSource(shards, 4)
         assert [held.label(index) for index in range(3)] == expected

@@ -197,7 +197,7 @@ def test_input_channels_that_are_new_change_nothing_at_first(vae: str, tmp_path:
 
 
 def test_on_pixels_the_learned_variance_has_the_decoder_of_256_values(vae: str, tmp_path: Path) -> None:
-    learned = ("diffusion.learned_variance=true", "unet.out_channels=6")
+    learned = ("diffusion={learned_variance: true, schedule: {set_alpha_to_one: true}}", "unet.out_channels=6")
     stage = make("pixels", tmp_path, None, *learned)
     assert stage.variance_loss is not None
     assert stage.variance_loss.decoder == "discretised"

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +101,7 @@ class ScenesDataset:
                 make_all(self._order, self._processes, render), "looking up the classes of scenes, once", len(self)
             )
             work = path.with_name(f".{LABELS}.{os.getpid()}.tmp.npy")
-            np.save(work, _numbers((scene for scene, _ in made), self._order))
+            np.save(work, np.array([_number(scene, self._order) for scene, _ in made]))
             work.replace(path)
         return np.load(path)
 
@@ -115,10 +114,9 @@ def _names(order: Order) -> tuple[str, ...]:
     return tuple(concept.name for concept in first(order.concepts))
 
 
-def _numbers(scenes: Iterable[Scene], order: Order) -> np.ndarray:
-    """What the first thing in each scene is, (N,)."""
-    numbers = {name: number for number, name in enumerate(_names(order))}
-    return np.array([numbers[scene.labels()[0]] for scene in scenes], dtype=np.int64)
+def _number(scene: Scene, order: Order) -> int:
+    """What the first thing in a scene is."""
+    return _names(order).index(scene.labels()[0])
 
 
 def _fingerprint(order: Order) -> str:
@@ -158,12 +156,12 @@ def _fill_maps(path: Path, order: Order, processes: int | None) -> None:
 def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
-    scenes = []
+    labels = []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
         made = track(make_all(order, processes, render), "rendering scenes, once", order.num)
         for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
-            scenes.append(scene)
+            labels.append(_number(scene, order))
             captions.write(json.dumps(scene.captions()) + "\n")
     pictures.flush()
-    np.save(folder / LABELS, _numbers(scenes, order))
+    np.save(folder / LABELS, np.array(labels))
