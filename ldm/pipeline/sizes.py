@@ -33,7 +33,8 @@ def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) 
     if latents is not None:
         given = (latents.shape[-1] * factor, latents.shape[-2] * factor)
         count = len(request.pictures)
-        if latents.shape[:-2] != (count, channels) or request.size not in (None, given):
+        free = request.size is None and request.image is None and request.layout is None
+        if latents.shape[:-2] != (count, channels) or not (free or given == (width, height)):
             needed = (count, channels, height // factor, width // factor)
             raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} pictures need {needed}")
         width, height = given
