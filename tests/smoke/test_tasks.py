@@ -51,8 +51,7 @@ def test_classes_from_a_cache_in_one_process_and_two(
 
 @pytest.mark.slow
 def test_pixels_need_no_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--set", "training.unet.mixed_precision=no", *overrides(*PIXELS))
-    train = ("train-unet", "pixels", "--data", "scenes", *options, "--batch-size", 8, "--max-steps", 2)
+    train = ("train-unet", "pixels", "--data", "scenes", *overrides(*PIXELS), "--batch-size", 8, "--max-steps", 2)
     here(*train, "--out", tmp_path / "run")
     index = json.loads((tmp_path / "run" / "model_index.json").read_text())
     assert index["_class_name"] == "DDPMPipeline"
