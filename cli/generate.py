@@ -74,9 +74,13 @@ Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones hav
 Num = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures at a time.  [default: what fits the memory]")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
-ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from instead of noise alone.")]
+ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from, or one to make larger.")]
 Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 to 1.  [default: 0.8; with --mask 1]")]
 MaskFile = Annotated[Path | None, typer.Option(metavar="FILE", help="White where to draw anew, black where it stays.")]
+LayoutFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A PNG of class numbers, in grey or with a palette, for a model of such maps."),
+]
 Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
 Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
 Tile = Annotated[
@@ -118,6 +122,7 @@ def generate(
     image: ImageFile = None,
     strength: Strength = None,
     mask: MaskFile = None,
+    layout: LayoutFile = None,
     out: Out = Path("pictures"),
     grid: Grid = False,
     tile: Tile = None,
@@ -136,7 +141,7 @@ def generate(
 
     import torch
 
-    from ldm.data.pictures import read_picture
+    from ldm.data.pictures import decode_map, read_picture
     from ldm.pipeline import Composed, Request, TextToImage
     from ldm.processes import ProcessShare
 
@@ -166,11 +171,13 @@ def generate(
         image=None if image is None else read_picture(image),
         strength=strength,
         mask=None if mask is None else read_picture(mask),
+        layout=None if layout is None else decode_map(layout, str(layout)),
     )
     share = ProcessShare.of_environment()
     pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device(), tile)
     request = pipe.settle(request)
-    given = {name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
+    files = (("image", image), ("mask", mask), ("layout", layout))
+    given = {name: str(path) for name, path in files if path is not None}
     facts = parameters(request, model, pipe.size(request)) | guidance.guidance_facts(request, classifier, clip) | given
     facts |= {} if tile is None else {"tile": tile}
     numbers = share.of(len(request.pictures))

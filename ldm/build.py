@@ -28,6 +28,7 @@ from ldm.training.optimizer import check_optimizer
 from ldm.training.pictures import PictureCondition
 from ldm.training.run import Run
 from ldm.training.same import check_same
+from ldm.training.spatial import InpaintingCondition, LowResolutionCondition, MapCondition
 from ldm.training.texts import TextCondition
 from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
@@ -37,6 +38,9 @@ CONDITIONS: dict[str, type[Condition]] = {
     "classes": TokenCondition,
     "class_table": TableCondition,
     "picture": PictureCondition,
+    "rescaler": MapCondition,
+    "inpainting": InpaintingCondition,
+    "low_resolution": LowResolutionCondition,
     "nothing": Nothing,
 }
 
@@ -132,6 +136,8 @@ def unet_stage(
     encoders = Encoders(parts.autoencoder, text)
     cache = _cache("unet", config, encoders, source, accelerator, run) if config.training.unet.cache_latents else None
     conditions = [kind(parts, config, accelerator, cache) for kind in _kinds(config)]
+    for condition in conditions:
+        condition.data = source
     return UNetStage(parts, config, accelerator, conditions, cache)
 
 

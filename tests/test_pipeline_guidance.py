@@ -340,3 +340,12 @@ def test_the_command_leads_pictures_and_says_how(pipe: TextToImage, clips: dict[
     ):
         with pytest.raises(UserError, match=message):
             generate([DOG], out=out, model=str(tmp_path / "model"), **wrong)
+
+
+def test_clip_leads_what_a_model_fills(clips: dict[str, Path]) -> None:
+    model, halves = TextToImage(tiny.inpainting()), np.repeat([[255] * 16 + [0] * 16], 32, 0).astype(np.uint8)
+    given = {"image": Image.new("RGB", (32, 32), (90, 40, 200)), "mask": Image.fromarray(halves)}
+    guide = ClipGuidance.from_pretrained(clips["transformers"], crops=2)
+    plain, led = (draw(model, "a dog", num_inference_steps=2, clip=clip, **given)[0] for clip in (None, guide))
+    assert not near([plain], [led])
+    assert np.array_equal(plain[:, 16:], led[:, 16:])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ldm.checkpoint.compvis.folders import read_folder
 from ldm.checkpoint.diffusers import load_pipeline
+from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.picture_encoders import load_picture_encoder, load_source
 from ldm.config import CLIPPictureConfig
 from ldm.errors import UserError
@@ -54,6 +55,12 @@ def test_a_strength_starts_from_the_picture_and_varies_it_as_well() -> None:
     settled = pipe.settle(Request(image=scene(0)))
     assert (settled.image, settled.guidance_scale) == (None, 3.0)
     assert pipe.settle(settled) == settled
+
+
+def test_a_picture_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
+    parts = tiny.with_spatial(tiny.own_variations(), kind="rescaler", in_channels=5, channels=4, stages=1)
+    with pytest.raises(UserError, match="a picture to vary: True, beside those that join the latents: False"):
+        check_fit(parts, tmp_path)
 
 
 def pixels(image: Image.Image) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import DiffusionConfig, OwnPictureConfig, T5Config
 from ldm.errors import UserError
-from ldm.models.conditions import ClassEmbedder
+from ldm.models.conditions import ClassEmbedder, Spatial
 from ldm.models.pictures import PictureEncoder
 from ldm.models.text import TextEncoder, Tokenizer
 
@@ -30,6 +30,7 @@ class Parts:
     tokenizer_2: Tokenizer | None = None
     classes: ClassEmbedder | None = None
     picture_encoder: PictureEncoder | None = None
+    spatial: Spatial | None = None  # brings a picture beside the latents, to the U-Net's input
     zeros_for_empty_prompt: bool = False  # without a negative prompt, guide away from zeros, not from the empty prompt
     class_names: tuple[str, ...] = ()  # by number; (): nobody named them
     empty_class: int | None = None  # that stands for none, to guide away from
@@ -44,7 +45,7 @@ class Parts:
     def networks(self) -> list[nn.Module]:
         """All that has weights."""
         encoders = (self.text_encoder, self.text_encoder_2, self.picture_encoder)
-        found = (self.autoencoder, self.unet, *encoders, self.classes)
+        found = (self.autoencoder, self.unet, *encoders, self.classes, self.spatial)
         return [network for network in found if network is not None]
 
     @property
@@ -60,7 +61,8 @@ class Parts:
 
 def check_fit(parts: Parts, where: Path) -> None:
     """Raise UserError where one part does not fit another, or needs what no part gives."""
-    for name, size, other, needed in (*_of_networks(parts), *_of_texts(parts), *_of_embeddings(parts)):
+    rows = (*_of_spatial(parts), *_of_networks(parts), *_of_texts(parts), *_of_embeddings(parts))
+    for name, size, other, needed in rows:
         if size != needed:
             raise UserError(f"the parts of {where} do not fit: {name}: {size}, {other}: {needed}")
     for encoder, tokenizer in parts.texts:
@@ -74,7 +76,10 @@ Row = tuple[str, object, str, object]  # what is found, and what it must be equa
 
 def _of_networks(parts: Parts) -> Iterator[Row]:
     unet, latents = parts.unet.config, parts.autoencoder.config.latent_channels
-    yield "the U-Net's input channels", unet.in_channels, "latent channels", latents
+    joined, inputs = 0, "latent channels"
+    if parts.spatial is not None:
+        joined, inputs = parts.spatial.config.channels, "latent channels and those beside them"
+    yield "the U-Net's input channels", unet.in_channels, inputs, latents + joined
     if parts.autoencoder.config.kind == "identity":
         yield "the channels of pictures", latents, "those that can be drawn", 3
     channels, kinds = latents, "latent channels"
@@ -90,6 +95,21 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
             given = parts.picture_encoder.config.in_channels
             yield "the picture encoder's input channels", given, "latent channels", latents
     yield "the U-Net's cross_attention_dim", unet.cross_attention_dim, told, sum(widths) or None
+
+
+def _of_spatial(parts: Parts) -> Iterator[Row]:
+    if parts.spatial is None:
+        return
+    yield "a picture to vary", parts.picture_encoder is not None, "beside those that join the latents", False
+    spatial, autoencoder = parts.spatial.config, parts.autoencoder.config
+    if spatial.kind == "rescaler":
+        factor = autoencoder.downsampling_factor
+        yield "the times a map becomes smaller", 2**spatial.stages, "those a picture does", factor
+        return
+    needed, inputs = spatial.in_channels, "channels of the picture"
+    if spatial.kind == "inpainting":
+        needed, inputs = needed + autoencoder.latent_channels, "channels of mask and latents"
+    yield "the channels beside the latents", spatial.channels, inputs, needed
 
 
 def _of_texts(parts: Parts) -> Iterator[Row]:

@@ -127,14 +127,23 @@ class SpatialConfig(Section):
     """A picture beside the latents, joined to the U-Net's input channels (Rombach et al. 2022, section 4.3).
 
     `rescaler`: a map of classes, made smaller `stages` times by half and brought to `channels` by a 1x1 convolution;
-    `inpainting`: the latents of the picture without what is to be filled, and the mask; `low_resolution`: a small
-    picture with as many pixels as there are latents.
+    `inpainting`: the mask of what is to be filled, and the latents of the picture without it; `low_resolution`: a
+    small picture with as many pixels as there are latents.
     """
 
     kind: Literal["rescaler", "inpainting", "low_resolution"]
-    in_channels: int = Field(3, ge=1)  # of the map, the mask or the picture
+    in_channels: int = Field(3, ge=1)  # classes of the map, or channels of the mask or the picture
     channels: int = Field(3, ge=1)  # that join the latents
     stages: int = Field(0, ge=0)
+    names: tuple[str, ...] = ()  # of the map's classes, in the order of their numbers; (): they have none
+
+    @model_validator(mode="after")
+    def _names_are_of_classes(self) -> SpatialConfig:
+        if self.names and self.kind != "rescaler":
+            raise ValueError(f"names are those of a map's classes: they mean nothing for kind {self.kind}")
+        if self.names and len(self.names) != self.in_channels:
+            raise ValueError(f"there are {len(self.names)} names and {self.in_channels} in_channels: one a class")
+        return self
 
 
 class PictureSection(Section):

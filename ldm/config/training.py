@@ -80,7 +80,8 @@ class UNetStageConfig(StageConfig):
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
     sample_classes: tuple[int | str, ...] = ()  # drawn by one of classes: their numbers or names
-    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing, or varies a picture
+    # Drawn by one that is told nothing, that varies a picture, or that sees pictures beside its input.
+    sample_pictures: int = Field(0, ge=0)
     sample_image: str | None = None  # the file of the picture that is varied
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
@@ -134,14 +135,18 @@ class Config(Section):
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`."""
+        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`.
+
+        `spatial` goes by its kind.
+        """
         kinds: dict[str, Section | int | None] = {
             "text": self.text,
             "text_2": self.text_2,
             "classes": self.classes,
             "picture": self.picture,
-            "spatial": self.spatial,
         }
+        if self.spatial is not None:
+            kinds[self.spatial.kind] = self.spatial
         kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
         return tuple(name for name, section in kinds.items() if section is not None) or ("nothing",)
 
@@ -166,6 +171,9 @@ class Config(Section):
                 f"picture.in_channels is {self.picture.in_channels}, autoencoder.latent_channels is "
                 f"{self.autoencoder.latent_channels}: they must be equal"
             )
+        if self.picture is not None and self.spatial is not None:
+            raise ValueError("picture and spatial would need two pictures to draw one: set one of them to null")
+        self._data_is_told()
         self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
@@ -237,6 +245,23 @@ class Config(Section):
             )
         if spatial.stages and spatial.kind != "rescaler":
             raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
+        factor = self.autoencoder.downsampling_factor
+        if spatial.kind == "low_resolution" and factor == 1:
+            raise ValueError("spatial.kind low_resolution needs an autoencoder: pixels are as many as in the picture")
+        if spatial.kind == "rescaler" and 2**spatial.stages != factor:
+            raise ValueError(
+                f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents"
+            )
+
+    def _data_is_told(self) -> None:
+        """What is made ready of the data is what the U-Net is told."""
+        kind = None if self.spatial is None else self.spatial.kind
+        classes = self.spatial.in_channels if self.spatial is not None and kind == "rescaler" else None
+        if self.data.map_classes not in (None, classes):
+            needed = "means something for spatial.kind rescaler alone" if classes is None else f"must be {classes}"
+            raise ValueError(f"data.map_classes {needed}: it is {self.data.map_classes}")
+        if self.data.small_noise and kind != "low_resolution":
+            raise ValueError("data.small_noise means something for spatial.kind low_resolution alone")
 
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}

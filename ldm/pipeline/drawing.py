@@ -40,10 +40,12 @@ class Drawing:
     def images(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
         """Those of `request.pictures` with these numbers, in order; UserError where not even one fits the memory."""
         done, waiting = 0, batches.split(numbers, self._size(numbers), self._length)
+        with torch.inference_mode():
+            beside = self.pipe.spatial_input(self.request, self._pixels)
         while waiting:
             chosen, *rest = waiting
             told = partial(self._tell, done, done + len(waiting) * len(self.grid))
-            images = batches.unless_full(partial(self._batch, told, chosen))
+            images = batches.unless_full(partial(self._batch, told, beside, chosen))
             if images is None:
                 half = self._fewer(len(chosen))
                 waiting = [part for batch in waiting for part in batches.split(batch, half, lambda number: 0)]
@@ -61,17 +63,23 @@ class Drawing:
     def _length(self, number: int) -> int:
         return self.pipe.conditioner.length(self.request.pictures[number][0], self.request)
 
-    def _batch(self, told: Callable[[int], None], numbers: list[int]) -> list[Image.Image]:
-        """Pictures that are drawn together; what is random in them begins anew at each call."""
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        """Width and height."""
         factor = self.pipe.parts.autoencoder.config.downsampling_factor
-        pixels = self.shape[2] * factor, self.shape[1] * factor  # width and height
+        return self.shape[2] * factor, self.shape[1] * factor
+
+    def _batch(self, told: Callable[[int], None], beside: Tensor | None, numbers: list[int]) -> list[Image.Image]:
+        """Pictures that are drawn together; what is random in them begins anew at each call."""
         subjects, seeds = zip(*(self.request.pictures[number] for number in numbers), strict=True)
         noise = SeededNoise(seeds)
         start = torch.empty(len(seeds), *self.shape, device=self.pipe.device)
         start = noise(start) if self.latents is None else self.latents[numbers].to(start)
         start = self.grid.initial_scale * start if self.given is None else self.given.noisy(self.grid, start)
         with torch.inference_mode():
-            condition, negative = self.pipe.conditioner.pair(spread(subjects)[0], self.request, pixels)
+            rows, _ = spread(subjects)
+            condition, negative = self.pipe.conditioner.pair(rows, self.request, self._pixels)
+            condition, negative = condition.beside(beside, len(rows)), negative and negative.beside(beside)
         steps = self.pipe.sample(self.request, condition, negative, start, noise, self.given, subjects)
         for step, x in enumerate(steps, start=1):  # noqa: B007
             told(step)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from ldm.errors import UserError
 from ldm.models import tiling
 from ldm.models.pictures import PictureEncoder
 from ldm.pipeline.condition import Condition
-from ldm.pipeline.given import cover
+from ldm.pipeline.given import cover, pixels_of
 from ldm.pipeline.request import Request, Subject
 
 
@@ -61,11 +59,7 @@ class PictureConditioner:
         config, autoencoder, weight = self.encoder.config, self.parts.autoencoder, next(self.encoder.parameters())
         if isinstance(config, CLIPPictureConfig):
             fitted = cover(image.convert("RGB"), (config.image_size,) * 2, Image.Resampling.BICUBIC)
-            return _pixels(fitted).to(weight)
+            return pixels_of(fitted, weight.device).to(weight)
         side = self.parts.unet.config.sample_size * autoencoder.config.downsampling_factor
-        pixels = _pixels(cover(image.convert("RGB"), (side, side))).to(self.parts.device)
+        pixels = pixels_of(cover(image.convert("RGB"), (side, side)), self.parts.device)
         return tiling.encode(autoencoder, pixels).mode().to(weight)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1

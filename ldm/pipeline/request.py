@@ -63,6 +63,7 @@ class Request:
     reference: Image.Image | None = None  # to vary, for a model that was made for it; None there: the image
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
+    layout: Image.Image | None = None  # classes of the pixels, for a model of such maps
     guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
     threshold: float | None = None  # share of the numbers of x0 that are not cut (Saharia et al. 2022); None: off
     threshold_range: float | None = None  # what x0 is brought within; None: that of usual latents
@@ -112,6 +113,11 @@ class Request:
                 raise UserError(f"a {name} needs guidance: give a guidance scale other than 1, which is off")
 
     def _check_image(self) -> None:
+        if self.image is not None and self.layout is not None and self.layout.size != self.image.size:
+            (width, height), (given_width, given_height) = self.image.size, self.layout.size
+            raise UserError(
+                f"the layout is {given_width}x{given_height}, the image {width}x{height}: they must be equal"
+            )
         if self.image is None and (self.strength is not None or self.mask is not None):
             raise UserError("strength and mask say what is to be done with an image: give one")
         if self.strength is not None and not 0 < self.strength <= 1:

@@ -23,11 +23,12 @@ from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
 from ldm.pipeline.drawing import Drawing, Progress
-from ldm.pipeline.given import Given
+from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Framing, Request, Subject
-from ldm.pipeline.sizes import latent_shape, picture_size
+from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
+from ldm.pipeline.spatial import make_spatial_input
 
 if TYPE_CHECKING:
     from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
@@ -48,6 +49,7 @@ class TextToImage:
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
+        self.spatial_input = make_spatial_input(parts, tile)
         for network in parts.networks:
             network.eval()
 
@@ -106,6 +108,7 @@ class TextToImage:
         image: Image.Image | None = None,
         strength: float | None = None,
         mask: Image.Image | None = None,
+        layout: Image.Image | None = None,
         guidance_interval: tuple[float, float] | None = None,
         threshold: float | None = None,
         threshold_range: float | None = None,
@@ -141,6 +144,7 @@ class TextToImage:
             image=image,
             strength=strength,
             mask=mask,
+            layout=layout,
             guidance_interval=guidance_interval,
             threshold=threshold,
             threshold_range=threshold_range,
@@ -164,13 +168,13 @@ class TextToImage:
         request = self.settle(request)
         grid = self.grid(request)
         shape = latent_shape(self.parts, request, latents)
-        given = self._given(request) if request.image is not None else None
+        given = self._given(request)
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
         return Drawing(self, request, grid, shape, latents, given, progress).images(chosen)
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
-        return settle_guides(request, self.parts, self.conditioner)
+        return self.spatial_input.settle(settle_guides(request, self.parts, self.conditioner))
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
@@ -182,10 +186,15 @@ class TextToImage:
         """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
         return picture_size(self.parts, request)
 
-    def _given(self, request: Request) -> Given:
-        assert request.image is not None
-        size, scaled = self.size(request), request.size is not None
-        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile)
+    def _given(self, request: Request) -> Given | None:
+        """The image that sampling starts from, if any."""
+        if request.image is None or enlarges(self.parts):
+            return None
+        size, scaled, spatial = self.size(request), request.size is not None, self.parts.spatial
+        given = request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile
+        if spatial is not None and spatial.config.kind == "inpainting":
+            return Filled(*given, from_noise=request.given_strength == 1)
+        return Given(*given)
 
     def sample(
         self,
@@ -234,12 +243,16 @@ class TextToImage:
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str], request: Request) -> Condition:
         """What the U-Net is told of each prompt, in pictures of the size that a request asks for."""
-        return self.conditioner(prompts, request, self.size(request))
+        return self.pair(prompts, request)[0]
 
     @torch.inference_mode()
     def pair(self, prompts: Sequence[str], request: Request) -> tuple[Condition, Condition | None]:
         """The same, and what it is told of one picture that the request guides away from, if any."""
-        return self.conditioner.pair(prompts, request, self.size(request))
+        request = self.settle(request)
+        size = self.size(request)
+        condition, negative = self.conditioner.pair(prompts, request, size)
+        beside = self.spatial_input(request, size)
+        return condition.beside(beside, len(prompts)), negative and negative.beside(beside)
 
     def denoiser(self, condition: Condition, grid: Grid) -> Denoiser:
         """The U-Net given a condition, with all that does not change while sampling computed here, once."""
@@ -248,6 +261,8 @@ class TextToImage:
         embeddings = dict(zip(grid.t.tolist(), self._embedded(condition.in_time, grid), strict=True))
 
         def network(x: Tensor, t: Tensor) -> Tensor:
+            if condition.spatial is not None:
+                x = torch.cat([x, condition.spatial], dim=1)
             return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
-from ldm.models.conditions import ClassEmbedder
+from ldm.models.conditions import ClassEmbedder, make_spatial
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.pictures import make_picture_encoder
 from ldm.models.text import make_text_encoder
@@ -24,6 +24,7 @@ from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
+from ldm.training.spatial import rescale_and_tell, tell_joined
 from ldm.training.texts import encode_and_tell, tell_context
 
 # Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
@@ -102,6 +103,24 @@ def _text(config: Config) -> Told:
     return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
 
 
+def _rescaler(config: Config) -> Told:
+    assert config.spatial is not None
+    maps = torch.zeros(1, config.data.size, config.data.size, dtype=torch.uint8)
+    return Told(rescale_and_tell, (maps,), {"spatial": make_spatial(config.spatial)})
+
+
+def _inpainting(config: Config) -> Told:
+    autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    flops = _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    return replace(_low_resolution(config), flops=flops)
+
+
+def _low_resolution(config: Config) -> Told:
+    assert config.spatial is not None
+    small = config.data.size // config.autoencoder.downsampling_factor
+    return Told(tell_joined, (torch.empty(1, config.spatial.channels, small, small),))
+
+
 def _token(config: Config) -> Told:
     assert config.classes is not None
     return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
@@ -124,6 +143,9 @@ CONDITIONS: dict[str, Callable[[Config], Told]] = {
     "classes": _token,
     "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
     "picture": _picture,
+    "rescaler": _rescaler,
+    "inpainting": _inpainting,
+    "low_resolution": _low_resolution,
     "nothing": lambda config: Told(tell_nothing),
 }
 
