@@ -40,12 +40,13 @@ class SpatialCondition(Condition):
 
     @classmethod
     def check(cls, config: Config, new: bool) -> None:
-        """Refuse prompts to show how far training has come: each would need a picture that fits it."""
-        if config.training.unet.sample_prompts:
-            raise UserError(
-                "training.unet.sample_prompts: a U-Net that is told pictures draws training.unet.sample_pictures of "
-                "the data, with their captions"
-            )
+        """Refuse prompts and classes to show how far training has come: each would need a picture that fits it."""
+        for name in ("sample_prompts", "sample_classes"):
+            if getattr(config.training.unet, name):
+                raise UserError(
+                    f"training.unet.{name}: a U-Net that is told pictures draws training.unet.sample_pictures of "
+                    "the data, with their captions or classes"
+                )
 
     @classmethod
     def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
@@ -75,7 +76,8 @@ class SpatialCondition(Condition):
             told, fields = self.example(batch, row)
             subject: Fields = {} if self.config.text is None else {"prompt": caption}
             subject |= {"classes": batch.labels[row]} if self.config.tells_classes else {}
-            guided = {"guidance_scale": self.settings.sample_guidance_scale} if subject else {}
+            away = self.config.text is not None or self.parts.empty_class is not None  # something to guide away from
+            guided = {"guidance_scale": self.settings.sample_guidance_scale} if away else {}
             shown += [told.convert("RGB"), *draw(**subject, **guided, **fields), Image.fromarray(picture)]
         return shown
 

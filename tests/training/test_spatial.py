@@ -156,6 +156,20 @@ def test_pictures_are_read_beside_cached_latents_where_they_are_needed(model: st
     assert needs == {"layout": False, "inpainting": True, "larger": True}  # maps are read without their pictures
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_guide_away_from(
+    model: str, tmp_path: Path, dropout: float
+) -> None:
+    width = settings("larger").need_unet().cross_attention_dim
+    told = ("text=null", f"classes={{num_classes: 8, hidden_size: {width}}}")
+    told += (f"training.unet.condition_dropout={dropout}",)
+    sheet = make("larger", tmp_path, model, *told).sample()
+    assert sheet is not None
+    assert sheet.size == (6 * 34 - 2, 32)
+    with pytest.raises(UserError, match="training.unet.sample_classes: a U-Net that is told pictures"):
+        make("larger", tmp_path / "named", model, *told, "training.unet.sample_classes=[1]")
+
+
 def test_what_cannot_be_trained_is_refused(model: str, tmp_path: Path) -> None:
     refused = {
         ("layout", "data.map_classes=null"): "set data.map_classes to 4",
