@@ -42,6 +42,9 @@ class Halves(Colours):
         flat[:, 4 * (index % 4) + 8 :] = 255 - flat[:, 4 * (index % 4) + 8 :]
         return flat
 
+    def label(self, index: int) -> int:
+        return index % 4
+
     def map(self, index: int) -> np.ndarray:
         classes = np.full((32, 32), index % 4, dtype=np.uint8)
         classes[:, 4 * (index % 4) + 8 :] = 3
@@ -166,7 +169,7 @@ def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_
     sheet = make("larger", tmp_path, model, *told).sample()
     assert sheet is not None
     assert sheet.size == (6 * 34 - 2, 32)
-    with pytest.raises(UserError, match="training.unet.sample_classes: a U-Net that is told pictures"):
+    with pytest.raises(UserError, match="sample_classes: a U-Net that is told pictures"):
         make("larger", tmp_path / "named", model, *told, "training.unet.sample_classes=[1]")
 
 
