@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldm.cli.generate import PICTURE_SUFFIXES, check_writable
+from ldm.cli.output import PICTURE_SUFFIXES, check_writable
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
