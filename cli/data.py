@@ -31,10 +31,13 @@ def scenes(
     concepts: Annotated[
         int | None, typer.Option(help="Keep only the so many most recognisable concepts.  [default: all]")
     ] = None,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Also write maps of the kinds of things: picture.map.png or .map.png.")
+    ] = False,
 ) -> None:
     """Write the built-in data set: scenes of emoji with captions, such as a panda playing a trumpet."""
     from ldm.data.scenes import write_folder, write_webdataset
 
     write = write_folder if format == "folder" else write_webdataset
-    write(out, num, size, seed, split, concepts=concepts)
+    write(out, num, size, seed, split, concepts=concepts, maps=maps)
     typer.echo(f"{num} scenes in {out}")

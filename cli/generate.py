@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ldm.cli import guidance
+from ldm.cli.output import check_writable, grid_columns, output_paths, save, save_grid
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ldm.pipeline import Progress, Request
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DTYPES = ("float32", "bfloat16", "float16")
 
 Prompts = Annotated[
@@ -49,6 +44,12 @@ Guidance = Annotated[
     ),
 ]
 Negative = Annotated[str, typer.Option(help="What to guide away from.")]
+Syntax = Annotated[
+    str, typer.Option(help="plain, weighted, where (word:1.3) is 1.3 times as strong, or a1111, with the mean kept.")
+]
+LongPrompts = Annotated[
+    bool, typer.Option("--long-prompts", help="Read prompts to their end, in pieces of what the text encoder takes.")
+]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 Spacing = Annotated[
     str | None,
@@ -66,10 +67,15 @@ SamplerName = Annotated[
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0]")]
 Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
 Num = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures at a time.  [default: what fits the memory]")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
-ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from instead of noise alone.")]
+ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from, or one to make larger.")]
 Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 to 1.  [default: 0.8; with --mask 1]")]
 MaskFile = Annotated[Path | None, typer.Option(metavar="FILE", help="White where to draw anew, black where it stays.")]
+LayoutFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A PNG of class numbers, in grey or with a palette, for a model of such maps."),
+]
 Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
 Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
 Tile = Annotated[
@@ -87,6 +93,8 @@ def generate(
     cfg: Guidance = None,
     negative: Negative = "",
     negative_class: NegativeClass = None,
+    prompt_syntax: Syntax = "plain",
+    long_prompts: LongPrompts = False,
     cfg_rescale: guidance.Rescale = 0.0,
     cfg_interval: guidance.Interval = None,
     threshold: guidance.Threshold = None,
@@ -104,10 +112,12 @@ def generate(
     eta: Eta = None,
     seed: Seed = 0,
     num: Num = 1,
+    batch_size: BatchSize = None,
     size: Size = None,
     image: ImageFile = None,
     strength: Strength = None,
     mask: MaskFile = None,
+    layout: LayoutFile = None,
     out: Out = Path("pictures"),
     grid: Grid = False,
     tile: Tile = None,
@@ -126,13 +136,15 @@ def generate(
 
     import torch
 
-    from ldm.data.pictures import read_picture
+    from ldm.data.pictures import decode_map, read_picture
     from ldm.pipeline import Composed, Request, TextToImage
     from ldm.processes import ProcessShare
 
     request = Request(
         prompts=tuple(map(Composed.parse, texts)),
         negative_prompt=negative,
+        prompt_syntax=prompt_syntax,
+        long_prompts=long_prompts,
         classes=tuple(classes or ()),
         negative_class=negative_class,
         guidance_scale=cfg,
@@ -146,6 +158,7 @@ def generate(
         spacing=spacing,
         timesteps=levels,
         num_images=num,
+        batch_size=batch_size,
         seed=seed,
         sampler=sampler,
         eta=eta,
@@ -153,11 +166,13 @@ def generate(
         image=None if image is None else read_picture(image),
         strength=strength,
         mask=None if mask is None else read_picture(mask),
+        layout=None if layout is None else decode_map(layout, str(layout)),
     )
     share = ProcessShare.of_environment()
     pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device(), tile)
     request = pipe.settle(request)
-    given = {name: str(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
+    files = (("image", image), ("mask", mask), ("layout", layout))
+    given = {name: str(path) for name, path in files if path is not None}
     facts = parameters(request, model, pipe.size(request)) | guidance.guidance_facts(request, classifier, clip) | given
     facts |= {} if tile is None else {"tile": tile}
     numbers = share.of(len(request.pictures))
@@ -175,16 +190,6 @@ def generate(
             prompt = str(subject) if isinstance(subject, str | Composed) else ""
             save(drawn, paths[number], prompt, facts | own | {"seed": picture_seed})
             typer.echo(paths[number])
-
-
-def save_grid(
-    images: list[Image.Image], columns: int, path: Path, prompts: Sequence[str], facts: dict[str, object]
-) -> None:
-    """Write all pictures as one contact sheet."""
-    from ldm.data.pictures import contact_sheet
-
-    save(contact_sheet(images, columns), path, "\n".join(prompts), facts)
-    typer.echo(path)
 
 
 def read_prompts(arguments: Sequence[str]) -> list[str]:
@@ -226,45 +231,6 @@ def parse_timesteps(text: str | None) -> tuple[float, ...] | None:
         raise UserError(f"--timesteps {text}: give numbers such as 999,749,499,249") from None
 
 
-def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
-    """The files to write, in the order of the pictures; makes the folder if `out` is one."""
-    count = 1 if grid else len(prompts) * num
-    if out.suffix.lower() in PICTURE_SUFFIXES:
-        return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
-    if grid:
-        return [out / "grid.png"]
-    slugs = [slug(prompt) for prompt in prompts for _ in range(num)]
-    return [out / f"{name}-{i}.png" for i, name in enumerate(slugs)]
-
-
-def slug(prompt: str) -> str:
-    """A prompt's letters and digits as the beginning of a file's name."""
-    return re.sub(r"[\W_]+", "-", prompt.lower())[:50].strip("-") or "picture"
-
-
-def check_writable(paths: Sequence[Path]) -> None:
-    """Raise UserError, before any work is done, if the files could not be written after it."""
-    folder = paths[0].parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"cannot write {path}: it is a folder")
-
-
-def grid_columns(count: int) -> int:
-    """Columns of a grid that is about square, one more than that where it leaves no gap."""
-    square = math.ceil(math.sqrt(count))
-    return square + 1 if count % square and count % (square + 1) == 0 else square
-
-
 def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str, object]:
     """What besides prompt and seed makes the picture what it is."""
     import ldm
@@ -275,6 +241,10 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         levels = {"timesteps": request.timesteps}
     if request.image is not None:
         levels |= {"strength": request.given_strength}
+    if request.prompt_syntax != "plain":
+        levels |= {"prompt_syntax": request.prompt_syntax}
+    if request.long_prompts:
+        levels |= {"long_prompts": True}
     if request.negative_class is not None:
         levels |= {"negative_class": request.negative_class}
     return {
@@ -288,20 +258,6 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         "size": f"{size[0]}x{size[1]}",
         "ldm_version": ldm.__version__,
     }
-
-
-def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object]) -> None:
-    """Write a picture; a PNG tells in its text chunks how it was made."""
-    from PIL.PngImagePlugin import PngInfo
-
-    notes = PngInfo()
-    notes.add_text("prompt", prompt)
-    notes.add_text("negative_prompt", str(facts["negative_prompt"]))
-    notes.add_text("parameters", json.dumps(facts))
-    try:
-        image.save(path, pnginfo=notes)  # other formats have no use for it
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

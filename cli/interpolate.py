@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldm.cli.generate import PICTURE_SUFFIXES, check_writable, parse_size
+from ldm.cli.generate import parse_size
+from ldm.cli.output import PICTURE_SUFFIXES, check_writable
 from ldm.errors import UserError
 
 if TYPE_CHECKING:

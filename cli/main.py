@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import NoReturn
 
 import typer
 
-from ldm.cli import cache, convert, data, evaluate, generate, info, interpolate, train
-from ldm.errors import UserError
+from ldm.cli import cache, convert, data, direction, evaluate, generate, info, interpolate, train
+from ldm.errors import UserError, UserNote
 
 app = typer.Typer(
     name="ldm",
@@ -30,10 +31,12 @@ app.command()(evaluate.reconstruct)
 app.command()(convert.convert)
 app.command()(info.info)
 app.add_typer(data.app, name="data")
+app.add_typer(direction.app, name="direction")
 
 
 def main() -> NoReturn:
     """Run the command line: status 0, 2 with one line on standard error, or 130 after an interrupt."""
+    warnings.formatwarning = _format_warning
     try:
         status = app(standalone_mode=False, prog_name="ldm")
     except UserError as error:
@@ -57,3 +60,12 @@ def main() -> NoReturn:
 def _fail(message: str) -> NoReturn:
     print("ldm: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Notes to the user as one line of their own, other warnings as Python shows them."""
+    if issubclass(category, UserNote):
+        return f"ldm: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"

@@ -146,7 +146,10 @@ def _config(
             overrides.append(f"training.{stage}.{option}={value}")
     if seed is not None:
         overrides.append(f"training.seed={seed}")
-    return config.load(name, overrides)
+    loaded = config.load(name, overrides)
+    if stage == "autoencoder":  # which is told no maps
+        return loaded.model_copy(update={"data": loaded.data.model_copy(update={"map_classes": None})})
+    return loaded
 
 
 def _plan(

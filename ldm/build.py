@@ -25,8 +25,10 @@ from ldm.training.conditions import Condition, Nothing, check_options
 from ldm.training.fingerprints import Encoders, check_cache
 from ldm.training.losses import check_perceptual
 from ldm.training.optimizer import check_optimizer
+from ldm.training.pictures import PictureCondition
 from ldm.training.run import Run
 from ldm.training.same import check_same
+from ldm.training.spatial import InpaintingCondition, LowResolutionCondition, MapCondition
 from ldm.training.texts import TextCondition
 from ldm.training.trackers import check_trackers
 from ldm.training.unet import UNetStage
@@ -35,6 +37,10 @@ CONDITIONS: dict[str, type[Condition]] = {
     "text": TextCondition,
     "classes": TokenCondition,
     "class_table": TableCondition,
+    "picture": PictureCondition,
+    "rescaler": MapCondition,
+    "inpainting": InpaintingCondition,
+    "low_resolution": LowResolutionCondition,
     "nothing": Nothing,
 }
 
@@ -130,6 +136,8 @@ def unet_stage(
     encoders = Encoders(parts.autoencoder, text)
     cache = _cache("unet", config, encoders, source, accelerator, run) if config.training.unet.cache_latents else None
     conditions = [kind(parts, config, accelerator, cache) for kind in _kinds(config)]
+    for condition in conditions:
+        condition.data = source
     return UNetStage(parts, config, accelerator, conditions, cache)
 
 

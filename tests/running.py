@@ -14,3 +14,8 @@ def peak():
 
 # What makes a run of `tiny` a matter of seconds.
 SMALL = ("--batch-size", 8, "--set", "data.scenes.num=64")
+
+
+def overrides(*options: str) -> list[str]:
+    """`--set` before each option."""
+    return [word for option in options for word in ("--set", option)]

@@ -127,6 +127,10 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
             "spatial.channels is 4; with kind low_resolution it must be its in_channels: 3",
         ),
         (
+            ["text=null", "picture={hidden_size: 64}", "spatial={kind: low_resolution}", "unet.in_channels=7"],
+            "picture and spatial would need two pictures to draw one: set one of them to null",
+        ),
+        (
             ["spatial={kind: low_resolution, stages: 1}", "unet.in_channels=7"],
             "spatial.stages means something for kind rescaler alone, not for low_resolution",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch.nn import functional as F
 
 from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
-from ldm.errors import UserError
-from ldm.pipeline import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage
+from ldm.errors import UserError, UserNote
+from ldm.pipeline import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batches
 
 DOG, CATS = CAPTIONS[:2]
 
@@ -103,6 +104,69 @@ def test_composed_prompts_stand_beside_plain_ones_in_a_batch(pipe: TextToImage) 
     together = draw(pipe, [DOG, both, CATS], seed=3)
     assert near(together, [draw(pipe, each, seed=3 + i)[0] for i, each in enumerate([DOG, both, CATS])])
     assert not near([together[1]], draw(pipe, DOG, seed=4))
+
+
+def test_composed_prompts_may_be_long_and_have_weighted_words(pipe: TextToImage) -> None:
+    long = " ".join([CATS] * 6)
+    both = Composed(((f"(dog:0.5) and {DOG}", 1.0), (long, 0.6)))
+    options: dict[str, Any] = {"prompt_syntax": "weighted", "long_prompts": True}
+    request = pipe.settle(Request(prompts=(DOG, both), **options))
+    windows = [pipe.conditioner.length(subject, request) for subject in (DOG, both, long)]
+    assert windows[0] == 1
+    assert windows[1] == windows[2] > 2
+    found = draw(pipe, both, **options)
+    assert near(draw(pipe, [both, DOG], **options)[:1], found)  # whatever is drawn beside it
+    for other in ({"long_prompts": False}, {"prompt_syntax": "plain"}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserNote)
+            assert not near(draw(pipe, both, **options | other), found)
+    one = Composed(((f"(dog:0.5) and {DOG}", 1.0), (long, 0.0)))
+    filled = pipe.settle(Request(prompts=(one.parts[0][0],), negative_prompt=long, **options))
+    assert pipe.conditioner.length(one, filled) == pipe.conditioner.length(filled.prompts[0], filled)
+
+
+def test_a_text_of_a_composed_prompt_that_is_cut_is_said(pipe: TextToImage) -> None:
+    long = " ".join([CATS] * 6)
+    with pytest.warns(UserNote, match="does not see"):
+        pipe.settle(Request(prompts=(Composed(((DOG, 1.0), (long, 0.5))),)))
+
+
+def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
+    pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+    monkeypatch.setattr(batches, "automatic", lambda parts, shape, rows, backward: asked.append((rows, backward)) or 8)
+    both = Composed(((DOG, 1.0), (CATS, 0.6), ("rain", -0.5)))
+    for options in ({"prompt": both}, {"prompt": DOG}, {"prompt": DOG, "guidance_scale": 1.0}):
+        draw(pipe, num_inference_steps=1, **options)
+    assert asked == [(4, False), (2, False), (1, False)]
+
+
+def test_a_way_back_through_both_networks_takes_more_memory_and_pixels_need_no_decoder(pipe: TextToImage) -> None:
+    shape, pixels = (4, 16, 16), tiny.pixels()
+    once, back = (batches.picture_memory(pipe.parts, shape, 2, backward) for backward in (False, True))
+    assert back > 2 * once
+    assert batches.picture_memory(pixels, (3, 16, 16), 2) == 256 * 2 * batches.unet_width(pixels.unet.config) * 4
+
+
+def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
+    pipe: TextToImage, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    guide = ClipGuidance.from_pretrained(clips["transformers"], crops=1)
+    texts = guide.model.texts
+    monkeypatch.setattr(guide.model, "texts", lambda told: read.extend(told) or texts(told))
+    both = Composed((("a (red:1.3) dog", 1.0), ("[rain]", -0.5)))
+    for syntax in ("weighted", "plain"):
+        draw(pipe, [both, "(a dog)"], clip=guide, prompt_syntax=syntax, num_inference_steps=1)
+    assert read == ["a red dog", "rain", "a dog", "a (red:1.3) dog", "[rain]", "(a dog)"]
+
+
+def test_clip_leads_pictures_that_are_drawn_in_pixels(clips: dict[str, Path]) -> None:
+    pixels = TextToImage(tiny.pixels(in_channels=3, out_channels=3))
+    guide = ClipGuidance.from_pretrained(clips["transformers"], crops=2, prompt="a dog")
+    plain, led = (draw(pixels, num_inference_steps=2, clip=clip) for clip in (None, guide))
+    assert not near(plain, led)
 
 
 def test_one_text_of_weight_1_beside_one_of_none_is_that_text(pipe: TextToImage) -> None:
@@ -276,3 +340,12 @@ def test_the_command_leads_pictures_and_says_how(pipe: TextToImage, clips: dict[
     ):
         with pytest.raises(UserError, match=message):
             generate([DOG], out=out, model=str(tmp_path / "model"), **wrong)
+
+
+def test_clip_leads_what_a_model_fills(clips: dict[str, Path]) -> None:
+    model, halves = TextToImage(tiny.inpainting()), np.repeat([[255] * 16 + [0] * 16], 32, 0).astype(np.uint8)
+    given = {"image": Image.new("RGB", (32, 32), (90, 40, 200)), "mask": Image.fromarray(halves)}
+    guide = ClipGuidance.from_pretrained(clips["transformers"], crops=2)
+    plain, led = (draw(model, "a dog", num_inference_steps=2, clip=clip, **given)[0] for clip in (None, guide))
+    assert not near([plain], [led])
+    assert np.array_equal(plain[:, 16:], led[:, 16:])

@@ -16,13 +16,18 @@ from ldm.config import (
     BertConfig,
     ClassesConfig,
     CLIPConfig,
+    CLIPPictureConfig,
     DiffusionConfig,
     LDMBertConfig,
+    OwnPictureConfig,
+    PictureSection,
     ScheduleConfig,
+    SpatialConfig,
     T5Config,
     UNetConfig,
 )
-from ldm.models.conditions import ClassEmbedder
+from ldm.models.conditions import ClassEmbedder, make_spatial
+from ldm.models.pictures import make_picture_encoder
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
 
@@ -197,3 +202,61 @@ def of_classes() -> Parts:
         unet, classes = UNet(unet_config()), ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=32))
         speaking(unet)
     return Parts(vq(), unet, None, None, DiffusionConfig(), classes=classes)
+
+
+def _varying(picture: PictureSection, **unet: object) -> Parts:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = Autoencoder(autoencoder_config()), UNet(unet_config(**unet))
+        encoder = make_picture_encoder(picture)
+        speaking(*networks, encoder)
+    return Parts(*networks, None, None, DiffusionConfig(), picture_encoder=encoder)
+
+
+def variations() -> Parts:
+    """Of a picture that a CLIP sees, as Stable Diffusion's image variations are."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
+    return _varying(CLIPPictureConfig(image_size=32, patch_size=8, **sizes), use_linear_projection=False)
+
+
+def own_variations() -> Parts:
+    """Of a picture that an encoder of our own sees."""
+    return _varying(OwnPictureConfig(channels=(8, 16), bottleneck=6, tokens=3, hidden_size=32))
+
+
+def with_spatial(parts: Parts, **options: object) -> Parts:
+    """The parts with a U-Net that sees a picture beside the latents, to which all of its input speaks."""
+    config = SpatialConfig(**options)
+    channels = parts.autoencoder.config.latent_channels + config.channels
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        unet = UNet(parts.unet.config.model_copy(update={"in_channels": channels}))
+        spatial = make_spatial(config)
+        speaking(unet)
+    return replace(parts, unet=unet, spatial=spatial)
+
+
+def layout() -> Parts:
+    """Text and a map of five classes."""
+    names = ("background", "dog", "cat", "trumpet", "hat")
+    return with_spatial(bert(), kind="rescaler", in_channels=5, channels=4, stages=1, names=names)
+
+
+def inpainting() -> Parts:
+    """Stable Diffusion's; the posterior of its autoencoder has no width, so that its mode is what others draw."""
+    parts = with_spatial(sd_1(), kind="inpainting", in_channels=1, channels=5)
+    last = parts.autoencoder.quant_conv
+    with torch.no_grad():
+        last.weight[4:], last.bias[4:] = 0, -30
+    return parts
+
+
+def super_resolution() -> Parts:
+    """LDM's: three channels of latents, unscaled, beside as many of a small picture."""
+    config = autoencoder_config(kind="vq", codebook_size=32, scaling_factor=1.0, latent_channels=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        autoencoder = Autoencoder(config)
+        speaking(autoencoder)
+    parts = replace(unconditional(out_channels=3), autoencoder=autoencoder)
+    return with_spatial(parts, kind="low_resolution", in_channels=3, channels=3)

@@ -15,8 +15,10 @@ from ldm.checkpoint.layouts import LAYOUTS, ZEROS, Kind, Layout, make_index, net
 from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
+from ldm.checkpoint.picture_encoders import load_picture_encoder, save_picture_encoder
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
+from ldm.checkpoint.spatial import load_spatial, save_spatial, spatial_of_class
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
@@ -72,9 +74,15 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
     text_encoder, tokenizer = _load_text(layout, places, "", dtype)
     text_encoder_2, tokenizer_2 = _load_text(layout, places, "_2", dtype)
     unet, diffusion = load_unet(places["unet"], dtype), load_scheduler(places["scheduler"])
+    autoencoder = (
+        load_autoencoder(places["autoencoder"], dtype) if "autoencoder" in places else _pixels(unet, diffusion)
+    )
+    spatial = load_spatial(places["spatial"], dtype) if "spatial" in places else None
+    if layout.joins is not None:
+        spatial = spatial_of_class(layout.joins, unet.config, autoencoder.config)
     names, empty = read_class_facts(index, path)
     parts = Parts(
-        load_autoencoder(places["autoencoder"], dtype) if "autoencoder" in places else _pixels(unet, diffusion),
+        autoencoder,
         unet,
         text_encoder,
         tokenizer,
@@ -82,6 +90,8 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
         text_encoder_2,
         tokenizer_2,
         load_class_embedder(places["classes"], dtype) if "classes" in places else None,
+        load_picture_encoder(places["picture_encoder"], dtype) if "picture_encoder" in places else None,
+        spatial,
         bool(index.get(ZEROS, layout.fields.get(ZEROS, (False,))[0])),
         names,
         empty,
@@ -112,7 +122,7 @@ def _load_text(
 def _check_kinds(parts: Parts, kinds: dict[str, Kind], layout: Layout, where: Path) -> None:
     """Raise UserError where a network's folder holds another class than the index says."""
     for part, (_, name) in network_kinds(parts).items():
-        if name != kinds[part][1]:
+        if part in kinds and name != kinds[part][1]:
             raise UserError(f"{where}: the part {layout.folders[part]} is {kinds[part][1]}, its folder holds {name}")
 
 
@@ -138,5 +148,9 @@ def save_pipeline(
         save_tokenizer(tokenizer, places[f"tokenizer{end}"])
     if parts.classes is not None:
         save_class_embedder(parts.classes, places["classes"], dtype)
+    if parts.picture_encoder is not None:
+        save_picture_encoder(parts.picture_encoder, places["picture_encoder"], dtype, places.get("processor"))
+    if parts.spatial is not None and "spatial" in places:
+        save_spatial(parts.spatial, places["spatial"], dtype)
     save_scheduler(parts.diffusion, places["scheduler"])
     save_json(folder / "model_index.json", index)

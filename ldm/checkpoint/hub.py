@@ -38,7 +38,9 @@ def choose(files: Iterable[str]) -> list[str]:
     Full precision where there is any; no part that we do not use, no pickles and no single-file checkpoints.
     """
     paths = [PurePosixPath(file) for file in files]
-    paths = [path for path in paths if len(path.parts) <= 2 and path.parts[0] not in UNUSED]
+    told_in_words = any(path.parts[0].startswith("text_encoder") for path in paths)
+    unused = UNUSED if told_in_words else [name for name in UNUSED if name != "image_encoder"]
+    paths = [path for path in paths if len(path.parts) <= 2 and path.parts[0] not in unused]
     chosen = [path for path in paths if path.suffix in TEXTS]
     variants: dict[PurePosixPath, dict[str, list[PurePosixPath]]] = {}
     for path in paths:

@@ -10,8 +10,10 @@ from typing import Any
 from ldm.checkpoint.class_tables import EMPTY, NAMES, class_facts
 from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.picture_encoders import CLIP_CLASS, OWN_CLASS
 from ldm.checkpoint.scheduler_fields import FLOW, scheduler_class
 from ldm.checkpoint.schedulers import SCHEDULERS
+from ldm.checkpoint.spatial import MASK, PIXELS
 from ldm.checkpoint.text_fields import architecture
 from ldm.checkpoint.texts import saved_config
 from ldm.checkpoint.tokenizer_files import tokenizer_class
@@ -40,6 +42,9 @@ ANY: dict[str, tuple[Kind, ...]] = {  # where a layout does not say
     "tokenizer": ANY_TOKENIZER,
     "tokenizer_2": ANY_TOKENIZER,
     "classes": (("ldm", "ClassEmbedder"),),
+    "picture_encoder": (("ldm", OWN_CLASS), ("transformers", CLIP_CLASS)),
+    "processor": (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor")),
+    "spatial": (("ldm", "SpatialRescaler"), ("ldm", "SpatialIdentity")),
     "scheduler": tuple(("diffusers", name) for name in (*SCHEDULERS, FLOW)),
 }
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # they say nothing about the pictures drawn
@@ -59,10 +64,15 @@ class Layout:
     facts: tuple[str, ...] = ()  # fields that `class_tables` reads and writes
     nothing: tuple[str, ...] = ()  # parts that mean nothing to us
     may_lack: tuple[str, ...] = ()  # parts of ours that need not be there
+    joins: str | None = None  # kind of the picture that the class brings beside the latents, with no part for it
     limit: Callable[[Parts], bool] = lambda parts: True  # what else it takes for granted
 
     def expresses(self, parts: Parts, kinds: dict[str, Kind]) -> bool:
         """Whether a pipeline of this class draws what the parts draw."""
+        if self.joins is not None:
+            if parts.spatial is None or parts.spatial.config.kind != self.joins:
+                return False
+            kinds = {part: kind for part, kind in kinds.items() if part != "spatial"}
         if not self.folders.keys() - set(self.may_lack) <= kinds.keys() <= self.folders.keys():
             return False
         if any(kind not in self.kinds.get(part, ANY[part]) for part, kind in kinds.items()):
@@ -81,6 +91,14 @@ class Layout:
 def _as_latent_text_pipeline(parts: Parts) -> bool:
     """That class knows no other factor, and does not scale its input as the schedulers between timesteps ask."""
     return parts.autoencoder.config.downsampling_factor == 8 and scheduler_class(parts.diffusion) == "DDIMScheduler"
+
+
+def _as_super_resolution_pipeline(parts: Parts) -> bool:
+    """That class decodes latents as they are, and takes as many channels of them as the small picture has."""
+    config = parts.autoencoder.config
+    plain = config.scaling_factor in (1, None) and config.shift_factor in (0, None)
+    halves = config.latent_channels == PIXELS and parts.unet.config.in_channels == 2 * PIXELS
+    return plain and halves and parts.num_classes is None and scheduler_class(parts.diffusion) == "DDIMScheduler"
 
 
 def _as_pixel_pipeline(parts: Parts) -> bool:
@@ -104,6 +122,15 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         fields={"requires_safety_checker": (False, True)},
         nothing=OPTIONAL,
     ),
+    "StableDiffusionInpaintPipeline": Layout(
+        _folders(autoencoder="vae", **_TEXT),
+        kinds={"autoencoder": (AUTOENCODERS["kl"],), "unet": (UNETS["transformer"],), "text_encoder": (BERT, CLIP, T5)},
+        texts={"text_encoder": WHOLE},
+        fields={"requires_safety_checker": (False, True)},
+        nothing=OPTIONAL,
+        joins="inpainting",
+        limit=lambda parts: parts.unet.config.in_channels == 4 + MASK + 4,  # other numbers are refused there
+    ),
     "StableDiffusionXLPipeline": Layout(
         _folders(autoencoder="vae", **_TWO_TEXTS),
         kinds={
@@ -117,6 +144,16 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         nothing=("image_encoder", "feature_extractor"),
         limit=lambda parts: parts.unet.config.addition_embed_type is not None,
     ),
+    "StableDiffusionImageVariationPipeline": Layout(
+        _folders(autoencoder="vae", picture_encoder="image_encoder", processor="feature_extractor"),
+        kinds={
+            "autoencoder": (AUTOENCODERS["kl"],),
+            "unet": (UNETS["transformer"],),
+            "picture_encoder": (("transformers", CLIP_CLASS),),
+        },
+        fields={"requires_safety_checker": (False, True)},
+        nothing=("safety_checker",),
+    ),
     "LDMTextToImagePipeline": Layout(
         _folders(autoencoder="vqvae", text_encoder="bert", tokenizer="tokenizer"),
         kinds={"unet": (UNETS["transformer"],), "text_encoder": (LDM_BERT, BERT)},
@@ -128,16 +165,29 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
         kinds={"unet": (UNETS["plain"],)},
         limit=lambda parts: parts.num_classes is None,
     ),
+    "LDMSuperResolutionPipeline": Layout(
+        _folders(autoencoder="vqvae"),
+        kinds={"unet": (UNETS["plain"],)},
+        joins="low_resolution",
+        limit=_as_super_resolution_pipeline,
+    ),
     "DDPMPipeline": Layout(  # without an autoencoder: on pixels
         _folders(),
         kinds={"unet": (UNETS["plain"],)},
         limit=_as_pixel_pipeline,
     ),
     "LatentDiffusionPipeline": Layout(  # ours: diffusers loads its parts singly
-        _folders(autoencoder="vae", **_TWO_TEXTS, classes="class_embedder"),
+        _folders(
+            autoencoder="vae",
+            **_TWO_TEXTS,
+            classes="class_embedder",
+            picture_encoder="picture_encoder",
+            processor="feature_extractor",
+            spatial="spatial",
+        ),
         fields={ZEROS: (False, True)},
         facts=(NAMES, EMPTY),
-        may_lack=("autoencoder", *_TWO_TEXTS, "classes"),
+        may_lack=("autoencoder", *_TWO_TEXTS, "classes", "picture_encoder", "processor", "spatial"),
     ),
 }
 
@@ -152,6 +202,11 @@ def network_kinds(parts: Parts) -> dict[str, Kind]:
         found[f"text_encoder{end}"] = next(kind for kind in TEXTS if kind[1] == name)
     if parts.classes is not None:
         found["classes"] = ANY["classes"][0]
+    if parts.picture_encoder is not None:
+        name = {"own": OWN_CLASS, "clip": CLIP_CLASS}[parts.picture_encoder.config.kind]
+        found["picture_encoder"] = next(kind for kind in ANY["picture_encoder"] if kind[1] == name)
+    if parts.spatial is not None:
+        found["spatial"] = ("ldm", type(parts.spatial).__name__)
     return found
 
 
@@ -165,7 +220,10 @@ def _kinds(parts: Parts) -> dict[str, Kind]:
     tokenizers = {
         f"tokenizer{end}": ("transformers", tokenizer_class(tokenizer)) for _, tokenizer, end in _texts(parts)
     }
-    return network_kinds(parts) | tokenizers | {"scheduler": ("diffusers", scheduler_class(parts.diffusion))}
+    found = network_kinds(parts) | tokenizers | {"scheduler": ("diffusers", scheduler_class(parts.diffusion))}
+    if found.get("picture_encoder") == ("transformers", CLIP_CLASS):
+        found["processor"] = ANY["processor"][0]
+    return found
 
 
 def _texts(parts: Parts) -> list[tuple[TextEncoder, Tokenizer, str]]:

@@ -89,6 +89,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def load_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a file that `load_tensors` has read."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def save_tree(folder: Path, tree: Any) -> None:
     """Write nested dicts, lists and tuples of tensors and plain values, such as an optimizer's `state_dict()`.
 

@@ -127,11 +127,92 @@ class SpatialConfig(Section):
     """A picture beside the latents, joined to the U-Net's input channels (Rombach et al. 2022, section 4.3).
 
     `rescaler`: a map of classes, made smaller `stages` times by half and brought to `channels` by a 1x1 convolution;
-    `inpainting`: the latents of the picture without what is to be filled, and the mask; `low_resolution`: a small
-    picture with as many pixels as there are latents.
+    `inpainting`: the mask of what is to be filled, and the latents of the picture without it; `low_resolution`: a
+    small picture with as many pixels as there are latents.
     """
 
     kind: Literal["rescaler", "inpainting", "low_resolution"]
-    in_channels: int = Field(3, ge=1)  # of the map, the mask or the picture
+    in_channels: int = Field(3, ge=1)  # classes of the map, or channels of the mask or the picture
     channels: int = Field(3, ge=1)  # that join the latents
     stages: int = Field(0, ge=0)
+    names: tuple[str, ...] = ()  # of the map's classes, in the order of their numbers; (): they have none
+
+    @model_validator(mode="after")
+    def _names_are_of_classes(self) -> SpatialConfig:
+        if self.names and self.kind != "rescaler":
+            raise ValueError(f"names are those of a map's classes: they mean nothing for kind {self.kind}")
+        if self.names and len(self.names) != self.in_channels:
+            raise ValueError(f"there are {len(self.names)} names and {self.in_channels} in_channels: one a class")
+        return self
+
+
+class PictureSection(Section):
+    """What all encoders of a picture have, whose tokens the U-Net attends to instead of a text's."""
+
+    kind: str
+    frozen: bool = False  # not trained together with the U-Net
+
+    @property
+    def context_width(self) -> int:
+        """Width of the tokens that the U-Net attends to."""
+        raise NotImplementedError
+
+
+class OwnPictureConfig(PictureSection):
+    """A small network over the picture's latents that keeps what is to be seen, not where: positions are averaged."""
+
+    kind: Literal["own"] = "own"
+    in_channels: Width = 4  # of the latents
+    channels: tuple[Width, ...] = Field((64, 128, 256), min_length=1, max_length=8)  # each half as large as the last
+    norm_num_groups: Width = 8
+    bottleneck: Width = 64  # numbers that are left of a picture
+    tokens: Width = 8  # made of them
+    hidden_size: Width = 192  # width of the context
+
+    @property
+    def context_width(self) -> int:
+        """The tokens' own."""
+        return self.hidden_size
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> OwnPictureConfig:
+        for width in self.channels:
+            check_divisible("channels", width, "norm_num_groups", self.norm_num_groups)
+        return self
+
+
+class CLIPPictureConfig(PictureSection):
+    """CLIP's picture transformer (Radford et al. 2021), whose projected embedding is the one token of the context."""
+
+    kind: Literal["clip"] = "clip"
+    source: str | None = None  # a directory or a Hub id to take weights from
+    frozen: bool = True
+    image_size: Width = 224  # side of the square that it sees
+    patch_size: Width = 14
+    hidden_size: Width = 1024
+    intermediate_size: Width | None = None  # None: four times the width
+    num_hidden_layers: Count = 24
+    num_attention_heads: Width = 16
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: Width = 768  # width of the context
+
+    @property
+    def context_width(self) -> int:
+        """That of the projection."""
+        return self.projection_dim
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> CLIPPictureConfig:
+        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        check_divisible("image_size", self.image_size, "patch_size", self.patch_size)
+        return self
+
+
+def _picture_kind(value: Any) -> str:
+    return value.get("kind", "own") if isinstance(value, dict) else getattr(value, "kind", "own")
+
+
+PictureConfig = Annotated[
+    Annotated[OwnPictureConfig, Tag("own")] | Annotated[CLIPPictureConfig, Tag("clip")], Discriminator(_picture_kind)
+]

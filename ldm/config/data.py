@@ -42,6 +42,8 @@ class DataConfig(Section):
     random_flip: bool = False
     random_zoom: float = Field(1.0, ge=1.0)  # enlarged by up to this factor before the crop
     buckets: BucketsConfig | None = None  # None: every picture is cut to a square
+    map_classes: int | None = Field(None, ge=1, le=256)  # of the maps beside the pictures; None: none are read
+    small_noise: float = Field(0.0, ge=0.0)  # most noise that small pictures get, for spatial.kind low_resolution
     max_broken: float = Field(0.1, ge=0.0, le=1.0)  # share of pictures that may be unreadable before training stops
     workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
     scenes: ScenesConfig = ScenesConfig()

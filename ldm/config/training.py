@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ldm.config.classifier import ClassifierConfig
-from ldm.config.conditions import BertConfig, ClassesConfig, SpatialConfig, TextConfig
+from ldm.config.conditions import (
+    BertConfig,
+    ClassesConfig,
+    CLIPPictureConfig,
+    OwnPictureConfig,
+    PictureConfig,
+    SpatialConfig,
+    TextConfig,
+)
 from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
@@ -67,11 +75,14 @@ class UNetStageConfig(StageConfig):
     """Training of the U-Net and, with it, of the text encoder."""
 
     text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
-    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of captions, or classes, replaced by the empty one
+    # Share of samples that are told nothing: the empty prompt, the empty class, zeros in place of a picture's tokens.
+    condition_dropout: float = Field(0.1, ge=0.0, le=1.0)
     cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
     sample_classes: tuple[int | str, ...] = ()  # drawn by one of classes: their numbers or names
-    sample_pictures: int = Field(0, ge=0)  # drawn by one that is told nothing
+    # Drawn by one that is told nothing, that varies a picture, or that sees pictures beside its input.
+    sample_pictures: int = Field(0, ge=0)
+    sample_image: str | None = None  # the file of the picture that is varied
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
 
@@ -99,6 +110,7 @@ class Config(Section):
     text: TextConfig | None = BertConfig()  # null: the model is not told about the picture in words
     text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
     classes: ClassesConfig | None = None  # in place of text
+    picture: PictureConfig | None = None  # in place of text: a picture whose variations are drawn
     spatial: SpatialConfig | None = None
     unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone, or a classifier
     classifier: ClassifierConfig | None = None  # of noisy latents, to guide a model by; in a file without a U-Net
@@ -123,13 +135,18 @@ class Config(Section):
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`."""
+        """What the U-Net is told: names of sections, `class_table` where it has a table of its own, or `nothing`.
+
+        `spatial` goes by its kind.
+        """
         kinds: dict[str, Section | int | None] = {
             "text": self.text,
             "text_2": self.text_2,
             "classes": self.classes,
-            "spatial": self.spatial,
+            "picture": self.picture,
         }
+        if self.spatial is not None:
+            kinds[self.spatial.kind] = self.spatial
         kinds["class_table"] = None if self.unet is None else self.unet.num_class_embeds
         return tuple(name for name, section in kinds.items() if section is not None) or ("nothing",)
 
@@ -149,6 +166,14 @@ class Config(Section):
             self._classifier_fits(self.classifier)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
+        if isinstance(self.picture, OwnPictureConfig) and self.picture.in_channels != self.autoencoder.latent_channels:
+            raise ValueError(
+                f"picture.in_channels is {self.picture.in_channels}, autoencoder.latent_channels is "
+                f"{self.autoencoder.latent_channels}: they must be equal"
+            )
+        if self.picture is not None and self.spatial is not None:
+            raise ValueError("picture and spatial would need two pictures to draw one: set one of them to null")
+        self._data_is_told()
         self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
@@ -170,7 +195,7 @@ class Config(Section):
         return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 
     def _nothing_is_conditioned(self) -> None:
-        for name in ("text", "text_2", "classes", "spatial"):
+        for name in ("text", "text_2", "classes", "picture", "spatial"):
             if getattr(self, name) is not None:
                 raise ValueError(f"there is no unet that {name} could tell anything: set {name} to null as well")
 
@@ -220,16 +245,38 @@ class Config(Section):
             )
         if spatial.stages and spatial.kind != "rescaler":
             raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
+        factor = self.autoencoder.downsampling_factor
+        if spatial.kind == "low_resolution" and factor == 1:
+            raise ValueError("spatial.kind low_resolution needs an autoencoder: pixels are as many as in the picture")
+        if spatial.kind == "rescaler" and 2**spatial.stages != factor:
+            raise ValueError(
+                f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents"
+            )
+
+    def _data_is_told(self) -> None:
+        """What is made ready of the data is what the U-Net is told."""
+        kind = None if self.spatial is None else self.spatial.kind
+        classes = self.spatial.in_channels if self.spatial is not None and kind == "rescaler" else None
+        if self.data.map_classes not in (None, classes):
+            needed = "means something for spatial.kind rescaler alone" if classes is None else f"must be {classes}"
+            raise ValueError(f"data.map_classes {needed}: it is {self.data.map_classes}")
+        if self.data.small_noise and kind != "low_resolution":
+            raise ValueError("data.small_noise means something for spatial.kind low_resolution alone")
 
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
         widths = {name: section.hidden_size for name, section in given.items() if section is not None}
-        if "classes" in widths and len(widths) > 1:
-            raise ValueError("classes takes the place of text: set text to null")
+        widths |= {} if self.picture is None else {"picture": self.picture.context_width}
+        for name in ("classes", "picture"):
+            if name in widths and len(widths) > 1:
+                others = " and ".join(other for other in widths if other != name)
+                raise ValueError(f"{name} takes the place of {others}: set {others} to null")
         if "text_2" in widths and "text" not in widths:
             raise ValueError("text_2 is a second text encoder: there must be text as well")
         if (sum(widths.values()) or None) != unet.cross_attention_dim:
-            found = " + ".join(f"{name}.hidden_size {width}" for name, width in widths.items()) or "no text or classes"
+            options = {"picture": "projection_dim"} if isinstance(self.picture, CLIPPictureConfig) else {}
+            told = (f"{name}.{options.get(name, 'hidden_size')} {width}" for name, width in widths.items())
+            found = " + ".join(told) or "no text or classes"
             raise ValueError(
                 f"unet.cross_attention_dim is {unet.cross_attention_dim}, the context has {found}: they must be equal"
             )

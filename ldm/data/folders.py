@@ -12,11 +12,14 @@ from ldm.config import Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.classes import FOLDER, Labels, choose_field, no_classes, of_folders
-from ldm.data.pictures import decode, header_size
+from ldm.data.pictures import decode, decode_map, header_size
 from ldm.data.tables import load_table
 from ldm.errors import UserError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+MAP_SUFFIX = ".map.png"  # in place of a picture's own
+MAP_FIELDS = ("map", "map_file_name")  # of metadata; the second is the name that Hugging Face's image folders know
 
 
 class FolderSource:
@@ -29,8 +32,9 @@ class FolderSource:
         rows: Any | None = None,
         caption_fields: tuple[str, ...] = (),
         labels: Labels | None = None,
+        maps: Sequence[str | None] | None = None,
     ) -> None:
-        self.folder, self.names, self._labels = folder, names, labels
+        self.folder, self.names, self.maps, self._labels = folder, names, maps, labels
         self._rows, self._fields = rows, caption_fields
 
     def __len__(self) -> int:
@@ -39,6 +43,12 @@ class FolderSource:
     def picture(self, index: int) -> Image.Image:
         """The picture at `index`, upright and in RGB; UnreadableError when its file cannot be read."""
         return decode(self.folder / self._name(index), self._name(index))
+
+    def map(self, index: int) -> Image.Image:
+        """The map at `index`, which its row names or `picture.map.png` is; UnreadableError when it cannot be read."""
+        named = None if self.maps is None else self.maps[index]
+        name = named or str(Path(self._name(index)).with_suffix(MAP_SUFFIX))
+        return decode_map(self.folder / name, name)
 
     def shape(self, index: int) -> Size:
         """Height and width of the picture at `index`."""
@@ -89,7 +99,8 @@ def open_folder(path: Path, caption_fields: tuple[str, ...], class_field: str | 
             return _with_metadata(path, metadata, table, caption_fields, class_field)
     relative = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
     # Hidden files are thumbnails and what macOS leaves beside pictures on other disks.
-    names = sorted(str(name) for name in relative if not any(part.startswith(".") for part in name.parts))
+    pictures = (name for name in relative if not name.name.endswith(MAP_SUFFIX))
+    names = sorted(str(name) for name in pictures if not any(part.startswith(".") for part in name.parts))
     if not names:
         raise UserError(f"no pictures in {path}: looked for {' '.join(PICTURE_SUFFIXES)}")
     if class_field not in (None, FOLDER):
@@ -106,8 +117,9 @@ def _with_metadata(
     fields = captions_of.choose_fields(table.features, caption_fields, str(metadata))
     rows = table.select_columns(captions_of.columns_of(table.features, fields))
     if class_field == FOLDER:
-        return FolderSource(folder, table["file_name"], rows, fields, of_folders(table["file_name"]))
-    column = choose_field(table.features, class_field, str(metadata))
-    return FolderSource(
-        folder, table["file_name"], rows, fields, None if column is None else Labels(list(table[column]))
-    )
+        labels = of_folders(table["file_name"])
+    else:
+        column = choose_field(table.features, class_field, str(metadata))
+        labels = None if column is None else Labels(list(table[column]))
+    field = next((field for field in MAP_FIELDS if field in table.features), None)
+    return FolderSource(folder, table["file_name"], rows, fields, labels, None if field is None else table[field])

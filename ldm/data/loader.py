@@ -19,7 +19,7 @@ from ldm.data.order import BucketOrder, Pick, SquareOrder, sort_into_buckets
 from ldm.data.preparing import Batch, Preparation, Sample, join, make_batch
 from ldm.data.progress import track
 from ldm.data.shards import Packed, Shards
-from ldm.data.sources import Source
+from ldm.data.sources import MapSource, Source
 from ldm.errors import UserError
 
 
@@ -63,6 +63,9 @@ class TrainingData(Dataset[Batch]):
     ) -> None:
         self.source, self.share, self.pictures, self.classes = source, share, pictures, classes
         self.unreadable = unreadable or {}
+        self.maps = source if config.map_classes is not None and isinstance(source, MapSource) else None
+        if config.map_classes is not None and self.maps is None:
+            raise UserError("data.map_classes: these data have no maps of classes; name pictures with maps beside them")
         self._prepare = Preparation(config, seed)
         if len(sizes) > 1:
             members = sort_into_buckets(shapes_of(source), sizes, share.batch_size)
@@ -87,7 +90,10 @@ class TrainingData(Dataset[Batch]):
             raise UnreadableError(self.unreadable[index].name, self.unreadable[index].reason)
         caption = self._prepare.caption(self.source.captions(index), step, slot)
         cut = self._prepare.picture(self.source.picture(index), size, step, slot) if self.pictures else None
-        return Sample(index, caption, cut, self.source.label(index) if self.classes else None)
+        drawn = None
+        if self.maps is not None:
+            drawn = self._prepare.map(self.maps.map(index), cut, size, step, slot, self.source.stamp(index))
+        return Sample(index, caption, cut, self.source.label(index) if self.classes else None, drawn)
 
 
 def shapes_of(source: Source) -> list[Size | None]:
@@ -152,7 +158,10 @@ class StreamData(IterableDataset[Batch]):
     def _sample(self, packed: Packed, step: int, slot: int) -> Sample:
         caption = self._prepare.caption(self.shards.captions(packed), step, slot)
         cut = self._prepare.picture(self.shards.picture(packed), self.size, step, slot)
-        return Sample(packed.index, caption, cut, self.shards.label(packed) if self.classes else None)
+        drawn = None
+        if self._prepare.config.map_classes is not None:
+            drawn = self._prepare.map(self.shards.map(packed), cut, self.size, step, slot, packed.name)
+        return Sample(packed.index, caption, cut, self.shards.label(packed) if self.classes else None, drawn)
 
 
 def _most_lanes(batch_size: int, shards: int) -> int:

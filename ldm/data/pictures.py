@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from ldm.data.broken import UnreadableError
 # Formats of pixels alone: Pillow would run Ghostscript for a file that says it is PostScript, whatever its suffix.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 RESIZING = "shorter side by Pillow's Lanczos filter, antialiased, then the middle square"  # what `fit` does
+# Of the first classes of a map, where people see it.
+CLASS_COLOURS = ["FFFFFF", "A3D977", "E4572E", "9B5DE5", "F6AE2D", "2F4858", "33A1FD", "F26CA7", "2E933C", "8D8D8D"]
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
 
 
@@ -27,7 +30,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change pl
 class Cut:
     """A picture made ready, and what was done to it."""
 
-    pixels: np.ndarray  # uint8 (H, W, 3)
+    pixels: np.ndarray  # uint8 (H, W, 3), of a map (H, W)
     original: Size  # before the resize
     resized: Size
     crop: tuple[int, int]  # top and left of the cut in the resized picture
@@ -51,6 +54,14 @@ def decode(content: bytes | Path, name: str) -> Image.Image:
     """
     with _opened(content, name) as picture:
         return to_rgb(picture)
+
+
+def decode_map(content: bytes | Path, name: str) -> Image.Image:
+    """A map of class numbers out of a PNG's file or bytes, in mode L; UnreadableError says what is wrong."""
+    with _opened(content, name) as picture:
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"a map has class numbers, in grey or with a palette; this is of mode {picture.mode}")
+        return Image.fromarray(np.asarray(picture))
 
 
 def header_size(content: bytes | Path, name: str) -> Size:
@@ -98,7 +109,13 @@ def _rounded(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
-def cut_out(picture: Image.Image, size: Size, at: tuple[float, float] = (0.5, 0.5), zoom: float = 1.0) -> Cut:
+def cut_out(
+    picture: Image.Image,
+    size: Size,
+    at: tuple[float, float] = (0.5, 0.5),
+    zoom: float = 1.0,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Cut:
     """Scale the picture until it covers `size`, `zoom` times more than it must, and cut that size out.
 
     `at` says where the cut lies in what can be cut away, (0, 0) left and top to (1, 1) right and bottom.
@@ -115,7 +132,7 @@ def cut_out(picture: Image.Image, size: Size, at: tuple[float, float] = (0.5, 0.
     across, down = picture.width / scaled_width, picture.height / scaled_height
     right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
     box = (left * across, top * down, right, bottom)
-    made = picture.resize((width, height), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+    made = picture.resize((width, height), resample, box, reducing_gap=3.0)
     return Cut(np.asarray(made), original, resized, crop)
 
 
@@ -137,6 +154,19 @@ def to_bytes(pictures: Tensor) -> np.ndarray:
     """Numbers (B, 3, H, W) in [-1, 1] -> rounded and clamped bytes (B, H, W, 3)."""
     scaled = pictures.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def paint(classes: np.ndarray) -> Image.Image:
+    """A map of class numbers (H, W) as a picture with a palette, whose indices are those numbers."""
+    picture = Image.fromarray(classes)
+    picture.putpalette(b"".join(bytes.fromhex(colour) for colour in CLASS_COLOURS) + _far_apart())
+    return picture
+
+
+def _far_apart() -> bytes:
+    """Colours of the classes after those of `CLASS_COLOURS`: steps of the golden ratio around the circle of hues."""
+    hues = (number * 0.618 % 1 for number in range(256 - len(CLASS_COLOURS)))
+    return bytes(round(255 * part) for hue in hues for part in colorsys.hsv_to_rgb(hue, 0.6, 0.8))
 
 
 def contact_sheet(pictures: Sequence[Image.Image] | np.ndarray, columns: int, gap: int = 2) -> Image.Image:

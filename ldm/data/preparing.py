@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.config import DataConfig, Size
-from ldm.data.broken import Broken
+from ldm.data.broken import Broken, UnreadableError
 from ldm.data.draws import Draws
 from ldm.data.pictures import Cut, cut_out, to_tensor
 
@@ -24,6 +24,7 @@ class Sample:
     caption: str
     cut: Cut | None  # None where pictures are not needed
     label: int | None = None  # its class; None where classes are not needed
+    map: np.ndarray | None = None  # uint8 (H, W), of the pixels of the cut; None where there are no maps
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Batch:
     original_sizes: Tensor | None = None  # (B, 2), height and width before the resize
     crops: Tensor | None = None  # (B, 2), top and left of the cut in the resized picture, as the network sees it
     labels: Sequence[int] = ()  # class of each sample; () where nobody asks for them
+    maps: Tensor | None = None  # (B, H, W), uint8, classes of the pixels
     broken: Sequence[Broken] = ()  # samples that could not be read, in whose places others stand
 
 
@@ -53,20 +55,43 @@ class Preparation:
 
     def picture(self, picture: Image.Image | np.ndarray, size: Size, step: int, slot: int) -> Cut:
         """The picture cut to `size`, with the configured chance."""
+        at, zoom, flip = self._placing(step, slot)
+        if isinstance(picture, np.ndarray) and picture.shape[:2] == size and zoom == 1:
+            cut = Cut(picture, size, size, (0, 0))
+        else:
+            loaded = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+            cut = cut_out(loaded, size, at, zoom)
+        return cut.flipped() if flip else cut
+
+    def map(
+        self, drawn: Image.Image | np.ndarray, like: Cut | None, size: Size, step: int, slot: int, name: str
+    ) -> np.ndarray:
+        """The map (H, W) of classes cut to `size` as its picture is, which became `like` if it was read.
+
+        UnreadableError, with the sample's name, where it does not fit the picture or has classes of other numbers.
+        """
+        loaded = Image.fromarray(drawn) if isinstance(drawn, np.ndarray) else drawn
+        if like is not None and like.original != (loaded.height, loaded.width):
+            height, width = like.original
+            raise UnreadableError(name, f"its map is {loaded.width}x{loaded.height}, the picture {width}x{height}")
+        at, zoom, flip = self._placing(step, slot)
+        cut = cut_out(loaded, size, at, zoom, Image.Resampling.NEAREST)
+        pixels = cut.flipped().pixels if flip else cut.pixels
+        known = self.config.map_classes or 0
+        if (highest := int(pixels.max())) >= known:
+            fault = f"its map has class {highest}; data.map_classes is {known}: 0 to {known - 1}"
+            raise UnreadableError(name, fault)
+        return pixels
+
+    def _placing(self, step: int, slot: int) -> tuple[tuple[float, float], float, bool]:
+        """Where a picture is cut, how far it is enlarged before, and whether it is flipped."""
         at, zoom = (0.5, 0.5), 1.0
         if self.config.random_crop:
             across, down = torch.rand(2, generator=self.draws.generator("crop", step, slot)).tolist()
             at = (across, down)
         if self.config.random_zoom > 1:
             zoom = self.config.random_zoom ** self.draws.uniform("zoom", step, [slot]).item()
-        if isinstance(picture, np.ndarray) and picture.shape[:2] == size and zoom == 1:
-            cut = Cut(picture, size, size, (0, 0))
-        else:
-            loaded = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-            cut = cut_out(loaded, size, at, zoom)
-        if self.config.random_flip and self.draws.choice("flip", step, slot, 2):
-            cut = cut.flipped()
-        return cut
+        return at, zoom, bool(self.config.random_flip and self.draws.choice("flip", step, slot, 2))
 
 
 def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broken: Sequence[Broken]) -> Batch:
@@ -74,11 +99,13 @@ def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broke
     indices, captions = [sample.index for sample in samples], [sample.caption for sample in samples]
     cuts = [sample.cut for sample in samples if sample.cut is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
+    drawn = [sample.map for sample in samples if sample.map is not None]
+    maps = torch.from_numpy(np.stack(drawn)) if drawn else None
     if not cuts:
-        return Batch(step, slots, indices, None, captions, labels=labels, broken=broken)
+        return Batch(step, slots, indices, None, captions, labels=labels, maps=maps, broken=broken)
     pictures = to_tensor(np.stack([cut.pixels for cut in cuts]))
     originals, crops = (torch.tensor(pairs) for pairs in zip(*((cut.original, cut.crop) for cut in cuts), strict=True))
-    return Batch(step, slots, indices, pictures, captions, originals, crops, labels, broken)
+    return Batch(step, slots, indices, pictures, captions, originals, crops, labels, maps, broken)
 
 
 def join(parts: Sequence[Batch]) -> Batch:
@@ -100,5 +127,6 @@ def join(parts: Sequence[Batch]) -> Batch:
         original_sizes=together("original_sizes"),
         crops=together("crops"),
         labels=[batch.labels[place] for batch, place in rows] if parts[0].labels else (),
+        maps=None if parts[0].maps is None else together("maps"),
         broken=[broken for batch in parts for broken in batch.broken],
     )

@@ -39,6 +39,10 @@ class HeldSource:
         """The picture of a sample."""
         return self._samples[index][0]
 
+    def map(self, index: int) -> Image.Image:
+        """The map of its classes."""
+        return self._shards.map(self._samples[index][2])
+
     def shape(self, index: int) -> Size:
         """Its height and width."""
         width, height = self._samples[index][0].size

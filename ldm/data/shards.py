@@ -20,7 +20,7 @@ from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.cache import default_cache
 from ldm.data.classes import class_number
-from ldm.data.pictures import decode
+from ldm.data.pictures import decode, decode_map
 from ldm.data.progress import track
 from ldm.data.remote import fetch_if_there, is_remote, open_remote, version_of
 from ldm.errors import UserError
@@ -28,6 +28,7 @@ from ldm.errors import UserError
 INDEX = (
     "index.json"  # {"shardlist": [{"url": "000000.tar", "nsamples": 1000}, ...]}, as WebDataset's own tools write it
 )
+MAP = "map.png"  # suffix of a sample's map of classes
 META = re.compile(r"__[^/]*__($|/)")  # members that webdataset passes over
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2")
 
@@ -85,9 +86,17 @@ class Shards:
         if packed.fault:
             raise UnreadableError(packed.name, packed.fault)
         for suffix, content in packed.members.items():
-            if suffix.rsplit(".", 1)[-1] in SUFFIXES:
+            if suffix != MAP and suffix.rsplit(".", 1)[-1] in SUFFIXES:
                 return decode(content, packed.name)
         raise UnreadableError(packed.name, f"it has no picture, only {', '.join(packed.members) or 'nothing'}")
+
+    def map(self, packed: Packed) -> Image.Image:
+        """The map of classes of a sample, its `.map.png`; UnreadableError when there is none or it cannot be read."""
+        if packed.fault:
+            raise UnreadableError(packed.name, packed.fault)
+        if MAP not in packed.members:
+            raise UnreadableError(packed.name, f"it has no .{MAP}, only {', '.join(packed.members) or 'nothing'}")
+        return decode_map(packed.members[MAP], packed.name)
 
     def captions(self, packed: Packed) -> list[str]:
         """All captions of a sample, of its `.json` or `.txt`; UnreadableError when they cannot be read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -15,10 +15,12 @@ from ldm.data.broken import UnreadableError
 from ldm.data.cached import CachedData, is_cache
 from ldm.data.classes import Labels, choose_field, no_classes
 from ldm.data.folders import FolderSource, open_folder
-from ldm.data.pictures import decode, header_size
+from ldm.data.pictures import decode, decode_map, header_size
 from ldm.data.shards import Shards, open_shards, shards_of
 from ldm.data.tables import load_table
 from ldm.errors import UserError
+
+MAP_COLUMN = "map"
 
 
 class Source(Protocol):
@@ -57,6 +59,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class MapSource(Protocol):
+    """A source with a map of classes beside each picture."""
+
+    def map(self, index: int) -> Image.Image | np.ndarray:
+        """Classes of the pixels of a picture, of mode L or uint8 (H, W)."""
+        ...
+
+
 class TableSource:
     """Pictures of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
 
@@ -74,6 +85,9 @@ class TableSource:
         self._images = table.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
         self._column, self._fields, self._data = image_column, caption_fields, data
         self._texts = table.select_columns(captions_of.columns_of(table.features, caption_fields))
+        has_maps = isinstance(table.features.get(MAP_COLUMN), ImageFeature)
+        maps = table.select_columns([MAP_COLUMN]) if has_maps else None
+        self._maps = None if maps is None else maps.cast_column(MAP_COLUMN, ImageFeature(decode=False))
         self._labels = None if class_column is None else _labels(table, class_column)
         self._fingerprint: str = table._fingerprint  # `datasets`' own, of the files or of the Hub's revision
 
@@ -82,11 +96,17 @@ class TableSource:
 
     def picture(self, index: int) -> Image.Image:
         """The picture at `index`, upright and in RGB; UnreadableError when it cannot be read."""
-        return decode(*self._content(index))
+        return decode(*self._content(self._images, self._column, index))
+
+    def map(self, index: int) -> Image.Image:
+        """The map at `index`, of a second column of images; UnreadableError when there is none or it is damaged."""
+        if self._maps is None:
+            raise UnreadableError(f"{self._data}, row {index}", f"it has no map: there is no column {MAP_COLUMN}")
+        return decode_map(*self._content(self._maps, MAP_COLUMN, index))
 
     def shape(self, index: int) -> Size:
         """Height and width of the picture at `index`."""
-        return header_size(*self._content(index))
+        return header_size(*self._content(self._images, self._column, index))
 
     def captions(self, index: int) -> list[str]:
         """The captions at `index`; a column of lists gives several, and so do several columns."""
@@ -115,9 +135,9 @@ class TableSource:
         """Of the table and the row."""
         return f"{self._fingerprint} {index}"
 
-    def _content(self, index: int) -> tuple[bytes | Path, str]:
+    def _content(self, images: Any, column: str, index: int) -> tuple[bytes | Path, str]:
         """A picture's bytes or file, and what to call it."""
-        image = self._images[index][self._column] or {}
+        image = images[index][column] or {}
         name = image.get("path") or f"{self._data}, row {index}"
         if image.get("bytes") is not None:
             return image["bytes"], f"{name} (row {index})" if image.get("path") else name
@@ -138,7 +158,7 @@ def open_source(data: str, config: DataConfig, split: Literal["train", "test"] =
             raise UserError("data.caption_fields has no use for scenes, which have captions of their own")
         if config.class_field is not None:
             raise UserError("data.class_field has no use for scenes, whose class is that of the first thing in them")
-        return ScenesDataset(config.scenes, config.size, split)
+        return ScenesDataset(config.scenes, config.size, split, map_classes=config.map_classes)
     if is_cache(data):
         return CachedData(Path(data))
     shards = shards_of(data)
@@ -169,7 +189,8 @@ def _table(table: Any, data: str, config: DataConfig) -> TableSource:
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
-    images = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
+    columns = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
+    images = [name for name in columns if name != MAP_COLUMN]
     if not images:
         raise UserError(f"data {data!r} has no column of pictures, only {', '.join(table.features)}")
     if not len(table):
@@ -186,4 +207,4 @@ def _labels(table: Any, column: str) -> Labels:
     return Labels(list(table[column]), names)
 
 
-__all__ = ["FolderSource", "Shards", "Source", "TableSource", "open_indexed", "open_source"]
+__all__ = ["FolderSource", "MapSource", "Shards", "Source", "TableSource", "open_indexed", "open_source"]

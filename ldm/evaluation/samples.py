@@ -53,7 +53,7 @@ def draw_through(pipe: TextToImage, request: Request, readers: Sequence[Reader],
     drawn: Iterator[np.ndarray] = map(np.asarray, pipe.draw(request, numbers=numbers))
     if share.is_first:
         drawn = track(drawn, "drawing pictures", len(numbers))
-    for pictures in in_batches(drawn, request.batch_size):
+    for pictures in in_batches(drawn, request.batch_size or Plan.batch_size):
         for reader in readers:
             reader.see(pictures)
 

@@ -18,6 +18,7 @@ from ldm.checkpoint.compvis.modelspec import contents_from_metadata
 from ldm.checkpoint.fields import Fields, load_fields
 from ldm.checkpoint.find import built_in, resolve, step_folders
 from ldm.checkpoint.scheduler_fields import scheduler_from_fields
+from ldm.checkpoint.spatial import spatial_from_fields
 from ldm.checkpoint.text_fields import text_from_fields
 from ldm.checkpoint.texts import network_tensors
 from ldm.checkpoint.unet_fields import unet_from_fields
@@ -35,6 +36,7 @@ SECTIONS = {
     "bert": "text",
     "text_encoder_2": "text_2",
     "class_embedder": "classes",
+    "spatial": "spatial",
 }
 READERS: dict[str, Callable[[Fields, Path], Any]] = {
     "autoencoder": autoencoder_from_fields,
@@ -42,6 +44,7 @@ READERS: dict[str, Callable[[Fields, Path], Any]] = {
     "text": text_from_fields,
     "text_2": text_from_fields,
     "classes": classes_from_fields,
+    "spatial": spatial_from_fields,
     "diffusion": scheduler_from_fields,
 }
 
@@ -164,7 +167,8 @@ def _networks(folder: Path) -> dict[str, Path]:
 
 def _section_of(fields: Fields) -> str:
     name = str(fields.get("_class_name"))  # transformers' files have none
-    starts = {"UNet": "unet", "Autoencoder": "autoencoder", "VQ": "autoencoder", "ClassEmbedder": "classes"}
+    starts = {"UNet": "unet", "Autoencoder": "autoencoder", "VQ": "autoencoder"}
+    starts |= {"ClassEmbedder": "classes", "Spatial": "spatial"}
     return next((section for start, section in starts.items() if name.startswith(start)), "text")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,3 +35,41 @@ class SpatialRescaler(nn.Module):
         for _ in range(self.config.stages):
             picture = F.interpolate(picture, scale_factor=0.5, mode="bilinear")
         return self.channel_mapper(picture)
+
+
+class SpatialIdentity(nn.Module):
+    """A picture that joins the latents as it is: it has as many pixels as they, and no weights."""
+
+    def __init__(self, config: SpatialConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """The picture (B, C, h, w)."""
+        return picture
+
+
+Spatial = SpatialRescaler | SpatialIdentity
+
+
+def make_spatial(config: SpatialConfig) -> Spatial:
+    """What brings a picture of the configured kind beside the latents."""
+    return SpatialRescaler(config) if config.kind == "rescaler" else SpatialIdentity(config)
+
+
+def one_hot(maps: Tensor, classes: int) -> Tensor:
+    """A channel a class, (B, classes, H, W), of maps of class numbers (B, H, W)."""
+    return F.one_hot(maps.long(), classes).movedim(-1, 1).float()
+
+
+def hidden(pictures: Tensor, masks: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) with grey, which is zero, where masks (B, 1, H, W) are 1, and themselves where 0."""
+    return pictures * (1 - masks)
+
+
+def inpainting_channels(masks: Tensor, latents: Tensor) -> Tensor:
+    """Masks (B, 1, H, W), 1 where to fill, and the latents (B, C, h, w) of the hidden pictures: (B, 1 + C, h, w).
+
+    In the order and with the nearest pixels of Stable Diffusion's inpainting models.
+    """
+    return torch.cat([F.interpolate(masks, size=latents.shape[-2:]).to(latents), latents], dim=1)

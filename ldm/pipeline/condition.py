@@ -18,6 +18,7 @@ class Condition:
     context: Tensor | None = None  # (B, L, D), of text or classes, to attend to
     classes: Tensor | None = None  # (B,), for a U-Net with a table of its own
     added: Added | None = None  # pooled text (B, P) and sizes (B, 6)
+    spatial: Tensor | None = None  # (B, C, h, w), channels that join the latents
 
     @property
     def count(self) -> int:
@@ -33,6 +34,10 @@ class Condition:
         """That of so many pictures out of that of one."""
         return mapped(lambda tensor: tensor.expand(count, *tensor.shape[1:]), self)
 
+    def beside(self, spatial: Tensor | None, count: int = 1) -> Condition:
+        """With the same channels (1, C, h, w) beside the latents of each of `count` pictures."""
+        return self if spatial is None else replace(self, spatial=spatial.expand(count, -1, -1, -1))
+
     def silent(self) -> Condition:
         """Zeros in the place of what text says; sizes stay."""
         context = None if self.context is None else torch.zeros_like(self.context)
@@ -47,9 +52,9 @@ class Condition:
 
 def mapped(change: Callable[..., Tensor], *conditions: Condition) -> Condition:
     """The condition whose tensors are what `change` makes of those of the conditions, kind by kind."""
-    kinds = zip(*((c.context, c.classes, *(c.added or (None, None))) for c in conditions), strict=True)
-    context, classes, text, sizes = (None if tensors[0] is None else change(*tensors) for tensors in kinds)
-    return Condition(context, classes, None if text is None or sizes is None else Added(text, sizes))
+    kinds = zip(*((c.context, c.classes, c.spatial, *(c.added or (None, None))) for c in conditions), strict=True)
+    context, classes, spatial, text, sizes = (None if tensors[0] is None else change(*tensors) for tensors in kinds)
+    return Condition(context, classes, None if text is None or sizes is None else Added(text, sizes), spatial)
 
 
 def joined(*conditions: Condition) -> Condition:

@@ -10,10 +10,12 @@ import torch
 
 from ldm.checkpoint.parts import Parts
 from ldm.errors import UserError
-from ldm.models.text import Encoded
 from ldm.models.unet import Added
 from ldm.pipeline.class_names import class_number
+from ldm.pipeline.composition import spread
 from ldm.pipeline.condition import Condition
+from ldm.pipeline.prompts import Prompts
+from ldm.pipeline.references import PictureConditioner
 from ldm.pipeline.request import Framing, Request, Subject
 
 GUIDANCE_SCALE = 3.0  # where there is something to guide away from and nothing else is asked for
@@ -33,13 +35,18 @@ class Conditioner(Protocol):
     ) -> tuple[Condition, Condition | None]:
         """The condition of these subjects, and that of one picture which is guided away from, if any."""
 
+    def length(self, subject: Subject, request: Request) -> int:
+        """How long the context of a subject is; only those of one length can be drawn together."""
+
 
 def make_conditioner(parts: Parts) -> Conditioner:
-    """The conditioner of a model of text, of classes, or of nothing."""
+    """The conditioner of a model of text, of classes, of another picture, or of nothing."""
     if parts.texts:
         return TextConditioner(parts)
     if parts.num_classes is not None:
         return ClassConditioner(parts, parts.num_classes)
+    if parts.picture_encoder is not None:
+        return PictureConditioner(parts, parts.picture_encoder, GUIDANCE_SCALE)
     return NoConditioner()
 
 
@@ -47,23 +54,25 @@ class TextConditioner:
     """Prompts through one or two text encoders; the contexts of two are joined width to width (SDXL)."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+        self.parts, self.prompts = parts, Prompts(parts.texts)
         self.knows_sizes = parts.unet.config.addition_embed_type is not None
 
     def settle(self, request: Request) -> Request:
-        """Prompts alone are drawn, and framing only where the model was told it."""
+        """Prompts alone are drawn, and framing only where the model was told it; warns of prompts that are cut."""
         if request.classes or request.negative_class is not None:
             raise UserError("this model draws prompts, it knows no classes")
         if not request.prompts:
             raise UserError("there is no prompt to draw: give a PROMPT, or several")
         if request.framing is not None and not self.knows_sizes:
             raise UserError("this model was not told sizes and crops in training: leave framing out")
+        _refuse_reference(request)
+        self.prompts.warn_of_cuts(request)
         return request if request.guidance_scale is not None else replace(request, guidance_scale=GUIDANCE_SCALE)
 
     def __call__(self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]) -> Condition:
         """Every text is encoded once."""
         unique = list(dict.fromkeys(subjects))
-        encoded = self._encode([str(text) for text in unique])
+        encoded = self.prompts.encode([str(text) for text in unique], request)
         condition = Condition(encoded.context)
         if self.knows_sizes:
             assert encoded.pooled is not None  # the parts of a pipeline fit
@@ -81,14 +90,9 @@ class TextConditioner:
         zeros = self.parts.zeros_for_empty_prompt and not request.negative_prompt
         return positive, negative.silent() if zeros else negative
 
-    def _encode(self, texts: list[str]) -> Encoded:
-        """Contexts (B, L, D) beside each other, and the last encoder's pooled text (B, P)."""
-        device, found = self.parts.device, []
-        for text_encoder, tokenizer in self.parts.texts:
-            ids, mask = tokenizer(texts)
-            found.append(text_encoder(ids.to(device), mask.to(device)))
-        context = found[0].context if len(found) == 1 else torch.cat([each.context for each in found], dim=-1)
-        return Encoded(context, found[-1].pooled)
+    def length(self, subject: Subject, request: Request) -> int:
+        """The windows of the longest of its texts and the negative prompt; the others are padded to as many."""
+        return self.prompts.count([*map(str, spread([subject])[0]), request.negative_prompt], request)
 
 
 class ClassConditioner:
@@ -106,7 +110,7 @@ class ClassConditioner:
         negative = self.empty if request.negative_class is None else self._number(request.negative_class)
         classes = tuple(self._number(each) for each in request.classes)
         request = replace(request, classes=classes, negative_class=None if request.negative_class is None else negative)
-        _refuse_framing(request)
+        _refuse_ways_of_text(request)
         guided = negative is not None
         if not guided and request.guidance_scale not in (None, 1):
             raise UserError("guidance in a model of classes needs one to guide away from: give a negative class")
@@ -126,6 +130,10 @@ class ClassConditioner:
         other = self.empty if request.negative_class is None else request.negative_class
         return self(subjects, request, size), None if other is None else self([other], request, size)
 
+    def length(self, subject: Subject, request: Request) -> int:
+        """One token a class."""
+        return 1
+
     def _number(self, given: int | str) -> int:
         """The number of a class given by its name or its number; UserError for one that there is not."""
         return class_number(given, self.num_classes, self.parts.class_names, "this model")
@@ -140,7 +148,7 @@ class NoConditioner:
             raise UserError("this model is unconditional: it knows no prompts and no classes, give none")
         if request.guidance_scale not in (None, 1):
             raise UserError("this model is unconditional: guidance has nothing to guide to, leave its scale out")
-        _refuse_framing(request)
+        _refuse_ways_of_text(request)
         return replace(request, guidance_scale=1.0)
 
     def __call__(self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]) -> Condition:
@@ -153,7 +161,20 @@ class NoConditioner:
         """Of nothing, which is guided away from nothing."""
         return Condition(), None
 
+    def length(self, subject: Subject, request: Request) -> int:
+        """No context."""
+        return 1
 
-def _refuse_framing(request: Request) -> None:
+
+def _refuse_reference(request: Request) -> None:
+    if request.reference is not None:
+        raise UserError("this model was not made to vary a picture: give it as image, to start from, and a strength")
+
+
+def _refuse_ways_of_text(request: Request) -> None:
+    """Raise UserError for what a request says about prompts, or a picture to vary, in a model that knows neither."""
+    _refuse_reference(request)
     if request.framing is not None:
         raise UserError("framing is for models that were told sizes and crops in training: leave it out")
+    if request.long_prompts or request.prompt_syntax != "plain":
+        raise UserError("prompt syntax and long prompts are for models of text: leave them out")

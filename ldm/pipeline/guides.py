@@ -95,9 +95,10 @@ class ClipGuidance:
         subjects: Sequence[str | int | Composed | None],
         seeds: Sequence[int],
         autoencoder: Autoencoder,
+        device: torch.device,
     ) -> Denoiser:
         """The denoiser led to the texts of a batch, with crops drawn from each picture's seed."""
-        self.model.to(autoencoder.last_layer.device)
+        self.model.to(device)
         targets, crops = self._targets(subjects), Crops(seeds, self.crops, self.model.side)
 
         def likeness(x0: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.pipeline.composition import Mixture
 from ldm.pipeline.condition import Condition
 from ldm.pipeline.conditioners import Conditioner
+from ldm.pipeline.prompts import without_syntax
 from ldm.pipeline.request import Request, Subject
 
 # 99.5 of 100 numbers of a picture's latents, which have unit variance over all pictures, are smaller: of 200 scenes in
@@ -63,7 +64,8 @@ def steered(
     if request.classifier is not None:
         denoiser = request.classifier.around(denoiser, request.labels(subjects), parts.device)
     if request.clip is not None:
-        denoiser = request.clip.around(denoiser, subjects, seeds, parts.autoencoder)
+        said = [without_syntax(subject, request) for subject in subjects]
+        denoiser = request.clip.around(denoiser, said, seeds, parts.autoencoder, parts.device)
     return denoiser
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
 
 Subject = Prompt | int | None  # a prompt, a class, or nothing
+SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; `ldm.pipeline.prompt_weights` has that of the last two
 
 
 class Framing(NamedTuple):
@@ -43,6 +44,8 @@ class Request:
 
     prompts: tuple[Prompt, ...] = ()
     negative_prompt: str = ""
+    prompt_syntax: str = "plain"  # weighted: `(word:1.3)` multiplies tokens; a1111: and a window keeps its mean
+    long_prompts: bool = False  # read in as many windows of the text encoder as they need, instead of cut to one
     classes: tuple[int | str, ...] = ()  # numbers or names, instead of prompts, or what a classifier leads to
     negative_class: int | str | None = None  # what to guide away from there; None: its empty class, if it has one
     framing: Framing | None = None  # for a model that was told sizes and crops; None: the whole picture
@@ -57,23 +60,28 @@ class Request:
     eta: float | None = None  # for ddim alone; None: that of the sampler
     size: tuple[int, int] | None = None  # width, height in pixels; None: the image's, or what the model was trained on
     image: Image.Image | None = None  # to start from, noised to `strength`, instead of from noise alone
+    reference: Image.Image | None = None  # to vary, for a model that was made for it; None there: the image
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
+    layout: Image.Image | None = None  # classes of the pixels, for a model of such maps
     guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
     threshold: float | None = None  # share of the numbers of x0 that are not cut (Saharia et al. 2022); None: off
     threshold_range: float | None = None  # what x0 is brought within; None: that of usual latents
     classifier: ClassifierGuidance | None = None
     clip: ClipGuidance | None = None
-    batch_size: int = 8  # pictures drawn at a time
+    batch_size: int | None = None  # pictures drawn at a time; None: as many as memory is thought to hold
 
     def __post_init__(self) -> None:
         make_sampler(self.sampler, self.eta)
         self._check_levels()
         if self.prompts and self.classes and self.classifier is None:
             raise UserError("give prompts or classes, not both")
+        if self.prompt_syntax not in SYNTAXES:
+            raise UserError(f"no prompt syntax {self.prompt_syntax!r}: it is one of {', '.join(SYNTAXES)}")
         for name in ("num_inference_steps", "num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1")
         if not 0 <= self.seed <= 2**63 - len(self.subjects) * self.num_images:
             raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
         self._check_guidance()
@@ -105,6 +113,11 @@ class Request:
                 raise UserError(f"a {name} needs guidance: give a guidance scale other than 1, which is off")
 
     def _check_image(self) -> None:
+        if self.image is not None and self.layout is not None and self.layout.size != self.image.size:
+            (width, height), (given_width, given_height) = self.image.size, self.layout.size
+            raise UserError(
+                f"the layout is {given_width}x{given_height}, the image {width}x{height}: they must be equal"
+            )
         if self.image is None and (self.strength is not None or self.mask is not None):
             raise UserError("strength and mask say what is to be done with an image: give one")
         if self.strength is not None and not 0 < self.strength <= 1:

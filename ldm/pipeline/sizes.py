@@ -14,24 +14,27 @@ def picture_size(parts: Parts, request: Request) -> tuple[int, int]:
     if request.size is not None:
         return request.size
     factor = parts.autoencoder.config.downsampling_factor
-    if request.image is None:
+    given = request.image or request.layout
+    if given is None:
         side = parts.unet.config.sample_size * factor
         return side, side
-    multiple = factor * _halvings(parts)
-    width, height = (side // multiple * multiple for side in request.image.size)
+    multiple, scale = factor * _halvings(parts), factor if enlarges(parts) else 1
+    width, height = (side * scale // multiple * multiple for side in given.size)
     if not width or not height:
-        raise UserError(f"the image is smaller than {multiple} pixels, the least that this model draws")
+        least = multiple // scale
+        raise UserError(f"the image is smaller than {least} pixels, the least that this model can take")
     return width, height
 
 
 def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
     """(C, h, w) of one picture's latents; UserError for a size that the networks cannot halve as they do."""
-    channels, factor = parts.unet.config.in_channels, parts.autoencoder.config.downsampling_factor
+    channels, factor = parts.autoencoder.config.latent_channels, parts.autoencoder.config.downsampling_factor
     width, height = picture_size(parts, request)
     if latents is not None:
         given = (latents.shape[-1] * factor, latents.shape[-2] * factor)
         count = len(request.pictures)
-        if latents.shape[:-2] != (count, channels) or request.size not in (None, given):
+        free = request.size is None and request.image is None and request.layout is None
+        if latents.shape[:-2] != (count, channels) or not (free or given == (width, height)):
             needed = (count, channels, height // factor, width // factor)
             raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} pictures need {needed}")
         width, height = given
@@ -39,6 +42,11 @@ def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) 
     if min(width, height) < 1 or width % multiple or height % multiple:
         raise UserError(f"size {width}x{height}: width and height must be multiples of {multiple} for this model")
     return channels, height // factor, width // factor
+
+
+def enlarges(parts: Parts) -> bool:
+    """Whether the model draws from a small picture a larger one."""
+    return parts.spatial is not None and parts.spatial.config.kind == "low_resolution"
 
 
 def _halvings(parts: Parts) -> int:

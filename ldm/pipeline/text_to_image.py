@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +22,16 @@ from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
 from ldm.pipeline.device import find_device
-from ldm.pipeline.given import Given
+from ldm.pipeline.drawing import Drawing, Progress
+from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Framing, Request, Subject
-from ldm.pipeline.sizes import latent_shape, picture_size
+from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
+from ldm.pipeline.spatial import make_spatial_input
 
 if TYPE_CHECKING:
     from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
-
-Progress = Callable[[int, int], None]  # (steps done, steps in all), over all batches
 
 
 class TextToImage:
@@ -50,6 +49,7 @@ class TextToImage:
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
+        self.spatial_input = make_spatial_input(parts, tile)
         for network in parts.networks:
             network.eval()
 
@@ -94,6 +94,8 @@ class TextToImage:
         num_images: int = 1,
         seed: int = 0,
         *,
+        prompt_syntax: str = "plain",
+        long_prompts: bool = False,
         classes: int | str | Sequence[int | str] = (),
         negative_class: int | str | None = None,
         framing: Framing | None = None,
@@ -106,13 +108,14 @@ class TextToImage:
         image: Image.Image | None = None,
         strength: float | None = None,
         mask: Image.Image | None = None,
+        layout: Image.Image | None = None,
         guidance_interval: tuple[float, float] | None = None,
         threshold: float | None = None,
         threshold_range: float | None = None,
         classifier: ClassifierGuidance | None = None,
         clip: ClipGuidance | None = None,
         latents: Tensor | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
         """`num_images` pictures of each prompt or class, those of the first one first; see `Request` for the options.
@@ -123,6 +126,8 @@ class TextToImage:
         request = Request(
             prompts=(prompt,) if isinstance(prompt, Prompt) else tuple(prompt),
             negative_prompt=negative_prompt,
+            prompt_syntax=prompt_syntax,
+            long_prompts=long_prompts,
             classes=(classes,) if isinstance(classes, int | str) else tuple(classes),
             negative_class=negative_class,
             framing=framing,
@@ -139,6 +144,7 @@ class TextToImage:
             image=image,
             strength=strength,
             mask=mask,
+            layout=layout,
             guidance_interval=guidance_interval,
             threshold=threshold,
             threshold_range=threshold_range,
@@ -162,13 +168,13 @@ class TextToImage:
         request = self.settle(request)
         grid = self.grid(request)
         shape = latent_shape(self.parts, request, latents)
-        given = self._given(request) if request.image is not None else None
+        given = self._given(request)
         chosen = list(range(len(request.pictures)) if numbers is None else numbers)
-        return self._batches(request, grid, shape, latents, given, progress, chosen)
+        return Drawing(self, request, grid, shape, latents, given, progress).images(chosen)
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
-        return settle_guides(request, self.parts, self.conditioner)
+        return self.spatial_input.settle(settle_guides(request, self.parts, self.conditioner))
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
@@ -180,40 +186,15 @@ class TextToImage:
         """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
         return picture_size(self.parts, request)
 
-    def _given(self, request: Request) -> Given:
-        assert request.image is not None
-        size, scaled = self.size(request), request.size is not None
-        return Given(request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile)
-
-    def _batches(
-        self,
-        request: Request,
-        grid: Grid,
-        shape: tuple[int, int, int],
-        latents: Tensor | None,
-        given: Given | None,
-        progress: Progress | None,
-        numbers: list[int],
-    ) -> Iterator[Image.Image]:
-        pictures, size = request.pictures, request.batch_size
-        factor = self.parts.autoencoder.config.downsampling_factor
-        pixels = shape[2] * factor, shape[1] * factor  # width and height
-        total = math.ceil(len(numbers) / size) * len(grid)
-        for batch, first in enumerate(range(0, len(numbers), size)):
-            chosen = numbers[first : first + size]
-            subjects, seeds = zip(*(pictures[number] for number in chosen), strict=True)
-            noise = SeededNoise(seeds)
-            start = torch.empty(len(seeds), *shape, device=self.device)
-            start = noise(start) if latents is None else latents[chosen].to(start)
-            start = grid.initial_scale * start if given is None else given.noisy(grid, start)
-            with torch.inference_mode():
-                condition, negative = self.conditioner.pair(spread(subjects)[0], request, pixels)
-            steps = self.sample(request, condition, negative, start, noise, given, subjects)
-            for step, x in enumerate(steps, start=batch * len(grid) + 1):  # noqa: B007
-                if progress:
-                    progress(step, total)
-            images = self.decode(x)
-            yield from images if given is None else map(given.restore, images)
+    def _given(self, request: Request) -> Given | None:
+        """The image that sampling starts from, if any."""
+        if request.image is None or enlarges(self.parts):
+            return None
+        size, scaled, spatial = self.size(request), request.size is not None, self.parts.spatial
+        given = request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile
+        if spatial is not None and spatial.config.kind == "inpainting":
+            return Filled(*given, from_noise=request.given_strength == 1)
+        return Given(*given)
 
     def sample(
         self,
@@ -262,12 +243,16 @@ class TextToImage:
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str], request: Request) -> Condition:
         """What the U-Net is told of each prompt, in pictures of the size that a request asks for."""
-        return self.conditioner(prompts, request, self.size(request))
+        return self.pair(prompts, request)[0]
 
     @torch.inference_mode()
-    def negative(self, request: Request) -> Condition | None:
-        """What the U-Net is told of one picture that a request guides away from, if any."""
-        return self.conditioner.pair([], request, self.size(request))[1]
+    def pair(self, prompts: Sequence[str], request: Request) -> tuple[Condition, Condition | None]:
+        """The same, and what it is told of one picture that the request guides away from, if any."""
+        request = self.settle(request)
+        size = self.size(request)
+        condition, negative = self.conditioner.pair(prompts, request, size)
+        beside = self.spatial_input(request, size)
+        return condition.beside(beside, len(prompts)), negative and negative.beside(beside)
 
     def denoiser(self, condition: Condition, grid: Grid) -> Denoiser:
         """The U-Net given a condition, with all that does not change while sampling computed here, once."""
@@ -276,6 +261,8 @@ class TextToImage:
         embeddings = dict(zip(grid.t.tolist(), self._embedded(condition.in_time, grid), strict=True))
 
         def network(x: Tensor, t: Tensor) -> Tensor:
+            if condition.spatial is not None:
+                x = torch.cat([x, condition.spatial], dim=1)
             return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None

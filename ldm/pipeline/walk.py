@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.diffusion.samplers import invert
 from ldm.errors import UserError
+from ldm.pipeline import batches
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.given import Given
 from ldm.pipeline.noise import SeededNoise
@@ -22,11 +23,11 @@ from ldm.pipeline.text_to_image import TextToImage
 
 def between_prompts(pipe: TextToImage, first: str, second: str, frames: int, request: Request) -> list[Image.Image]:
     """Conditions on the straight line from one prompt's to the other's, all from the noise of the request's seed."""
-    both = pipe.condition([first, second], request)
+    both, negative = pipe.pair([first, second], request)
     start, end = both.rows([0]), both.rows([1])
     conditions = [mapped(partial(torch.lerp, weight=share), start, end) for share in shares(frames)]
     noise = _noise(pipe, request.seed, request)
-    return _drawn(pipe, request, conditions, [noise] * frames)
+    return _drawn(pipe, request, conditions, negative, [noise] * frames)
 
 
 def between_seeds(
@@ -34,8 +35,8 @@ def between_seeds(
 ) -> list[Image.Image]:
     """Noises on the arc from one seed's to the other's, all of one prompt."""
     start, end = (_noise(pipe, seed, request) for seed in (first, second))
-    condition = pipe.condition([prompt], request)
-    return _drawn(pipe, request, [condition] * frames, [slerp(start, end, share) for share in shares(frames)])
+    condition, negative = pipe.pair([prompt], request)
+    return _drawn(pipe, request, [condition] * frames, negative, [slerp(start, end, share) for share in shares(frames)])
 
 
 def between_pictures(
@@ -46,9 +47,9 @@ def between_pictures(
     Inversion and drawing go without guidance, which would not lead back to the pictures.
     """
     plain = replace(request, guidance_scale=1.0, sampler="ddim", eta=None)
-    condition = pipe.condition([prompt], plain)
+    condition, negative = pipe.pair([prompt], plain)
     start, end = (inverted(pipe, picture, condition, plain) for picture in (first, second))
-    return _drawn(pipe, plain, [condition] * frames, [slerp(start, end, share) for share in shares(frames)])
+    return _drawn(pipe, plain, [condition] * frames, negative, [slerp(start, end, share) for share in shares(frames)])
 
 
 @torch.inference_mode()
@@ -85,19 +86,20 @@ def _noise(pipe: TextToImage, seed: int, request: Request) -> Tensor:
 
 
 def _drawn(
-    pipe: TextToImage, request: Request, conditions: Sequence[Condition], starts: Sequence[Tensor]
+    pipe: TextToImage,
+    request: Request,
+    conditions: Sequence[Condition],
+    negative: Condition | None,
+    starts: Sequence[Tensor],
 ) -> list[Image.Image]:
     """A picture of each condition from each start (C, h, w); a step's fresh noise is the same for all."""
-    return [image for batch in _batches(pipe, pipe.settle(request), conditions, starts) for image in batch]
-
-
-def _batches(
-    pipe: TextToImage, request: Request, conditions: Sequence[Condition], starts: Sequence[Tensor]
-) -> Iterator[list[Image.Image]]:
-    negative = pipe.negative(request)
-    for first in range(0, len(starts), request.batch_size):
-        at = slice(first, first + request.batch_size)
+    request = pipe.settle(request)
+    size = request.batch_size or batches.automatic(pipe.parts, latent_shape(pipe.parts, request), rows=2)
+    images: list[Image.Image] = []
+    for first in range(0, len(starts), size):
+        at = slice(first, first + size)
         start, condition = torch.stack(list(starts[at])).to(pipe.device), joined(*conditions[at])
         noise = SeededNoise([request.seed] * len(start))
         *_, latents = pipe.sample(request, condition, negative, start, noise)
-        yield pipe.decode(latents)
+        images += pipe.decode(latents)
+    return images

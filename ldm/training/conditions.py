@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers import Parts
@@ -25,12 +26,13 @@ from ldm.errors import UserError
 from ldm.models.unet import UNet
 
 Teller = Callable[..., dict[str, Tensor]]  # (the network of all parts, a condition's inputs) -> what the U-Net is told
+Draw = Callable[..., list[Image.Image]]  # arguments of `TextToImage` -> pictures
 Fields = dict[str, Any]  # of Parts, by name
 
 
 # Of `training.unet`, that mean something for some kinds alone.
 OPTIONS = {"text_learning_rate", "condition_dropout", "sample_guidance_scale"}
-OPTIONS |= {"sample_prompts", "sample_classes", "sample_pictures"}
+OPTIONS |= {"sample_prompts", "sample_classes", "sample_pictures", "sample_image"}
 
 
 class Conditioned(nn.Module):
@@ -64,6 +66,7 @@ class Condition(ABC):
 
     options: tuple[str, ...] = ()  # those of OPTIONS that mean something for this kind
     needs_pictures = False  # even where latents are cached
+    data: Source | Shards | None = None  # that is trained on, for what `show` takes from it
 
     def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: CachedData | None) -> None:
         self.parts, self.config, self.accelerator, self.cache = parts, config, accelerator, cache
@@ -118,6 +121,13 @@ class Condition(ABC):
     def examples(self) -> Fields | None:
         """Arguments of `TextToImage` for the pictures that show how far training has come; None for no pictures."""
         return {}
+
+    def show(self, draw: Draw) -> list[Image.Image] | None:
+        """Pictures in threes: what is told of a sample of the data, what is drawn of it, and the sample itself.
+
+        None for a kind that needs no data to show what it does.
+        """
+        return None
 
     def dropped(self, batch: Batch) -> list[bool]:
         """Which samples are told nothing, for guidance without a classifier (Ho and Salimans 2022)."""

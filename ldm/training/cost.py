@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,18 @@ from ldm.config import Config, StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
-from ldm.models.conditions import ClassEmbedder
+from ldm.models.conditions import ClassEmbedder, make_spatial
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.pictures import make_picture_encoder
 from ldm.models.text import make_text_encoder
 from ldm.models.unet import UNet
+from ldm.training import pictures
 from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optimizer import freeze
+from ldm.training.spatial import rescale_and_tell, tell_joined
 from ldm.training.texts import encode_and_tell, tell_context
 
 # Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
@@ -100,15 +103,49 @@ def _text(config: Config) -> Told:
     return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
 
 
+def _rescaler(config: Config) -> Told:
+    assert config.spatial is not None
+    maps = torch.zeros(1, config.data.size, config.data.size, dtype=torch.uint8)
+    return Told(rescale_and_tell, (maps,), {"spatial": make_spatial(config.spatial)})
+
+
+def _inpainting(config: Config) -> Told:
+    autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    flops = _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    return replace(_low_resolution(config), flops=flops)
+
+
+def _low_resolution(config: Config) -> Told:
+    assert config.spatial is not None
+    small = config.data.size // config.autoencoder.downsampling_factor
+    return Told(tell_joined, (torch.empty(1, config.spatial.channels, small, small),))
+
+
 def _token(config: Config) -> Told:
     assert config.classes is not None
     return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
+
+
+def _picture(config: Config) -> Told:
+    assert config.picture is not None
+    encoder, side = make_picture_encoder(config.picture), config.data.size
+    small = side // config.autoencoder.downsampling_factor
+    given = torch.empty(1, config.autoencoder.latent_channels, small, small)
+    given, kept = given if encoder.takes_latents else torch.empty(1, 3, side, side), torch.ones(1, 1, 1)
+    if config.picture.frozen:
+        flops, context = _forward(lambda: encoder(given))
+        return Told(pictures.tell_what_is_kept, (context, kept), flops=flops)
+    return Told(pictures.encode_and_tell, (given, kept), {"picture_encoder": encoder})
 
 
 CONDITIONS: dict[str, Callable[[Config], Told]] = {
     "text": _text,
     "classes": _token,
     "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
+    "picture": _picture,
+    "rescaler": _rescaler,
+    "inpainting": _inpainting,
+    "low_resolution": _low_resolution,
     "nothing": lambda config: Told(tell_nothing),
 }
 
@@ -126,8 +163,8 @@ def _classifier_cost(config: Config) -> StepCost:
 
 def _encoding(config: Config) -> int:
     """Operations of a picture's way through the encoder."""
-    autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
-    return _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    autoencoder, given = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    return _forward(lambda: autoencoder.encode(given).mode())[0]
 
 
 def _autoencoder_cost(config: Config) -> StepCost:

@@ -17,7 +17,7 @@ from ldm.data.folders import PICTURE_SUFFIXES
 from ldm.data.loader import TrainingData
 from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
-from ldm.data.sources import Source, open_source
+from ldm.data.sources import MapSource, Source, open_source
 from ldm.errors import UserError
 from ldm.training.cost import PEAK, UTILISATION, StepCost, memory, seconds_on, step_cost
 from ldm.training.loop import share_of, start_accelerator
@@ -147,7 +147,7 @@ def _few_scenes(config: Config, folder: Path, count: int) -> Source:
     from ldm.data.scenes.dataset import ScenesDataset
 
     few = config.data.scenes.model_copy(update={"num": min(count, config.data.scenes.num)})
-    return ScenesDataset(few, config.data.size, cache=folder)
+    return ScenesDataset(few, config.data.size, cache=folder, map_classes=config.data.map_classes)
 
 
 class Few:
@@ -165,6 +165,12 @@ class Few:
     def picture(self, index: int) -> Image.Image | np.ndarray:
         """That of the source."""
         return self.source.picture(index)
+
+    def map(self, index: int) -> Image.Image | np.ndarray:
+        """That of the source's picture; UserError where it has none."""
+        if not isinstance(self.source, MapSource):
+            raise UserError("data.map_classes: these data have no maps of classes; name pictures with maps beside them")
+        return self.source.map(index)
 
     def shape(self, index: int) -> Size:
         """That of the source's picture."""

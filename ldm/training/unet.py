@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,16 @@ class UNetStage(Stage):
             save_pipeline(self._pipeline(ema), place)
 
     def sample(self) -> Image.Image | None:
-        """A sheet of the pictures that the conditions name as examples, always with the same seed."""
+        """A sheet of samples of the data or of the pictures that the conditions name, always with the same seed."""
+        draw = partial(TextToImage(self.average), num_inference_steps=self.config.sample_steps, seed=0)
+        for condition in self.conditions:
+            if (shown := condition.show(draw)) is not None:
+                return contact_sheet(shown, columns=6) if shown else None
         asked: dict[str, Any] = {}
         for condition in self.conditions:
             examples = condition.examples()
             if examples is None:
                 return None
             asked |= examples
-        pipe = TextToImage(self.average)
-        images = pipe(**asked, num_inference_steps=self.config.sample_steps, seed=0)
+        images = draw(**asked)
         return contact_sheet(images, columns=math.ceil(math.sqrt(1.5 * len(images))))

@@ -116,7 +116,7 @@ REFUSED = {
     "no model 'missing'": ("missing", "out.safetensors", Conversion()),
     "neither a pipeline nor": ("there", "out.safetensors", Conversion()),
     "no configuration 'missing'": ("model.safetensors", "out", Conversion(config="missing")),
-    "spatial.kind rescaler": ("spatial.safetensors", "out", Conversion()),
+    "inpainting, with latents before a mask": ("spatial.safetensors", "out", Conversion()),
     "no whole safetensors file": ("cut.safetensors", "out", Conversion()),
 }
 
@@ -127,7 +127,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_single_file(with_weights(MODELS["an unconditional model"]), folder / "model.safetensors")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(content[: len(content) // 2])
-    unet, spatial = UNET.model_copy(update={"in_channels": 5}), SpatialConfig(kind="rescaler", channels=2, stages=1)
+    unet = UNET.model_copy(update={"in_channels": 7})
+    spatial = SpatialConfig(kind="inpainting", in_channels=1, channels=4)
     maps = Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig())
     write_single_file(with_weights(maps), folder / "spatial.safetensors")
     (folder / "there").mkdir()

@@ -28,6 +28,10 @@ KINDS: dict[str, Callable[[], Parts]] = {
     "classes": tiny.of_classes,
     "own classes": lambda: tiny.unconditional(num_class_embeds=5),
     "bert vq": tiny.bert_vq,
+    "layout": tiny.layout,
+    "inpainting": tiny.inpainting,
+    "inpainting vq": lambda: replace(tiny.inpainting(), autoencoder=tiny.vq()),
+    "super-resolution": tiny.super_resolution,
     "pixels": tiny.pixels,
     "pixels of classes": lambda: tiny.pixels(num_class_embeds=5),
     "named": lambda: replace(tiny.of_classes(), class_names=NAMES, empty_class=4),
@@ -47,6 +51,10 @@ EXPECTED = {
     "classes": ("LatentDiffusionPipeline", {"vae", "class_embedder", "unet", "scheduler"}),
     "own classes": ("LatentDiffusionPipeline", {"vae", "unet", "scheduler"}),
     "bert vq": ("LatentDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}),
+    "layout": ("LatentDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler", "spatial"}),
+    "inpainting": ("StableDiffusionInpaintPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}),
+    "inpainting vq": ("LatentDiffusionPipeline", {"vae", "text_encoder", "tokenizer", "unet", "scheduler", "spatial"}),
+    "super-resolution": ("LDMSuperResolutionPipeline", {"vqvae", "unet", "scheduler"}),
 }
 
 
@@ -75,7 +83,7 @@ def assert_same(network: nn.Module | None, other: nn.Module | None) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_parts_comes_back_bit_by_bit(name: str, saved: Callable[[str], Path]) -> None:
     parts, loaded = KINDS[name](), load_pipeline(saved(name))
-    for part in ("autoencoder", "unet", "text_encoder", "text_encoder_2", "classes"):
+    for part in ("autoencoder", "unet", "text_encoder", "text_encoder_2", "classes", "spatial"):
         assert_same(getattr(loaded, part), getattr(parts, part))
     assert loaded.diffusion == parts.diffusion
     assert loaded.zeros_for_empty_prompt == parts.zeros_for_empty_prompt
@@ -138,7 +146,12 @@ def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
         ("unconditional", {"unet": ["diffusers", "UNet2DConditionModel"]}, "the part unet is .*loads UNet2DModel"),
         ("classes", {"class_embedder": ["ldm", "Table"]}, "the part class_embedder is .*; ldm loads ClassEmbedder"),
         ("classes", {"class_embedder": "absent"}, "do not fit: the U-Net's cross_attention_dim: 32, .*: None"),
-        ("classes", {"spatial": ["ldm", "SpatialRescaler"]}, "does not know the part spatial"),
+        ("sd 1", {"spatial": ["ldm", "SpatialRescaler"]}, "does not know the part spatial"),
+        (
+            "layout",
+            {"spatial": ["ldm", "SpatialIdentity"]},
+            "the part spatial is SpatialIdentity, its .* SpatialRescaler",
+        ),
         ("classes", {"vae": "absent"}, "do not fit: the channels of pictures: 4, those that can be drawn: 3"),
         ("classes", {"id2label": {"0": "ant", "2": "bee"}}, "id2label does not map 0, 1, ... to names"),
         ("classes", {"id2label": ["ant"]}, "id2label does not map"),

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.compvis.folders import read_folder, write_folder
 from ldm.checkpoint.compvis.original_config import check_expressible
 from ldm.checkpoint.compvis.rules import interleaved
+from ldm.checkpoint.diffusers import load_pipeline
 from ldm.config import (
     AutoencoderConfig,
     BertConfig,
@@ -303,6 +305,33 @@ def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
     write_single_file(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "model.safetensors")["cond_stage_model.channel_mapper.weight"].shape == (2, 9, 1, 1)
     assert same_networks(read_single_file(tmp_path / "model.safetensors"), model)
+
+
+@pytest.mark.parametrize(
+    "spatial",
+    [
+        SpatialConfig(
+            kind="rescaler", in_channels=9, channels=3, stages=AUTOENCODER.downsampling_factor.bit_length() - 1
+        ),
+        SpatialConfig(kind="low_resolution"),
+    ],
+    ids=["rescaler", "low resolution"],
+)
+def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: SpatialConfig, tmp_path: Path) -> None:
+    unet = UNetConfig(
+        **PLAIN | {"in_channels": 3 + AUTOENCODER.latent_channels}, block_out_channels=(32, 32), attention_layers=(0, 1)
+    )
+    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig()))
+    write_folder(model, tmp_path / "pipeline")
+    loaded = load_pipeline(tmp_path / "pipeline").spatial
+    assert loaded is not None
+    assert loaded.config == spatial
+    found = read_folder(tmp_path / "pipeline")
+    assert found.contents.spatial == spatial
+    assert found.networks.keys() == model.networks.keys()
+    weights = {name: network.state_dict() for name, network in model.networks.items() if name != "autoencoder"}
+    for name, expected in weights.items():
+        assert all(torch.equal(weight, expected[key]) for key, weight in found.networks[name].state_dict().items())
 
 
 def test_a_condition_stage_that_is_the_first_stage_must_be_the_same(tmp_path: Path) -> None:

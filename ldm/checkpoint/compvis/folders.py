@@ -30,6 +30,7 @@ from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.weights import DTYPES
 from ldm.config import DiffusionConfig
 from ldm.errors import UserError
+from ldm.models.conditions import make_spatial
 from ldm.models.text import Tokenizer
 
 CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
@@ -44,6 +45,7 @@ PARTS = {  # our section -> the part
     "text": "text_encoder",
     "text_2": "text_encoder_2",
     "classes": "classes",
+    "spatial": "spatial",
 }
 
 
@@ -88,13 +90,17 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
 
 
 def _of_parts(parts: Parts) -> SingleFile:
+    if parts.picture_encoder is not None:
+        raise UserError("a model that varies a picture: ldm writes no single file of such a one, only its folder")
     found = {name: getattr(parts, part) for name, part in PARTS.items()}
-    networks = {name: network for name, network in found.items() if network is not None}
+    if parts.spatial is not None and parts.spatial.config.kind == "inpainting":
+        raise UserError("the original's files have latents before the mask of inpainting, ours and diffusers' after it")
     contents = Contents(
         diffusion=parts.diffusion,
         zeros_for_empty_prompt=parts.zeros_for_empty_prompt,
-        **{name: network.config for name, network in networks.items()},
+        **{name: network.config for name, network in found.items() if network is not None},
     )
+    networks = {name: found[name] for name in contents.networks}
     kept: dict[str, Tokenizer] = {}
     for name, part in TOKENIZERS.items():
         tokenizer = getattr(parts, part)
@@ -105,9 +111,11 @@ def _of_parts(parts: Parts) -> SingleFile:
 
 def _to_parts(file: SingleFile, source: str | None) -> Parts:
     contents = file.contents
-    if contents.spatial is not None:
-        raise _no_place(f"spatial.kind {contents.spatial.kind}")
+    if contents.spatial is not None and contents.spatial.kind == "inpainting":
+        raise _no_place("the original's inpainting, with latents before a mask of -1 and 1,")
     parts: dict[str, Any] = {part: file.networks.get(name) for name, part in PARTS.items()}
+    if parts["spatial"] is None and contents.spatial is not None:  # one without weights
+        parts["spatial"] = make_spatial(contents.spatial)
     for name, part in TOKENIZERS.items():
         config = getattr(contents, name)
         parts[part] = None

@@ -18,7 +18,9 @@ from ldm.data.cache import default_cache
 from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version
 from ldm.data.scenes.compose import Split
+from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import Order, make_all
+from ldm.data.scenes.maps import kind_names, maps_digest, render_map
 from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import first, tables_digest
 from ldm.errors import UserError
@@ -38,13 +40,22 @@ class ScenesDataset:
         split: Split = "train",
         processes: int | None = None,
         cache: Path | None = None,
+        map_classes: int | None = None,
     ) -> None:
+        """Find them in the cache, or make them; UserError where maps of other classes are asked for."""
+        names = kind_names()
+        if map_classes not in (None, len(names)):
+            raise UserError(f"data.map_classes is {map_classes}; scenes' maps have {len(names)}: {', '.join(names)}")
         order = Order(config.num, size, config.seed, split, config.concepts)
         order.check()
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
         if not self.folder.is_dir():
             _fill(self.folder, order, processes)
         self._order, self._processes = order, processes
+        maps = self.folder / f"maps-{maps_digest()}.npy"
+        if map_classes is not None and not maps.is_file():
+            _fill_maps(maps, order, processes)
+        self._maps = None if map_classes is None else np.load(maps, mmap_mode="r")
         self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
         with (self.folder / "captions.jsonl").open(encoding="utf-8") as lines:
             self._captions: list[list[str]] = [json.loads(line) for line in lines]
@@ -55,6 +66,12 @@ class ScenesDataset:
     def picture(self, index: int) -> np.ndarray:
         """Picture number `index`, uint8 (size, size, 3)."""
         return np.array(self._pictures[index])
+
+    def map(self, index: int) -> np.ndarray:
+        """Kinds of what is seen in picture number `index`, uint8 (size, size); UserError where they were not made."""
+        if self._maps is None:
+            raise UserError("the maps of scenes are made where data.map_classes says so")
+        return np.array(self._maps[index])
 
     def shape(self, index: int) -> Size:
         """Height and width of picture number `index`."""
@@ -80,7 +97,9 @@ class ScenesDataset:
         """Classes (N,) of all pictures; caches of older versions have none yet."""
         path = self.folder / LABELS
         if not path.is_file():
-            made = track(make_all(self._order, self._processes), "looking up the classes of scenes, once", len(self))
+            made = track(
+                make_all(self._order, self._processes, render), "looking up the classes of scenes, once", len(self)
+            )
             work = path.with_name(f".{LABELS}.{os.getpid()}.tmp.npy")
             np.save(work, np.array([_number(scene, self._order) for scene, _ in made]))
             work.replace(path)
@@ -123,12 +142,23 @@ def _fill(folder: Path, order: Order, processes: int | None) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _fill_maps(path: Path, order: Order, processes: int | None) -> None:
+    """Make the maps of all scenes in a file that is whole or not there."""
+    maps = np.empty((order.num, order.size, order.size), dtype=np.uint8)
+    made = track(make_all(order, processes, render_map), "rendering maps of scenes, once", order.num)
+    for index, (_, kinds) in enumerate(made):
+        maps[index] = kinds
+    work = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
+    np.save(work, maps)
+    work.replace(path)
+
+
 def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
     labels = []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
-        made = track(make_all(order, processes), "rendering scenes, once", order.num)
+        made = track(make_all(order, processes, render), "rendering scenes, once", order.num)
         for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
             labels.append(_number(scene, order))

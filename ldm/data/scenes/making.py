@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
+from typing import TypeVar
 
 from ldm.data.scenes.compose import Split, make_scene
-from ldm.data.scenes.drawing import render
 from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import first
 from ldm.errors import UserError
+
+Drawn = TypeVar("Drawn")
 
 SMALLEST = 16  # pixels
 CHUNK = 64  # scenes a process makes at a time
@@ -46,21 +46,21 @@ class Order:
         first(self.concepts)
 
 
-def make_all(order: Order, processes: int | None = None) -> Iterator[tuple[Scene, np.ndarray]]:
-    """Scenes and pictures in order; `processes` None: one for each core, or this one alone for a few scenes."""
+def make_all(order: Order, processes: int | None, draw: Callable[[Scene, int], Drawn]) -> Iterator[tuple[Scene, Drawn]]:
+    """Scenes in order, and what `draw` makes of each; `processes` None: one a core, or this one alone for a few."""
     order.check()
     if processes is None:
         processes = 1 if order.num < FEW else os.cpu_count() or 1
     starts = range(0, order.num, CHUNK)
     if processes == 1:
         for start in starts:
-            yield from _chunk(order, start)
+            yield from _chunk(order, draw, start)
         return
     # A fresh interpreter each: forking a process that runs threads (torch) can hang.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(starts)), mp_context=spawn) as pool:
         try:
-            for made in pool.map(partial(_chunk, order), starts):
+            for made in pool.map(partial(_chunk, order, draw), starts):
                 yield from made
         except BrokenProcessPool as error:  # a pool of `multiprocessing` would start them again without end
             raise UserError(
@@ -69,9 +69,9 @@ def make_all(order: Order, processes: int | None = None) -> Iterator[tuple[Scene
             ) from error
 
 
-def _chunk(order: Order, start: int) -> list[tuple[Scene, np.ndarray]]:
+def _chunk(order: Order, draw: Callable[[Scene, int], Drawn], start: int) -> list[tuple[Scene, Drawn]]:
     made = []
     for index in range(start, min(start + CHUNK, order.num)):
         scene = make_scene(order.seed, index, order.split, order.concepts)
-        made.append((scene, render(scene, order.size)))
+        made.append((scene, draw(scene, order.size)))
     return made

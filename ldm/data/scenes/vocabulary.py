@@ -36,7 +36,7 @@ class Concept:
 @cache
 def concepts() -> tuple[Concept, ...]:
     """All concepts by rank: the first N are the N most recognisable ones."""
-    return tuple(_concept(row) for row in csv.DictReader(_text("concepts.csv").splitlines()))
+    return tuple(_concept(row) for row in csv.DictReader(table_text("concepts.csv").splitlines()))
 
 
 @cache
@@ -56,21 +56,21 @@ def first(count: int | None) -> tuple[Concept, ...]:
 @cache
 def anchors(role: str) -> dict[str, dict[str, Any]]:
     """Points of contact by name for `animals`, `instruments`, `hats` or `vehicles`, in artwork units (36 a side)."""
-    table: dict[str, dict[str, Any]] = yaml.safe_load(_text("anchors.yaml"))[role]
+    table: dict[str, dict[str, Any]] = yaml.safe_load(table_text("anchors.yaml"))[role]
     return table
 
 
 @cache
 def hyponyms() -> dict[str, list[str]]:
     """Narrower or familiar names by concept; a name listed twice is twice as likely."""
-    table: dict[str, list[str]] = yaml.safe_load(_text("words.yaml"))["hyponyms"]
+    table: dict[str, list[str]] = yaml.safe_load(table_text("words.yaml"))["hyponyms"]
     return table
 
 
 @cache
 def never_coloured() -> frozenset[str]:
     """Names of the things that captions do not call by a colour."""
-    return frozenset(yaml.safe_load(_text("words.yaml"))["never_coloured"])
+    return frozenset(yaml.safe_load(table_text("words.yaml"))["never_coloured"])
 
 
 @cache
@@ -110,7 +110,8 @@ def _by_name() -> dict[str, Concept]:
     return {concept.name: concept for concept in concepts()}
 
 
-def _text(name: str) -> str:
+def table_text(name: str) -> str:
+    """The content of a hand-kept table."""
     return files("ldm.data.scenes").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -118,5 +119,5 @@ def tables_digest() -> str:
     """A fingerprint of the hand-kept tables, which changes with any of them."""
     digest = hashlib.blake2b(digest_size=8)
     for name in ("concepts.csv", "anchors.yaml", "words.yaml"):
-        digest.update(_text(name).encode())
+        digest.update(table_text(name).encode())
     return digest.hexdigest()

@@ -6,15 +6,20 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ldm.data.folders import MAP_SUFFIX
+from ldm.data.pictures import paint
 from ldm.data.scenes.compose import Split
+from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import Order, make_all
+from ldm.data.scenes.maps import render_with_map
 from ldm.data.scenes.scene import Scene
-from ldm.data.shards import write_index
+from ldm.data.shards import MAP, write_index
 from ldm.errors import UserError
 
 SHARD = 1000  # scenes in a tar file
@@ -28,20 +33,25 @@ def write_folder(
     split: Split = "train",
     processes: int | None = None,
     concepts: int | None = None,
+    maps: bool = False,
 ) -> None:
     """Write `num` scenes as PNG files beside a `metadata.jsonl` with text, captions and the scene's record.
 
-    Raises UserError when the folder has files already or cannot be written.
+    With `maps` there is a `picture.map.png` beside each, whose palette indices are the kinds of things. Raises
+    UserError when the folder has files already or cannot be written.
     """
     order = Order(num, size, seed, split, concepts)
     folder = _empty_folder(out, order)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
-        for index, (scene, picture) in enumerate(make_all(order, processes)):
+        for index, (scene, (picture, kinds)) in enumerate(make_all(order, processes, _draw(maps))):
             name = f"{index:06d}.png"
-            (folder / name).write_bytes(_png(picture))
+            (folder / name).write_bytes(_png(Image.fromarray(picture)))
             captions = scene.captions()
             # The record goes as one string: its optional fields would give the table's columns varying types.
             row = {"file_name": name, "text": captions[0], "captions": captions, "record": _json(scene.to_record())}
+            if kinds is not None:
+                row["map_file_name"] = map_name = f"{index:06d}{MAP_SUFFIX}"
+                (folder / map_name).write_bytes(_png(paint(kinds)))
             metadata.write(_json(row) + "\n")
 
 
@@ -53,20 +63,22 @@ def write_webdataset(
     split: Split = "train",
     processes: int | None = None,
     concepts: int | None = None,
+    maps: bool = False,
 ) -> None:
     """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions, record), with an index.
 
-    Raises UserError when the folder has files already or cannot be written.
+    With `maps` there is a .map.png besides, whose palette indices are the kinds of things. Raises UserError when the
+    folder has files already or cannot be written.
     """
     order = Order(num, size, seed, split, concepts)
     folder = _empty_folder(out, order)
-    made = enumerate(make_all(order, processes))
+    made = enumerate(make_all(order, processes, _draw(maps)))
     counts = {f"{first // SHARD:06d}.tar": min(SHARD, num - first) for first in range(0, num, SHARD)}
     for name, count in counts.items():
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as archive:
             for _ in range(count):
-                index, (scene, picture) = next(made)
-                for suffix, content in _members(scene, picture).items():
+                index, (scene, (picture, kinds)) = next(made)
+                for suffix, content in _members(scene, picture, kinds).items():
                     _add(archive, f"{index:06d}.{suffix}", content)
     write_index(folder, counts)
 
@@ -86,10 +98,19 @@ def _empty_folder(out: str | Path, order: Order) -> Path:
     return folder
 
 
-def _members(scene: Scene, picture: np.ndarray) -> dict[str, bytes]:
+def _draw(maps: bool) -> Callable[[Scene, int], tuple[np.ndarray, np.ndarray | None]]:
+    return render_with_map if maps else _render_alone
+
+
+def _render_alone(scene: Scene, size: int) -> tuple[np.ndarray, None]:
+    return render(scene, size), None
+
+
+def _members(scene: Scene, picture: np.ndarray, kinds: np.ndarray | None) -> dict[str, bytes]:
     captions = scene.captions()
     record = {"captions": captions, "record": scene.to_record()}
-    return {"png": _png(picture), "txt": captions[0].encode(), "json": _json(record).encode()}
+    members = {"png": _png(Image.fromarray(picture)), "txt": captions[0].encode(), "json": _json(record).encode()}
+    return members if kinds is None else members | {MAP: _png(paint(kinds))}
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -98,9 +119,9 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(info, io.BytesIO(content))
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 

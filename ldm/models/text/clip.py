@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import CLIPConfig
+from ldm.config import CLIPConfig, CLIPPictureConfig
 from ldm.models.attention import attend
 from ldm.models.text.encoder import Encoded, TextEncoder, initialise
 
@@ -28,15 +28,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Multi-head self-attention; causal where it is told so."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Tokens (B, L, D) to the same shape; `visible` (L, L) is true where a token may look."""
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, D) to the same shape; `visible` (L, L) is true where a token may look, None: everywhere."""
         projected = (layer(tokens) for layer in (self.q_proj, self.k_proj, self.v_proj))
         queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
         h = attend(queries, keys, values, visible)  # (B, heads, L, D / heads)
@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
 class Layer(nn.Module):
     """Self-attention and a feed-forward layer, each on normalised tokens and added to them."""
 
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, config: CLIPConfig | CLIPPictureConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
         self.layer_norm1 = nn.LayerNorm(width, config.layer_norm_eps)
@@ -55,7 +55,7 @@ class Layer(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """Tokens (B, L, D) to the same shape."""
         tokens = tokens + self.self_attn(self.layer_norm1(tokens), visible)
         return tokens + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(tokens))))

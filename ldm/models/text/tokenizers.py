@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import tokenizers
 import torch
@@ -16,6 +17,14 @@ CLIP_MERGES = 49152 - 256 - 2  # of which open_clip's file holds more than CLIP 
 WORD_END = "</w>"
 # Bracketing tokens, English endings, letters together, each digit by itself, other signs together.
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+class Window(NamedTuple):
+    """As much of a caption as its encoder reads at once, with what the vocabulary puts around it, padded."""
+
+    ids: tuple[int, ...]  # of `max_length` tokens
+    mask: tuple[int, ...]  # 1 at tokens and 0 at padding
+    spans: tuple[tuple[int, int] | None, ...]  # of each token in the caption's characters; None: it is not from there
 
 
 class Tokenizer:
@@ -83,6 +92,18 @@ class Tokenizer:
         ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
         return ids.view(-1, self.max_length), mask.view(-1, self.max_length)
+
+    def windows(self, caption: str) -> list[Window]:
+        """A caption in as many windows as it needs, at least one; the first is all that `__call__` keeps of it."""
+        first = self._tokenizer.encode(caption)
+        return [_window(encoding) for encoding in (first, *first.overflowing)]
+
+
+def _window(encoding: tokenizers.Encoding) -> Window:
+    """The window of one encoding, whose padding is marked as special as well."""
+    marks = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    spans = tuple(None if special else (start, end) for (start, end), special in marks)
+    return Window(tuple(encoding.ids), tuple(encoding.attention_mask), spans)
 
 
 def _vocabulary(captions: list[str], vocab_size: int) -> dict[str, int]:

@@ -1,0 +1,68 @@
+"""Weights in a prompt, as AUTOMATIC1111's web interface made them known: `(word)`, `[word]`, `(word:1.3)`.
+
+Round brackets multiply the weight of what they hold by 1.1, or by the number after a colon; square ones divide it by
+1.1. They nest. A backslash makes a bracket, or another backslash, mean itself. A bracket that is never closed holds all
+that follows, one that was never opened means itself.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from ldm.models.text.tokenizers import Window
+
+STEP = 1.1  # of a pair of brackets without a number
+OPENING = {"(": STEP, "[": 1 / STEP}
+CLOSING = {")": "(", "]": "["}
+SIGNS = re.compile(
+    r"\\(?P<escaped>[\\()\[\]])"
+    r"|:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"|(?P<bracket>[()\[\]])"
+    r"|(?P<text>[^\\()\[\]:]+|.)",
+    re.DOTALL,
+)
+
+
+@dataclass
+class Weighted:
+    """A prompt without its syntax, and the weight of each of its characters."""
+
+    text: str = ""
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        """Text of weight 1."""
+        self.text += text
+        self.weights += [1.0] * len(text)
+
+    def multiply(self, start: int, factor: float) -> None:
+        """Multiply the weights of all characters from `start` on."""
+        self.weights[start:] = [weight * factor for weight in self.weights[start:]]
+
+    def of_tokens(self, window: Window) -> list[float]:
+        """The weight of each token of a window: that of its last character, 1 where it has none in the prompt.
+
+        Vocabularies that mark the beginning of a word count the space before it to the word's first token.
+        """
+        return [1.0 if span is None else self.weights[max(span[0], span[1] - 1)] for span in window.spans]
+
+
+def parse(prompt: str) -> Weighted:
+    """The text of a prompt and its weights."""
+    found = Weighted()
+    opened: dict[str, list[int]] = {mark: [] for mark in OPENING}  # where in the text what is still open begins
+    for sign in SIGNS.finditer(prompt):
+        number, bracket = sign["number"], sign["bracket"]
+        if number and opened["("]:
+            found.multiply(opened["("].pop(), float(number))
+        elif bracket in OPENING:
+            opened[bracket].append(len(found.text))
+        elif bracket in CLOSING and opened[CLOSING[bracket]]:
+            found.multiply(opened[CLOSING[bracket]].pop(), OPENING[CLOSING[bracket]])
+        else:
+            found.add(sign["escaped"] or sign[0])
+    for mark, starts in opened.items():
+        for start in starts:
+            found.multiply(start, OPENING[mark])
+    return found

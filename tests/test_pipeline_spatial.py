@@ -1,0 +1,191 @@
+"""Drawing with a picture beside the latents: a layout, a hole to fill, a small picture to make larger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines as tiny
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.checkpoint.parts import Parts
+from ldm.errors import UserError
+from ldm.models.conditions import one_hot
+from ldm.pipeline import Composed, TextToImage
+
+STEPS = 2
+PROMPT = "a red dog"
+
+
+@pytest.fixture(scope="module")
+def pipes() -> dict[str, TextToImage]:
+    made = {"text": tiny.bert(), "layout": tiny.layout(), "inpainting": tiny.inpainting()}
+    return {name: TextToImage(parts) for name, parts in (made | {"larger": tiny.super_resolution()}).items()}
+
+
+def classes(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(5, size=(height, width), dtype=np.uint8))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
+
+
+def left_half(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.repeat([[255] * (width // 2) + [0] * (width - width // 2)], height, 0).astype(np.uint8))
+
+
+def inputs_of_the_unet(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What goes into the U-Net from now on."""
+    seen: list[Tensor] = []
+    denoise = pipe.parts.unet.denoise
+    monkeypatch.setattr(pipe.parts.unet, "denoise", lambda x, *rest: seen.append(x) or denoise(x, *rest))
+    return seen
+
+
+def test_the_rescaled_layout_stands_in_both_halves_of_guidance(
+    pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, layout = pipes["layout"], classes(48, 32)
+    seen = inputs_of_the_unet(pipe, monkeypatch)
+    images = pipe(PROMPT, layout=layout, num_inference_steps=STEPS, num_images=2)
+    assert [image.size for image in images] == [(48, 32)] * 2
+    assert [x.shape for x in seen] == [(4, 8, 16, 24)] * STEPS  # two pictures, each with and without the prompt
+    assert pipe.parts.spatial is not None
+    with torch.no_grad():
+        expected = pipe.parts.spatial(one_hot(torch.from_numpy(np.array(layout))[None], 5))[0]
+    assert all(torch.allclose(row[4:], expected, atol=1e-6) for x in seen for row in x)
+
+
+def test_every_text_of_a_composed_prompt_sees_the_layout(
+    pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, both = pipes["layout"], Composed(((PROMPT, 1.0), ("a cat", 0.5)))
+    seen = inputs_of_the_unet(pipe, monkeypatch)
+    images = pipe([both, PROMPT], layout=classes(48, 32), num_inference_steps=1, batch_size=2)
+    assert [x.shape for x in seen] == [(5, 8, 16, 24)]  # three texts, and what each picture is guided away from
+    assert all(torch.equal(row[4:], seen[0][0, 4:]) for row in seen[0])
+    alone = pipe(PROMPT, seed=1, layout=classes(48, 32), num_inference_steps=1)[0]
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(images[1])).max() <= 1
+
+
+def test_another_layout_is_another_picture(pipes: dict[str, TextToImage]) -> None:
+    one, other = (
+        np.asarray(pipes["layout"](PROMPT, layout=classes(32, 32, seed), num_inference_steps=STEPS)[0]).astype(int)
+        for seed in (0, 1)
+    )
+    assert np.abs(one - other).mean() > 1
+
+
+def test_a_layout_is_scaled_to_a_size_that_is_asked_for_without_new_classes(
+    pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, layout = pipes["layout"], classes(32, 32)
+    seen = inputs_of_the_unet(pipe, monkeypatch)
+    twice = Image.fromarray(np.asarray(layout).repeat(2, 0).repeat(2, 1))
+    first, second = (
+        pipe(PROMPT, layout=each, num_inference_steps=1, guidance_scale=1.0, size=(64, 64))[0]
+        for each in (layout, twice)
+    )
+    assert torch.equal(seen[0], seen[1])
+    assert first.tobytes() == second.tobytes()
+
+
+def test_a_palette_means_its_indices(pipes: dict[str, TextToImage], tmp_path: Path) -> None:
+    layout = classes(32, 32)
+    coloured = layout.copy()
+    coloured.putpalette([index * 40 % 256 for index in range(15)])
+    assert coloured.mode == "P"
+    one, other = (pipes["layout"](PROMPT, layout=each, num_inference_steps=1)[0] for each in (layout, coloured))
+    assert one.tobytes() == other.tobytes()
+
+
+def test_what_a_mask_hides_never_reaches_the_network(
+    pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, image, mask = pipes["inpainting"], picture(32, 32), left_half(32, 32)
+    other = image.copy()
+    other.paste((1, 200, 30), (0, 0, 16, 32))  # all of it hidden
+    seen = inputs_of_the_unet(pipe, monkeypatch)
+    drawn = [np.asarray(pipe(PROMPT, image=each, mask=mask, num_inference_steps=STEPS)[0]) for each in (image, other)]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert all(torch.equal(one, two) for one, two in zip(seen[:STEPS], seen[STEPS:], strict=True))
+    assert torch.equal(seen[0][0, 4].unique(), torch.tensor([0.0, 1.0]))
+    assert np.array_equal(drawn[0][:, 16:], np.asarray(image)[:, 16:])  # what is not hidden stays as it was given
+    assert np.abs(drawn[0][:, :16].astype(int) - np.asarray(image)[:, :16]).mean() > 5
+
+
+def test_less_strength_keeps_something_of_what_is_hidden(pipes: dict[str, TextToImage]) -> None:
+    image, mask = picture(32, 32), left_half(32, 32)
+    other = image.copy()
+    other.paste((1, 200, 30), (0, 0, 16, 32))
+    drawn = [
+        np.asarray(pipes["inpainting"](PROMPT, image=each, mask=mask, num_inference_steps=4, strength=0.5)[0])
+        for each in (image, other)
+    ]
+    assert np.abs(drawn[0].astype(int) - drawn[1]).mean() > 1
+
+
+def test_a_small_picture_has_as_many_pixels_as_there_are_latents(
+    pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, image = pipes["larger"], picture(21, 18)  # cut to what the U-Net can halve
+    seen = inputs_of_the_unet(pipe, monkeypatch)
+    [drawn] = pipe(image=image, num_inference_steps=STEPS)
+    assert drawn.size == (40, 32)
+    expected = torch.from_numpy(np.array(image.crop((0, 1, 20, 17)))).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(seen[0][0, 3:], expected, atol=1e-6)
+    assert pipe(image=image, num_inference_steps=1, size=(64, 32))[0].size == (64, 32)  # that of the large one
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "not trained on maps": ("text", {"layout": classes(32, 32)}),
+    "draws from a layout: .* 0 to 4: 0 background, 1 dog": ("layout", {}),
+    "the layout has class 7: this model has the classes 0 to 4": (
+        "layout",
+        {"layout": Image.new("L", (32, 32), 7)},
+    ),
+    "a picture of mode RGB: give a PNG of class numbers": ("layout", {"layout": picture(32, 32)}),
+    "the layout is 32x32, the image 16x32": ("layout", {"layout": classes(32, 32), "image": picture(16, 32)}),
+    "fills what a mask hides": ("inpainting", {"image": picture(32, 32)}),
+    "makes a small picture larger": ("larger", {}),
+    "leave mask and strength out": ("larger", {"image": picture(32, 32), "strength": 0.5}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_means_nothing_for_a_model_is_refused(pipes: dict[str, TextToImage], message: str) -> None:
+    name, options = REFUSED[message]
+    prompt = () if name == "larger" else PROMPT
+    with pytest.raises(UserError, match=message):
+        pipes[name](prompt, num_inference_steps=STEPS, **options)
+
+
+def test_a_walk_needs_a_model_that_draws_without_pictures(pipes: dict[str, TextToImage]) -> None:
+    from ldm.pipeline import Request, walk
+
+    with pytest.raises(UserError, match="draws from a layout"):
+        walk.between_seeds(pipes["layout"], PROMPT, 0, 1, 2, Request(prompts=(PROMPT,)))
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    from dataclasses import replace
+
+    from ldm.checkpoint.parts import check_fit
+
+    def refuses(parts: Parts, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            check_fit(parts, Path("here"))
+
+    layout, inpainting = tiny.layout(), tiny.inpainting()
+    check_fit(layout, Path("here"))
+    refuses(replace(layout, spatial=None), "input channels: 8, latent channels: 4")
+    refuses(replace(layout, spatial=inpainting.spatial), "input channels: 8, .* beside them: 9")
+    deeper = tiny.with_spatial(tiny.bert(), kind="rescaler", in_channels=5, channels=4, stages=2)
+    refuses(deeper, "the times a map becomes smaller: 4, those a picture does: 2")
+    wider = tiny.with_spatial(tiny.bert(), kind="inpainting", in_channels=2, channels=5)
+    refuses(wider, "the channels beside the latents: 5, channels of mask and latents: 6")

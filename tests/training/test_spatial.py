@@ -1,0 +1,188 @@
+"""U-Nets that see a picture beside the latents: what they are told in training is what they are told in drawing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from test_stages import Colours, autoencoder_stage, changed, weights
+from torch import nn
+
+from ldm import build, config
+from ldm.checkpoint.diffusers import load_pipeline
+from ldm.config import Config
+from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.masks import free_form_masks
+from ldm.errors import UserError
+from ldm.pipeline import Request, TextToImage
+from ldm.training.plan import plan
+from ldm.training.run import Run
+from ldm.training.unet import UNetStage
+
+SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2")
+SHOWN = (*SMALL, "training.unet.sample_pictures=2")
+LAYOUT = (*SHOWN, "unet.in_channels=7", "spatial={kind: rescaler, in_channels: 4, stages: 2}", "data.map_classes=4")
+INPAINTING = (*SHOWN, "unet.in_channels=9", "spatial={kind: inpainting, in_channels: 1, channels: 5}")
+LARGER = (*SHOWN, "unet.in_channels=7", "spatial={kind: low_resolution}")
+TASKS = {"layout": LAYOUT, "inpainting": INPAINTING, "larger": LARGER}
+KINDS = {"layout": "LatentDiffusion", "inpainting": "StableDiffusionInpaint", "larger": "LatentDiffusion"}
+
+
+class Halves(Colours):
+    """Pictures of two colours, and maps that say which is where."""
+
+    class_names = ()
+
+    def picture(self, index: int) -> np.ndarray:
+        flat = super().picture(index)
+        flat[:, 4 * (index % 4) + 8 :] = 255 - flat[:, 4 * (index % 4) + 8 :]
+        return flat
+
+    def label(self, index: int) -> int:
+        return index % 4
+
+    def map(self, index: int) -> np.ndarray:
+        classes = np.full((32, 32), index % 4, dtype=np.uint8)
+        classes[:, 4 * (index % 4) + 8 :] = 3
+        return classes
+
+
+def settings(kind: str, *overrides: str) -> Config:
+    return config.load("tiny", [*TASKS[kind], *overrides])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of text alone, which has learnt something: not all of its output is zero."""
+    vae, folder = autoencoder_stage(), tmp_path_factory.mktemp("model")
+    vae.finish(Colours())
+    vae.save(folder / "first")
+    torch.manual_seed(0)
+    asked, run = config.load("tiny", list(SMALL)), Run(folder / "run", resume=True)
+    stage = build.unet_stage(asked, Halves(), Accelerator(cpu=True), run, str(folder / "first" / "vae"), None)
+    for weight in stage.average.unet.conv_out.parameters():
+        nn.init.normal_(weight)
+    stage.save(folder / "text")
+    return str(folder / "text")
+
+
+def make(kind: str, run: Path, model: str, *overrides: str) -> UNetStage:
+    torch.manual_seed(0)
+    asked, folder = settings(kind, *overrides), Run(run, resume=True)
+    init = None if folder.steps() else model
+    build.check("unet", asked, folder, None, init)
+    return build.unet_stage(asked, Halves(), Accelerator(cpu=True), folder, None, init)
+
+
+def batch_of(stage: UNetStage, kind: str, step: int) -> Batch:
+    return TrainingData(Halves(), settings(kind).data, Share(8), 0, stage.needs_pictures)[step, 0]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_begins_as_the_model_it_starts_from(model: str, tmp_path: Path, kind: str) -> None:
+    stage = make(kind, tmp_path, model)
+    batch, given = batch_of(stage, kind, 1), load_pipeline(model)
+    noisy, t = torch.randn(8, 4, 8, 8), torch.linspace(0, 999, 8)
+    inputs = [condition.inputs(batch) for condition in stage.conditions]
+    with torch.no_grad():
+        output = stage.networks["unet"].eval()(noisy, t, *inputs)
+        ids, mask = inputs[0]
+        assert given.text_encoder is not None
+        expected = given.unet(noisy, t, given.text_encoder(ids, mask).context)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, tmp_path: Path, kind: str) -> None:
+    stage = make(kind, tmp_path, model)
+    before = weights(stage, "unet")
+    beside = stage.networks["unet"].unet.conv_in.weight[:, 4:]
+    assert not beside.any()
+    for step in (1, 2):
+        stage.begin(step)
+        assert stage.losses([batch_of(stage, kind, step)], step)["loss"].isfinite()
+    assert changed(before, weights(stage, "unet"))
+    assert beside.any()  # it is seen from now on
+    assert stage.validate(batch_of(stage, kind, 0)).isfinite()
+    sheet = stage.sample()
+    assert sheet is not None
+    assert sheet.size == (6 * 34 - 2, 32)  # told, drawn and the picture itself, of two samples
+    run = Run(tmp_path, resume=True)
+    run.save(2, stage.save, stage.state(), settings(kind))
+    went_on, saved = make(kind, tmp_path, model), run.load_state()
+    assert saved is not None
+    went_on.load_state(saved.state)
+    for each in (stage, went_on):
+        each.begin(3)
+    ours, theirs = (each.losses([batch_of(each, kind, 3)], 3)["loss"] for each in (stage, went_on))
+    assert torch.equal(ours, theirs)
+    assert f'"{KINDS[kind]}Pipeline"' in (tmp_path / "step-000002" / "model_index.json").read_text()
+    assert "not tried" in plan("unet", settings(kind), "scenes")
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str) -> None:
+    """The channels of a batch are those that the pipeline makes of the same pictures, maps and masks."""
+    stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
+    if kind == "layout":
+        nn.init.normal_(stage.conditions[1].parts.spatial.channel_mapper.weight)
+    batch = TrainingData(Halves(), settings(kind).data, Share(4), 0)[1, 0]
+    network = stage.networks["unet"].eval()
+    with torch.no_grad():
+        found = stage.conditions[1].teller(network, *stage.conditions[1].inputs(batch))["joined"]
+        pipe = TextToImage(stage.parts)
+        for row, index in enumerate(batch.indices):
+            request = Request(prompts=("",), **told_in_drawing(kind, batch, index, row))
+            [expected] = pipe.spatial_input(pipe.settle(request), (32, 32))
+            torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=2e-2 if kind == "larger" else 1e-4)
+
+
+def told_in_drawing(kind: str, batch: Batch, index: int, row: int) -> dict[str, Image.Image]:
+    image = Image.fromarray(Halves().picture(index))
+    if kind == "layout":
+        return {"layout": Image.fromarray(Halves().map(index))}
+    if kind == "inpainting":
+        from ldm.data.draws import Draws
+
+        mask = free_form_masks(Draws(0), batch.step, batch.slots, (32, 32))[row, 0]
+        return {"image": image, "mask": Image.fromarray((255 * mask).byte().numpy())}
+    return {"image": image.resize((8, 8), Image.Resampling.BICUBIC)}
+
+
+def test_pictures_are_read_beside_cached_latents_where_they_are_needed(model: str, tmp_path: Path) -> None:
+    needs = {kind: make(kind, tmp_path / kind, model).needs_pictures for kind in TASKS}
+    assert needs == {"layout": False, "inpainting": True, "larger": True}  # maps are read without their pictures
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_guide_away_from(
+    model: str, tmp_path: Path, dropout: float
+) -> None:
+    width = settings("larger").need_unet().cross_attention_dim
+    told = ("text=null", f"classes={{num_classes: 8, hidden_size: {width}}}")
+    told += (f"training.unet.condition_dropout={dropout}",)
+    sheet = make("larger", tmp_path, model, *told).sample()
+    assert sheet is not None
+    assert sheet.size == (6 * 34 - 2, 32)
+    with pytest.raises(UserError, match="sample_classes: a U-Net that is told pictures"):
+        make("larger", tmp_path / "named", model, *told, "training.unet.sample_classes=[1]")
+
+
+def test_what_cannot_be_trained_is_refused(model: str, tmp_path: Path) -> None:
+    refused = {
+        ("layout", "data.map_classes=null"): "set data.map_classes to 4",
+        ("inpainting", "training.unet.sample_prompts=[a dog]"): "draws training.unet.sample_pictures of the data",
+        ("layout", "data.map_classes=3"): "data.map_classes must be 4: it is 3",
+        ("inpainting", "data.map_classes=3"): "data.map_classes means something for spatial.kind rescaler alone",
+        ("inpainting", "data.small_noise=0.1"): "data.small_noise means something for spatial.kind low_resolution",
+        ("layout", "spatial.stages=1"): "spatial.stages is 1: a map must become 4 times smaller",
+        ("layout", "spatial.names=[a, b]"): "there are 2 names and 4 in_channels",
+    }
+    for (kind, option), message in refused.items():
+        with pytest.raises(UserError, match=message):
+            make(kind, tmp_path, model, option)
