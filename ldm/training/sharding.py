@@ -31,8 +31,11 @@ def load_network_state(accelerator: Accelerator, network: nn.Module, state: dict
 
 
 def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """The whole `state_dict()`; where it is sharded, every process must come here."""
-    return _mapped(optimizer.state_dict())
+    """The whole `state_dict()` without base rates, which a configuration has; every process must come here."""
+    state = _mapped(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group.pop("initial_lr", None)
+    return state
 
 
 def _mapped(tree: Any) -> Any:
@@ -62,7 +65,6 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     }
     optimizer.load_state_dict({**state, "state": moments})
     for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.pop("initial_lr", None)  # which the first step makes of the learning rate
         group.update(own)
 
 

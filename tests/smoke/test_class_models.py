@@ -13,7 +13,13 @@ from ldm.errors import UserError
 
 FEW = ("--batch-size", 8, "--max-steps", 4, "--set", "training.unet.log_every=1", "--set", "data.scenes.num=64")
 CLASSES = ("text=null", "classes={num_classes: 21, hidden_size: 64}", "training.unet.sample_prompts=[]")
-PIXELS = ("data.size=16", "data.scenes.num=64", "data.scenes.concepts=12", "training.unet.sample_pictures=0")
+PIXELS = (
+    "data.size=16",
+    "data.scenes.num=64",
+    "data.scenes.concepts=12",
+    "training.unet.sample_pictures=0",
+    "training.unet.mixed_precision=no",  # tests in one process share an accelerator
+)
 
 
 def overrides(*options: str) -> list[str]:
