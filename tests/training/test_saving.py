@@ -223,7 +223,7 @@ def test_a_run_whose_disk_was_full_is_resumed_when_there_is_space_again(small_di
     out, filled = small_disk / "run", threading.Event()
 
     def watch() -> None:
-        while not (out / ".step-000004.tmp").exists() and not filled.is_set():
+        while not (out / "step-000003").exists() and not filled.is_set():
             time.sleep(0.001)
         fill(small_disk)
 
