@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
-from test_scaling import Grey, settings
+from test_scaling import Grey, assert_close, settings
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -57,18 +57,6 @@ def steps(stage: UNetStage, first: int, last: int) -> list[float]:
         loss = stage.losses([data[step, 0]], step)["loss"]
         found.append(accelerator.reduce(loss, "mean").item())
     return found
-
-
-def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert_close(ours[key], theirs[key], tolerance)
-    elif isinstance(ours, list):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_close(one, other, tolerance)
-    elif isinstance(ours, torch.Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def whole_state(stage: UNetStage) -> dict[str, Any]:
