@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.training.sharding import divided, is_shard, local
 
 
@@ -19,13 +20,17 @@ class EMA:
 
     def __init__(self, network: nn.Module, decay: float, device: str | None = None) -> None:
         self.network = copy.deepcopy(network).float().to(device).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self._device = decay, device
         self._shards: list = []  # what is averaged, where processes divide the weights among them
 
     def shard(self, network: nn.Module) -> None:
         """Average only this process' shards, if the weights of `network` are divided."""
         weights = list(network.parameters())
         if any(is_shard(weight) for weight in weights):
+            if self._device is not None:
+                raise UserError(
+                    f"ema_device {self._device}: where weights are divided, averages lie beside them; set ema_device=null"
+                )
             self._shards = [divided(average.detach(), weight) for average, weight in self._pairs(weights)]
             self.network.to("cpu")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list
 
 import ldm
@@ -33,6 +34,7 @@ HARMLESS |= {
     "gradient_checkpointing",
     "ema_device",
 }
+DIVISIONS = {DistributedType.FSDP: "FSDP2", DistributedType.DEEPSPEED: "DeepSpeed"}
 
 
 class Saver:
@@ -124,6 +126,7 @@ class Saver:
         accelerator = self.stage.accelerator
         return {
             "processes": accelerator.num_processes,
+            "division": DIVISIONS.get(accelerator.distributed_type, "none"),
             "device": accelerator.device.type,
             "pictures": len(self.source),
             "torch": str(torch.__version__),
@@ -133,6 +136,7 @@ class Saver:
     def _changed_circumstances(self, then: dict[str, Any]) -> Iterator[str]:
         consequences = {
             "processes": "sums are rounded otherwise",
+            "division": "sums are rounded otherwise",
             "device": "other rounding",
             "pictures": "the order of the data is another",
             "torch": "perhaps other rounding",

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -281,38 +280,32 @@ def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
 
 
 @pytest.mark.slow
-def test_sharded_weights_train_as_whole_ones_and_survive_a_round_trip(measured: Path) -> None:
-    """Two processes, gloo, torch's own `fully_shard` where accelerate would call it on GPUs."""
-    in_two_processes("sharded.py", measured, ACCELERATE_USE_CPU="true")
-
-
-def in_two_processes(script: str, folder: Path, **environment: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", Path(__file__).parent / script]
-    found = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([*map(str, command), str(folder)], env=found, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("all held") == 2
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not find_spec("deepspeed"), reason="needs DeepSpeed: pip install deepspeed")
-def test_zero_trains_as_one_process_does_and_its_state_is_that_of_any_run(measured: Path) -> None:
-    """Stages 1, 2 and 3 in two processes, over gloo; their state goes on here and this one's there, both exactly."""
-    import zeroed
+@pytest.mark.parametrize(
+    "kinds", [pytest.param(("fsdp2",), id="fsdp2"), pytest.param(("zero1", "zero2", "zero3"), id="zero")]
+)
+def test_divided_weights_train_as_whole_ones_and_have_their_state(measured: Path, kinds: tuple[str, ...]) -> None:
+    """In two processes, against this one; their state goes on here and this one's there."""
+    if "zero1" in kinds:
+        pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
+    import divided
 
     expected = {}
     for precision in ("bf16", "no"):
         AcceleratorState._reset_state(True)
-        stage = zeroed.make(measured, precision)
-        expected[precision] = zeroed.steps(stage, 1, 4)
-    save_tree(measured.parent / "plain", zeroed.state_of(stage))
-    expected |= {"1-4": expected.pop("no"), "5-6": zeroed.steps(stage, 5, 6)}
+        stage = divided.make(measured, precision)
+        expected[precision] = divided.steps(stage, 1, 4).tolist()
+    save_tree(measured.parent / "plain", divided.state_of(stage))
+    expected |= {"1-4": expected.pop("no"), "5-6": divided.steps(stage, 5, 6).tolist()}
     save_json(measured.parent / "expected.json", expected)
-    in_two_processes("zeroed.py", measured, DS_ACCELERATOR="cpu", ACCELERATE_USE_DEEPSPEED="true")
-    for number in (1, 2, 3):
-        stage.load_state({**load_tree(measured.parent / f"zero-{number}"), "scaler": None})
-        found = load_json(measured.parent / f"zero-{number}.json")["5-6"]
-        assert_close(torch.tensor(zeroed.steps(stage, 5, 6)), torch.tensor(found), 1e-5)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", divided.__file__, str(measured)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*command, *kinds], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for kind in kinds:
+        assert done.stdout.count(f"{kind} held") == 2
+        found = torch.tensor(load_json(measured.parent / f"{kind}.json")["5-6"])
+        divided.load(stage, load_tree(measured.parent / kind))
+        assert_close(divided.steps(stage, 5, 6), found, 1e-5)
 
 
 @pytest.mark.gpu
