@@ -110,12 +110,12 @@ class UNet(nn.Module):
         shifts = iter(embedding.split(self.shift_channels, dim=1))
         keys_values = iter(projected)
         h = self.conv_in(latents.to(self.dtype))
-        skips = [h]
+        skips = [h]  # given by name, since DeepSpeed copies lists that are given by place
         for down_block in self.down_blocks:
-            h = down_block(h, shifts, keys_values, skips)
+            h = down_block(h, shifts, keys_values, skips=skips)
         h = self.mid_block(h, shifts, keys_values)
         for up_block in self.up_blocks:
-            h = up_block(h, shifts, keys_values, skips)
+            h = up_block(h, shifts, keys_values, skips=skips)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
     @property

@@ -29,7 +29,7 @@ class EMA:
         if any(is_shard(weight) for weight in weights):
             if self._device is not None:
                 raise UserError(
-                    f"ema_device {self._device}: where weights are divided, averages lie beside them; set ema_device=null"
+                    f"ema_device {self._device}: averages of divided weights lie beside them, set ema_device=null"
                 )
             self._shards = [divided(average.detach(), weight) for average, weight in self._pairs(weights)]
             self.network.to("cpu")

@@ -68,6 +68,6 @@ class ZeroShard:
 
     def full_tensor(self) -> Tensor:
         """The whole; every process must come here."""
-        flat = self._part.new_empty(torch.distributed.get_world_size() * self._part.numel())
-        torch.distributed.all_gather_into_tensor(flat, self._part.contiguous())
-        return flat[: self.weight.ds_numel].view(self.weight.ds_shape)
+        parts = [torch.empty_like(self._part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, self._part.contiguous())
+        return torch.cat(parts)[: self.weight.ds_numel].view(self.weight.ds_shape)
