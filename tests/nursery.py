@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ALONE: dict[str, str] = {}
-SECONDS = 240  # after which a command line that hangs is ended
+SECONDS = 600  # after which a command line that hangs is ended
 
 
 class Nursery:

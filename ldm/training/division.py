@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from ldm.training.sharding import divided, is_shard, undivided
@@ -26,7 +27,27 @@ class Division:
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Hand both to accelerate, together, since dividing replaces the weights that the optimiser holds."""
+        if self.accelerator.distributed_type == DistributedType.FSDP and self.accelerator.mixed_precision != "no":
+            self._autocast(network)
         return self.accelerator.prepare(network, optimizer)
+
+    def _autocast(self, network: nn.Module) -> None:
+        """Let a network that FSDP2 will divide compute as others do: weights come in half precision, sums in float32.
+
+        accelerate's own policy would round all that the network is given, its time steps too.
+        """
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float16
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+        plain = network.forward
+
+        def forward(*inputs: Any) -> Any:
+            with self.accelerator.autocast():
+                return plain(*inputs)
+
+        network.forward = convert_outputs_to_fp32(forward)
 
     def micro_batch(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Within it one micro-batch goes forward and back; gradients of all processes meet in the last one only."""

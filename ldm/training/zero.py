@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from ldm.config import StageConfig
@@ -97,8 +98,6 @@ class ZeRO(Division):
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Hand both to accelerate and DeepSpeed; the optimiser has moments, zeros, from the start on."""
-        from accelerate.utils import convert_outputs_to_fp32
-
         assert not self._weights, "DeepSpeed trains one network"
         if "torch_autocast" in self.accelerator.state.deepspeed_plugin.deepspeed_config:
             network.forward = convert_outputs_to_fp32(network.forward)
