@@ -26,10 +26,9 @@ ALLOWED = {
         "pipeline",
         "training",
         "evaluation",
-        "bench",
         "build",
     },
-    "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
+    "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
 EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}
 
