@@ -6,10 +6,12 @@ import gc
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm.cli.output import check_writable
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,12 +28,26 @@ Against = Annotated[
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="This row alone; for each one more.")]
 Runs = Annotated[int, typer.Option(min=1, help="Counted runs of each side, of which the median is shown.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Draw how time grows with steps, pictures and size as a PNG, and measure nothing else."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document: a list, an object a row.")]
 
 
-def bench(against: Against = None, only: Only = None, runs: Runs = 7, as_json: AsJson = False) -> None:
+def bench(
+    against: Against = None, only: Only = None, runs: Runs = 7, plot: Plot = None, as_json: AsJson = False
+) -> None:
     """Measure this machine's speed at sampling, decoding and training, alone or beside diffusers."""
     check_against(against)
+    if plot is not None:
+        if against is not None or only or as_json:
+            raise UserError("--plot measures sampling at many sizes, and no rows: leave --against, --only, --json out")
+        check_writable([plot])
+        draw(plot, runs)
+        return
     from ldm.bench.machine import describe, measure_peaks
     from ldm.bench.rows import chosen
     from ldm.pipeline.device import find_device
@@ -46,6 +62,20 @@ def bench(against: Against = None, only: Only = None, runs: Runs = 7, as_json: A
         typer.echo(json.dumps([row.as_dict() for row in rows], indent=1))
     else:
         show(rows, f"{describe(device)}: {peaks_in_words(peaks)}")
+
+
+def draw(out: Path, runs: int) -> None:
+    """Measure the growth, say it in numbers and draw it."""
+    from ldm.bench.growth import AXES, NAMES, draw_growth, measure_growth
+    from ldm.pipeline.device import find_device
+
+    curves = measure_growth("bench/small", find_device(), runs)
+    for axis, found in zip(AXES, curves, strict=True):
+        for dtype, line in found.items():
+            told = ", ".join(f"{place:.0f}: {seconds:.3f} s" for place, seconds in line)
+            typer.echo(f"{axis.across}, {NAMES[dtype]}: {told}")
+    draw_growth(curves, out)
+    typer.echo(out)
 
 
 def check_against(against: str | None) -> None:

@@ -30,7 +30,7 @@ ALLOWED = {
     },
     "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
-EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"chart", "config", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -20,7 +20,7 @@ def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workloa
     """One picture of size x size out of its latents, by the autoencoder of a configuration."""
     config, device = configuration.load(name, [f"data.size={size}"]), find_device()
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder)).to(device)
-    latents = noise_of(config, 1, device)
+    latents = noise_of(config, 1).to(device)
 
     def ours(dtype: torch.dtype, tile: int = 0) -> Run:
         network = converted(autoencoder, dtype)
@@ -29,20 +29,18 @@ def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workloa
     def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
         if not against:
             return None
-        network = their_autoencoder(autoencoder)
-        network = tuned_network(network, dtype) if tuned else converted(network, dtype)
+        network = (tuned_network if tuned else converted)(their_autoencoder(autoencoder), dtype)
 
         def run() -> Tensor:
             return network.decode(latents.to(dtype) / network.config.scaling_factor).sample
 
         return torch.inference_mode()(run)
 
-    low = dtype == torch.bfloat16
     return Workload(
         ours=ours(dtype),
         theirs=theirs(torch.float32),
         tuned=theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if low else None,
+        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
         tiled=ours(dtype, TILE) if size > TILE else None,
         plain=None if against else ours(torch.float32),
         flops=operations(config)["decode"],

@@ -65,6 +65,9 @@ def their_scheduler(diffusion: DiffusionConfig) -> Any:
 
 
 def _filled(kind: Any, fields: Fields, network: nn.Module) -> Any:
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of every change of a network's type
     with torch.device("meta"), WithoutNormals():
         theirs = kind.from_config(_known(fields))
     theirs.load_state_dict(network.state_dict(), assign=True)

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from ldm.bench.cold_start import cold_start
 from ldm.bench.decoding import decoding
 from ldm.bench.sampling import sampling, step
 from ldm.bench.workload import Maker
@@ -24,6 +25,7 @@ ROWS: dict[str, Maker] = {
     "decode-256-bf16": partial(decoding, "published/sd1", 256, BF16),
     "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
     "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
+    "cold-start": cold_start,
 }
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ldm.bench.machine import Peaks, synchroniser
-from ldm.bench.memory import with_peak
-from ldm.bench.workload import Run, Workload
+from ldm.bench.memory import peak_memory
+from ldm.bench.workload import Workload
 
 RUNS = 7
 
@@ -57,15 +57,16 @@ class Row:
 
 
 def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torch.device) -> Row:
-    """Run every side once to warm up and to be compared, then all of them in turn, `runs` times.
+    """Run every side once to be compared and once for its memory, then all of them in turn, `runs` times.
 
-    Whatever slows the machine for a while so slows all sides alike.
+    So whatever slows the machine for a while slows all sides alike.
     """
-    sides, errors, memory = workload.sides, {}, {}
-    reference = None if workload.reference is None else workload.reference()
-    for side, run in sides.items():
-        output, memory[side] = with_peak(run, device)
-        errors[side] = relative_error(output, reference)
+    sides = workload.sides
+    outputs = {side: run() for side, run in sides.items()}
+    reference = outputs.get("theirs") if workload.plain is None else workload.plain()
+    errors = {side: relative_error(output, reference) for side, output in outputs.items()}
+    del outputs, reference
+    memory = {side: peak_memory(run, device) for side, run in sides.items()}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(runs):
         for side, run in sides.items():
@@ -73,7 +74,7 @@ def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torc
     return Row(name, seconds, errors, memory, workload.flops, peaks.of(workload.dtype))
 
 
-def timed(run: Run | Callable[[], object], device: torch.device) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one run, until the device has done it."""
     wait = synchroniser(device)
     wait()

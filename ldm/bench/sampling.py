@@ -27,24 +27,23 @@ def sampling(name: str, dtype: torch.dtype, against: bool, steps: int = STEPS) -
     """The latents of one picture out of noise, by DDIM with guidance and the U-Net of a configuration."""
     config, device = configuration.load(name), find_device()
     unet = random_network(lambda: UNet(config.need_unet())).to(device)
-    contexts, start = contexts_of(config, 2, device), noise_of(config, 1, device)
+    contexts, start = contexts_of(config, 2).to(device), noise_of(config, 1).to(device)
 
     def ours(dtype: torch.dtype) -> Run:
-        return _our_sampling(config, converted(unet, dtype), steps, contexts, start)
+        return our_sampling(pipeline_of(config, unet, dtype), steps, contexts, start)
 
     def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
         if not against:
             return None
-        network = tuned_network(their_unet(unet), dtype) if tuned else converted(their_unet(unet), dtype)
+        network = (tuned_network if tuned else converted)(their_unet(unet), dtype)
         scheduler = their_scheduler(config.diffusion)
         return lambda: their_sampling(network, scheduler, steps, contexts.to(dtype), start.to(dtype))
 
-    low = dtype == torch.bfloat16
     return Workload(
         ours=ours(dtype),
         theirs=theirs(torch.float32),
         tuned=theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if low else None,
+        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
         plain=None if against else ours(torch.float32),
         flops=2 * steps * operations(config)["unet"],
         dtype=dtype,
@@ -55,7 +54,7 @@ def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
     """One call of a configuration's U-Net on the two rows of a guided picture, as it is in the midst of sampling."""
     config, device = configuration.load(name), find_device()
     unet = random_network(lambda: UNet(config.need_unet())).to(device)
-    contexts, latents = contexts_of(config, 2, device), noise_of(config, 2, device)
+    contexts, latents = contexts_of(config, 2).to(device), noise_of(config, 2).to(device)
     t = torch.tensor([T], device=device)
 
     def ours(dtype: torch.dtype) -> Run:
@@ -67,41 +66,52 @@ def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
     def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
         if not against:
             return None
-        network = tuned_network(their_unet(unet), dtype) if tuned else converted(their_unet(unet), dtype)
+        network = (tuned_network if tuned else converted)(their_unet(unet), dtype)
         x, told = latents.to(dtype), contexts.to(dtype)
         return torch.inference_mode()(lambda: network(x, t, encoder_hidden_states=told).sample)
 
-    low = dtype == torch.bfloat16
     return Workload(
         ours=ours(dtype),
         theirs=theirs(torch.float32),
         tuned=theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if low else None,
+        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
         plain=None if against else ours(torch.float32),
         flops=2 * operations(config)["unet"],
         dtype=dtype,
     )
 
 
-def contexts_of(config: Config, count: int, device: torch.device) -> Tensor:
+def contexts_of(config: Config, count: int) -> Tensor:
     """Random numbers in the place of texts, (count, L, D)."""
     shape = (count, TOKENS, config.need_unet().cross_attention_dim or 0)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def noise_of(config: Config, count: int, device: torch.device) -> Tensor:
-    """Noise (count, C, h, w) to start from."""
-    side = config.data.size // config.autoencoder.downsampling_factor
+def noise_of(config: Config, count: int, side: int | None = None) -> Tensor:
+    """Noise (count, C, h, w) to start from, of pictures as the configuration has them or of another side."""
+    side = side or config.data.size // config.autoencoder.downsampling_factor
     shape = (count, config.autoencoder.latent_channels, side, side)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
-def tuned_network(network: Any, dtype: torch.dtype) -> Any:
-    """A network of diffusers with what its users can set: type and memory format and, on a GPU, the compiler."""
-    network = converted(network, dtype).to(memory_format=torch.channels_last)
-    if next(network.parameters()).device.type == "cuda":
-        network.compile(mode="max-autotune")
-    return network
+def pipeline_of(config: Config, unet: UNet, dtype: torch.dtype) -> TextToImage:
+    """A pipeline that is given its contexts: it has no text encoder."""
+    autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
+    return TextToImage(Parts(autoencoder, converted(unet, dtype), None, None, config.diffusion))
+
+
+def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Run:
+    """From noise `start` (B, C, h, w) to latents, away from the first of the contexts (B + 1, L, D), to the others."""
+    request = Request(guidance_scale=SCALE, num_inference_steps=steps)
+    negative, condition = Condition(contexts[:1]), Condition(contexts[1:])
+
+    def run() -> Tensor:
+        noise = SeededNoise(range(len(start)))
+        for latents in pipe.sample(request, condition, negative, start, noise):  # noqa: B007
+            pass
+        return latents
+
+    return run
 
 
 @torch.inference_mode()
@@ -116,15 +126,9 @@ def their_sampling(unet: Any, scheduler: Any, steps: int, contexts: Tensor, star
     return latents
 
 
-def _our_sampling(config: Config, unet: UNet, steps: int, contexts: Tensor, start: Tensor) -> Run:
-    autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
-    pipe = TextToImage(Parts(autoencoder, unet, None, None, config.diffusion))
-    request = Request(guidance_scale=SCALE, num_inference_steps=steps)
-    negative, condition = (Condition(context[None]) for context in contexts)
-
-    def run() -> Tensor:
-        for latents in pipe.sample(request, condition, negative, start, SeededNoise([0])):  # noqa: B007
-            pass
-        return latents
-
-    return run
+def tuned_network(network: Any, dtype: torch.dtype) -> Any:
+    """A network of diffusers with what its users can set: type and memory format and, on a GPU, the compiler."""
+    network = converted(network, dtype).to(memory_format=torch.channels_last)
+    if next(network.parameters()).device.type == "cuda":
+        network.compile(mode="max-autotune")
+    return network

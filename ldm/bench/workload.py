@@ -26,7 +26,7 @@ class Workload:
     tuned: Run | None = None  # diffusers with what its users can set
     theirs_bf16: Run | None = None  # diffusers in bfloat16 throughout
     tiled: Run | None = None  # ours in bounded memory
-    plain: Run | None = None  # ours unprepared and in float32: the reference where there is no `theirs`
+    plain: Run | None = None  # ours unprepared and in float32: what the others are compared with if not with `theirs`
     flops: int | None = None  # floating-point operations of one run, a multiplication and an addition being two
     dtype: torch.dtype = torch.float32  # in which ours computes: whose peak it can come near
     close: Callable[[], None] = nothing  # called when all is measured
@@ -36,11 +36,6 @@ class Workload:
         """Those who do the work, by name."""
         runs = {name: getattr(self, name) for name in SIDES}
         return {name: run for name, run in runs.items() if run is not None}
-
-    @property
-    def reference(self) -> Run | None:
-        """Whose output the others are compared with."""
-        return self.theirs or self.plain
 
 
 Maker = Callable[[bool], Workload]  # with diffusers beside ours, or without
