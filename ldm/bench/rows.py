@@ -11,6 +11,7 @@ import torch
 from ldm.bench.cold_start import cold_start
 from ldm.bench.decoding import decoding
 from ldm.bench.sampling import sampling, step
+from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Maker
 from ldm.errors import UserError
 
@@ -25,6 +26,8 @@ ROWS: dict[str, Maker] = {
     "decode-256-bf16": partial(decoding, "published/sd1", 256, BF16),
     "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
     "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
+    "train-step": partial(train_step, "bench/small"),
+    "train-cached": partial(train_cached, "bench/small", "published/sd1"),
     "cold-start": cold_start,
 }
 

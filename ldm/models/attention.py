@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from ldm.models.precision import full_precision
 
-
 MANY_SCORES = 2**14  # of one head of one sample
 
 
