@@ -26,12 +26,11 @@ ALLOWED = {
         "pipeline",
         "training",
         "evaluation",
-        "bench",
         "build",
     },
-    "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
+    "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
-EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"chart", "config", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -1,0 +1,44 @@
+"""How much memory a piece of work takes while it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+PROCESS = Path("/proc/self")
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that `work` takes at most beyond what was held before; None where that cannot be known.
+
+    On a GPU they are those of its tensors, elsewhere those of the process, as Linux counts them.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not (PROCESS / "clear_refs").exists():
+        return None
+    _give_back()
+    (PROCESS / "clear_refs").write_text("5")  # the peak is from now on that of what follows: proc(5)
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _give_back() -> None:
+    """Return to the system what the C library keeps of freed memory, which would hide what is taken anew."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def _status(name: str) -> int:
+    [line] = [line for line in (PROCESS / "status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,41 @@
+"""The names of `ldm bench`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from ldm.bench.cold_start import cold_start
+from ldm.bench.decoding import decoding
+from ldm.bench.sampling import sampling, step
+from ldm.bench.training import train_cached, train_step
+from ldm.bench.workload import Maker
+from ldm.errors import UserError
+
+FP32, BF16 = torch.float32, torch.bfloat16
+
+ROWS: dict[str, Maker] = {
+    "small-sampling-fp32": partial(sampling, "bench/small", FP32),
+    "small-sampling-bf16": partial(sampling, "bench/small", BF16),
+    "sd15-step-fp32": partial(step, "published/sd1", FP32),
+    "sd15-step-bf16": partial(step, "published/sd1", BF16),
+    "decode-256-fp32": partial(decoding, "published/sd1", 256, FP32),
+    "decode-256-bf16": partial(decoding, "published/sd1", 256, BF16),
+    "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
+    "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
+    "train-step": partial(train_step, "bench/small"),
+    "train-cached": partial(train_cached, "bench/small", "published/sd1"),
+    "cold-start": cold_start,
+}
+
+
+def chosen(names: Sequence[str]) -> dict[str, Maker]:
+    """The rows of these names in the order of the table, all of them if there are none; UserError for another name."""
+    for name in names:
+        if name not in ROWS:
+            near = difflib.get_close_matches(name, ROWS, n=1, cutoff=0.0)
+            raise UserError(f"--only {name}: there is no such row; did you mean {near[0]}? All: {', '.join(ROWS)}")
+    return {name: maker for name, maker in ROWS.items() if not names or name in names}

@@ -1,0 +1,92 @@
+"""A workload's sides, turn by turn on one machine, and what came out of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.bench.machine import Peaks, synchroniser
+from ldm.bench.memory import peak_memory
+from ldm.bench.workload import Workload
+
+RUNS = 7
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one workload; each mapping has an entry a side."""
+
+    name: str
+    seconds: Mapping[str, list[float]]  # of each counted run
+    errors: Mapping[str, float | None]  # None: nothing to compare
+    memory: Mapping[str, int | None]  # bytes that a run takes at most; None: not known
+    flops: int | None  # of a run; None: not known
+    peak: float  # floating-point operations a second that the machine reaches in the precision of ours
+
+    def milliseconds(self, side: str) -> float:
+        """The median of a side's runs."""
+        return 1000 * median(self.seconds[side])
+
+    def ratio(self, side: str) -> float:
+        """How many times as long as ours a side takes."""
+        return self.milliseconds(side) / self.milliseconds("ours")
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Of what the machine can do, how much ours does; None where the operations of a run are not known."""
+        return None if self.flops is None else self.flops / median(self.seconds["ours"]) / self.peak
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: those of ours under the names of INTERFACE, of others under the side's name."""
+        facts: dict[str, Any] = {"name": self.name}
+        for side in self.seconds:
+            facts[f"{side}_ms"] = self.milliseconds(side)
+            if side != "ours":
+                facts["ratio" if side == "theirs" else f"{side}_ratio"] = self.ratio(side)
+            if side != "theirs":  # which is the reference
+                facts["error" if side == "ours" else f"{side}_error"] = self.errors[side]
+        facts["share_of_peak"] = self.share_of_peak
+        facts |= {f"{side}_peak_mib": held and held / 2**20 for side, held in self.memory.items()}
+        return facts | {"runs": len(self.seconds["ours"])}
+
+
+def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torch.device) -> Row:
+    """Run every side once to be compared and once for its memory, then all of them in turn, `runs` times.
+
+    So whatever slows the machine for a while slows all sides alike.
+    """
+    sides = workload.sides
+    outputs = {side: run() for side, run in sides.items()}
+    reference = outputs.get("theirs") if workload.plain is None else workload.plain()
+    errors = {side: relative_error(output, reference) for side, output in outputs.items()}
+    del outputs, reference
+    memory = {side: peak_memory(run, device) for side, run in sides.items()}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(runs):
+        for side, run in sides.items():
+            seconds[side].append(timed(run, device))
+    return Row(name, seconds, errors, memory, workload.flops, peaks.of(workload.dtype))
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run, until the device has done it."""
+    wait = synchroniser(device)
+    wait()
+    began = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - began
+
+
+def relative_error(output: Tensor | None, reference: Tensor | None) -> float | None:
+    """The L2 norm of their difference over that of the reference; None where one of them is missing."""
+    if output is None or reference is None:
+        return None
+    exact = reference.double()
+    return ((output.double() - exact).norm() / exact.norm()).item()
