@@ -13,8 +13,8 @@ class Reusing:
     """A U-Net on one walk along a grid, whose deep features serve the next `every` - 1 levels as well.
 
     That is DeepCache with equal intervals (Ma, Fang and Wang 2024, section 3.3). What counts is the place of a level in
-    the grid. So samplers that call twice in a step need not be known: a second call at the level where features were
-    computed computes its own. Those from before a gap, in which another denoiser stood in, are not used.
+    the grid. So samplers that call twice in a step need not be known (a second call at the level where features were
+    computed computes its own), nor guidance that lets another denoiser stand in for a while.
     """
 
     def __init__(self, unet: UNet, grid: Grid, every: int) -> None:

@@ -223,6 +223,7 @@ class TextToImage:
         `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled;
         subjects that are composed have several rows, and guides besides the condition are told of all subjects.
         """
+        request = settle_quality(request, self.device)
         # Tensors of inference mode could not take part in a gradient, which some guides need of a step.
         mode = torch.inference_mode if request.classifier is None and request.clip is None else torch.no_grad
         return mode()(self._steps)(request, condition, negative, start, noise, given, subjects)
