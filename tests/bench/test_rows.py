@@ -10,10 +10,10 @@ from PIL import Image
 from ldm import config
 from ldm.bench.decoding import decoding
 from ldm.bench.growth import Axis, Size, draw_growth, measure_growth
-from ldm.bench.machine import Peaks
-from ldm.bench.rows import ROWS, chosen
+from ldm.bench.machine import Peaks, measure_peaks
+from ldm.bench.rows import GPU_ROWS, ROWS, chosen
 from ldm.bench.runner import Row, measure
-from ldm.bench.sampling import sampling, step
+from ldm.bench.sampling import picture, sampling, step
 from ldm.bench.workload import Workload
 from ldm.errors import UserError
 
@@ -49,6 +49,7 @@ def toy(tmp_path: Path) -> str:
 MAKERS = {
     "sampling": lambda toy, dtype, against: sampling(toy, dtype, against, steps=3),
     "step": step,
+    "picture": lambda toy, dtype, against: picture(toy, dtype, against, steps=2),
     "decoding": lambda toy, dtype, against: decoding(toy, 32, dtype, against),
 }
 
@@ -80,6 +81,24 @@ def test_the_table_has_the_names_that_scripts_rely_on() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="no such row; did you mean small-sampling-fp32"):
         chosen(["small-sampling"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_rows_of_real_sizes_are_for_gpus() -> None:
+    with pytest.raises(UserError, match="sd15-picture-bf16: it needs a CUDA device"):
+        chosen(["sd15-picture-bf16"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where there is one")
+@pytest.mark.parametrize("name", GPU_ROWS)
+def test_rows_of_real_sizes_come_near_the_gpus_peak(name: str) -> None:
+    device = torch.device("cuda")
+    workload = GPU_ROWS[name](False)
+    row = measure(name, workload, 3, measure_peaks(device), device)
+    workload.close()
+    assert 0.05 < (row.share_of_peak or 0) < 1
+    assert (row.memory["ours"] or 0) > 2**20
 
 
 def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path) -> None:
