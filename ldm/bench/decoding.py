@@ -17,7 +17,11 @@ TILE = 256  # pixels of a tile's side, where whole pictures are larger
 
 
 def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workload:
-    """One picture of size x size out of its latents, by the autoencoder of a configuration."""
+    """One picture of size x size out of its latents, by the autoencoder of a configuration.
+
+    Pictures that are larger than a tile are made in tiles as well, but beside diffusers' defaults alone: each run takes
+    many seconds on a CPU.
+    """
     config, device = configuration.load(name, [f"data.size={size}"]), find_device()
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder)).to(device)
     latents = noise_of(config, 1).to(device)
@@ -35,13 +39,13 @@ def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workloa
 
         return torch.no_grad()(run)
 
-    fast = prepared(autoencoder, dtype)
+    fast, large = prepared(autoencoder, dtype), size > TILE
     return Workload(
         ours=ours(fast),
         theirs=theirs(torch.float32),
-        tuned=theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
-        tiled=ours(fast, TILE) if size > TILE else None,
+        tuned=None if large else theirs(dtype, tuned=True),
+        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 and not large else None,
+        tiled=ours(fast, TILE) if large else None,
         plain=None if against else ours(autoencoder),
         flops=operations(config)["decode"],
         dtype=dtype,

@@ -10,6 +10,7 @@ import torch
 
 from ldm.bench.cold_start import cold_start
 from ldm.bench.decoding import decoding
+from ldm.bench.draft import draft
 from ldm.bench.sampling import picture, sampling, step
 from ldm.bench.workload import Maker
 from ldm.errors import UserError
@@ -26,6 +27,7 @@ ROWS: dict[str, Maker] = {
     "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
     "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
     "cold-start": cold_start,
+    "draft": draft,
 }
 
 

@@ -29,6 +29,7 @@ NAMES = {
     "decode-512-fp32",
     "decode-512-bf16",
     "cold-start",
+    "draft",
 }
 
 
