@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,14 @@ from ldm.checkpoint.autoencoder_fields import autoencoder_to_fields
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.fields import EXTRA, Fields
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.texts import save_text_encoder
 from ldm.checkpoint.unet_fields import unet_to_fields
 from ldm.checkpoint.weights import WithoutNormals
 from ldm.config import Config, DiffusionConfig
 from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.prepared import prepare_for_sampling
+from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
 
 N = TypeVar("N", bound=nn.Module)
@@ -57,6 +60,14 @@ def their_autoencoder(autoencoder: Autoencoder) -> Any:
     from diffusers import AutoencoderKL
 
     return _filled(AutoencoderKL, autoencoder_to_fields(autoencoder.config), autoencoder)
+
+
+def their_text_encoder(encoder: TextEncoder, folder: Path) -> Any:
+    """transformers' CLIPTextModel with the same weights, by way of a folder that is written."""
+    from transformers import CLIPTextModel
+
+    save_text_encoder(encoder, folder)
+    return CLIPTextModel.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def their_scheduler(diffusion: DiffusionConfig) -> Any:

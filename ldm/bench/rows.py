@@ -12,6 +12,7 @@ from ldm.bench.cold_start import cold_start
 from ldm.bench.decoding import decoding
 from ldm.bench.draft import draft
 from ldm.bench.sampling import picture, sampling, step
+from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Maker
 from ldm.errors import UserError
 
@@ -26,14 +27,16 @@ ROWS: dict[str, Maker] = {
     "decode-256-bf16": partial(decoding, "published/sd1", 256, BF16),
     "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
     "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
+    "train-step": partial(train_step, "bench/small"),
+    "train-cached": partial(train_cached, "bench/train-cached"),
     "cold-start": cold_start,
     "draft": draft,
 }
 
-
 # Of real sizes, in which a CPU would take too long.
 GPU_ROWS: dict[str, Maker] = {
     "sd15-picture-bf16": partial(picture, "published/sd1", BF16),
+    "sd2-train-bf16": partial(train_step, "bench/sd2-256"),
 }
 
 

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.models.precision import full_precision
+
+MANY_SCORES = 2**14  # of one head of one sample
+
 
 class KeysValues(NamedTuple):
     """Keys and values of one attention, each (B, heads, L, width of a head)."""
@@ -23,11 +27,23 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = 
     `mask`, broadcast to (B, heads, L, L'), is true where a query may look.
     """
     if torch.is_grad_enabled() and queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # Training in bfloat16 on a CPU: the fused kernel's backward pass is slower than plain products.
-        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, heads, L, L')
-        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-        return scores.softmax(-1) @ values
+        return _attend_in_training(queries, keys, values, mask)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+def _attend_in_training(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` for training in bfloat16 on a CPU, where the fused kernel's backward pass in that type is slow.
+
+    Many scores are best never written to memory: the fused kernel in float32. Few of them stay in the caches, and
+    plain products are the fastest.
+    """
+    if queries.shape[-2] * keys.shape[-2] >= MANY_SCORES:
+        with full_precision(queries.device):
+            wide = queries.float(), keys.float(), values.float()
+            return F.scaled_dot_product_attention(*wide, attn_mask=mask).to(queries.dtype)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, heads, L, L')
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ values
 
 
 class Attention(nn.Module):

@@ -24,6 +24,7 @@ from ldm.training.saving import Saver
 from ldm.training.stage import Stage
 from ldm.training.stop import Limits, Stop
 from ldm.training.trackers import Trackers
+from ldm.training.transfer import on_device
 from ldm.training.watch import Watch
 
 
@@ -41,13 +42,14 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
     end, pictures = settings.max_steps, stage.needs_pictures
-    loader = training_batches(source, config, share, step + 1, end, pictures, stage.unreadable)
+    read = training_batches(source, config, share, step + 1, end, pictures, stage.unreadable)
+    loader = on_device(read, accelerator.device)
     broken = BrokenReport(run.path / "broken.jsonl", accelerator, config.data.max_broken, len(source))
     trackers = Trackers(accelerator, config)
     log = Log(run.path / "log.jsonl" if accelerator.is_main_process else None, step, settings.max_steps, trackers.log)
     watch = Watch(log, stage.name, config, run.path / "log.jsonl")
     meter, stop = Meter(accelerator, settings.batch_size), None
-    with log, contextlib.closing(loader), Stop(accelerator, limits) as asked:
+    with log, contextlib.closing(read), Stop(accelerator, limits) as asked:
         log.say(f"{stage.name}: {_processes(accelerator)}, steps {step + 1} to {settings.max_steps}")
         if inexact:
             log.say(inexact)

@@ -28,6 +28,8 @@ NAMES = {
     "decode-256-bf16",
     "decode-512-fp32",
     "decode-512-bf16",
+    "train-step",
+    "train-cached",
     "cold-start",
     "draft",
 }
