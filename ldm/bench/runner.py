@@ -27,6 +27,7 @@ class Row:
     errors: Mapping[str, float | None]  # None: nothing to compare
     memory: Mapping[str, int | None]  # bytes that its first run takes at most; None: not known
     flops: int | None  # of a run; None: not known
+    pictures: int | None  # of a run
     peak: float  # floating-point operations a second that the machine reaches in the precision of ours
 
     def milliseconds(self, side: str) -> float:
@@ -52,6 +53,8 @@ class Row:
         errors = {side: error for side, error in self.errors.items() if side != "theirs"}  # which is the reference
         facts |= {"error" if side == "ours" else f"{side}_error": error for side, error in errors.items()}
         facts["share_of_peak"] = self.share_of_peak
+        if self.pictures is not None:
+            facts["pictures_per_second"] = self.pictures / median(self.seconds["ours"])
         facts |= {f"{side}_peak_mib": held and held / 2**20 for side, held in self.memory.items()}
         return facts | {"runs": len(self.seconds["ours"])}
 
@@ -71,7 +74,7 @@ def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torc
     for _ in range(runs):
         for side, run in timed_sides.items():
             seconds[side].append(timed(run, device))
-    return Row(name, seconds, errors, memory, workload.flops, peaks.of(workload.dtype))
+    return Row(name, seconds, errors, memory, workload.flops, workload.pictures, peaks.of(workload.dtype))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

@@ -123,6 +123,7 @@ def picture(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Wo
         theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
         plain=None if against else ours(unet, autoencoder),
         flops=2 * steps * counted["unet"] + counted["decode"],
+        pictures=1,
         dtype=dtype,
     )
 

@@ -125,6 +125,7 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
         tuned=their_steps(trainer, unet, inputs, dtype) if against else None,
         plain=None if against else lambda: reference,
         flops=3 * trainer.batch_size * operations(config)["unet"],
+        pictures=trainer.batch_size,
         dtype=dtype,
         close=scratch.cleanup,
     )

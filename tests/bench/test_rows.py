@@ -14,6 +14,7 @@ from ldm.bench.machine import Peaks, measure_peaks
 from ldm.bench.rows import GPU_ROWS, ROWS, chosen
 from ldm.bench.runner import Row, measure
 from ldm.bench.sampling import picture, sampling, step
+from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Workload
 from ldm.errors import UserError
 
@@ -43,6 +44,8 @@ def measured(workload: Workload) -> Row:
 def toy(tmp_path: Path) -> str:
     """Two levels, as wide as group norms allow, and an autoencoder that halves once."""
     changes = ["unet.block_out_channels=[32, 64]", "unet.attention_layers=[1, 0]", "unet.layers_per_block=1"]
+    changes += ["unet.cross_attention_dim=32", "text.hidden_size=32", "text.num_hidden_layers=1"]
+    changes += ["text.num_attention_heads=4", "training.unet.batch_size=2", "training.unet.mixed_precision=no"]
     changes += ["autoencoder.block_out_channels=[32, 32]", "data.size=16", "autoencoder.scaling_factor=0.5"]
     path = tmp_path / "toy.yaml"
     path.write_text(config.dump(config.load("bench/small", changes)))
@@ -66,6 +69,17 @@ def test_ours_and_diffusers_do_the_same_work_on_the_same_weights(maker: Callable
     assert 1e-4 < bf16.errors["ours"] < 0.1
     assert bf16.seconds.keys() == fp32.seconds.keys() | {"theirs_bf16"}
     assert fp32.flops == bf16.flops > 1e6
+
+
+@pytest.mark.parametrize("maker", [train_step, train_cached])
+def test_a_training_step_has_the_loss_that_diffusers_has(maker: Callable[..., Workload], toy: str) -> None:
+    workload = maker(toy, True)
+    row = measured(workload)
+    workload.close()
+    assert row.errors["ours"] < 1e-4
+    assert row.seconds.keys() == {"ours", "theirs", "tuned"}
+    assert row.pictures == 2
+    assert row.as_dict()["pictures_per_second"] == pytest.approx(2 / row.seconds["ours"][0])
 
 
 @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)

@@ -60,7 +60,9 @@ def test_tiles_are_compared_and_their_memory_measured_but_not_their_time() -> No
 
 
 def row(**seconds: list[float]) -> Row:
-    return Row("x", seconds, dict.fromkeys(seconds, 0.5), dict.fromkeys(seconds, 2**21), flops=10**9, peak=2e9)
+    return Row(
+        "x", seconds, dict.fromkeys(seconds, 0.5), dict.fromkeys(seconds, 2**21), flops=10**9, pictures=None, peak=2e9
+    )
 
 
 def test_json_has_medians_ratios_and_the_share_of_the_peak_in_the_precision_of_ours() -> None:
