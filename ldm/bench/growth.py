@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ldm import config as configuration
-from ldm.bench.networks import random_network
+from ldm.bench.networks import prepared, random_network
 from ldm.bench.runner import timed
 from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
 from ldm.bench.workload import Run
@@ -63,7 +63,7 @@ def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis,
 
 
 def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: Axis) -> Curves:
-    pipes = {dtype: pipeline_of(config, unet, dtype) for dtype in COLOURS}
+    pipes = {dtype: pipeline_of(config, prepared(unet, dtype)) for dtype in COLOURS}
     works = {(dtype, size): _work(pipe, config, size, device) for dtype, pipe in pipes.items() for size in axis.sizes}
     seconds: dict[tuple[torch.dtype, Size], list[float]] = {key: [] for key in works}
     for _ in range(1 + runs):  # the first is not counted

@@ -6,14 +6,16 @@ import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 PROCESS = Path("/proc/self")
 
 
-def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `work` takes at most beyond what was held before; None where that cannot be known.
+def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
+    """What `work` returns, and the bytes it took at most beyond what was held before; None where that is unknown.
 
     On a GPU they are those of its tensors, elsewhere those of the process, as Linux counts them.
     """
@@ -21,15 +23,15 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
+        made = work()
+        return made, torch.cuda.max_memory_allocated(device) - before
     if not (PROCESS / "clear_refs").exists():
-        return None
+        return work(), None
     _give_back()
     (PROCESS / "clear_refs").write_text("5")  # the peak is from now on that of what follows: proc(5)
     before = _status("VmRSS")
-    work()
-    return _status("VmHWM") - before
+    made = work()
+    return made, _status("VmHWM") - before
 
 
 def _give_back() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.bench.machine import Peaks, synchroniser
-from ldm.bench.memory import peak_memory
+from ldm.bench.memory import with_peak
 from ldm.bench.workload import Workload
 
 RUNS = 7
@@ -20,13 +20,14 @@ RUNS = 7
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one workload; each mapping has an entry a side."""
+    """What was measured of one workload; each mapping has an entry a side, that of the times one a timed side."""
 
     name: str
     seconds: Mapping[str, list[float]]  # of each counted run
     errors: Mapping[str, float | None]  # None: nothing to compare
-    memory: Mapping[str, int | None]  # bytes that a run takes at most; None: not known
+    memory: Mapping[str, int | None]  # bytes that its first run takes at most; None: not known
     flops: int | None  # of a run; None: not known
+    pictures: int | None  # of a run
     peak: float  # floating-point operations a second that the machine reaches in the precision of ours
 
     def milliseconds(self, side: str) -> float:
@@ -49,29 +50,31 @@ class Row:
             facts[f"{side}_ms"] = self.milliseconds(side)
             if side != "ours":
                 facts["ratio" if side == "theirs" else f"{side}_ratio"] = self.ratio(side)
-            if side != "theirs":  # which is the reference
-                facts["error" if side == "ours" else f"{side}_error"] = self.errors[side]
+        errors = {side: error for side, error in self.errors.items() if side != "theirs"}  # which is the reference
+        facts |= {"error" if side == "ours" else f"{side}_error": error for side, error in errors.items()}
         facts["share_of_peak"] = self.share_of_peak
+        if self.pictures is not None:
+            facts["pictures_per_second"] = self.pictures / median(self.seconds["ours"])
         facts |= {f"{side}_peak_mib": held and held / 2**20 for side, held in self.memory.items()}
         return facts | {"runs": len(self.seconds["ours"])}
 
 
 def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torch.device) -> Row:
-    """Run every side once to be compared and once for its memory, then all of them in turn, `runs` times.
+    """Run every side once, to be compared and for its memory, then all that are timed in turn, `runs` times.
 
     So whatever slows the machine for a while slows all sides alike.
     """
-    sides = workload.sides
-    outputs = {side: run() for side, run in sides.items()}
+    first = {side: with_peak(run, device) for side, run in workload.sides.items()}
+    outputs, memory = ({side: pair[number] for side, pair in first.items()} for number in range(2))
     reference = outputs.get("theirs") if workload.plain is None else workload.plain()
     errors = {side: relative_error(output, reference) for side, output in outputs.items()}
-    del outputs, reference
-    memory = {side: peak_memory(run, device) for side, run in sides.items()}
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    del first, outputs, reference
+    timed_sides = {side: run for side, run in workload.sides.items() if side != "tiled"}
+    seconds: dict[str, list[float]] = {side: [] for side in timed_sides}
     for _ in range(runs):
-        for side, run in sides.items():
+        for side, run in timed_sides.items():
             seconds[side].append(timed(run, device))
-    return Row(name, seconds, errors, memory, workload.flops, peaks.of(workload.dtype))
+    return Row(name, seconds, errors, memory, workload.flops, workload.pictures, peaks.of(workload.dtype))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
