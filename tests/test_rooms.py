@@ -29,6 +29,17 @@ ALLOWED = {
         "bench",
         "build",
     },
+    "recipe": {
+        "recipe",
+        "models",
+        "diffusion",
+        "data",
+        "checkpoint",
+        "pipeline",
+        "training",
+        "evaluation",
+        "build",
+    },
     "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
 EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}

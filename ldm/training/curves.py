@@ -23,7 +23,7 @@ def draw_curves(log: Path, out: Path) -> None:
     reports = read_log(log)
     curves = {name: _points(reports, name) for name in COLOURS}
     if len(curves["loss"]) > 1:
-        picture = _Chart([point for points in curves.values() for point in points], "optimiser steps", "loss")
+        picture = Chart([point for points in curves.values() for point in points], "optimiser steps", "loss")
         for name, points in curves.items():
             picture.curve(points, NAMES[name], COLOURS[name], smooth=name == "loss")
         write(out, lambda work: picture.finished().save(work, format="png"))
@@ -50,7 +50,7 @@ def _averages(values: list[float]) -> list[float]:
     return means
 
 
-class _Chart:
+class Chart:
     """Axes with grid lines; logarithmic upwards where all values are positive and span more than a factor of 5."""
 
     def __init__(self, points: list[Point], across: str, upwards: str) -> None:
