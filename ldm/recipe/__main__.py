@@ -16,13 +16,16 @@ from ldm.training.stop import parse_duration
 
 
 def main() -> int:
-    """Status 0 when all is done, 3 when the time ended before the work, 2 for what the user can mend."""
+    """Status 0 when all is done, 3 when the time ended before the work, 2 for what the user can mend, 130 interrupted."""
     told = _parser().parse_args()
     try:
         return _run(told)
     except UserError as error:
         print(f"ldm.recipe: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ldm.recipe: interrupted, --resume goes on", file=sys.stderr)
+        return 130
 
 
 def _run(told: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from ldm.recipe.rendering import Rendering, first_scenes
 from ldm.recipe.timetable import OutOfTimeError, Timetable
 from ldm.training.loop import start_accelerator, train
 from ldm.training.run import Run
+from ldm.training.stage import Stage
 from ldm.training.stop import Limits
 
 GRID_COLUMNS = 6
@@ -78,6 +79,7 @@ def _train(name: str, order: Order, source: Source, times: Timetable) -> None:
     starting = {} if name == "autoencoder" else {"vae": str(order.out / "autoencoder"), "init": None}
     build.check(name, config, run, **starting)
     accelerator = start_accelerator(settings, config.training.seed)
+    stage: Stage
     if name == "autoencoder":
         stage = build.autoencoder_stage(config, source, accelerator)
     else:

@@ -84,7 +84,7 @@ class SceneProbe(nn.Module):
     def find(self, pictures: np.ndarray) -> list[list[Found]]:
         """The things in pictures, bytes (n, H, W, 3), the likeliest first."""
         given = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.heat.weight.device)
-        heat, box, colour = self(resize(given, SIDE).float() / 255)
+        heat, box, colour = (maps.float().cpu() for maps in self(resize(given, SIDE).float() / 255))
         heat = heat.sigmoid()
         peaks = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat > SEEN)
         found: list[list[Found]] = [[] for _ in pictures]
