@@ -16,7 +16,7 @@ from ldm.training.stop import parse_duration
 
 
 def main() -> int:
-    """Status 0 when all is done, 3 when the time ended before the work, 2 for what the user can mend, 130 interrupted."""
+    """Status 0: all is done. 3: the time ended before the work. 2: for the user to mend. 130: interrupted."""
     told = _parser().parse_args()
     try:
         return _run(told)
