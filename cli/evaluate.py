@@ -85,10 +85,10 @@ def evaluate(
         sampling=Sampling(**given) if given else None,
         batch_size=batch_size,
     )
-    if "scenes" in names and concepts is None:
-        from ldm.evaluation.scenes.probe import CONCEPTS
+    if "scenes" in names and data == "scenes":
+        from ldm.evaluation.scenes.scores import known_concepts
 
-        concepts = CONCEPTS  # all that the probe of the scene score knows
+        concepts = known_concepts(concepts)
     extractor, share = plan.make_features(), ProcessShare.of_environment()
     loaded = load(model, plan.draws, device or share.device())
     side, most = picture_side(loaded), max(samples, plan.references)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ldm.data.scenes.scene import Kind, Scene
-from ldm.data.scenes.vocabulary import is_held_out
+from ldm.data.scenes.vocabulary import concepts, is_held_out
 from ldm.errors import UserError
 from ldm.evaluation.scenes.judging import MEASURES, judge
 from ldm.evaluation.scenes.probe import CONCEPTS, SceneProbe, load_probe
@@ -68,10 +68,15 @@ def scenes_of(source: object) -> SceneSource:
     """The source, if it tells what the probe can judge; else UserError."""
     if not isinstance(source, SceneSource):
         raise UserError("the scene score compares pictures with records of the built-in scenes: --data scenes")
-    if source.concepts is None or source.concepts > CONCEPTS:
-        told = "all concepts" if source.concepts is None else f"{source.concepts} concepts"
-        raise UserError(f"the probe of the scene score knows the first {CONCEPTS} concepts, these scenes have {told}")
+    known_concepts(source.concepts or len(concepts()))
     return source
+
+
+def known_concepts(asked: int | None) -> int:
+    """The number of concepts asked for, or all that the probe knows; UserError for more."""
+    if asked is not None and asked > CONCEPTS:
+        raise UserError(f"the probe of the scene score knows the first {CONCEPTS} concepts, not {asked}")
+    return CONCEPTS if asked is None else asked
 
 
 class SceneJudges:
