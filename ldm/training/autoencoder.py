@@ -122,7 +122,7 @@ class AutoencoderStage(Stage):
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
         adversarial = self.loss_config.adversarial
-        playing = bool(adversarial.weight) and step >= adversarial.start_step
+        playing = bool(adversarial.weight) and max(step, self.at) >= adversarial.start_step
         self._start_codebook(batches, step)
         network, pairs, found, seen = self.networks["reconstruction"], [], [], []
         for batch in self.micro_batches(batches, network):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,7 +40,9 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     accelerator, settings = stage.accelerator, stage.config
     saver = Saver(stage, run, config, source)
     divergence = saver.divergence
-    step, inexact = saver.resume()
+    step, inexact = saver.resume(limits.budget)
+    clock = saver.clock
+    limits = replace(limits, seconds=clock.left(limits.seconds))
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
     end, pictures = settings.max_steps, stage.needs_pictures
@@ -57,7 +60,7 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
         while step < settings.max_steps and stop is None:
             step += 1
             batches = [broken.note(next(loader)) for _ in range(share.accumulation)]
-            rate = stage.begin(step)
+            rate = stage.begin(step, clock.at(step))
             losses = stage.losses(batches, step)
             meter.add(losses, stage.observed)
             divergence.note(step, losses)
