@@ -30,7 +30,7 @@ ALLOWED = {
     },
     "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
 }
-EVERYWHERE = {"chart", "config", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"allocator", "chart", "config", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

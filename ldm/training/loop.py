@@ -167,5 +167,7 @@ def start_accelerator(
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise UserError(f"ldm does not train with {kind.value}: FSDP of version 2 does the same, see docs/training.md")
+    if settings.mixed_precision != "no":  # then no more is asked of what is left in float32
+        torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(seed)
     return accelerator
