@@ -10,8 +10,6 @@ from ldm.diffusion.level import Level
 from ldm.training.transfer import moved, on_device
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where one is")
-    not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where there is one"
-)
 
 
 def batches() -> Iterator[Batch]:
