@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import config as configuration
+from ldm.allocator import keep_freed_memory
 from ldm.bench.networks import (
     TOKENS,
     operations,
@@ -135,6 +136,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     """The stage of a configuration with random weights, training from a cache that is written to `folder`."""
     settings = config.training.unet.model_copy(update={"cache_latents": True, "condition_dropout": 0.0})
     config = config.model_copy(update={"training": config.training.model_copy(update={"unet": settings})})
+    keep_freed_memory()  # as `ldm train-unet` does; diffusers' side has it too
     accelerator = start_accelerator(settings, config.training.seed)
     assert config.text is not None
     text, source = config.text, RandomPictures(settings.batch_size, config.data.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,9 +26,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = 
 
     `mask`, broadcast to (B, heads, L, L'), is true where a query may look.
     """
-    if torch.is_grad_enabled() and queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if _trains_in_bfloat16(queries):
         return _attend_in_training(queries, keys, values, mask)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+def _trains_in_bfloat16(tokens: Tensor) -> bool:
+    return torch.is_grad_enabled() and tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
 def _attend_in_training(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -103,8 +107,16 @@ class FeedForward(nn.Module):
 
     def gated(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L, C) to what lies between the two layers, (B, L, 4C)."""
-        values, gate = self.net[0].proj(tokens).chunk(2, dim=-1)  # (B, L, 4C) each
+        values, gate = self._halves(tokens)  # (B, L, 4C) each
         return values * F.gelu(gate)
+
+    def _halves(self, tokens: Tensor) -> Sequence[Tensor]:
+        proj = self.net[0].proj
+        if not _trains_in_bfloat16(tokens):
+            return proj(tokens).chunk(2, dim=-1)
+        # By two products, whose gradients need not be joined again.
+        halves = zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
+        return [F.linear(tokens, weight, bias) for weight, bias in halves]
 
 
 class TransformerBlock(nn.Module):

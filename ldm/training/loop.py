@@ -175,5 +175,7 @@ def start_accelerator(
         raise UserError(f"optimizer {settings.optimizer} cannot step weights that FSDP2 divides: set optimizer=adamw")
     if deepspeed:
         zero.configure(accelerator, settings)
+    if settings.mixed_precision != "no":  # then no more is asked of what is left in float32
+        torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(seed)
     return accelerator

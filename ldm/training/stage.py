@@ -22,6 +22,7 @@ from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.compiling import compile_blocks
 from ldm.training.division import Division
 from ldm.training.ema import EMA
 from ldm.training.optimizer import make_optimizer, parameter_groups
@@ -121,7 +122,7 @@ class Stage(ABC):
         if self.config.gradient_checkpointing:
             checkpoint_gradients(network)
         if self.config.compile:
-            network.compile()
+            compile_blocks(network)
         groups = parameter_groups(network, rate, rates)
         optimizer = make_optimizer(groups, self.config, self.accelerator.device)
         self.networks[name], self.optimizers[name] = self.division.prepare(network, optimizer)
