@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ldm.bench.runner import Row
     from ldm.bench.workload import Maker
 
-WIDTH = 132  # columns of the table where there is no terminal
+WIDTH = 120  # columns of the table where there is no terminal
 
 Against = Annotated[
     str | None, typer.Option(metavar="diffusers", help="What to measure beside ours, run by run.", show_default=False)
@@ -112,39 +112,43 @@ def peaks_in_words(peaks: Peaks) -> str:
 
 def show(rows: list[Row], title: str) -> None:
     """The rows as a table; columns that no row fills are left out."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown = [cells(row) for row in rows]
     columns = [name for name in shown[0] if any(each[name] for each in shown)]
-    for name in columns:
-        table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
+    table.add_column("row", min_width=max(len(row.name) for row in rows))
+    for name in columns[1:]:
+        table.add_column(name, justify="right", overflow="fold")
     for each in shown:
         table.add_row(*(each[name] for name in columns))
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def cells(row: Row) -> dict[str, str]:
-    """What the table shows of a row, by column."""
+    """What the table shows of a row, by column: milliseconds of other sides with how many times ours they are."""
     facts = row.as_dict()
 
     def number(name: str, form: str) -> str:
         value = facts.get(name)
         return "" if value is None else format(value, form)
 
+    def beside(side: str, ratio: str) -> str:
+        return f"{number(side, ',.0f')} ({number(ratio, '.2f')})" if side in facts else ""
+
+    held = [number(f"{side}_peak_mib", ",.0f") for side in ("ours", "tiled", "theirs")]
     return {
         "row": row.name,
-        "ours ms": number("ours_ms", ",.1f"),
-        "diffusers": number("theirs_ms", ",.1f"),
-        "ratio": number("ratio", ".2f"),
-        "tuned": number("tuned_ms", ",.1f"),
-        "its ratio": number("tuned_ratio", ".2f"),
-        "in bf16": number("theirs_bf16_ms", ",.1f"),
-        "ratio ": number("theirs_bf16_ratio", ".2f"),
+        "ours, ms": number("ours_ms", ",.0f"),
+        "diffusers": beside("theirs_ms", "ratio"),
+        "tuned": beside("tuned_ms", "tuned_ratio"),
+        "in bf16": beside("theirs_bf16_ms", "theirs_bf16_ratio"),
         "error": number("error", ".1e"),
-        "bf16's": number("theirs_bf16_error", ".1e"),
+        "its bf16's": number("theirs_bf16_error", ".1e"),
         "of peak": number("share_of_peak", ".0%"),
-        "MiB": number("ours_peak_mib", ",.0f"),
-        "diffusers' ": number("theirs_peak_mib", ",.0f"),
+        "MiB": held[0],
+        "tiled": held[1],
+        "diffusers'": held[2],
     }
