@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ldm.bench.runner import Row
     from ldm.bench.workload import Maker
 
-WIDTH = 120  # columns of the table where there is no terminal
+WIDTH = 140  # columns of the table where there is no terminal
 
 Against = Annotated[
     str | None, typer.Option(metavar="diffusers", help="What to measure beside ours, run by run.", show_default=False)
