@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm.cli.memory import keep_freed_memory
 from ldm.cli.output import check_writable
 from ldm.errors import UserError
 
@@ -27,7 +28,10 @@ Against = Annotated[
     str | None, typer.Option(metavar="diffusers", help="What to measure beside ours, run by run.", show_default=False)
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="This row alone; for each one more.")]
-Runs = Annotated[int, typer.Option(min=1, help="Counted runs of each side, of which the median is shown.")]
+Runs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Counted runs of each side.  [default: 7, in rows of many minutes down to 3]"),
+]
 Plot = Annotated[
     Path | None,
     typer.Option(
@@ -38,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document: a list,
 
 
 def bench(
-    against: Against = None, only: Only = None, runs: Runs = 7, plot: Plot = None, as_json: AsJson = False
+    against: Against = None, only: Only = None, runs: Runs = None, plot: Plot = None, as_json: AsJson = False
 ) -> None:
     """Measure this machine's speed at sampling, decoding and training, alone or beside diffusers."""
     check_against(against)
@@ -61,15 +65,16 @@ def bench(
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in rows], indent=1))
     else:
-        show(rows, f"{describe(device)}: {peaks_in_words(peaks)}")
+        typer.echo(f"{describe(device)}: {peaks_in_words(peaks)}")
+        show(rows)
 
 
-def draw(out: Path, runs: int) -> None:
+def draw(out: Path, runs: int | None) -> None:
     """Measure the growth, say it in numbers and draw it."""
     from ldm.bench.growth import AXES, NAMES, draw_growth, measure_growth
     from ldm.pipeline.device import find_device
 
-    curves = measure_growth("bench/small", find_device(), runs)
+    curves = measure_growth("bench/small", find_device(), runs or 3)
     for axis, found in zip(AXES, curves, strict=True):
         for dtype, line in found.items():
             told = ", ".join(f"{place:.0f}: {seconds:.3f} s" for place, seconds in line)
@@ -86,17 +91,27 @@ def check_against(against: str | None) -> None:
         raise UserError("--against diffusers: it is not installed, pip install diffusers, or leave --against out")
 
 
-def measured(name: str, maker: Maker, against: bool, runs: int, peaks: Peaks, device: torch.device) -> Row:
+def measured(name: str, maker: Maker, against: bool, runs: int | None, peaks: Peaks, device: torch.device) -> Row:
     """The row of one workload, whose memory is free again at the end."""
     from ldm.bench.runner import measure
 
     workload = maker(against)
     try:
-        return measure(name, workload, runs, peaks, device)
+        return measure(name, workload, runs, peaks, device, settle)
     finally:
         workload.close()
         del workload
         gc.collect()
+
+
+def settle(side: str) -> None:
+    """Set the C library up as `ldm` does for ours, and as a script has it for others."""
+    from ldm.bench.memory import usual_memory
+
+    if side in ("ours", "tiled"):
+        keep_freed_memory()
+    else:
+        usual_memory()
 
 
 def peaks_in_words(peaks: Peaks) -> str:
@@ -110,13 +125,13 @@ def peaks_in_words(peaks: Peaks) -> str:
     return f"GFLOP/s at best: {'; '.join(rates)}"
 
 
-def show(rows: list[Row], title: str) -> None:
+def show(rows: list[Row]) -> None:
     """The rows as a table; columns that no row fills are left out."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown = [cells(row) for row in rows]
     columns = [name for name in shown[0] if any(each[name] for each in shown)]
     table.add_column("row", min_width=max(len(row.name) for row in rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,8 @@ import torch
 
 T = TypeVar("T")
 PROCESS = Path("/proc/self")
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's names, malloc.h
+USUAL = 32 * 2**20  # bytes
 
 
 def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
@@ -32,6 +35,18 @@ def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | Non
     before = _status("VmRSS")
     made = work()
     return made, _status("VmHWM") - before
+
+
+def usual_memory() -> None:
+    """Let glibc hand out memory as it does in a process that has set nothing, and start with none kept.
+
+    Its thresholds then grow by themselves to 32 MiB and twice that (mallopt(3)); once set they are fixed, here to that.
+    Other C libraries are left alone.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
+        library.mallopt(MMAP_THRESHOLD, USUAL)
+        library.mallopt(TRIM_THRESHOLD, 2 * USUAL)
+        _give_back()
 
 
 def _give_back() -> None:
