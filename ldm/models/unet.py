@@ -124,18 +124,18 @@ class UNet(nn.Module):
         if deep is None:
             deep = self._deep(first, iter(shifts), iter(projected))
         last = iter(projected[len(projected) - self.config.attention_layers[0] :])
-        h = self.up_blocks[-1](deep, iter(shifts[-1:]), last, [first], layers=slice(-1, None))
+        h = self.up_blocks[-1](deep, iter(shifts[-1:]), last, skips=[first], layers=slice(-1, None))
         return self.conv_out(F.silu(self.conv_norm_out(h))), deep
 
     def _deep(self, h: Tensor, shifts: Iterator[Tensor], projected: Iterator[KeysValues]) -> Tensor:
         """All between the first convolution and the last layer of the way up."""
-        skips = [h]
+        skips = [h]  # given by name, since DeepSpeed copies lists that are given by place
         for down_block in self.down_blocks:
-            h = down_block(h, shifts, projected, skips)
+            h = down_block(h, shifts, projected, skips=skips)
         h = self.mid_block(h, shifts, projected)
         for up_block in self.up_blocks[:-1]:
-            h = up_block(h, shifts, projected, skips)
-        return self.up_blocks[-1](h, shifts, projected, skips, layers=slice(-1))
+            h = up_block(h, shifts, projected, skips=skips)
+        return self.up_blocks[-1](h, shifts, projected, skips=skips, layers=slice(-1))
 
     @property
     def dtype(self) -> torch.dtype:

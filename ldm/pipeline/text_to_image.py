@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
+from ldm.checkpoint.weights import SHARD_SIZE
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
@@ -74,9 +75,14 @@ class TextToImage:
         place = find_device(device)
         return cls(load_pipeline(resolve(path), dtype), tile).to(place)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the pipeline as a directory in diffusers layout."""
-        save_pipeline(self.parts, Path(path))
+    def save_pretrained(
+        self, path: str | Path, dtype: torch.dtype | None = None, max_shard_size: int = SHARD_SIZE
+    ) -> None:
+        """Write the pipeline as a directory in diffusers layout, its weights as `dtype` if given.
+
+        Files of weights have at most `max_shard_size` bytes, but for tensors that alone are larger.
+        """
+        save_pipeline(self.parts, Path(path), dtype, max_shard_size)
 
     def to(self, device: str | torch.device) -> TextToImage:
         """Move all networks to a device."""
