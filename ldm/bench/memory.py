@@ -13,8 +13,9 @@ import torch
 
 T = TypeVar("T")
 PROCESS = Path("/proc/self")
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's names, malloc.h
-USUAL = 32 * 2**20  # bytes
+# What glibc comes to by itself: mallopt's options by their numbers in malloc.h.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
+USUAL = {TRIM_THRESHOLD: 2**26, TOP_PAD: 2**17, MMAP_THRESHOLD: 2**25, MMAP_MAX: 2**16}
 
 
 def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
@@ -44,8 +45,8 @@ def usual_memory() -> None:
     Other C libraries are left alone.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
-        library.mallopt(MMAP_THRESHOLD, USUAL)
-        library.mallopt(TRIM_THRESHOLD, 2 * USUAL)
+        for option, value in USUAL.items():
+            library.mallopt(option, value)
         _give_back()
 
 
