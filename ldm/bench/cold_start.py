@@ -43,6 +43,7 @@ def cold_start(against: bool) -> Workload:
     return Workload(
         ours=_run([sys.executable, "-m", "ldm", "generate", PROMPT, *OURS, "--out", str(ours)], ours),
         theirs=_run([*script, str(theirs)], theirs) if against else None,
+        elsewhere=True,
         close=scratch.cleanup,
     )
 

@@ -30,7 +30,7 @@ PANEL = (430, 380)  # pixels
 class Size:
     """What is sampled."""
 
-    steps: int = 5
+    steps: int = 4
     pictures: int = 1
     side: int = 16  # of the latents
 
@@ -45,9 +45,9 @@ class Axis:
 
 
 AXES = (
-    Axis("steps", tuple(Size(steps=steps) for steps in (5, 10, 20, 30, 40)), lambda size: size.steps),
-    Axis("pictures at a time", tuple(Size(pictures=count) for count in (1, 2, 4, 6, 8)), lambda size: size.pictures),
-    Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 24, 32, 40)), lambda size: size.side**2),
+    Axis("steps", tuple(Size(steps=steps) for steps in (5, 10, 15, 20, 25)), lambda size: size.steps),
+    Axis("pictures at a time", tuple(Size(pictures=count) for count in (1, 2, 3, 4, 6)), lambda size: size.pictures),
+    Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 20, 24, 32)), lambda size: size.side**2),
 )
 Curves = dict[torch.dtype, list[Point]]  # seconds by precision
 

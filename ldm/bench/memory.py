@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,9 @@ import torch
 
 T = TypeVar("T")
 PROCESS = Path("/proc/self")
+# What glibc comes to by itself: mallopt's options by their numbers in malloc.h.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
+USUAL = {TRIM_THRESHOLD: 2**26, TOP_PAD: 2**17, MMAP_THRESHOLD: 2**25, MMAP_MAX: 2**16}
 
 
 def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
@@ -32,6 +36,18 @@ def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | Non
     before = _status("VmRSS")
     made = work()
     return made, _status("VmHWM") - before
+
+
+def usual_memory() -> None:
+    """Let glibc hand out memory as it does in a process that has set nothing, and start with none kept.
+
+    Its thresholds then grow by themselves to 32 MiB and twice that (mallopt(3)); once set they are fixed, here to that.
+    Other C libraries are left alone.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
+        for option, value in USUAL.items():
+            library.mallopt(option, value)
+        _give_back()
 
 
 def _give_back() -> None:

@@ -15,7 +15,8 @@ from ldm.bench.machine import Peaks, synchroniser
 from ldm.bench.memory import with_peak
 from ldm.bench.workload import Workload
 
-RUNS = 7
+RUNS, FEWEST = 7, 3
+LONG = 240  # seconds of counted runs
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,36 @@ class Row:
         return facts | {"runs": len(self.seconds["ours"])}
 
 
-def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torch.device) -> Row:
+def measure(
+    name: str,
+    workload: Workload,
+    runs: int | None,
+    peaks: Peaks,
+    device: torch.device,
+    settle: Callable[[str], None] = lambda side: None,
+) -> Row:
     """Run every side once, to be compared and for its memory, then all that are timed in turn, `runs` times.
 
-    So whatever slows the machine for a while slows all sides alike.
+    So whatever slows the machine for a while slows all sides alike. None: `RUNS` times, or as often as `LONG` allows,
+    but `FEWEST` times at least. `settle` is told whose run is next, to set the process up as it is where they run.
     """
-    first = {side: with_peak(run, device) for side, run in workload.sides.items()}
-    outputs, memory = ({side: pair[number] for side, pair in first.items()} for number in range(2))
+    outputs, memory = {}, {}
+    for side, run in workload.sides.items():
+        settle(side)
+        outputs[side], memory[side] = with_peak(run, device)
+    if workload.elsewhere:
+        memory = dict.fromkeys(memory)
     reference = outputs.get("theirs") if workload.plain is None else workload.plain()
     errors = {side: relative_error(output, reference) for side, output in outputs.items()}
-    del first, outputs, reference
-    timed_sides = {side: run for side, run in workload.sides.items() if side != "tiled"}
-    seconds: dict[str, list[float]] = {side: [] for side in timed_sides}
-    for _ in range(runs):
-        for side, run in timed_sides.items():
+    del outputs, reference
+    sides = {side: run for side, run in workload.sides.items() if side != "tiled"}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    began = time.monotonic()
+    for number in range(runs or RUNS):
+        if runs is None and number >= FEWEST and time.monotonic() - began > LONG:
+            break
+        for side, run in sides.items():
+            settle(side)
             seconds[side].append(timed(run, device))
     return Row(name, seconds, errors, memory, workload.flops, workload.pictures, peaks.of(workload.dtype))
 

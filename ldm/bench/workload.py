@@ -30,6 +30,7 @@ class Workload:
     flops: int | None = None  # floating-point operations of one run, a multiplication and an addition being two
     pictures: int | None = None  # of one run, where their rate is of interest
     dtype: torch.dtype = torch.float32  # in which ours computes: whose peak it can come near
+    elsewhere: bool = False  # in processes of its own, whose memory is not this one's
     close: Callable[[], None] = nothing  # called when all is measured
 
     @property

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.bench import runner
 from ldm.bench.machine import Peaks, measure_peaks
 from ldm.bench.memory import with_peak
 from ldm.bench.runner import Row, measure, relative_error
@@ -33,6 +34,16 @@ def test_sides_take_turns_in_each_counted_run() -> None:
     turns = ["ours", "theirs", "tuned"]
     assert calls == 4 * turns  # the first warms up
     assert {side: len(times) for side, times in row.seconds.items()} == dict.fromkeys(turns, 3)
+
+
+def test_the_process_is_set_up_for_each_run_and_long_rows_have_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    workload = Workload(ours=lambda: None, theirs=lambda: None)
+    monkeypatch.setattr(runner, "LONG", 0.0)
+    assert measure("x", workload, None, PEAKS, CPU, told.append).as_dict()["runs"] == 3
+    assert told == 4 * ["ours", "theirs"]
+    monkeypatch.setattr(runner, "LONG", 60.0)
+    assert measure("x", workload, None, PEAKS, CPU).as_dict()["runs"] == 7
 
 
 def test_errors_are_relative_to_diffusers_in_float32_or_else_to_our_plain_path() -> None:
