@@ -38,7 +38,7 @@ def test_schedules_follow_the_time_where_a_run_has_one() -> None:
     assert Clock(config, Accelerator(cpu=True), None, 50.0).at(7) == 7
     assert (
         Clock(config, Accelerator(cpu=True), 0.0, 0.0).at(1) == 1000
-    )  # no time at all: one step, at its schedules' end
+    )  # no time at all
 
 
 def test_what_a_part_leaves_over_is_the_next_ones(tmp_path: Path) -> None:
