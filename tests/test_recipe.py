@@ -36,6 +36,7 @@ def test_schedules_follow_the_time_where_a_run_has_one() -> None:
     assert clock.left(None) == 50.0
     assert clock.left(9.0) == 9.0
     assert Clock(config, Accelerator(cpu=True), None, 50.0).at(7) == 7
+    assert Clock(config, Accelerator(cpu=True), 0.0, 0.0).at(1) == 1000  # no time at all
 
 
 def test_what_a_part_leaves_over_is_the_next_ones(tmp_path: Path) -> None:

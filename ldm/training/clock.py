@@ -33,7 +33,9 @@ class Clock:
         """The step at which schedules stand in optimiser step `step`: that one, or a later one as time passes."""
         if self.budget is None:
             return step
-        return max(step, min(self.max_steps, math.ceil(self.max_steps * self.seconds / self.budget)))
+        if self.seconds >= self.budget:
+            return max(step, self.max_steps)
+        return max(step, math.ceil(self.max_steps * self.seconds / self.budget))
 
     def left(self, limit: float | None) -> float | None:
         """Seconds until a command with a time limit of its own, or the run, must end; None: there is no limit."""
