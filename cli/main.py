@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from ldm.cli import cache, convert, data, direction, evaluate, generate, info, interpolate, train
+from ldm.cli import bench, cache, convert, data, direction, evaluate, generate, info, interpolate, train
 from ldm.errors import UserError, UserNote
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.reconstruct)
 app.command()(convert.convert)
 app.command()(info.info)
+app.command()(bench.bench)
 app.add_typer(data.app, name="data")
 app.add_typer(direction.app, name="direction")
 

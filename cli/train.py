@@ -199,6 +199,7 @@ def _train(
 
     limits = Limits(parse_duration(max_time) if max_time else None)
     from ldm import build
+    from ldm.allocator import keep_freed_memory
     from ldm.data.sources import open_source
     from ldm.training.loop import start_accelerator, train
     from ldm.training.run import Run, with_text_source
@@ -208,6 +209,7 @@ def _train(
     run = Run(out, resume)
     build.check(stage_name, config, run, **starting_points)
     settings = getattr(config.training, stage_name)
+    keep_freed_memory()
     accelerator = start_accelerator(settings, config.training.seed, config.training.trackers, out)
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done
         source = open_source(data, config.data)

@@ -26,12 +26,22 @@ ALLOWED = {
         "pipeline",
         "training",
         "evaluation",
-        "bench",
         "build",
     },
-    "bench": {"bench", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
+    "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
+    "recipe": {
+        "recipe",
+        "models",
+        "diffusion",
+        "data",
+        "checkpoint",
+        "pipeline",
+        "training",
+        "evaluation",
+        "build",
+    },
 }
-EVERYWHERE = {"config", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"allocator", "chart", "config", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -55,8 +55,16 @@ class Posteriors:
         columns = (alpha[:-1] / alpha[1:] * kept, alpha[1:] * noise / sigma[:-1] ** 2, small.log(), noise.log())
         self._columns = [column.flip(0) for column in (*columns, sigma[1:] == 0)]
         self._t = grid.t.flip(0)  # rising, as the search for a level needs
+        self._tables: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
 
     def at(self, level: Level) -> Posterior:
         """The posteriors of the steps that start at `level` (() or (B,)), which is one of the grid, known by its t."""
-        index = torch.searchsorted(self._t.to(level.t.device), level.t.contiguous())
-        return Posterior(*(column.to(level.t.device)[index] for column in self._columns))
+        t, columns = self._on(level.t.device)
+        index = torch.searchsorted(t, level.t.contiguous())
+        return Posterior(*(column[index] for column in columns))
+
+    def _on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+        """The table on a device, moved there once: every move makes a GPU and its host wait for each other."""
+        if device not in self._tables:
+            self._tables[device] = self._t.to(device), [column.to(device) for column in self._columns]
+        return self._tables[device]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ldm.models.precision import full_precision
+
+MANY_SCORES = 2**14  # of one head of one sample
 
 
 class KeysValues(NamedTuple):
@@ -22,12 +26,28 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = 
 
     `mask`, broadcast to (B, heads, L, L'), is true where a query may look.
     """
-    if torch.is_grad_enabled() and queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # Training in bfloat16 on a CPU: the fused kernel's backward pass is slower than plain products.
-        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, heads, L, L')
-        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-        return scores.softmax(-1) @ values
+    if _trains_in_bfloat16(queries):
+        return _attend_in_training(queries, keys, values, mask)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+def _trains_in_bfloat16(tokens: Tensor) -> bool:
+    return torch.is_grad_enabled() and tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+def _attend_in_training(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` for training in bfloat16 on a CPU, where the fused kernel's backward pass in that type is slow.
+
+    Many scores are best never written to memory: the fused kernel in float32. Few of them stay in the caches, and
+    plain products are the fastest.
+    """
+    if queries.shape[-2] * keys.shape[-2] >= MANY_SCORES:
+        with full_precision(queries.device):
+            wide = queries.float(), keys.float(), values.float()
+            return F.scaled_dot_product_attention(*wide, attn_mask=mask).to(queries.dtype)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, heads, L, L')
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ values
 
 
 class Attention(nn.Module):
@@ -47,9 +67,13 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
         """Tokens (B, L, C) to (B, L, C), attending to `projected`, or to themselves."""
+        return self.to_out[0](self.attended(tokens, projected))
+
+    def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
+        """What tokens (B, L, C) see, before the last linear layer, (B, L, C)."""
         keys, values = projected or self.project(tokens)
         h = attend(self._divide(self.to_q(tokens)), keys, values)  # (B, heads, L, C / heads)
-        return self.to_out[0](h.transpose(1, 2).flatten(2))  # (B, L, C)
+        return h.transpose(1, 2).flatten(2)
 
     def _divide(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -79,8 +103,20 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L, C) to the same shape."""
-        values, gate = self.net[0].proj(tokens).chunk(2, dim=-1)  # (B, L, 4C) each
-        return self.net[2](values * F.gelu(gate))
+        return self.net[2](self.gated(tokens))
+
+    def gated(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, C) to what lies between the two layers, (B, L, 4C)."""
+        values, gate = self._halves(tokens)  # (B, L, 4C) each
+        return values * F.gelu(gate)
+
+    def _halves(self, tokens: Tensor) -> Sequence[Tensor]:
+        proj = self.net[0].proj
+        if not _trains_in_bfloat16(tokens):
+            return proj(tokens).chunk(2, dim=-1)
+        # By two products, whose gradients need not be joined again.
+        halves = zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
+        return [F.linear(tokens, weight, bias) for weight, bias in halves]
 
 
 class TransformerBlock(nn.Module):

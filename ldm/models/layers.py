@@ -49,7 +49,11 @@ class ResNetBlock(nn.Module):
 
     def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
         """x (B, C, H, W) to (B, C', H, W); takes its own shift (B or 1, C' or 2C') from `shifts`."""
-        return self._add(x, F.silu(self.norm1(x)), next(shifts))
+        return self.shifted(x, next(shifts))
+
+    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        """`forward` with its own shift: a function of tensors alone, which can be compiled."""
+        return self._add(x, F.silu(self.norm1(x)), shift)
 
     def _add(self, x: Tensor, h: Tensor, shift: Tensor | None) -> Tensor:
         """The sum (B, C', H, W) of x and its branch, which starts from h; both (B, C, H, W)."""
@@ -69,9 +73,9 @@ class ResNetBlock(nn.Module):
 class HalvingBlock(ResNetBlock):
     """A ResNet block that halves both sides by averages, before its first convolution and beside it."""
 
-    def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
+    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """x (B, C, H, W) to (B, C', H / 2, W / 2), rounded up."""
-        return self._add(halve(x), halve(F.silu(self.norm1(x))), next(shifts))
+        return self._add(halve(x), halve(F.silu(self.norm1(x))), shift)
 
 
 class DoublingBlock(ResNetBlock):
@@ -79,7 +83,11 @@ class DoublingBlock(ResNetBlock):
 
     def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
         """x (B, C, H, W) to (B, C', 2H, 2W), or to `size` as `Upsample` does."""
-        return self._add(enlarge(x, size), enlarge(F.silu(self.norm1(x)), size), next(shifts))
+        return self.shifted(x, next(shifts), size)
+
+    def shifted(self, x: Tensor, shift: Tensor | None, size: Size | None = None) -> Tensor:
+        """`forward` with its own shift."""
+        return self._add(enlarge(x, size), enlarge(F.silu(self.norm1(x)), size), shift)
 
 
 class Downsample(nn.Module):

@@ -79,4 +79,7 @@ def unscale(latents: Tensor, config: AutoencoderConfig) -> Tensor:
 def _per_channel(value: float | tuple[float, ...] | None, unmeasured: float, like: Tensor) -> float | Tensor:
     if value is None:
         return unmeasured
-    return like.new_tensor(value).view(1, -1, 1, 1) if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    row = torch.tensor(value, dtype=like.dtype).to(like.device, non_blocking=True)  # few numbers need no pinned memory
+    return row.view(1, -1, 1, 1)

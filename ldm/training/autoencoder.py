@@ -33,6 +33,7 @@ from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_
 from ldm.training.observations import mean_of, of_gradient, of_logits, of_posterior
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage, frozen
+from ldm.training.transfer import moved
 
 SHOWN = 16  # pictures in a sample grid
 
@@ -121,12 +122,12 @@ class AutoencoderStage(Stage):
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
         adversarial = self.loss_config.adversarial
-        playing = bool(adversarial.weight) and step >= adversarial.start_step
+        playing = bool(adversarial.weight) and max(step, self.at) >= adversarial.start_step
         self._start_codebook(batches, step)
         network, pairs, found, seen = self.networks["reconstruction"], [], [], []
         for batch in self.micro_batches(batches, network):
             assert batch.pictures is not None
-            pictures = batch.pictures.to(self.accelerator.device, non_blocking=True)
+            pictures = moved(batch.pictures, self.accelerator.device)
             reconstructions, bottleneck, *others = network(pictures, self._noise(batch))
             terms = self.loss.terms(pictures, reconstructions, bottleneck, *others)
             if self.codebook is not None:
@@ -160,7 +161,7 @@ class AutoencoderStage(Stage):
         assert batch.pictures is not None
         height, width = (side // self.downsampling for side in batch.pictures.shape[2:])
         shape = (self.latent_channels, height, width)
-        return self.draws.normal("posterior", batch.step, batch.slots, shape).to(self.accelerator.device)
+        return moved(self.draws.normal("posterior", batch.step, batch.slots, shape), self.accelerator.device)
 
     @torch.no_grad()
     def _start_codebook(self, batches: list[Batch], step: int) -> None:
@@ -225,7 +226,7 @@ class AutoencoderStage(Stage):
     def validate(self, batch: Batch) -> Tensor:
         """The loss () of the averaged weights without its adversarial term."""
         assert batch.pictures is not None
-        pictures = batch.pictures.to(self.accelerator.device)
+        pictures = moved(batch.pictures, self.accelerator.device)
         return self.loss.terms(pictures, *self.emas[0].network(pictures, self._noise(batch)))["total"]
 
     @property

@@ -23,6 +23,7 @@ from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
 from ldm.training.conditions import Condition, Fields, Teller
 from ldm.training.same import differing
+from ldm.training.transfer import moved
 
 
 class ClassCondition(Condition):
@@ -81,7 +82,7 @@ class ClassCondition(Condition):
                 raise UserError(f"picture {index} of the data has class {label}; {self.option} {rows} {self._reach()}")
         dropped = self.dropped(batch) if empty is not None else [False] * len(batch.labels)
         found = [empty if drop else label for label, drop in zip(batch.labels, dropped, strict=True)]
-        return torch.tensor(found).to(self.accelerator.device)
+        return moved(torch.tensor(found), self.accelerator.device)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The classes (B,)."""

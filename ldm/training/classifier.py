@@ -20,6 +20,7 @@ from ldm.training.ema import EMA
 from ldm.training.latents import sampled
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
+from ldm.training.transfer import moved
 
 BANDS = 4  # quarters of the time steps, each with its own accuracy
 KEPT = 0.9  # of what a band has counted, from one step to the next
@@ -91,10 +92,10 @@ class ClassifierStage(Stage):
     def _answers(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (), which answers are right (B,), and the time steps (B,)."""
         latents = sampled(batch, self.autoencoder, self.cache, self.draws, self.accelerator.device)
-        level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
-        noise = self.draws.normal("noise", batch.step, batch.slots, latents.shape[1:]).to(latents.device)
+        level = moved(self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots)), latents.device)
+        noise = moved(self.draws.normal("noise", batch.step, batch.slots, latents.shape[1:]), latents.device)
         logits = network(level.noisy(latents, noise), level.t).float()
-        classes = self._classes(batch).to(latents.device)
+        classes = moved(self._classes(batch), latents.device)
         return F.cross_entropy(logits, classes), logits.argmax(1) == classes, level.t
 
     def _classes(self, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ from ldm.data.pictures import to_tensor
 from ldm.data.preview import some_pictures
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.training.transfer import moved
 
 BATCH = 64
 
@@ -29,12 +30,12 @@ def sampled(
 ) -> Tensor:
     """A sample of the posterior of each picture of a batch, scaled, (B, C, h, w), from the cache if there is one."""
     if cache is not None:
-        posterior = autoencoder.posterior(cache.moments(batch.indices).to(device))
+        posterior = autoencoder.posterior(moved(cache.moments(batch.indices), device))
     else:
         assert batch.pictures is not None
-        posterior = autoencoder.encode(batch.pictures.to(device, non_blocking=True))
+        posterior = autoencoder.encode(moved(batch.pictures, device))
     noise = draws.normal("posterior", batch.step, batch.slots, posterior.mode().shape[1:])
-    return posterior.sample(noise=noise.to(device))
+    return posterior.sample(noise=moved(noise, device))
 
 
 def measure(

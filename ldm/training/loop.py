@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ldm.training.saving import Saver
 from ldm.training.stage import Stage
 from ldm.training.stop import Limits, Stop
 from ldm.training.trackers import Trackers
+from ldm.training.transfer import on_device
 from ldm.training.watch import Watch
 
 
@@ -38,24 +40,27 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     accelerator, settings = stage.accelerator, stage.config
     saver = Saver(stage, run, config, source)
     divergence = saver.divergence
-    step, inexact = saver.resume()
+    step, inexact = saver.resume(limits.budget)
+    clock = saver.clock
+    limits = replace(limits, seconds=clock.left(limits.seconds))
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
     end, pictures = settings.max_steps, stage.needs_pictures
-    loader = training_batches(source, config, share, step + 1, end, pictures, stage.unreadable)
+    read = training_batches(source, config, share, step + 1, end, pictures, stage.unreadable)
+    loader = on_device(read, accelerator.device)
     broken = BrokenReport(run.path / "broken.jsonl", accelerator, config.data.max_broken, len(source))
     trackers = Trackers(accelerator, config)
     log = Log(run.path / "log.jsonl" if accelerator.is_main_process else None, step, settings.max_steps, trackers.log)
     watch = Watch(log, stage.name, config, run.path / "log.jsonl")
     meter, stop = Meter(accelerator, settings.batch_size), None
-    with log, contextlib.closing(loader), Stop(accelerator, limits) as asked:
+    with log, contextlib.closing(read), Stop(accelerator, limits) as asked:
         log.say(f"{stage.name}: {_processes(accelerator, settings)}, steps {step + 1} to {settings.max_steps}")
         if inexact:
             log.say(inexact)
         while step < settings.max_steps and stop is None:
             step += 1
             batches = [broken.note(next(loader)) for _ in range(share.accumulation)]
-            rate = stage.begin(step)
+            rate = stage.begin(step, clock.at(step))
             losses = stage.losses(batches, step)
             meter.add(losses, stage.observed)
             divergence.note(step, losses)
@@ -170,5 +175,7 @@ def start_accelerator(
         raise UserError(f"optimizer {settings.optimizer} cannot step weights that FSDP2 divides: set optimizer=adamw")
     if deepspeed:
         zero.configure(accelerator, settings)
+    if settings.mixed_precision != "no":  # then no more is asked of what is left in float32
+        torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(seed)
     return accelerator

@@ -22,6 +22,7 @@ from ldm.errors import UserError
 from ldm.models.pictures import make_picture_encoder
 from ldm.training.conditions import Condition, Fields, Teller
 from ldm.training.same import check_same
+from ldm.training.transfer import moved
 
 
 class PictureCondition(Condition):
@@ -85,20 +86,20 @@ class PictureCondition(Condition):
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Latents or pictures, or a frozen encoder's context (B, L, D); and where they are kept, (B, 1, 1)."""
         device = self.accelerator.device
-        kept = torch.tensor([not dropped for dropped in self.dropped(batch)], device=device)[:, None, None]
+        kept = moved(torch.tensor([not dropped for dropped in self.dropped(batch)]), device)[:, None, None]
         with torch.no_grad(), self.accelerator.autocast():
             given = self._latents(batch) if self.encoder.takes_latents else self._pictures(batch)
             return (self.encoder(given) if self.frozen else given), kept
 
     def _pictures(self, batch: Batch) -> Tensor:
         assert batch.pictures is not None  # `needs_pictures` saw to it
-        return batch.pictures.to(self.accelerator.device, non_blocking=True)
+        return moved(batch.pictures, self.accelerator.device)
 
     def _latents(self, batch: Batch) -> Tensor:
         """The mode of each picture's posterior, as in drawing."""
         if self.cache is None:
             return self.parts.autoencoder.encode(self._pictures(batch)).mode()
-        moments = self.cache.moments(batch.indices).to(self.accelerator.device)
+        moments = moved(self.cache.moments(batch.indices), self.accelerator.device)
         return self.parts.autoencoder.posterior(moments).mode()
 
     def examples(self) -> Fields | None:

@@ -25,6 +25,7 @@ from ldm.errors import UserError
 from ldm.models.conditions import hidden, inpainting_channels, make_spatial, one_hot
 from ldm.training.conditions import Condition, Draw, Fields, Teller
 from ldm.training.same import check_same
+from ldm.training.transfer import moved
 
 
 class SpatialCondition(Condition):
@@ -120,7 +121,7 @@ class MapCondition(SpatialCondition):
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Classes of the pixels (B, H, W)."""
         assert batch.maps is not None  # `check` saw to it
-        return (batch.maps.to(self.accelerator.device, non_blocking=True),)
+        return (moved(batch.maps, self.accelerator.device),)
 
     def example(self, batch: Batch, row: int) -> tuple[Image.Image, Fields]:
         """The map."""
@@ -138,7 +139,7 @@ class InpaintingCondition(SpatialCondition):
         """Mask and latents (B, 1 + C, h, w)."""
         assert batch.pictures is not None
         device = self.accelerator.device
-        pictures, masks = batch.pictures.to(device, non_blocking=True), self._masks(batch).to(device)
+        pictures, masks = moved(batch.pictures, device), moved(self._masks(batch), device)
         with torch.no_grad():
             latents = self.parts.autoencoder.encode(hidden(pictures, masks)).mode()
         return (inpainting_channels(masks, latents),)
@@ -174,7 +175,7 @@ class LowResolutionCondition(SpatialCondition):
 
     def _small(self, batch: Batch, device: torch.device) -> Tensor:
         assert batch.pictures is not None
-        pictures, factor = batch.pictures.to(device), self.parts.autoencoder.config.downsampling_factor
+        pictures, factor = moved(batch.pictures, device), self.parts.autoencoder.config.downsampling_factor
         return small_pictures(pictures, factor, self.draws, batch.step, batch.slots, self.config.data.small_noise)
 
 

@@ -22,6 +22,7 @@ from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.training.checkpointing import checkpoint_gradients
+from ldm.training.compiling import compile_blocks
 from ldm.training.division import Division
 from ldm.training.ema import EMA
 from ldm.training.optimizer import make_optimizer, parameter_groups
@@ -40,6 +41,7 @@ class Stage(ABC):
     networks: dict[str, nn.Module]  # as prepared by accelerate
     optimizers: dict[str, Any]
     emas: list[EMA]  # the first is what is saved as the model
+    at: int = 0  # the step at which schedules stand, where that is ahead of the one that is done
     observed: Mapping[str, Tensor] = MappingProxyType({})  # in the last step besides losses, see `observations`
 
     @cached_property
@@ -120,7 +122,7 @@ class Stage(ABC):
         if self.config.gradient_checkpointing:
             checkpoint_gradients(network)
         if self.config.compile:
-            network.compile()
+            compile_blocks(network)
         groups = parameter_groups(network, rate, rates)
         optimizer = make_optimizer(groups, self.config, self.accelerator.device)
         self.networks[name], self.optimizers[name] = self.division.prepare(network, optimizer)
@@ -157,25 +159,32 @@ class Stage(ABC):
         """Clip the gradients of a network, step its optimiser and clear them; the norm () before clipping."""
         return self.division.step(self.networks[name], self.optimizers[name], self.config.gradient_clip)
 
-    def begin(self, step: int) -> float:
-        """Put the learning rates of all optimisers to their schedule's value; that factor of the base rate."""
+    def begin(self, step: int, at: int | None = None) -> float:
+        """Put the learning rates of all optimisers to their schedule's value; that factor of the base rate.
+
+        `at` is the step at which schedules stand; None: at this one.
+        """
+        self.at = step if at is None else at
         # Only dropout draws from torch's own generator: so its draws, too, are a function of seed, step and process.
         torch.manual_seed(self.draws.generator("dropout", step, self.accelerator.process_index).initial_seed())
-        factor = learning_rate_factor(self.config, step)
+        factor = learning_rate_factor(self.config, step, self.at)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         return factor
 
 
-def learning_rate_factor(config: StageConfig, step: int) -> float:
-    """Share of the base learning rate at step `step`, counted from 1: warm-up, then constant, cosine or linear fall."""
+def learning_rate_factor(config: StageConfig, step: int, at: int | None = None) -> float:
+    """Share of the base learning rate at step `step`, counted from 1: warm-up, then constant, cosine or linear fall.
+
+    It falls as at step `at`, if that is given.
+    """
     if step <= config.warmup_steps:
         return step / config.warmup_steps
     if config.decay == "constant":
         return 1.0
     length = config.decay_steps or config.max_steps - config.warmup_steps
-    done = 1 - (config.max_steps + 1 - step) / (length + 1)
+    done = 1 - (config.max_steps + 1 - (step if at is None else at)) / (length + 1)
     done = min(max(done, 0.0), 1.0)
     return 1 - done if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 

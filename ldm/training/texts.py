@@ -23,6 +23,7 @@ from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
 from ldm.training.conditions import Condition, Fields, Teller
 from ldm.training.observations import of_contexts
 from ldm.training.same import check_same
+from ldm.training.transfer import moved
 
 
 class TextCondition(Condition):
@@ -102,8 +103,8 @@ class TextCondition(Condition):
         """Token ids and mask (B, L), or the context (B, L, D) of a frozen encoder."""
         captions, device = self.captions(batch), self.accelerator.device
         if self.frozen and self.cache is not None and self.cache.has_context:
-            return (self.cache.embedded("context", batch.indices, captions).to(device),)
-        ids, mask = (tensor.to(device) for tensor in self.tokenizer(captions))
+            return (moved(self.cache.embedded("context", batch.indices, captions), device),)
+        ids, mask = (moved(tensor, device) for tensor in self.tokenizer(captions))
         if not self.frozen:
             return ids, mask
         with torch.no_grad(), self.accelerator.autocast():

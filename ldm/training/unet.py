@@ -31,6 +31,7 @@ from ldm.training.latents import sampled
 from ldm.training.observations import mean_of, of_gradient, of_latents
 from ldm.training.optimizer import freeze
 from ldm.training.stage import Stage
+from ldm.training.transfer import moved
 
 
 class UNetStage(Stage):
@@ -87,9 +88,9 @@ class UNetStage(Stage):
     def _batch_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () of a micro-batch, and what was observed on the way."""
         latents = sampled(batch, self.autoencoder, self.cache, self.draws, self.accelerator.device)
-        level = self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots).to(latents.device))
+        level = moved(self.schedule.sample(self.draws.uniform("level", batch.step, batch.slots)), latents.device)
         noise, seen = self._noise(batch, latents.shape[1:])
-        noise, seen = noise.to(latents.device), seen.to(latents.device)
+        noise, seen = moved(noise, latents.device), moved(seen, latents.device)
         told = [condition.inputs(batch) for condition in self.conditions]
         output = network(level.noisy(latents, seen), level.t, *told)
         return self._loss(output, latents, noise, level).mean(), self._observed(network, latents, noise, level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.models.attention import Attention, SpatialAttention, attend
+from ldm.models.attention import Attention, FeedForward, SpatialAttention, attend
 
 
 def heads(*shape: int) -> torch.Tensor:
@@ -31,6 +31,29 @@ def test_the_products_used_in_bfloat16_training_equal_the_fused_kernel(masked: b
         plain = attend(queries, keys, values, mask)
     assert plain.dtype == torch.bfloat16, "the plain products did not run"
     torch.testing.assert_close(plain.float(), fused, rtol=0.02, atol=0.02)
+
+
+def test_many_scores_in_bfloat16_training_are_summed_in_float32() -> None:
+    given = [heads(1, 2, 128, 4).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*given)
+    expected = attend(*exact)
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)  # the result alone is rounded
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sum(), given), torch.autograd.grad(expected.sum(), exact), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.01, atol=0.01)
+
+
+def test_gates_in_bfloat16_training_are_those_of_one_product() -> None:
+    network = FeedForward(8)
+    tokens, products = heads(2, 5, 8), network.net[0].proj
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(tokens)
+        values, gate = products(tokens).chunk(2, dim=-1)
+        expected = network.net[2](values * torch.nn.functional.gelu(gate))
+    torch.testing.assert_close(found, expected)
 
 
 def test_projected_keys_and_values_stand_for_their_context() -> None:

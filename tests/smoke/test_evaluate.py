@@ -64,6 +64,7 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "no folder"),
         (("--metrics", "fid", "--features", "vgg"), "there are inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
+        (("--metrics", "scenes", "--concepts", 100), "knows the first 80"),
     ):
         done = here("evaluate", *options, check=False)
         assert done.returncode == 2

@@ -21,6 +21,7 @@ from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
 from ldm.config import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.errors import UserError
+from ldm.models.layers import ResNetBlock
 from ldm.training import cost, curves, trackers
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.loop import start_accelerator, train
@@ -129,7 +130,9 @@ def test_compiled_networks_have_the_same_losses_and_names(measured: Path, monkey
     for make, part in ((vae_stage, "autoencoder"), (partial(unet_stage, measured), "unet")):
         plain, compiled = make(), make(f"training.{part}.compile=true")
         [name] = compiled.networks
-        assert compiled.networks[name]._compiled_call_impl is not None
+        blocks = [module for module in compiled.networks[name].modules() if isinstance(module, ResNetBlock)]
+        assert blocks
+        assert all("shifted" in vars(block) for block in blocks)
         assert steps(compiled, 2) == pytest.approx(steps(plain, 2), rel=1e-5)
         assert compiled.state()["networks"][name].keys() == plain.state()["networks"][name].keys()
 

@@ -1,0 +1,89 @@
+"""How the time of sampling grows with steps, pictures and their size, in numbers and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+
+from ldm import config as configuration
+from ldm.bench.networks import prepared, random_network
+from ldm.bench.runner import timed
+from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
+from ldm.bench.workload import Run
+from ldm.chart import Chart, Point
+from ldm.checkpoint.pretrained import UNet
+from ldm.checkpoint.store import write
+from ldm.config import Config
+from ldm.pipeline import TextToImage
+
+COLOURS = {torch.float32: "#2f6db5", torch.bfloat16: "#c8553d"}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+PANEL = (430, 380)  # pixels
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is sampled."""
+
+    steps: int = 4
+    pictures: int = 1
+    side: int = 16  # of the latents
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Sizes that differ in one respect, and what they are told apart by."""
+
+    across: str
+    sizes: tuple[Size, ...]
+    place: Callable[[Size], float]
+
+
+AXES = (
+    Axis("steps", tuple(Size(steps=steps) for steps in (5, 10, 15, 20, 25)), lambda size: size.steps),
+    Axis("pictures at a time", tuple(Size(pictures=count) for count in (1, 2, 3, 4, 6)), lambda size: size.pictures),
+    Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 20, 24, 32)), lambda size: size.side**2),
+)
+Curves = dict[torch.dtype, list[Point]]  # seconds by precision
+
+
+def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis, ...] = AXES) -> list[Curves]:
+    """Medians of the seconds that ours takes for the sizes of each axis, with the U-Net of a configuration.
+
+    The sizes of an axis take turns, as do the precisions.
+    """
+    config = configuration.load(name)
+    unet = random_network(lambda: UNet(config.need_unet())).to(device)
+    return [_curves(config, unet, device, runs, axis) for axis in axes]
+
+
+def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: Axis) -> Curves:
+    pipes = {dtype: pipeline_of(config, prepared(unet, dtype)) for dtype in COLOURS}
+    works = {(dtype, size): _work(pipe, config, size, device) for dtype, pipe in pipes.items() for size in axis.sizes}
+    seconds: dict[tuple[torch.dtype, Size], list[float]] = {key: [] for key in works}
+    for _ in range(1 + runs):  # the first is not counted
+        for key, work in works.items():
+            seconds[key].append(timed(work, device))
+    return {dtype: [(axis.place(size), median(seconds[dtype, size][1:])) for size in axis.sizes] for dtype in COLOURS}
+
+
+def _work(pipe: TextToImage, config: Config, size: Size, device: torch.device) -> Run:
+    contexts = contexts_of(config, size.pictures + 1).to(device)
+    return our_sampling(pipe, size.steps, contexts, noise_of(config, size.pictures, size.side).to(device))
+
+
+def draw_growth(curves: list[Curves], out: Path, axes: tuple[Axis, ...] = AXES) -> None:
+    """Write the curves as a PNG, a panel an axis, all from zero on."""
+    sheet = Image.new("RGB", (PANEL[0] * len(axes), PANEL[1]), "white")
+    for number, (axis, found) in enumerate(zip(axes, curves, strict=True)):
+        points = [point for line in found.values() for point in line]
+        chart = Chart(points, axis.across, "seconds", PANEL, from_zero=True)
+        for dtype, line in found.items():
+            chart.curve(line, NAMES[dtype], COLOURS[dtype])
+        sheet.paste(chart.finished(), (number * PANEL[0], 0))
+    write(out, lambda work: sheet.save(work, format="png", optimize=True))

@@ -1,0 +1,112 @@
+"""Networks of real sizes with random weights, and those of diffusers that hold the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ldm.checkpoint.autoencoder_fields import autoencoder_to_fields
+from ldm.checkpoint.compvis.contents import Contents
+from ldm.checkpoint.fields import EXTRA, Fields
+from ldm.checkpoint.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.texts import save_text_encoder
+from ldm.checkpoint.unet_fields import unet_to_fields
+from ldm.checkpoint.weights import WithoutNormals
+from ldm.config import Config, DiffusionConfig
+from ldm.info.cost import flops, make_networks
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.prepared import prepare_for_sampling
+from ldm.models.text import TextEncoder
+from ldm.models.unet import UNet
+
+N = TypeVar("N", bound=nn.Module)
+M = TypeVar("M", UNet, Autoencoder)
+
+TOKENS = 77  # of CLIP's text
+
+
+def random_network(make: Callable[[], N], seed: int = 0) -> N:
+    """A network in evaluation mode whose weights are all drawn, those that start at zero as well.
+
+    They are small enough that outputs stay finite, and memory is taken once.
+    """
+    with torch.device("meta"), WithoutNormals():
+        network = make()
+    network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            spread = 0.7 * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.02
+            weight.uniform_(-spread, spread, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                weight += 1
+    return network.eval()
+
+
+def their_unet(unet: UNet) -> Any:
+    """diffusers' UNet2DConditionModel on the same memory."""
+    from diffusers import UNet2DConditionModel
+
+    return _filled(UNet2DConditionModel, unet_to_fields(unet.config), unet)
+
+
+def their_autoencoder(autoencoder: Autoencoder) -> Any:
+    """diffusers' AutoencoderKL on the same memory."""
+    from diffusers import AutoencoderKL
+
+    return _filled(AutoencoderKL, autoencoder_to_fields(autoencoder.config), autoencoder)
+
+
+def their_text_encoder(encoder: TextEncoder, folder: Path) -> Any:
+    """transformers' CLIPTextModel with the same weights, by way of a folder that is written."""
+    from transformers import CLIPTextModel
+
+    save_text_encoder(encoder, folder)
+    return CLIPTextModel.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def their_scheduler(diffusion: DiffusionConfig) -> Any:
+    """diffusers' DDIMScheduler of the same levels."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(_known(scheduler_to_fields(diffusion)))
+
+
+def _filled(kind: Any, fields: Fields, network: nn.Module) -> Any:
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of every change of a network's type
+    with torch.device("meta"), WithoutNormals():
+        theirs = kind.from_config(_known(fields))
+    theirs.load_state_dict(network.state_dict(), assign=True)
+    return theirs.eval()
+
+
+def _known(fields: Fields) -> Fields:
+    """Fields without ours beside them, of which diffusers would warn."""
+    return {name: value for name, value in fields.items() if name != EXTRA}
+
+
+def converted(network: N, dtype: torch.dtype) -> N:
+    """The network itself in float32, else a copy with weights of another type."""
+    return network if dtype == torch.float32 else deepcopy(network).to(dtype)
+
+
+def prepared(network: M, dtype: torch.dtype) -> M:
+    """One of ours as `TextToImage` has it: made for inference."""
+    return prepare_for_sampling(converted(network, dtype))
+
+
+def operations(config: Config) -> dict[str, int]:
+    """Floating-point operations of one call of each network of a configuration, on one sample: as `ldm info` has them.
+
+    They are those of the plain networks: what ours computes once a prompt counts in every call.
+    """
+    contents = Contents(unet=config.unet, autoencoder=config.autoencoder)
+    side = config.data.size // config.autoencoder.downsampling_factor
+    return flops(contents, make_networks(contents), side, TOKENS)

@@ -1,0 +1,56 @@
+"""The names of `ldm bench`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from ldm.bench.cold_start import cold_start
+from ldm.bench.decoding import decoding
+from ldm.bench.draft import draft
+from ldm.bench.sampling import picture, sampling, step
+from ldm.bench.training import train_cached, train_step
+from ldm.bench.workload import Maker
+from ldm.errors import UserError
+
+FP32, BF16 = torch.float32, torch.bfloat16
+
+ROWS: dict[str, Maker] = {
+    "small-sampling-fp32": partial(sampling, "bench/small", FP32),
+    "small-sampling-bf16": partial(sampling, "bench/small", BF16),
+    "sd15-step-fp32": partial(step, "published/sd1", FP32),
+    "sd15-step-bf16": partial(step, "published/sd1", BF16),
+    "decode-256-fp32": partial(decoding, "published/sd1", 256, FP32),
+    "decode-256-bf16": partial(decoding, "published/sd1", 256, BF16),
+    "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
+    "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
+    "train-step": partial(train_step, "bench/small"),
+    "train-cached": partial(train_cached, "bench/train-cached"),
+    "cold-start": cold_start,
+    "draft": draft,
+}
+
+# Of real sizes, in which a CPU would take too long.
+GPU_ROWS: dict[str, Maker] = {
+    "sd15-picture-bf16": partial(picture, "published/sd1", BF16),
+    "sd2-train-bf16": partial(train_step, "bench/sd2-256"),
+}
+
+
+def chosen(names: Sequence[str]) -> dict[str, Maker]:
+    """The rows of these names in the order of the table, all that this machine can do if there are none.
+
+    UserError for a name that is not there, or that needs a GPU where there is none.
+    """
+    every, gpu = ROWS | GPU_ROWS, torch.cuda.is_available()
+    for name in names:
+        if name not in every:
+            near = difflib.get_close_matches(name, every, n=1, cutoff=0.0)
+            raise UserError(f"--only {name}: there is no such row; did you mean {near[0]}? All: {', '.join(every)}")
+        if name in GPU_ROWS and not gpu:
+            raise UserError(f"--only {name}: it needs a CUDA device, and there is none on this machine")
+    table = every if gpu else ROWS
+    return {name: maker for name, maker in table.items() if not names or name in names}

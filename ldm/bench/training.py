@@ -1,0 +1,230 @@
+"""Steps of training a U-Net: ours out of a cache, by the stage of `ldm train-unet`, and as diffusers' users do."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm import config as configuration
+from ldm.allocator import keep_freed_memory
+from ldm.bench.networks import (
+    TOKENS,
+    operations,
+    random_network,
+    their_autoencoder,
+    their_scheduler,
+    their_text_encoder,
+    their_unet,
+)
+from ldm.bench.workload import Run, Workload
+from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.config import Config
+from ldm.data.cached import CachedData
+from ldm.data.draws import Draws
+from ldm.data.loader import Share, TrainingData
+from ldm.data.pictures import to_tensor
+from ldm.data.preparing import Batch
+from ldm.models.text import Tokenizer, make_text_encoder
+from ldm.processes import ProcessShare
+from ldm.training.caching import CacheWriter
+from ldm.training.fingerprints import Encoders, facts_of
+from ldm.training.latents import sampled
+from ldm.training.loop import start_accelerator
+from ldm.training.texts import TextCondition
+from ldm.training.unet import UNetStage
+
+Inputs = Callable[[int], tuple[Tensor, Tensor]]  # a step's latents (B, C, h, w) and contexts (B, L, D)
+
+
+class RandomPictures:
+    """Pictures of noise, each with a caption of its own."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, count: int, size: int) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def picture(self, index: int) -> np.ndarray:
+        """Bytes (H, W, 3)."""
+        return self.pixels[index]
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[1:3]
+
+    def captions(self, index: int) -> list[str]:
+        """One."""
+        return [f"picture number {index} of nothing but noise"]
+
+    def label(self, index: int) -> int:
+        """There is one class."""
+        return 0
+
+    def stamp(self, index: int) -> str:
+        """Its number."""
+        return str(index)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A stage of ours on a cache, and its data."""
+
+    config: Config
+    source: RandomPictures
+    cache: CachedData
+    parts: Parts
+    stage: UNetStage
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures of a step."""
+        return self.config.training.unet.batch_size
+
+    @property
+    def data(self) -> TrainingData:
+        """The batch of each step, as the loop gets it."""
+        share, seed = Share(self.batch_size), self.config.training.seed
+        return TrainingData(self.cache, self.config.data, share, seed, pictures=False)
+
+
+def train_step(name: str, against: bool) -> Workload:
+    """One optimiser step of a configuration's U-Net, forward to averages, on latents and contexts that are there."""
+    return _workload(configuration.load(name), against, encoding=False)
+
+
+def train_cached(name: str, against: bool) -> Workload:
+    """The same out of a cache, where theirs encodes pictures and captions in each step."""
+    return _workload(configuration.load(name), against, encoding=True)
+
+
+def _workload(config: Config, against: bool, encoding: bool) -> Workload:
+    scratch = tempfile.TemporaryDirectory()
+    trainer = make_trainer(config, Path(scratch.name))
+    unet, stage = deepcopy(trainer.parts.unet), trainer.stage
+    first = trainer.data[1, 0]
+    reference = stage.validate(first)  # the loss of the first step, without autocast
+    inputs = _encoded(trainer, Path(scratch.name)) if encoding else _given(trainer, first)
+    dtype = torch.float32 if config.training.unet.mixed_precision == "no" else torch.bfloat16
+    return Workload(
+        ours=our_steps(trainer),
+        theirs=their_steps(trainer, deepcopy(unet), inputs) if against else None,
+        tuned=their_steps(trainer, unet, inputs, dtype) if against else None,
+        plain=None if against else lambda: reference,
+        flops=3 * trainer.batch_size * operations(config)["unet"],
+        pictures=trainer.batch_size,
+        dtype=dtype,
+        close=scratch.cleanup,
+    )
+
+
+def make_trainer(config: Config, folder: Path) -> Trainer:
+    """The stage of a configuration with random weights, training from a cache that is written to `folder`."""
+    settings = config.training.unet.model_copy(update={"cache_latents": True, "condition_dropout": 0.0})
+    config = config.model_copy(update={"training": config.training.model_copy(update={"unet": settings})})
+    keep_freed_memory()  # as `ldm train-unet` does; diffusers' side has it too
+    accelerator = start_accelerator(settings, config.training.seed)
+    assert config.text is not None
+    text, source = config.text, RandomPictures(settings.batch_size, config.data.size)
+    captions = [caption for index in range(len(source)) for caption in source.captions(index)]
+    parts = Parts(
+        autoencoder=random_network(lambda: Autoencoder(config.autoencoder)),
+        unet=random_network(lambda: UNet(config.need_unet())),
+        text_encoder=random_network(lambda: make_text_encoder(text)),
+        tokenizer=Tokenizer.train(captions, 512, TOKENS),
+        diffusion=config.diffusion,
+    )
+    encoders, share = Encoders(parts.autoencoder, parts.texts[0]).to(accelerator.device), ProcessShare()
+    facts = facts_of(source, config.data, encoders, share, len(source))
+    cache = CacheWriter(folder / "cache", source, facts, encoders, share, accelerator.device).write()
+    condition = TextCondition(parts, config, accelerator, cache)
+    return Trainer(config, source, cache, parts, UNetStage(parts, config, accelerator, [condition], cache))
+
+
+def our_steps(trainer: Trainer) -> Run:
+    """The next step of the loop, without what it logs and saves."""
+    stage, data = trainer.stage, trainer.data
+    steps = count(1)
+
+    def run() -> Tensor:
+        step = next(steps)
+        batch = data[step, 0]
+        stage.begin(step)
+        return stage.losses([batch], step)["loss"]
+
+    return run
+
+
+def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dtype | None = None) -> Run:
+    """A step as a user of diffusers writes it, with the numbers drawn that ours draws.
+
+    `autocast` is the type that products are computed in; with one, AdamW is fused and convolutions are channels-last.
+    """
+    from diffusers.training_utils import EMAModel
+
+    config, device, tuned = trainer.config, trainer.stage.accelerator.device, autocast is not None
+    settings, draws, slots = config.training.unet, Draws(config.training.seed), range(trainer.batch_size)
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    network = their_unet(unet).to(device).to(memory_format=layout).train()
+    decay = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW(network.parameters(), **decay, fused=tuned or None)
+    average, scheduler = EMAModel(network.parameters()), their_scheduler(config.diffusion)
+    steps = count(1)
+
+    def run() -> Tensor:
+        step = next(steps)
+        latents, context = inputs(step)
+        noise = draws.normal("noise", step, slots, latents.shape[1:]).to(device)
+        t = (draws.uniform("level", step, slots) * scheduler.config.num_train_timesteps).long().to(device)
+        with torch.autocast(device.type, autocast) if tuned else nullcontext():
+            output = network(scheduler.add_noise(latents, noise, t), t, encoder_hidden_states=context).sample
+        loss = F.mse_loss(output.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(network.parameters())
+        return loss.detach()
+
+    return run
+
+
+def _given(trainer: Trainer, first: Batch) -> Inputs:
+    """The latents and contexts of the first step, in every step."""
+    stage = trainer.stage
+    latents = sampled(first, trainer.parts.autoencoder, trainer.cache, stage.draws, stage.accelerator.device)
+    [(context,)] = [condition.inputs(first) for condition in stage.conditions]
+    return lambda step: (latents, context)
+
+
+def _encoded(trainer: Trainer, folder: Path) -> Inputs:
+    """Pictures and captions of each step through networks of diffusers and transformers, in float32."""
+    device, data, draws = trainer.stage.accelerator.device, trainer.data, trainer.stage.draws
+    autoencoder = their_autoencoder(deepcopy(trainer.parts.autoencoder)).to(memory_format=torch.contiguous_format)
+    [(encoder, tokenizer)] = trainer.parts.texts
+    their_encoder = their_text_encoder(encoder, folder / "text_encoder").to(device)
+
+    @torch.no_grad()
+    def inputs(step: int) -> tuple[Tensor, Tensor]:
+        batch = data[step, 0]
+        pictures = to_tensor(np.stack([trainer.source.picture(index) for index in batch.indices])).to(device)
+        posterior = autoencoder.encode(pictures).latent_dist
+        noise = draws.normal("posterior", step, batch.slots, posterior.mean.shape[1:]).to(device)
+        latents = (posterior.mean + posterior.std * noise) * autoencoder.config.scaling_factor
+        return latents, their_encoder(tokenizer(list(batch.captions))[0].to(device))[0]
+
+    return inputs
