@@ -128,10 +128,10 @@ class SceneScores:
 
     def table(self) -> str:
         """All rows as text, in per cent: `right +- standard error (the probe on the real pictures)`."""
-        lines = [f"{'scene score, %':15}{'N':>6}" + "".join(f"{measure:>18}" for measure in MEASURES)]
+        lines = [f"{'scene score, %':15}{'N':>6}" + "".join(f"{measure:>21}" for measure in MEASURES)]
         for row, measures in self.samples.items():
             cells = [self._cell(row, measure) if measure in measures else "" for measure in MEASURES]
-            lines.append(f"{row:15}{measures['whole'].pictures:>6}" + "".join(f"{cell:>18}" for cell in cells))
+            lines.append(f"{row:15}{measures['whole'].pictures:>6}" + "".join(f"{cell:>21}" for cell in cells))
         return "\n".join(lines)
 
     def _cell(self, row: str, measure: str) -> str:
