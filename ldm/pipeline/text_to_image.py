@@ -18,6 +18,8 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.models import tiling
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.unet import UNet
 from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
@@ -26,6 +28,7 @@ from ldm.pipeline.drawing import Drawing, Progress
 from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
+from ldm.pipeline.ready import Ready
 from ldm.pipeline.request import Framing, Request, Subject
 from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
 from ldm.pipeline.spatial import make_spatial_input
@@ -37,15 +40,17 @@ if TYPE_CHECKING:
 class TextToImage:
     """A trained pipeline that draws pictures of prompts; some draw classes instead, or what they were trained on."""
 
-    def __init__(self, parts: Parts, tile: int | None = None) -> None:
+    def __init__(self, parts: Parts, tile: int | None = None, prepare: bool = True) -> None:
         """Take over the parts, which must lie on one device, and switch them to evaluation.
 
         `tile` is the side in pixels of the tiles in which pictures go through the autoencoder, 0 for whole pictures;
-        None: only large pictures go in tiles. Raises UserError for a side that no tile can have.
+        None: only large pictures go in tiles. Raises UserError for a side that no tile can have. Without `prepare`
+        pictures are drawn by the parts themselves, not by copies made for inference (`prepare_for_sampling`).
         """
         if tile is not None:
             tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
-        self.parts, self.tile = parts, tile
+        self.parts, self.tile, self.prepare = parts, tile, prepare
+        self._ready_unet, self._ready_autoencoder = Ready[UNet](), Ready[Autoencoder]()
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
@@ -60,15 +65,16 @@ class TextToImage:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device | None = None,
         tile: int | None = None,
+        prepare: bool = True,
     ) -> TextToImage:
         """Load a run, a directory in diffusers layout, a Hub id or a built-in model; by default onto a GPU if any.
 
-        `tile` as for the pipeline itself.
+        `tile` and `prepare` as for the pipeline itself.
 
         Raises UserError when there is no such model or device, or a file of the model is damaged.
         """
         place = find_device(device)
-        return cls(load_pipeline(resolve(path), dtype), tile).to(place)
+        return cls(load_pipeline(resolve(path), dtype), tile, prepare).to(place)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the pipeline as a directory in diffusers layout."""
@@ -84,6 +90,16 @@ class TextToImage:
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.parts.device
+
+    @property
+    def unet(self) -> UNet:
+        """The U-Net that draws where no gradient is wanted: prepared, and as `parts` has it now."""
+        return self._ready_unet.of(self.parts.unet) if self.prepare else self.parts.unet
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The same of the autoencoder."""
+        return self._ready_autoencoder.of(self.parts.autoencoder) if self.prepare else self.parts.autoencoder
 
     def __call__(
         self,
@@ -191,7 +207,7 @@ class TextToImage:
         if request.image is None or enlarges(self.parts):
             return None
         size, scaled, spatial = self.size(request), request.size is not None, self.parts.spatial
-        given = request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile
+        given = request.image, request.mask, size, scaled, self.autoencoder, self.device, self.tile
         if spatial is not None and spatial.config.kind == "inpainting":
             return Filled(*given, from_noise=request.given_strength == 1)
         return Given(*given)
@@ -256,13 +272,14 @@ class TextToImage:
 
     def denoiser(self, condition: Condition, grid: Grid) -> Denoiser:
         """The U-Net given a condition, with all that does not change while sampling computed here, once."""
-        unet = self.parts.unet
-        projected = unet.project_context(condition.context)
+        plain, prepared = self.parts.unet, self.unet
+        projected = plain.project_context(condition.context)
         embeddings = dict(zip(grid.t.tolist(), self._embedded(condition.in_time, grid), strict=True))
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             if condition.spatial is not None:
                 x = torch.cat([x, condition.spatial], dim=1)
+            unet = plain if x.requires_grad and torch.is_grad_enabled() else prepared
             return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
@@ -278,6 +295,6 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of latents (B, C, h, w)."""
-        pictures = tiling.decode(self.parts.autoencoder, latents, self.tile).float()  # (B, 3, H, W)
+        pictures = tiling.decode(self.autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
