@@ -59,7 +59,9 @@ class Plan:
             raise UserError("the CLIP score needs a CLIP model: --clip takes a folder or a Hub id")
         if "clip" not in self.metrics and self.clip is not None:
             raise UserError(f"--clip {self.clip} is for the CLIP score alone: add clip to --metrics")
-        self._refuse_unused(self.sampling, SAMPLED, "how samples are drawn (--cfg, --quality, --steps, --sampler, --eta, --seed)")
+        self._refuse_unused(
+            self.sampling, SAMPLED, "how samples are drawn (--cfg, --quality, --steps, --sampler, --eta, --seed)"
+        )
         self._refuse_unused(self.features, IN_FEATURES, f"--features {self.features}")
         self._refuse_unused(self.statistics, IN_FEATURES, f"--statistics {self.statistics}")
         self._refuse_unused(self.pictures, IN_FEATURES, f"--pictures {self.pictures}")

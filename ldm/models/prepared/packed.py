@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.models.prepared import winograd
+
 
 class PackedLinear(nn.Module):
     """A linear layer; what is done to its result is done in the same pass."""
@@ -19,8 +21,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take over a weight (C', C) and a bias (C',)."""
         super().__init__()
-        self.plain: Tensor | None = weight.detach()  # until it is packed
-        self.bias = None if bias is None else bias.detach()
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor, then: str = "none") -> Tensor:
         """x (..., C) to (..., C'), through a GELU where `then` is "gelu"."""
@@ -36,9 +38,8 @@ class PackedLinear(nn.Module):
 
     def _weight(self, x: Tensor) -> Tensor:
         refuse_gradients(x)
-        if self.plain is not None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, x.shape[:-1].numel())
-            self.plain = None
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[:-1].numel())
         return self.packed
 
 
@@ -48,28 +49,36 @@ class PackedConv2d(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: int = 0, stride: int = 1) -> None:
         """Take over a weight (C', C, k, k) and a bias (C',); `padding` is the width of the zeros all around."""
         super().__init__()
-        self.plain: Tensor | None = weight.detach()
-        self.bias = None if bias is None else bias.detach()
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.packed: Tensor | None = None
         self.sizes = [padding, padding], [stride, stride], [1, 1], 1  # dilation and groups
+        self.filters = (*weight.shape[2:], padding, stride) == (3, 3, 1, 1) and winograd.pays(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) to (B, C', H', W')."""
         x = channels_last(x)
+        if self._large(x):
+            return winograd.convolve(x, self.weight, self.bias)
         convolved = torch.ops.mkldnn._convolution_pointwise.default
         return convolved(x, self._weight(x), self.bias, *self.sizes, "none", [], "none")
 
     def added(self, x: Tensor, other: Tensor) -> Tensor:
         """The convolution of x (B, C, H, W) added to `other` (B, C', H', W')."""
         x, other = channels_last(x), channels_last(other)
+        if self._large(x):
+            return winograd.convolve(x, self.weight, self.bias, other)
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, other, self._weight(x), self.bias, *self.sizes, "add", 1.0, None, [], None
         )
 
-    def _weight(self, x: Tensor) -> Tensor:
+    def _large(self, x: Tensor) -> bool:
+        """Whether a map is large enough for Winograd's way, which does not depend on how many maps there are."""
         refuse_gradients(x)
-        if self.plain is not None:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.plain, *self.sizes, list(x.shape))
-            self.plain = None
+        return self.filters and x.shape[2] * x.shape[3] >= winograd.POSITIONS
+
+    def _weight(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.sizes, list(x.shape))
         return self.packed
 
 
