@@ -47,8 +47,11 @@ def evaluate(
     cfg: Annotated[
         float | None, typer.Option("--cfg", help="Guidance scale; 1 is off.  [default: the model's own]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps.  [default: 30]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in `ldm generate`.  [default: ddim]")] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="As in `ldm generate`: exact, fast or draft.  [default: exact]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.  [default: the quality's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As in `ldm generate`.  [default: the quality's]")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the first sample; the next ones have the next seeds.  [default: 0]")
@@ -73,7 +76,8 @@ def evaluate(
     from ldm.evaluation.plan import Plan, Sampling
     from ldm.processes import ProcessShare
 
-    told = {"guidance_scale": cfg, "num_inference_steps": steps, "sampler": sampler, "eta": eta, "seed": seed}
+    levels = {"quality": quality, "num_inference_steps": steps, "sampler": sampler, "eta": eta}
+    told = {"guidance_scale": cfg, **levels, "seed": seed}
     given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     plan = Plan(
         metrics=names,

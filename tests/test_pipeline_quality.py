@@ -14,11 +14,13 @@ from PIL import Image
 from tiny_models import CAPTIONS, random_parts
 from torch import Tensor
 
+from ldm.checkpoint.pretrained import UNet
 from ldm.cli.generate import generate
 from ldm.errors import UserError
 from ldm.pipeline import Request, TextToImage
 from ldm.pipeline.device import computes_bfloat16
 from ldm.pipeline.quality import PRESETS
+from ldm.pipeline.ready import Ready
 
 CPU = torch.device("cpu")
 DOG = CAPTIONS[0]
@@ -27,7 +29,7 @@ FAST_TYPE = torch.bfloat16 if computes_bfloat16(CPU) else None
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage(random_parts())
+    return TextToImage(random_parts(), prepare=False)
 
 
 def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
@@ -119,12 +121,16 @@ def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> 
     assert unconditional.settle(Request(quality="draft")).guidance_interval is None
 
 
-def test_networks_in_another_type_are_made_once_and_forgotten_when_the_model_moves(pipe: TextToImage) -> None:
-    copy = pipe.copies.of(torch.bfloat16)
-    assert copy is pipe.copies.of(torch.bfloat16)
-    assert copy.unet.dtype == copy.autoencoder.dtype == torch.bfloat16
-    assert pipe.parts.unet.dtype == pipe.parts.autoencoder.dtype == torch.float32
-    assert pipe.to("cpu").copies.of(torch.bfloat16) is not copy
+def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_changed() -> None:
+    unet, ready = random_parts().unet, Ready[UNet]()
+    half = ready.of(unet, torch.bfloat16)
+    assert (half.dtype, unet.dtype, ready.of(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert ready.of(unet, torch.bfloat16) is half
+    with torch.no_grad():
+        unet.conv_in.bias += 1
+    again = ready.of(unet, torch.bfloat16)
+    assert again is not half
+    assert torch.equal(again.conv_in.bias, unet.conv_in.bias.bfloat16())
 
 
 @pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_parts()])

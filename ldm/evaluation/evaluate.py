@@ -199,9 +199,10 @@ class _Work:
         return notes
 
     def _sampling(self, request: Request) -> dict[str, Any]:
-        sampling = replace(self.plan.sampling or Sampling(), guidance_scale=request.guidance_scale)
-        eta = sampler_eta(sampling.sampler) if sampling.eta is None else sampling.eta
-        return asdict(replace(sampling, eta=eta))
+        assert request.sampler is not None  # a settled request has one
+        eta = sampler_eta(request.sampler) if request.eta is None else request.eta
+        sampling = replace(self.plan.sampling or Sampling(), guidance_scale=request.guidance_scale, eta=eta)
+        return asdict(replace(sampling, num_inference_steps=request.steps, sampler=request.sampler))
 
     def _caption_scores(self) -> CaptionScores:
         assert self.plan.clip is not None

@@ -27,8 +27,9 @@ class Sampling:
     """How samples are drawn; their seeds are `seed`, `seed + 1`, ..."""
 
     guidance_scale: float | None = None  # None: the model's own
-    num_inference_steps: int = 30
-    sampler: str = "ddim"
+    quality: str = "exact"  # what else is chosen for the next two; see `ldm.pipeline.quality`
+    num_inference_steps: int | None = None
+    sampler: str | None = None
     eta: float | None = None  # for ddim alone; None: that of the sampler
     seed: int = 0
 
@@ -59,7 +60,9 @@ class Plan:
             raise UserError("the CLIP score needs a CLIP model: --clip takes a folder or a Hub id")
         if "clip" not in self.metrics and self.clip is not None:
             raise UserError(f"--clip {self.clip} is for the CLIP score alone: add clip to --metrics")
-        self._refuse_unused(self.sampling, SAMPLED, "how samples are drawn (--cfg, --steps, --sampler, --eta, --seed)")
+        self._refuse_unused(
+            self.sampling, SAMPLED, "how samples are drawn (--cfg, --quality, --steps, --sampler, --eta, --seed)"
+        )
         self._refuse_unused(self.features, IN_FEATURES, f"--features {self.features}")
         self._refuse_unused(self.statistics, IN_FEATURES, f"--statistics {self.statistics}")
         self._refuse_unused(self.pictures, IN_FEATURES, f"--pictures {self.pictures}")

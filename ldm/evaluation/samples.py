@@ -24,6 +24,7 @@ def request_of(pipe: TextToImage, source: Source, plan: Plan) -> Request:
     sampling = plan.sampling or Sampling()
     request = Request(
         guidance_scale=sampling.guidance_scale,
+        quality=sampling.quality,
         num_inference_steps=sampling.num_inference_steps,
         sampler=sampling.sampler,
         eta=sampling.eta,

@@ -43,15 +43,15 @@ def settle_quality(request: Request, device: torch.device) -> Request:
     """The request with what its quality says of the options that it leaves open; its guidance is settled.
 
     An option that is given excludes what would contradict it: timesteps the number of steps, an eta samplers other than
-    ddim, CLIP, whose gradient needs the whole U-Net, the reuse. An interval is chosen where there is guidance.
+    ddim, CLIP, which needs a gradient, reuse and bfloat16. An interval is chosen where there is guidance.
     """
     chosen = preset(request.quality)
-    leads = request.guidance_scale != 1
+    leads, half = request.guidance_scale != 1, chosen.half and request.clip is None
     return replace(
         request,
         num_inference_steps=request.steps,
         sampler=request.sampler or (chosen.sampler if request.eta is None else "ddim"),
         guidance_interval=request.guidance_interval or (chosen.guidance_interval if leads else None),
         reuse=request.reuse or (chosen.reuse if request.clip is None else 1),
-        dtype=request.dtype or (torch.bfloat16 if chosen.half and computes_bfloat16(device) else None),
+        dtype=request.dtype or (torch.bfloat16 if half and computes_bfloat16(device) else None),
     )

@@ -18,18 +18,20 @@ from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
+from ldm.errors import UserError
 from ldm.models import tiling
+from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
 from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
-from ldm.pipeline.copies import Copies
 from ldm.pipeline.device import find_device
 from ldm.pipeline.drawing import Drawing, Progress
 from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.quality import settle_quality
+from ldm.pipeline.ready import Ready
 from ldm.pipeline.request import Framing, Request, Subject
 from ldm.pipeline.reuse import Reusing
 from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
@@ -42,15 +44,17 @@ if TYPE_CHECKING:
 class TextToImage:
     """A trained pipeline that draws pictures of prompts; some draw classes instead, or what they were trained on."""
 
-    def __init__(self, parts: Parts, tile: int | None = None) -> None:
+    def __init__(self, parts: Parts, tile: int | None = None, prepare: bool = True) -> None:
         """Take over the parts, which must lie on one device, and switch them to evaluation.
 
         `tile` is the side in pixels of the tiles in which pictures go through the autoencoder, 0 for whole pictures;
-        None: only large pictures go in tiles. Raises UserError for a side that no tile can have.
+        None: only large pictures go in tiles. Raises UserError for a side that no tile can have. Without `prepare`
+        pictures are drawn by the parts themselves, not by copies made for inference (`prepare_for_sampling`).
         """
         if tile is not None:
             tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
-        self.parts, self.tile, self.copies = parts, tile, Copies(parts)
+        self.parts, self.tile = parts, tile
+        self._ready_unet, self._ready_autoencoder = Ready[UNet](prepare), Ready[Autoencoder](prepare)
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
@@ -65,15 +69,16 @@ class TextToImage:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device | None = None,
         tile: int | None = None,
+        prepare: bool = True,
     ) -> TextToImage:
         """Load a run, a directory in diffusers layout, a Hub id or a built-in model; by default onto a GPU if any.
 
-        `tile` as for the pipeline itself.
+        `tile` and `prepare` as for the pipeline itself.
 
         Raises UserError when there is no such model or device, or a file of the model is damaged.
         """
         place = find_device(device)
-        return cls(load_pipeline(resolve(path), dtype), tile).to(place)
+        return cls(load_pipeline(resolve(path), dtype), tile, prepare).to(place)
 
     def save_pretrained(
         self, path: str | Path, dtype: torch.dtype | None = None, max_shard_size: int = SHARD_SIZE
@@ -88,13 +93,22 @@ class TextToImage:
         """Move all networks to a device."""
         for network in self.parts.networks:
             network.to(device)
-        self.copies.clear()
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.parts.device
+
+    @property
+    def unet(self) -> UNet:
+        """The U-Net that draws where no gradient is wanted: prepared, and as `parts` has it now."""
+        return self._ready_unet.of(self.parts.unet)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The same of the autoencoder."""
+        return self._ready_autoencoder.of(self.parts.autoencoder)
 
     def __call__(
         self,
@@ -191,6 +205,8 @@ class TextToImage:
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
+        if request.clip is not None and request.dtype not in (None, self.parts.unet.dtype):
+            raise UserError("CLIP guidance needs the gradient of the model itself: load that in another type")
         settled = self.spatial_input.settle(settle_guides(request, self.parts, self.conditioner))
         return settle_quality(settled, self.device)
 
@@ -209,7 +225,7 @@ class TextToImage:
         if request.image is None or enlarges(self.parts):
             return None
         size, scaled, spatial = self.size(request), request.size is not None, self.parts.spatial
-        given = request.image, request.mask, size, scaled, self.parts.autoencoder, self.device, self.tile
+        given = request.image, request.mask, size, scaled, self.autoencoder, self.device, self.tile
         if spatial is not None and spatial.config.kind == "inpainting":
             return Filled(*given, from_noise=request.given_strength == 1)
         return Given(*given)
@@ -279,17 +295,21 @@ class TextToImage:
 
         `reuse` and `dtype` as in `Request`; a denoiser that reuses is for one walk along the grid.
         """
-        unet = self.copies.of(dtype).unet
-        projected = unet.project_context(condition.context)
-        embeddings = dict(zip(grid.t.tolist(), _embedded(unet, condition.in_time, grid), strict=True))
-        reusing = Reusing(unet, grid, reuse)
+        plain = self.parts.unet
+        ready = self._ready_unet.of(plain, dtype)
+        told = plain if ready.dtype == plain.dtype else ready
+        projected = told.project_context(condition.context)
+        embeddings = dict(zip(grid.t.tolist(), _embedded(told, condition.in_time, grid), strict=True))
+        reusing = Reusing(ready, grid, reuse)
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             if condition.spatial is not None:
                 x = torch.cat([x, condition.spatial], dim=1)
             constants = embeddings[t.item()], projected
-            output = reusing.denoise(t.item(), x, *constants) if reuse > 1 else unet.denoise(x, *constants)
-            return output.to(x.dtype)
+            if reuse > 1:
+                return reusing.denoise(t.item(), x, *constants).to(x.dtype)
+            unet = plain if x.requires_grad and torch.is_grad_enabled() else ready
+            return unet.denoise(x, *constants).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
         return make_denoiser(network, self.prediction, posteriors)
@@ -297,7 +317,7 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor, dtype: torch.dtype | None = None) -> list[Image.Image]:
         """The pictures of latents (B, C, h, w), by a decoder of the type of its weights or in another."""
-        autoencoder = self.copies.of(dtype).autoencoder
+        autoencoder = self._ready_autoencoder.of(self.parts.autoencoder, dtype)
         pictures = tiling.decode(autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -104,7 +104,8 @@ def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
         pipe = TextToImage(parts)
         assert request_of(pipe, source, asked).pictures == list(zip(subjects, range(5, 9), strict=True))
         report = evaluate(pipe, source, asked, features=blot_features())
-        told = {"guidance_scale": scale, "num_inference_steps": 2, "sampler": "ddim", "eta": 0.0, "seed": 5}
+        levels = {"quality": "exact", "num_inference_steps": 2, "sampler": "ddim", "eta": 0.0}
+        told = {"guidance_scale": scale, **levels, "seed": 5}
         assert report.settings["sampling"] == told
         ours, few = report.settings["notes"]
         assert "features blot-0: compare with numbers of the same features only" in ours

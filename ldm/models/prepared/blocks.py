@@ -6,7 +6,9 @@ Every block does with plain layers too: those that cannot be packed stay as they
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ from ldm.models.attention import (
     to_map,
     to_tokens,
 )
-from ldm.models.layers import NOTHING, DoublingBlock, HalvingBlock, ResNetBlock, Shifts, Size
+from ldm.models.layers import NOTHING, DoublingBlock, HalvingBlock, ResNetBlock, Shifts, Size, Upsample
 from ldm.models.prepared.packed import PackedConv2d, PackedLinear
 
 
@@ -88,6 +90,42 @@ class PreparedSpatialTransformer(SpatialTransformer):
         for block in self.transformer_blocks:
             tokens = block(tokens, next(projected))
         return to_map(added(self.proj_out, tokens, to_tokens(x)), x)
+
+
+class PreparedUpsample(Upsample):
+    """Convolves before it repeats: each of a doubled position's four places sees 2x2 old ones, with sums of weights."""
+
+    def __init__(self, original: Upsample) -> None:
+        """Take over the weights of a block whose layers are plain."""
+        nn.Module.__init__(self)
+        weight, bias = original.conv.weight.detach(), original.conv.bias
+        self.conv = PackedConv2d(weight, bias, padding=1)  # for odd sides
+        rows = {0: (slice(0, 1), slice(1, 3)), 1: (slice(0, 2), slice(2, 3))}  # of the weight that fall on one place
+        self.places = nn.ModuleList(
+            PackedConv2d(_summed(weight, rows[down], rows[right]), bias, padding=1)
+            for down, right in product((0, 1), repeat=2)
+        )
+
+    def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
+        """As the original."""
+        height, width = x.shape[2:]
+        if size is not None and size != (2 * height, 2 * width):
+            return super().forward(x, shifts, size)
+        out: Tensor | None = None
+        for (down, right), place in zip(product((0, 1), repeat=2), self.places, strict=True):
+            found = place(x)[:, :, down : down + height, right : right + width]
+            if out is None:
+                shape = len(x), found.shape[1], 2 * height, 2 * width
+                out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            out[:, :, down::2, right::2] = found
+        assert out is not None
+        return out
+
+
+def _summed(weight: Tensor, rows: tuple[slice, slice], columns: tuple[slice, slice]) -> Tensor:
+    """A weight (C', C, 3, 3) with some rows and columns added up, (C', C, 2, 2)."""
+    parts = [[weight[:, :, row, column].double().sum((2, 3)) for column in columns] for row in rows]
+    return torch.stack([torch.stack(part, dim=-1) for part in parts], dim=-2).to(weight.dtype)
 
 
 class PackedGate(nn.Module):

@@ -19,6 +19,7 @@ from ldm.models.prepared.blocks import (
     PreparedSpatialAttention,
     PreparedSpatialTransformer,
     PreparedTransformerBlock,
+    PreparedUpsample,
 )
 from ldm.models.prepared.packed import PackedConv2d, PackedLinear, channels_last, works
 from ldm.models.unet import UNet
@@ -34,7 +35,7 @@ REPLACED: dict[type[nn.Module], type[nn.Module]] = {
     TransformerBlock: PreparedTransformerBlock,
     FeedForward: PreparedFeedForward,
     Attention: Attention,
-    Upsample: Upsample,
+    Upsample: PreparedUpsample,
     Downsample: Downsample,
 }
 PARTS = {nn.Module, nn.ModuleList, nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Identity}
@@ -62,6 +63,8 @@ def _copied(module: nn.Module, packs: bool, path: str = "") -> nn.Module:
     block = type(module) in REPLACED
     if block and not _known(module):
         return module
+    if packs and type(module) is Upsample:
+        return PreparedUpsample(module)
     if packs and "_block" in path and not path.endswith(ONCE):
         packed = _packed(module, path)
         if packed is not None:
