@@ -46,16 +46,18 @@ def find(
 @app.command()
 def apply(
     direction: Annotated[Path, typer.Argument(metavar="DIRECTION", help="What `ldm direction find` wrote.")],
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to move.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="The pictures to move.")],
     amount: Annotated[
         list[float] | None,
         typer.Option(help="How far: 1 is the groups' distance, 0 stays; for each one more.  [default: 1]"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="A picture; with several amounts a sheet of them.")] = Path("moved.png"),
+    out: Annotated[
+        Path, typer.Option(help="A picture; with several pictures or amounts a sheet, a row each, itself first.")
+    ] = Path("moved.png"),
     model: Model = "emoji",
     device: Device = None,
 ) -> None:
-    """Move a picture along a direction."""
+    """Move pictures along a direction."""
     if out.suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"--out {out}: give a picture's file, such as moved.png")
     check_writable([out])
@@ -63,11 +65,16 @@ def apply(
     from ldm.data.pictures import contact_sheet, read_picture
     from ldm.pipeline import TextToImage, directions
 
-    found, given = directions.Direction.load(direction), read_picture(picture)
+    found, given, amounts = directions.Direction.load(direction), list(map(read_picture, pictures)), amount or [1.0]
     pipe = TextToImage.from_pretrained(model, device=device)
-    images = directions.moved(pipe, given, found, amount or [1.0])
+    rows = [directions.moved(pipe, picture, found, amounts) for picture in given]
+    if len(given) == len(amounts) == 1:
+        [[made]] = rows
+    else:
+        shown = [[directions.seen(pipe, picture, found.way), *row] for picture, row in zip(given, rows, strict=True)]
+        made = contact_sheet([image for row in shown for image in row], columns=1 + len(amounts))
     try:
-        (images[0] if len(images) == 1 else contact_sheet(images, columns=len(images))).save(out)
+        made.save(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     typer.echo(out)

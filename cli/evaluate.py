@@ -22,9 +22,11 @@ def evaluate(
     model: Model = "emoji",
     data: Annotated[str, typer.Option(help="What to compare with: as for training.")] = "scenes",
     split: Annotated[str | None, typer.Option(help="Of `scenes`: train or test.  [default: test]")] = None,
-    concepts: Annotated[int | None, typer.Option(help="Of `scenes`: only the first so many.  [default: all]")] = None,
+    concepts: Annotated[
+        int | None, typer.Option(help="Of `scenes`: only the first so many.  [default: all, or the probe's]")
+    ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Of fid, kid, precision, clip, rfid, psnr, ssim, lpips, codebook, neighbours.")
+        str, typer.Option(help="Of fid, kid, precision, clip, scenes, rfid, psnr, ssim, lpips, codebook, neighbours.")
     ] = "fid,kid,precision,rfid,psnr,ssim",
     samples: Annotated[int, typer.Option(help="Pictures to draw, and to reconstruct.")] = 1000,
     pictures: Annotated[
@@ -83,6 +85,10 @@ def evaluate(
         sampling=Sampling(**given) if given else None,
         batch_size=batch_size,
     )
+    if "scenes" in names and data == "scenes":
+        from ldm.evaluation.scenes.scores import known_concepts
+
+        concepts = known_concepts(concepts)
     extractor, share = plan.make_features(), ProcessShare.of_environment()
     loaded = load(model, plan.draws, device or share.device())
     side, most = picture_side(loaded), max(samples, plan.references)
@@ -103,8 +109,12 @@ def evaluate(
         return
     for note in report.settings.get("notes", ()):
         typer.echo(note, err=True)
+    in_table = {} if report.scenes is None else report.scenes.results()
     for name, value in report.results.items():
-        typer.echo(f"{name:24} {value:.5g}")
+        if name not in in_table:
+            typer.echo(f"{name:24} {value:.5g}")
+    if report.scenes is not None:
+        typer.echo(report.scenes.table())
 
 
 def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencoder:

@@ -50,7 +50,14 @@ Syntax = Annotated[
 LongPrompts = Annotated[
     bool, typer.Option("--long-prompts", help="Read prompts to their end, in pieces of what the text encoder takes.")
 ]
-Steps = Annotated[int, typer.Option(help="Sampling steps.")]
+Quality = Annotated[
+    str,
+    typer.Option(
+        help="What is chosen for options that are not given. FID of the built-in model (docs/presets.md). "
+        "exact: 30 steps of ddim, FID 1. fast: ... "
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Sampling steps.  [default: 30; draft 15]")]
 Spacing = Annotated[
     str | None,
     typer.Option(help="leading, trailing, linspace, fractional, karras or exponential.  [default: the model's own]"),
@@ -59,9 +66,16 @@ Timesteps = Annotated[
     str | None, typer.Option(metavar="T,T,...", help="These steps, such as 999,749,499,249, not a number of them.")
 ]
 SamplerName = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="ddim, ddpm, ddpm-large, euler, euler-ancestral, heun, plms, dpmpp-2m, dpmpp-2m-sde, unipc or lcm."
+        help="ddim, ddpm, ddpm-large, euler, euler-ancestral, heun, plms, dpmpp-2m, dpmpp-2m-sde, unipc or lcm.  "
+        "[default: ddim; draft unipc]"
+    ),
+]
+Reuse = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Compute deep features in every N-th step alone, 1: in each.  [default: 1; draft 2]"
     ),
 ]
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0]")]
@@ -83,7 +97,10 @@ Tile = Annotated[
     typer.Option(min=0, help="Side of the autoencoder's tiles in pixels; 0: none.  [default: for large pictures]"),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16.  [default: float32; fast and draft see --quality]"),
+]
 
 
 def generate(
@@ -105,11 +122,13 @@ def generate(
     clip_scale: guidance.ClipScale = None,
     clip_crops: guidance.ClipCrops = None,
     clip_prompt: guidance.ClipPrompt = None,
-    steps: Steps = 30,
+    quality: Quality = "exact",
+    steps: Steps = None,
     spacing: Spacing = None,
     timesteps: Timesteps = None,
-    sampler: SamplerName = "ddim",
+    sampler: SamplerName = None,
     eta: Eta = None,
+    reuse: Reuse = None,
     seed: Seed = 0,
     num: Num = 1,
     batch_size: BatchSize = None,
@@ -122,7 +141,7 @@ def generate(
     grid: Grid = False,
     tile: Tile = None,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
 ) -> None:
     """Draw pictures of prompts, or of classes."""
     texts = read_prompts(prompts or [])
@@ -130,7 +149,7 @@ def generate(
     paths = output_paths(out, names, num, grid)
     width_and_height = parse_size(size)
     levels, interval = parse_timesteps(timesteps), guidance.parse_interval(cfg_interval)
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise UserError(f"--dtype {dtype}: give {', '.join(DTYPES)}")
     check_writable(paths)
 
@@ -154,6 +173,7 @@ def generate(
         threshold_range=threshold_range,
         classifier=guidance.load_classifier(classifier, classifier_scale),
         clip=guidance.load_clip(clip, clip_scale, clip_crops, clip_prompt),
+        quality=quality,
         num_inference_steps=steps,
         spacing=spacing,
         timesteps=levels,
@@ -162,6 +182,8 @@ def generate(
         seed=seed,
         sampler=sampler,
         eta=eta,
+        reuse=reuse,
+        dtype=None if dtype is None else getattr(torch, dtype),
         size=width_and_height,
         image=None if image is None else read_picture(image),
         strength=strength,
@@ -169,7 +191,7 @@ def generate(
         layout=None if layout is None else decode_map(layout, str(layout)),
     )
     share = ProcessShare.of_environment()
-    pipe = TextToImage.from_pretrained(model, getattr(torch, dtype), device or share.device(), tile)
+    pipe = TextToImage.from_pretrained(model, request.dtype or torch.float32, device or share.device(), tile)
     request = pipe.settle(request)
     files = (("image", image), ("mask", mask), ("layout", layout))
     given = {name: str(path) for name, path in files if path is not None}
@@ -247,10 +269,12 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         levels |= {"long_prompts": True}
     if request.negative_class is not None:
         levels |= {"negative_class": request.negative_class}
+    assert request.sampler is not None  # a settled request has one
     return {
         "negative_prompt": request.negative_prompt,
-        "steps": len(request.timesteps or ()) or request.num_inference_steps,
+        "steps": request.steps,
         **levels,
+        **economies(request),
         "sampler": request.sampler,
         "eta": sampler_eta(request.sampler) if request.eta is None else request.eta,
         "guidance_scale": request.guidance_scale,
@@ -258,6 +282,14 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         "size": f"{size[0]}x{size[1]}",
         "ldm_version": ldm.__version__,
     }
+
+
+def economies(request: Request) -> dict[str, object]:
+    """What is saved in a settled request, nothing where nothing is: its type and its reuse of deep features."""
+    facts: dict[str, object] = {} if request.quality == "exact" else {"quality": request.quality}
+    if request.reuse is not None and request.reuse > 1:
+        facts |= {"reuse": request.reuse}
+    return facts if request.dtype is None else facts | {"dtype": str(request.dtype).removeprefix("torch.")}
 
 
 @contextlib.contextmanager

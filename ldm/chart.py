@@ -50,6 +50,7 @@ class Chart:
         self.ticks = _log_ticks(min(values), max(values)) if self.logarithmic else _ticks(min(values), max(values))
         self.low = self._height(min(min(values), self.ticks[0]))
         self.high = self._height(max(max(values), self.ticks[-1]))
+        self.high += self.high == self.low  # a level curve has a height as well
         self.image = Image.new("RGB", (self.width * SCALE, self.height * SCALE), "white")
         self.draw, self.font, self.legend = ImageDraw.Draw(self.image), ImageFont.load_default(13 * SCALE), float(LEFT)
         self._axes(across, upwards + (", logarithmic" if self.logarithmic else ""))

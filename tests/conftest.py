@@ -4,10 +4,12 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from nursery import Nursery
 from running import SMALL, Command
 
 from ldm.cli.main import main
@@ -25,16 +27,45 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ldm() -> Command:
-    """Runs `ldm ...` as a person would, in a process of its own; `check` asserts success."""
+def nursery(cache: Path) -> Iterator[Nursery]:
+    """Starts command lines from a process that has imported everything."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="session")
+def ldm(nursery: Nursery) -> Command:
+    """Runs `ldm ...` in a process of its own, or in several that share the work; `check` asserts success."""
+
+    def run(
+        *words: object, check: bool = True, processes: int = 1, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
+        done = nursery.done(words, processes, env)
+        assert not check or done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Command:
+    """Runs `python -m ldm ...` as a person would, from nothing; `check` asserts success."""
 
     def run(*words: object, check: bool = True, timeout: float = 240, **options: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "ldm", *map(str, words)]
+        command = [sys.executable, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
         assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
-    return run
+    def ldm(*words: object, processes: int = 1, **options: object) -> subprocess.CompletedProcess:
+        if processes == 1:
+            return run("-m", "ldm", *words, **options)
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        launcher = ("-m", "torch.distributed.run", "--nproc_per_node", processes, "-m", "ldm")
+        return run(*launcher, *words, env=environment, **options)
+
+    return ldm
 
 
 @pytest.fixture

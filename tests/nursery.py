@@ -11,9 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ALONE: dict[str, str] = {}
+SECONDS = 600  # after which a command line that hangs is ended
 
 
 class Nursery:
@@ -26,10 +29,23 @@ class Nursery:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def start(self, words: list[object], said: Path, processes: int = 1) -> list[int]:
-        """Process ids of `ldm WORDS`; what it prints is appended to the file `said`."""
+    def start(
+        self,
+        words: Sequence[object],
+        said: Path,
+        processes: int = 1,
+        printed: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> list[int]:
+        """Process ids of `ldm WORDS`; what it says is appended to the file `said`, and what it prints to `printed`.
+
+        They begin with the environment and in the folder that the caller is in now, or with the one given.
+        """
         groups = [ALONE] if processes == 1 else _group(processes)
-        return [self._ask({"words": list(map(str, words)), "said": str(said), "environment": g}) for g in groups]
+        asked = {"words": list(map(str, words)), "said": str(said), "printed": str(printed or said)}
+        asked |= {"folder": str(Path.cwd())}
+        own = dict(os.environ if environment is None else environment)
+        return [self._ask({**asked, "environment": {**own, "OMP_NUM_THREADS": "1", **group}}) for group in groups]
 
     def wait(self, pids: list[int]) -> list[int]:
         """Exit statuses, negative for a signal; when one process has failed, the others are ended, as torchrun does."""
@@ -40,9 +56,19 @@ class Nursery:
                 self.kill(pids[len(found) :])
         return found
 
-    def run(self, words: list[object], said: Path, processes: int = 1) -> list[int]:
+    def run(self, words: Sequence[object], said: Path, processes: int = 1) -> list[int]:
         """Start and wait."""
         return self.wait(self.start(words, said, processes))
+
+    def done(
+        self, words: Sequence[object], processes: int = 1, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Start and wait; the status is the first that is not 0."""
+        with tempfile.TemporaryDirectory() as folder:
+            said, printed = (Path(folder) / name for name in ("said", "printed"))
+            statuses = self.wait(self.start(words, said, processes, printed, environment))
+            status = next(filter(None, statuses), 0)
+            return subprocess.CompletedProcess(list(words), status, printed.read_text(), said.read_text())
 
     @staticmethod
     def kill(pids: list[int]) -> None:
@@ -78,10 +104,12 @@ def _fork(order: dict) -> int:
     pid = os.fork()
     if pid:
         return pid
+    signal.alarm(SECONDS)
+    os.environ.clear()
     os.environ.update(order["environment"])
-    said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    os.chdir(order["folder"])
+    for descriptor, name in ((1, "printed"), (2, "said")):
+        os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.argv = ["ldm", *order["words"]]
     status = 1
     try:
@@ -100,8 +128,9 @@ def _fork(order: dict) -> int:
 
 if __name__ == "__main__":
     import ldm.build
-    import ldm.data.scenes
+    import ldm.data.scenes.dataset
     import ldm.data.sources
+    import ldm.pipeline
     import ldm.training.loop  # noqa: F401 (what a child would import)
     from ldm.cli.main import main
 

@@ -97,10 +97,14 @@ def test_the_command_finds_and_applies(here: Command, pipe: TextToImage, tmp_pat
     found = Direction.load(tmp_path / "d.safetensors")
     assert found.way == WAY
     torch.testing.assert_close(found.latents, find(pipe, scenes(2, 0), scenes(2, 1), WAY).latents, rtol=1e-3, atol=1e-3)
-    picture = tmp_path / "a" / "0.png"
-    amounts = ("--amount", 0, "--amount", 1, "--out", tmp_path / "x.png")
-    here("direction", "apply", tmp_path / "d.safetensors", picture, *amounts, *model)
-    assert Image.open(tmp_path / "x.png").size == (2 * 34 - 2, 32)
+    pictures, sheet = (tmp_path / "a" / "0.png", tmp_path / "b" / "1.png"), tmp_path / "x.png"
+    amounts = ("--amount", 0, "--amount", 1, "--out", sheet)
+    here("direction", "apply", tmp_path / "d.safetensors", *pictures, *amounts, *model)
+    assert Image.open(sheet).size == (3 * 34 - 2, 2 * 34 - 2)  # a row a picture, which stands before its amounts
+    assert Image.open(sheet).crop((0, 34, 32, 66)).tobytes() == Image.open(pictures[1]).tobytes()
+    alone = tmp_path / "y.png"
+    here("direction", "apply", tmp_path / "d.safetensors", pictures[1], "--out", alone, *model)
+    assert Image.open(alone).tobytes() == Image.open(sheet).crop((68, 34, 100, 66)).tobytes()
     (tmp_path / "empty").mkdir()
     for bad, message in (("empty", "holds no pictures"), ("none", "is no folder")):
         done = here("direction", "find", tmp_path / bad, tmp_path / "b", check=False)

@@ -197,7 +197,7 @@ def test_a_classifier_makes_its_class_likelier_whatever_the_model_is_told(
 def guided_latents(model: TextToImage, guide: ClassifierGuidance | None, **told: Any) -> Tensor:
     found: list[Tensor] = []
     decode = model.decode
-    model.decode = lambda x: found.append(x) or decode(x)  # type: ignore[method-assign]
+    model.decode = lambda x, dtype: found.append(x) or decode(x, dtype)  # type: ignore[method-assign]
     draw(model, **told, **({} if guide is None else {"classifier": guide, "classes": 1}))
     del model.decode
     return found[0]

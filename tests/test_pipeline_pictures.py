@@ -78,7 +78,7 @@ def test_what_the_mask_keeps_is_kept_by_every_sampler(
 ) -> None:
     seen: list[Tensor] = []
     decode = pipe.decode
-    monkeypatch.setattr(pipe, "decode", lambda latents: [seen.append(latents), decode(latents)][1])
+    monkeypatch.setattr(pipe, "decode", lambda latents, dtype: [seen.append(latents), decode(latents)][1])
     drawn = draw(pipe, image=image, mask=mask, sampler=sampler)
     stays = np.asarray(mask) == 0
     assert np.array_equal(drawn[stays], np.asarray(image)[stays])

@@ -29,6 +29,17 @@ ALLOWED = {
         "build",
     },
     "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "pipeline", "training"},
+    "recipe": {
+        "recipe",
+        "models",
+        "diffusion",
+        "data",
+        "checkpoint",
+        "pipeline",
+        "training",
+        "evaluation",
+        "build",
+    },
 }
 EVERYWHERE = {"allocator", "chart", "config", "errors", "processes", "weights", "configs"}
 

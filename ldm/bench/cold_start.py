@@ -25,7 +25,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 folder, prompt, steps, scale, seed, out = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
 pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 pipe.set_progress_bar_config(disable=True)
 side = pipe.unet.config.sample_size * pipe.vae_scale_factor
@@ -43,13 +43,16 @@ def cold_start(against: bool) -> Workload:
     return Workload(
         ours=_run([sys.executable, "-m", "ldm", "generate", PROMPT, *OURS, "--out", str(ours)], ours),
         theirs=_run([*script, str(theirs)], theirs) if against else None,
+        elsewhere=True,
         close=scratch.cleanup,
     )
 
 
 def _run(command: Sequence[str], out: Path) -> Run:
     def run() -> Tensor:
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command[:4])} ... failed: {done.stderr}")
         return torch.from_numpy(np.array(Image.open(out))).float()  # (H, W, 3)
 
     return run

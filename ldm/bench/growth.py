@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ldm import config as configuration
-from ldm.bench.networks import random_network
+from ldm.bench.networks import prepared, random_network
 from ldm.bench.runner import timed
 from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
 from ldm.bench.workload import Run
@@ -30,7 +30,7 @@ PANEL = (430, 380)  # pixels
 class Size:
     """What is sampled."""
 
-    steps: int = 5
+    steps: int = 4
     pictures: int = 1
     side: int = 16  # of the latents
 
@@ -45,9 +45,9 @@ class Axis:
 
 
 AXES = (
-    Axis("steps", tuple(Size(steps=steps) for steps in (5, 10, 20, 30, 40)), lambda size: size.steps),
-    Axis("pictures at a time", tuple(Size(pictures=count) for count in (1, 2, 4, 6, 8)), lambda size: size.pictures),
-    Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 24, 32, 40)), lambda size: size.side**2),
+    Axis("steps", tuple(Size(steps=steps) for steps in (5, 10, 15, 20, 25)), lambda size: size.steps),
+    Axis("pictures at a time", tuple(Size(pictures=count) for count in (1, 2, 3, 4, 6)), lambda size: size.pictures),
+    Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 20, 24, 32)), lambda size: size.side**2),
 )
 Curves = dict[torch.dtype, list[Point]]  # seconds by precision
 
@@ -63,7 +63,7 @@ def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis,
 
 
 def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: Axis) -> Curves:
-    pipes = {dtype: pipeline_of(config, unet, dtype) for dtype in COLOURS}
+    pipes = {dtype: pipeline_of(config, prepared(unet, dtype)) for dtype in COLOURS}
     works = {(dtype, size): _work(pipe, config, size, device) for dtype, pipe in pipes.items() for size in axis.sizes}
     seconds: dict[tuple[torch.dtype, Size], list[float]] = {key: [] for key in works}
     for _ in range(1 + runs):  # the first is not counted

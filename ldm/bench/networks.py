@@ -20,10 +20,12 @@ from ldm.checkpoint.weights import WithoutNormals
 from ldm.config import Config, DiffusionConfig
 from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.prepared import prepare_for_sampling
 from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
 
 N = TypeVar("N", bound=nn.Module)
+M = TypeVar("M", UNet, Autoencoder)
 
 TOKENS = 77  # of CLIP's text
 
@@ -93,6 +95,11 @@ def _known(fields: Fields) -> Fields:
 def converted(network: N, dtype: torch.dtype) -> N:
     """The network itself in float32, else a copy with weights of another type."""
     return network if dtype == torch.float32 else deepcopy(network).to(dtype)
+
+
+def prepared(network: M, dtype: torch.dtype) -> M:
+    """One of ours as `TextToImage` has it: made for inference."""
+    return prepare_for_sampling(converted(network, dtype))
 
 
 def operations(config: Config) -> dict[str, int]:

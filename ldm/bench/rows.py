@@ -10,7 +10,8 @@ import torch
 
 from ldm.bench.cold_start import cold_start
 from ldm.bench.decoding import decoding
-from ldm.bench.sampling import sampling, step
+from ldm.bench.draft import draft
+from ldm.bench.sampling import picture, sampling, step
 from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Maker
 from ldm.errors import UserError
@@ -27,15 +28,29 @@ ROWS: dict[str, Maker] = {
     "decode-512-fp32": partial(decoding, "published/sd1", 512, FP32),
     "decode-512-bf16": partial(decoding, "published/sd1", 512, BF16),
     "train-step": partial(train_step, "bench/small"),
-    "train-cached": partial(train_cached, "bench/small", "published/sd1"),
+    "train-cached": partial(train_cached, "bench/train-cached"),
     "cold-start": cold_start,
+    "draft": draft,
+}
+
+# Of real sizes, in which a CPU would take too long.
+GPU_ROWS: dict[str, Maker] = {
+    "sd15-picture-bf16": partial(picture, "published/sd1", BF16),
+    "sd2-train-bf16": partial(train_step, "bench/sd2-256"),
 }
 
 
 def chosen(names: Sequence[str]) -> dict[str, Maker]:
-    """The rows of these names in the order of the table, all of them if there are none; UserError for another name."""
+    """The rows of these names in the order of the table, all that this machine can do if there are none.
+
+    UserError for a name that is not there, or that needs a GPU where there is none.
+    """
+    every, gpu = ROWS | GPU_ROWS, torch.cuda.is_available()
     for name in names:
-        if name not in ROWS:
-            near = difflib.get_close_matches(name, ROWS, n=1, cutoff=0.0)
-            raise UserError(f"--only {name}: there is no such row; did you mean {near[0]}? All: {', '.join(ROWS)}")
-    return {name: maker for name, maker in ROWS.items() if not names or name in names}
+        if name not in every:
+            near = difflib.get_close_matches(name, every, n=1, cutoff=0.0)
+            raise UserError(f"--only {name}: there is no such row; did you mean {near[0]}? All: {', '.join(every)}")
+        if name in GPU_ROWS and not gpu:
+            raise UserError(f"--only {name}: it needs a CUDA device, and there is none on this machine")
+    table = every if gpu else ROWS
+    return {name: maker for name, maker in table.items() if not names or name in names}

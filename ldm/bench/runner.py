@@ -12,21 +12,23 @@ import torch
 from torch import Tensor
 
 from ldm.bench.machine import Peaks, synchroniser
-from ldm.bench.memory import peak_memory
+from ldm.bench.memory import with_peak
 from ldm.bench.workload import Workload
 
-RUNS = 7
+RUNS, FEWEST = 7, 3
+LONG = 240  # seconds of counted runs
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one workload; each mapping has an entry a side."""
+    """What was measured of one workload; each mapping has an entry a side, that of the times one a timed side."""
 
     name: str
     seconds: Mapping[str, list[float]]  # of each counted run
     errors: Mapping[str, float | None]  # None: nothing to compare
-    memory: Mapping[str, int | None]  # bytes that a run takes at most; None: not known
+    memory: Mapping[str, int | None]  # bytes that its first run takes at most; None: not known
     flops: int | None  # of a run; None: not known
+    pictures: int | None  # of a run
     peak: float  # floating-point operations a second that the machine reaches in the precision of ours
 
     def milliseconds(self, side: str) -> float:
@@ -49,29 +51,47 @@ class Row:
             facts[f"{side}_ms"] = self.milliseconds(side)
             if side != "ours":
                 facts["ratio" if side == "theirs" else f"{side}_ratio"] = self.ratio(side)
-            if side != "theirs":  # which is the reference
-                facts["error" if side == "ours" else f"{side}_error"] = self.errors[side]
+        errors = {side: error for side, error in self.errors.items() if side != "theirs"}  # which is the reference
+        facts |= {"error" if side == "ours" else f"{side}_error": error for side, error in errors.items()}
         facts["share_of_peak"] = self.share_of_peak
+        if self.pictures is not None:
+            facts["pictures_per_second"] = self.pictures / median(self.seconds["ours"])
         facts |= {f"{side}_peak_mib": held and held / 2**20 for side, held in self.memory.items()}
         return facts | {"runs": len(self.seconds["ours"])}
 
 
-def measure(name: str, workload: Workload, runs: int, peaks: Peaks, device: torch.device) -> Row:
-    """Run every side once to be compared and once for its memory, then all of them in turn, `runs` times.
+def measure(
+    name: str,
+    workload: Workload,
+    runs: int | None,
+    peaks: Peaks,
+    device: torch.device,
+    settle: Callable[[str], None] = lambda side: None,
+) -> Row:
+    """Run every side once, to be compared and for its memory, then all that are timed in turn, `runs` times.
 
-    So whatever slows the machine for a while slows all sides alike.
+    So whatever slows the machine for a while slows all sides alike. None: `RUNS` times, or as often as `LONG` allows,
+    but `FEWEST` times at least. `settle` is told whose run is next, to set the process up as it is where they run.
     """
-    sides = workload.sides
-    outputs = {side: run() for side, run in sides.items()}
+    outputs, memory = {}, {}
+    for side, run in workload.sides.items():
+        settle(side)
+        outputs[side], memory[side] = with_peak(run, device)
+    if workload.elsewhere:
+        memory = dict.fromkeys(memory)
     reference = outputs.get("theirs") if workload.plain is None else workload.plain()
     errors = {side: relative_error(output, reference) for side, output in outputs.items()}
     del outputs, reference
-    memory = {side: peak_memory(run, device) for side, run in sides.items()}
+    sides = {side: run for side, run in workload.sides.items() if side != "tiled"}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(runs):
+    began = time.monotonic()
+    for number in range(runs or RUNS):
+        if runs is None and number >= FEWEST and time.monotonic() - began > LONG:
+            break
         for side, run in sides.items():
+            settle(side)
             seconds[side].append(timed(run, device))
-    return Row(name, seconds, errors, memory, workload.flops, peaks.of(workload.dtype))
+    return Row(name, seconds, errors, memory, workload.flops, workload.pictures, peaks.of(workload.dtype))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

@@ -1,18 +1,29 @@
-"""Guided sampling of latents, and one call of the U-Net in it."""
+"""Guided sampling of latents, one call of the U-Net in it, and a whole picture."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm import config as configuration
-from ldm.bench.networks import TOKENS, converted, operations, random_network, their_scheduler, their_unet
+from ldm.bench.networks import (
+    TOKENS,
+    converted,
+    operations,
+    prepared,
+    random_network,
+    their_autoencoder,
+    their_scheduler,
+    their_unet,
+)
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.diffusers import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import Config
+from ldm.models import tiling
 from ldm.pipeline import Request, TextToImage
 from ldm.pipeline.condition import Condition
 from ldm.pipeline.device import find_device
@@ -29,8 +40,8 @@ def sampling(name: str, dtype: torch.dtype, against: bool, steps: int = STEPS) -
     unet = random_network(lambda: UNet(config.need_unet())).to(device)
     contexts, start = contexts_of(config, 2).to(device), noise_of(config, 1).to(device)
 
-    def ours(dtype: torch.dtype) -> Run:
-        return our_sampling(pipeline_of(config, unet, dtype), steps, contexts, start)
+    def ours(network: UNet) -> Run:
+        return our_sampling(pipeline_of(config, network), steps, contexts, start)
 
     def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
         if not against:
@@ -40,11 +51,11 @@ def sampling(name: str, dtype: torch.dtype, against: bool, steps: int = STEPS) -
         return lambda: their_sampling(network, scheduler, steps, contexts.to(dtype), start.to(dtype))
 
     return Workload(
-        ours=ours(dtype),
+        ours=ours(prepared(unet, dtype)),
         theirs=theirs(torch.float32),
         tuned=theirs(dtype, tuned=True),
         theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
-        plain=None if against else ours(torch.float32),
+        plain=None if against else ours(unet),
         flops=2 * steps * operations(config)["unet"],
         dtype=dtype,
     )
@@ -57,8 +68,7 @@ def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
     contexts, latents = contexts_of(config, 2).to(device), noise_of(config, 2).to(device)
     t = torch.tensor([T], device=device)
 
-    def ours(dtype: torch.dtype) -> Run:
-        network = converted(unet, dtype)
+    def ours(network: UNet) -> Run:
         with torch.inference_mode():
             embedding, projected = network.embed_time(t), network.project_context(contexts)
         return torch.inference_mode()(lambda: network.denoise(latents, embedding, projected))
@@ -68,15 +78,52 @@ def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
             return None
         network = (tuned_network if tuned else converted)(their_unet(unet), dtype)
         x, told = latents.to(dtype), contexts.to(dtype)
-        return torch.inference_mode()(lambda: network(x, t, encoder_hidden_states=told).sample)
+        return torch.no_grad()(lambda: network(x, t, encoder_hidden_states=told).sample)
 
     return Workload(
-        ours=ours(dtype),
+        ours=ours(prepared(unet, dtype)),
         theirs=theirs(torch.float32),
         tuned=theirs(dtype, tuned=True),
         theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
-        plain=None if against else ours(torch.float32),
+        plain=None if against else ours(unet),
         flops=2 * operations(config)["unet"],
+        dtype=dtype,
+    )
+
+
+def picture(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Workload:
+    """One picture of a configuration's size, from noise to pixels, given what its text encoder would say."""
+    config, device = configuration.load(name), find_device()
+    unet = random_network(lambda: UNet(config.need_unet())).to(device)
+    autoencoder = random_network(lambda: Autoencoder(config.autoencoder)).to(device)
+    contexts, start = contexts_of(config, 2).to(device), noise_of(config, 1).to(device)
+
+    def ours(unet: UNet, decoder: Autoencoder) -> Run:
+        latents = our_sampling(pipeline_of(config, unet), steps, contexts, start)
+        return lambda: tiling.decode(decoder, latents())
+
+    def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
+        if not against:
+            return None
+        make = tuned_network if tuned else converted
+        network, decoder = make(their_unet(unet), dtype), make(their_autoencoder(autoencoder), dtype)
+        scheduler = their_scheduler(config.diffusion)
+
+        def run() -> Tensor:
+            latents = their_sampling(network, scheduler, steps, contexts.to(dtype), start.to(dtype))
+            return decoder.decode(latents / decoder.config.scaling_factor).sample
+
+        return torch.no_grad()(run)
+
+    counted = operations(config)
+    return Workload(
+        ours=ours(prepared(unet, dtype), prepared(autoencoder, dtype)),
+        theirs=theirs(torch.float32),
+        tuned=theirs(dtype, tuned=True),
+        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
+        plain=None if against else ours(unet, autoencoder),
+        flops=2 * steps * counted["unet"] + counted["decode"],
+        pictures=1,
         dtype=dtype,
     )
 
@@ -94,13 +141,13 @@ def noise_of(config: Config, count: int, side: int | None = None) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
-def pipeline_of(config: Config, unet: UNet, dtype: torch.dtype) -> TextToImage:
+def pipeline_of(config: Config, unet: UNet) -> TextToImage:
     """A pipeline that is given its contexts: it has no text encoder."""
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
-    return TextToImage(Parts(autoencoder, converted(unet, dtype), None, None, config.diffusion))
+    return TextToImage(Parts(autoencoder, unet, None, None, config.diffusion))
 
 
-def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Run:
+def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Callable[[], Tensor]:
     """From noise `start` (B, C, h, w) to latents, away from the first of the contexts (B + 1, L, D), to the others."""
     request = Request(guidance_scale=SCALE, num_inference_steps=steps)
     negative, condition = Condition(contexts[:1]), Condition(contexts[1:])
@@ -114,7 +161,7 @@ def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor)
     return run
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def their_sampling(unet: Any, scheduler: Any, steps: int, contexts: Tensor, start: Tensor) -> Tensor:
     """The loop of diffusers' StableDiffusionPipeline, without anything around it."""
     scheduler.set_timesteps(steps, device=start.device)

@@ -107,20 +107,9 @@ def train_step(name: str, against: bool) -> Workload:
     return _workload(configuration.load(name), against, encoding=False)
 
 
-def train_cached(name: str, encoders: str, against: bool) -> Workload:
-    """The same out of a cache, where theirs encodes pictures and captions in each step.
-
-    The autoencoder and the text encoder are those of the configuration `encoders`, in size.
-    """
-    config, told = configuration.load(name), configuration.load(encoders)
-    unet, text = config.need_unet(), told.text
-    assert text is not None
-    changed = {
-        "autoencoder": told.autoencoder,
-        "text": text.model_copy(update={"source": None}),
-        "unet": unet.model_copy(update={"cross_attention_dim": text.hidden_size}),
-    }
-    return _workload(config.model_copy(update=changed), against, encoding=True)
+def train_cached(name: str, against: bool) -> Workload:
+    """The same out of a cache, where theirs encodes pictures and captions in each step."""
+    return _workload(configuration.load(name), against, encoding=True)
 
 
 def _workload(config: Config, against: bool, encoding: bool) -> Workload:
@@ -137,6 +126,7 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
         tuned=their_steps(trainer, unet, inputs, dtype) if against else None,
         plain=None if against else lambda: reference,
         flops=3 * trainer.batch_size * operations(config)["unet"],
+        pictures=trainer.batch_size,
         dtype=dtype,
         close=scratch.cleanup,
     )

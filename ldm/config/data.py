@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from ldm.config.section import Section
@@ -15,6 +17,9 @@ class ScenesConfig(Section):
     num: int = Field(20_000, ge=1)
     seed: int = 0
     concepts: int | None = None  # only the first so many of the list, the most recognisable ones; None: all
+    # How often each kind of scene comes, and what captions say: of single things most, or of how things stand to each
+    # other, in captions that leave less open.
+    mix: Literal["objects", "relations"] = "objects"
 
 
 class ShardsConfig(Section):

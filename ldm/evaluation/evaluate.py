@@ -20,6 +20,7 @@ from ldm.evaluation.plan import DISTANCES, RECONSTRUCTED, Plan, Report, Sampling
 from ldm.evaluation.reading import FeatureReader, PixelReader, Reader, as_tensor, read_through
 from ldm.evaluation.reconstructions import Reconstructions
 from ldm.evaluation.samples import CaptionScores, FirstSamples, clip_score, draw_through, request_of
+from ldm.evaluation.scenes.scores import SceneJudges, scenes_of
 from ldm.evaluation.statistics import read_reference
 from ldm.models.autoencoder import Autoencoder
 from ldm.pipeline import Request, TextToImage
@@ -47,8 +48,10 @@ def evaluate(
     work = _Work(model, source, plan, share or ProcessShare(), features or plan.make_features())
     work.read()
     results = work.of_reconstructions() | work.of_samples()
+    scenes = work.scenes.scores(work.share) if work.scenes is not None else None
+    results |= {} if scenes is None else scenes.results()
     sheet = work.neighbours() if "neighbours" in plan.metrics else None
-    return Report(results, work.settings() | {"seconds": round(time.perf_counter() - began, 1)}, sheet)
+    return Report(results, work.settings() | {"seconds": round(time.perf_counter() - began, 1)}, sheet, scenes)
 
 
 def picture_side(model: TextToImage | Autoencoder) -> int:
@@ -78,6 +81,9 @@ class _Work:
         if plan.wants(RECONSTRUCTED):
             self.copies = Reconstructions(plan, autoencoder, self.features, self.device)
         self.vectors = PixelReader(plan.references) if "neighbours" in plan.metrics else None
+        self.scenes = None
+        if "scenes" in plan.metrics:
+            self.scenes = SceneJudges(scenes_of(source), plan.samples, self.share, self.device)
         self.shown = FirstSamples(SHOWN)
         self.reference: FeatureSet | None = None
         self.reused = False  # whether that comes from the file of statistics
@@ -88,14 +94,18 @@ class _Work:
         if self.pipe is None:
             raise UserError(f"an autoencoder alone draws nothing: measure {', '.join(RECONSTRUCTED)}")
         request = request_of(self.pipe, self.source, self.plan)
-        if "clip" in self.plan.metrics and not request.prompts:
-            raise UserError("the CLIP score compares pictures with their captions: this model draws none of captions")
+        compared = [name for name in ("clip", "scenes") if name in self.plan.metrics]
+        if compared and not request.prompts:
+            raise UserError(
+                f"{' and '.join(compared)} compare pictures with their captions: this model draws none of captions"
+            )
         return request
 
     def read(self) -> None:
         """Go through the data, once for all that is measured on it."""
         plan, source, size, share = self.plan, self.source, self.size, self.share
-        others: list[Reader] = [each for each in (self.vectors, self.copies) if each is not None]
+        real = None if self.scenes is None else self.scenes.real
+        others: list[Reader] = [each for each in (self.vectors, self.copies, real) if each is not None]
         if self.features is None:
             read_through(source, size, others, share, plan.batch_size)
             return
@@ -123,7 +133,8 @@ class _Work:
             assert self.features is not None
             features = FeatureReader(self.plan.samples, self.features)
         captions = self._caption_scores() if "clip" in self.plan.metrics else None
-        readers: list[Reader] = [each for each in (features, captions, self.shown) if each is not None]
+        judge = None if self.scenes is None else self.scenes.samples
+        readers: list[Reader] = [each for each in (features, captions, judge, self.shown) if each is not None]
         draw_through(self.pipe, self.request, readers, self.share)
         results: dict[str, float] = {}
         if features is not None:

@@ -11,12 +11,13 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.evaluation.features import Features, make_features
+from ldm.evaluation.scenes.scores import SceneScores
 
 DISTANCES = ("fid", "kid", "precision")  # of samples from the data
-SAMPLED = (*DISTANCES, "clip", "neighbours")  # what pictures are drawn for
+SAMPLED = (*DISTANCES, "clip", "scenes", "neighbours")  # what pictures are drawn for
 FIDELITY = ("psnr", "ssim", "lpips")  # of each reconstruction to its picture
 RECONSTRUCTED = ("rfid", *FIDELITY, "codebook")  # what the autoencoder is asked for
-METRICS = (*DISTANCES, "clip", *RECONSTRUCTED, "neighbours")
+METRICS = (*DISTANCES, "clip", "scenes", *RECONSTRUCTED, "neighbours")
 IN_FEATURES = (*DISTANCES, "rfid", "neighbours")
 DEFAULT_FEATURES = "inception"
 
@@ -97,7 +98,9 @@ class Report:
     results: dict[str, float]
     settings: dict[str, Any]
     neighbours: Image.Image | None = None
+    scenes: SceneScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the picture."""
-        return {"results": self.results, "settings": self.settings}
+        whole: dict[str, Any] = {"results": self.results, "settings": self.settings}
+        return whole if self.scenes is None else whole | {"scenes": self.scenes.as_dict()}

@@ -67,9 +67,13 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
         """Tokens (B, L, C) to (B, L, C), attending to `projected`, or to themselves."""
+        return self.to_out[0](self.attended(tokens, projected))
+
+    def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
+        """What tokens (B, L, C) see, before the last linear layer, (B, L, C)."""
         keys, values = projected or self.project(tokens)
         h = attend(self._divide(self.to_q(tokens)), keys, values)  # (B, heads, L, C / heads)
-        return self.to_out[0](h.transpose(1, 2).flatten(2))  # (B, L, C)
+        return h.transpose(1, 2).flatten(2)
 
     def _divide(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -99,8 +103,12 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L, C) to the same shape."""
+        return self.net[2](self.gated(tokens))
+
+    def gated(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, C) to what lies between the two layers, (B, L, 4C)."""
         values, gate = self._halves(tokens)  # (B, L, 4C) each
-        return self.net[2](values * F.gelu(gate))
+        return values * F.gelu(gate)
 
     def _halves(self, tokens: Tensor) -> Sequence[Tensor]:
         proj = self.net[0].proj

@@ -15,3 +15,13 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):  # PyTorch raises any of them
         raise UserError(f"no device {str(name)!r} on this machine: give cpu, or cuda or cuda:1 with a GPU") from None
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, so that it is faster than float32; a CPU may lack them."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

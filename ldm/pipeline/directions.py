@@ -21,7 +21,7 @@ from ldm.checkpoint.store import load_metadata, load_tensors, save_tensors
 from ldm.diffusion.samplers import invert
 from ldm.errors import UserError
 from ldm.pipeline.condition import joined
-from ldm.pipeline.given import Given
+from ldm.pipeline.given import Given, fitted
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Request
 from ldm.pipeline.text_to_image import TextToImage
@@ -112,6 +112,11 @@ def inverted(pipe: TextToImage, pictures: Sequence[Image.Image], way: Way) -> Te
         *_, last = invert(pipe.denoiser(condition, grid), latents, grid)
         found.append(last.x)
     return torch.cat(found)
+
+
+def seen(pipe: TextToImage, picture: Image.Image, way: Way) -> Image.Image:
+    """What is moved of a picture: its middle, in the size that the model learned."""
+    return fitted(picture.convert("RGB"), pipe.size(way.request(pipe, picture)), scaled=True)
 
 
 def _latents(pipe: TextToImage, request: Request) -> Tensor:

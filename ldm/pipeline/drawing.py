@@ -83,7 +83,7 @@ class Drawing:
         steps = self.pipe.sample(self.request, condition, negative, start, noise, self.given, subjects)
         for step, x in enumerate(steps, start=1):  # noqa: B007
             told(step)
-        images = self.pipe.decode(x)
+        images = self.pipe.decode(x, self.request.dtype)
         return images if self.given is None else [self.given.restore(image) for image in images]
 
     def _tell(self, done: int, total: int, step: int) -> None:

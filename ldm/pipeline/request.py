@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from PIL import Image
 
 from ldm.diffusion.grids import check_spacing, check_timesteps
@@ -14,6 +15,7 @@ from ldm.diffusion.level import Grid
 from ldm.diffusion.samplers import make_sampler
 from ldm.errors import UserError
 from ldm.pipeline.composition import Composed, Prompt
+from ldm.pipeline.quality import preset
 
 if TYPE_CHECKING:
     from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
@@ -51,20 +53,23 @@ class Request:
     framing: Framing | None = None  # for a model that was told sizes and crops; None: the whole picture
     guidance_scale: float | None = None  # 1: off; None: 3 where there is something to guide away from
     guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
-    num_inference_steps: int = 30
+    quality: str = "exact"  # what else is chosen for the options that leave it so; see `ldm.pipeline.quality`
+    num_inference_steps: int | None = None  # None: the quality's
     spacing: str | None = None  # of the levels that are visited; None: the model's own
     timesteps: tuple[float, ...] | None = None  # these levels, falling, instead of a number and a spacing
     num_images: int = 1
     seed: int = 0
-    sampler: str = "ddim"
+    sampler: str | None = None  # None: the quality's, or ddim with an eta
     eta: float | None = None  # for ddim alone; None: that of the sampler
+    reuse: int | None = None  # of so many steps one computes the U-Net's deep features; 1: all; None: the quality's
+    dtype: torch.dtype | None = None  # U-Net and decoder compute in it; None: that of their weights, or the quality's
     size: tuple[int, int] | None = None  # width, height in pixels; None: the image's, or what the model was trained on
     image: Image.Image | None = None  # to start from, noised to `strength`, instead of from noise alone
     reference: Image.Image | None = None  # to vary, for a model that was made for it; None there: the image
     strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
     mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
     layout: Image.Image | None = None  # classes of the pixels, for a model of such maps
-    guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: everywhere
+    guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: the quality's
     threshold: float | None = None  # share of the numbers of x0 that are not cut (Saharia et al. 2022); None: off
     threshold_range: float | None = None  # what x0 is brought within; None: that of usual latents
     classifier: ClassifierGuidance | None = None
@@ -72,13 +77,14 @@ class Request:
     batch_size: int | None = None  # pictures drawn at a time; None: as many as memory is thought to hold
 
     def __post_init__(self) -> None:
-        make_sampler(self.sampler, self.eta)
+        preset(self.quality)
+        make_sampler(self.sampler or "ddim", self.eta)
         self._check_levels()
         if self.prompts and self.classes and self.classifier is None:
             raise UserError("give prompts or classes, not both")
         if self.prompt_syntax not in SYNTAXES:
             raise UserError(f"no prompt syntax {self.prompt_syntax!r}: it is one of {', '.join(SYNTAXES)}")
-        for name in ("num_inference_steps", "num_images", "batch_size"):
+        for name in ("num_inference_steps", "num_images", "batch_size", "reuse"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
@@ -102,6 +108,8 @@ class Request:
             raise UserError("a threshold range says what the threshold brings pictures within: give a threshold")
         if self.threshold_range is not None and not 0 < self.threshold_range < math.inf:
             raise UserError(f"threshold range {self.threshold_range:g} is not above 0")
+        if self.clip is not None and self.reuse not in (None, 1):
+            raise UserError(f"CLIP guidance needs the gradient of the whole U-Net: reuse is 1, not {self.reuse}")
         besides = self.classifier is not None or self.clip is not None
         for name, asked in (
             ("negative class", self.negative_class is not None),
@@ -133,8 +141,13 @@ class Request:
         check_timesteps(self.timesteps)
         if self.spacing is not None:
             raise UserError(f"spacing {self.spacing} says nothing where timesteps are given: leave one of them out")
-        if self.num_inference_steps not in (Request.num_inference_steps, len(self.timesteps)):
+        if self.num_inference_steps not in (None, len(self.timesteps)):
             raise UserError(f"{self.num_inference_steps} steps, but {len(self.timesteps)} timesteps: leave one out")
+
+    @property
+    def steps(self) -> int:
+        """How many levels a whole grid has: those that are given, their number, or the quality's."""
+        return len(self.timesteps or ()) or self.num_inference_steps or preset(self.quality).num_inference_steps
 
     @property
     def given_strength(self) -> float:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
+from ldm.checkpoint.weights import SHARD_SIZE
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
@@ -18,15 +19,19 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.models import tiling
+from ldm.models.unet import UNet
 from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
+from ldm.pipeline.copies import Copies
 from ldm.pipeline.device import find_device
 from ldm.pipeline.drawing import Drawing, Progress
 from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
+from ldm.pipeline.quality import settle_quality
 from ldm.pipeline.request import Framing, Request, Subject
+from ldm.pipeline.reuse import Reusing
 from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
 from ldm.pipeline.spatial import make_spatial_input
 
@@ -45,7 +50,7 @@ class TextToImage:
         """
         if tile is not None:
             tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
-        self.parts, self.tile = parts, tile
+        self.parts, self.tile, self.copies = parts, tile, Copies(parts)
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
@@ -70,14 +75,20 @@ class TextToImage:
         place = find_device(device)
         return cls(load_pipeline(resolve(path), dtype), tile).to(place)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the pipeline as a directory in diffusers layout."""
-        save_pipeline(self.parts, Path(path))
+    def save_pretrained(
+        self, path: str | Path, dtype: torch.dtype | None = None, max_shard_size: int = SHARD_SIZE
+    ) -> None:
+        """Write the pipeline as a directory in diffusers layout, its weights as `dtype` if given.
+
+        Files of weights have at most `max_shard_size` bytes, but for tensors that alone are larger.
+        """
+        save_pipeline(self.parts, Path(path), dtype, max_shard_size)
 
     def to(self, device: str | torch.device) -> TextToImage:
         """Move all networks to a device."""
         for network in self.parts.networks:
             network.to(device)
+        self.copies.clear()
         return self
 
     @property
@@ -90,10 +101,11 @@ class TextToImage:
         prompt: Prompt | Sequence[Prompt] = (),
         negative_prompt: str = "",
         guidance_scale: float | None = None,
-        num_inference_steps: int = 30,
+        num_inference_steps: int | None = None,
         num_images: int = 1,
         seed: int = 0,
         *,
+        quality: str = "exact",
         prompt_syntax: str = "plain",
         long_prompts: bool = False,
         classes: int | str | Sequence[int | str] = (),
@@ -102,8 +114,10 @@ class TextToImage:
         guidance_rescale: float = 0.0,
         spacing: str | None = None,
         timesteps: Sequence[float] | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         eta: float | None = None,
+        reuse: int | None = None,
+        dtype: torch.dtype | None = None,
         size: tuple[int, int] | None = None,
         image: Image.Image | None = None,
         strength: float | None = None,
@@ -133,6 +147,7 @@ class TextToImage:
             framing=framing,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            quality=quality,
             num_inference_steps=num_inference_steps,
             spacing=spacing,
             timesteps=None if timesteps is None else tuple(timesteps),
@@ -140,6 +155,8 @@ class TextToImage:
             seed=seed,
             sampler=sampler,
             eta=eta,
+            reuse=reuse,
+            dtype=dtype,
             size=size,
             image=image,
             strength=strength,
@@ -174,13 +191,14 @@ class TextToImage:
 
     def settle(self, request: Request) -> Request:
         """The request with what it leaves to the model; UserError where it asks for what the model does not know."""
-        return self.spatial_input.settle(settle_guides(request, self.parts, self.conditioner))
+        settled = self.spatial_input.settle(settle_guides(request, self.parts, self.conditioner))
+        return settle_quality(settled, self.device)
 
     def grid(self, request: Request) -> Grid:
         """The levels that the sampler of a request visits."""
         if request.timesteps is not None:
             return request.taken(self.schedule.grid_at(request.timesteps))
-        return request.taken(self.schedule.grid(request.num_inference_steps, request.spacing))
+        return request.taken(self.schedule.grid(request.steps, request.spacing))
 
     def size(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of the pictures of a request; those of an image are cut to what can be drawn."""
@@ -211,6 +229,7 @@ class TextToImage:
         `condition` of B pictures and `negative` of one take the place of the subjects of a request, which is settled;
         subjects that are composed have several rows, and guides besides the condition are told of all subjects.
         """
+        request = settle_quality(request, self.device)
         # Tensors of inference mode could not take part in a gradient, which some guides need of a step.
         mode = torch.inference_mode if request.classifier is None and request.clip is None else torch.no_grad
         return mode()(self._steps)(request, condition, negative, start, noise, given, subjects)
@@ -228,7 +247,7 @@ class TextToImage:
         grid = self.grid(request)
 
         def denoiser(*conditions: Condition) -> Denoiser:
-            return self.denoiser(joined(*conditions), grid)
+            return self.denoiser(joined(*conditions), grid, request.reuse or 1, request.dtype)
 
         def steer(denoiser: Denoiser) -> Denoiser:
             return steered(denoiser, request, self.parts, subjects, noise.seeds)
@@ -237,6 +256,7 @@ class TextToImage:
         seen = guided(denoiser, steer, request, condition, away, spread(subjects)[1], self.parts)
         if given is not None:
             seen = given.keep(seen)
+        assert request.sampler is not None  # a settled request has one
         for step in make_sampler(request.sampler, request.eta)(seen, start, grid, noise):
             yield step.x
 
@@ -254,30 +274,38 @@ class TextToImage:
         beside = self.spatial_input(request, size)
         return condition.beside(beside, len(prompts)), negative and negative.beside(beside)
 
-    def denoiser(self, condition: Condition, grid: Grid) -> Denoiser:
-        """The U-Net given a condition, with all that does not change while sampling computed here, once."""
-        unet = self.parts.unet
+    def denoiser(self, condition: Condition, grid: Grid, reuse: int = 1, dtype: torch.dtype | None = None) -> Denoiser:
+        """The U-Net given a condition, with all that does not change while sampling computed here, once.
+
+        `reuse` and `dtype` as in `Request`; a denoiser that reuses is for one walk along the grid.
+        """
+        unet = self.copies.of(dtype).unet
         projected = unet.project_context(condition.context)
-        embeddings = dict(zip(grid.t.tolist(), self._embedded(condition.in_time, grid), strict=True))
+        embeddings = dict(zip(grid.t.tolist(), _embedded(unet, condition.in_time, grid), strict=True))
+        reusing = Reusing(unet, grid, reuse)
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             if condition.spatial is not None:
                 x = torch.cat([x, condition.spatial], dim=1)
-            return unet.denoise(x, embeddings[t.item()], projected).to(x.dtype)
+            constants = embeddings[t.item()], projected
+            output = reusing.denoise(t.item(), x, *constants) if reuse > 1 else unet.denoise(x, *constants)
+            return output.to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
         return make_denoiser(network, self.prediction, posteriors)
 
-    def _embedded(self, condition: Condition, grid: Grid) -> tuple[Tensor, ...]:
-        """What joins the U-Net at each step of a grid: (1, E), or (B, E) where it differs between pictures."""
-        rows = condition.count or 1
-        t = grid.t.to(self.device).repeat_interleave(rows)  # (steps * B)
-        told = mapped(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)), condition)
-        return self.parts.unet.embed_time(t, told.classes, told.added).split(rows)
-
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """The pictures of latents (B, C, h, w)."""
-        pictures = tiling.decode(self.parts.autoencoder, latents, self.tile).float()  # (B, 3, H, W)
+    def decode(self, latents: Tensor, dtype: torch.dtype | None = None) -> list[Image.Image]:
+        """The pictures of latents (B, C, h, w), by a decoder of the type of its weights or in another."""
+        autoencoder = self.copies.of(dtype).autoencoder
+        pictures = tiling.decode(autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (pictures.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _embedded(unet: UNet, condition: Condition, grid: Grid) -> tuple[Tensor, ...]:
+    """What joins the U-Net at each step of a grid: (1, E), or (B, E) where it differs between pictures."""
+    rows = condition.count or 1
+    t = grid.t.to(next(unet.parameters()).device).repeat_interleave(rows)  # (steps * B)
+    told = mapped(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)), condition)
+    return unet.embed_time(t, told.classes, told.added).split(rows)

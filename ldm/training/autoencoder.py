@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,11 @@ class AutoencoderStage(Stage):
     def _check_whole(self, config: Config) -> None:
         """Refuse to divide weights among processes where a loss needs them whole."""
         whole = config.loss.adversarial.weight or config.autoencoder.kind == "vq"
-        if whole and self.accelerator.distributed_type == DistributedType.FSDP:
-            raise UserError("an autoencoder with a discriminator or a codebook is trained with DDP, not with FSDP")
+        kind = self.accelerator.distributed_type
+        if whole and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise UserError(
+                f"an autoencoder with a discriminator or a codebook is trained with DDP, not with {kind.value}"
+            )
 
     def _codebook(self, autoencoder: Autoencoder, config: CodebookConfig) -> CodebookTrainer:
         # Averages move it, so that no gradient may.
@@ -118,20 +122,20 @@ class AutoencoderStage(Stage):
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same pictures."""
         adversarial = self.loss_config.adversarial
-        playing = bool(adversarial.weight) and step >= adversarial.start_step
+        playing = bool(adversarial.weight) and max(step, self.at) >= adversarial.start_step
         self._start_codebook(batches, step)
-        pairs, found, seen = [], [], []
-        for batch in self.micro_batches(batches, self.networks["reconstruction"]):
+        network, pairs, found, seen = self.networks["reconstruction"], [], [], []
+        for batch in self.micro_batches(batches, network):
             assert batch.pictures is not None
             pictures = moved(batch.pictures, self.accelerator.device)
-            reconstructions, bottleneck, *others = self.networks["reconstruction"](pictures, self._noise(batch))
+            reconstructions, bottleneck, *others = network(pictures, self._noise(batch))
             terms = self.loss.terms(pictures, reconstructions, bottleneck, *others)
             if self.codebook is not None:
                 self.codebook.see(bottleneck, batch.slots)
             if playing:
                 terms |= self._adversarial_terms(terms["nll"], reconstructions)
                 terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]
-            self.accelerator.backward(terms["total"] / len(batches))
+            self.division.backward(network, terms["total"] / len(batches))
             pairs.append((pictures, reconstructions.detach()))
             found.append({name: term.detach() for name, term in terms.items()})
             seen.append(self._observed(pictures))
@@ -196,7 +200,7 @@ class AutoencoderStage(Stage):
         discriminator, found, seen = self.networks["discriminator"], [], []
         for (pictures, reconstructions), _ in zip(pairs, self.micro_batches(batches, discriminator), strict=True):
             terms, logits = self._discriminator_terms(pictures, reconstructions, step)
-            self.accelerator.backward(sum(terms.values()) / len(batches))
+            self.division.backward(discriminator, reduce(torch.add, terms.values()) / len(batches))
             found.append({name: term.detach() for name, term in terms.items()})
             seen.append(of_logits(*logits.detach().chunk(2)))
         norm = self.update("discriminator")

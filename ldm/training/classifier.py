@@ -57,7 +57,7 @@ class ClassifierStage(Stage):
         self._right, self._all = KEPT * self._right, KEPT * self._all
         for batch in self.micro_batches(batches, network):
             loss, right, t = self._answers(network, batch)
-            self.accelerator.backward(loss / len(batches))
+            self.division.backward(network, loss / len(batches))
             found.append(loss.detach())
             self._count(right, t)
         norm = self.update("classifier")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ldm.training.sharding import divided, is_shard
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+from ldm.errors import UserError
+from ldm.training.sharding import divided, is_shard, local
 
 
 class EMA:
@@ -23,13 +20,17 @@ class EMA:
 
     def __init__(self, network: nn.Module, decay: float, device: str | None = None) -> None:
         self.network = copy.deepcopy(network).float().to(device).eval().requires_grad_(False)
-        self.decay = decay
-        self._shards: list[DTensor] = []  # what is averaged, where processes divide the weights among them
+        self.decay, self._device = decay, device
+        self._shards: list = []  # what is averaged, where processes divide the weights among them
 
     def shard(self, network: nn.Module) -> None:
-        """Average only this process' shards, if FSDP2 has divided the weights of `network`."""
+        """Average only this process' shards, if the weights of `network` are divided."""
         weights = list(network.parameters())
         if any(is_shard(weight) for weight in weights):
+            if self._device is not None:
+                raise UserError(
+                    f"ema_device {self._device}: averages of divided weights lie beside them, set ema_device=null"
+                )
             self._shards = [divided(average.detach(), weight) for average, weight in self._pairs(weights)]
             self.network.to("cpu")
 
@@ -37,9 +38,9 @@ class EMA:
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards `network` after optimiser step number `step`, counted from 1; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [_local(average) for average in self._shards or self.network.parameters()]
+        averages = [local(average) for average in self._shards or self.network.parameters()]
         weights = [
-            _local(weight).detach().to(average.device, torch.float32)
+            local(weight).detach().to(average.device, torch.float32)
             for average, weight in zip(averages, network.parameters(), strict=True)
         ]
         torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -60,8 +61,3 @@ class EMA:
 
     def _pairs(self, weights: list) -> list:
         return list(zip(self.network.parameters(), weights, strict=True)) if weights else []
-
-
-def _local(weight: Tensor) -> Tensor:
-    """This process' part of a weight, which shares its memory."""
-    return weight.to_local() if is_shard(weight) else weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from ldm.data.loader import Share, training_batches
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.training import zero
 from ldm.training.broken import BrokenReport
 from ldm.training.curves import draw_curves
 from ldm.training.log import Log
@@ -38,7 +40,9 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     accelerator, settings = stage.accelerator, stage.config
     saver = Saver(stage, run, config, source)
     divergence = saver.divergence
-    step, inexact = saver.resume()
+    step, inexact = saver.resume(limits.budget)
+    clock = saver.clock
+    limits = replace(limits, seconds=clock.left(limits.seconds))
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
     end, pictures = settings.max_steps, stage.needs_pictures
@@ -50,13 +54,13 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     watch = Watch(log, stage.name, config, run.path / "log.jsonl")
     meter, stop = Meter(accelerator, settings.batch_size), None
     with log, contextlib.closing(read), Stop(accelerator, limits) as asked:
-        log.say(f"{stage.name}: {_processes(accelerator)}, steps {step + 1} to {settings.max_steps}")
+        log.say(f"{stage.name}: {_processes(accelerator, settings)}, steps {step + 1} to {settings.max_steps}")
         if inexact:
             log.say(inexact)
         while step < settings.max_steps and stop is None:
             step += 1
             batches = [broken.note(next(loader)) for _ in range(share.accumulation)]
-            rate = stage.begin(step)
+            rate = stage.begin(step, clock.at(step))
             losses = stage.losses(batches, step)
             meter.add(losses, stage.observed)
             divergence.note(step, losses)
@@ -93,9 +97,9 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     accelerator.wait_for_everyone()
 
 
-def _processes(accelerator: Accelerator) -> str:
+def _processes(accelerator: Accelerator, settings: StageConfig) -> str:
     count, device = accelerator.num_processes, accelerator.device.type
-    return f"{count} process{'es' * (count > 1)} on {device}, mixed precision {accelerator.mixed_precision}"
+    return f"{count} process{'es' * (count > 1)} on {device}, mixed precision {settings.mixed_precision}"
 
 
 def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Share:
@@ -161,13 +165,17 @@ def start_accelerator(
     `trackers` are told what is logged, and keep what they keep on this machine in `folder`. UserError for ways to
     divide a network among processes that ldm does not know.
     """
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision, log_with=list(trackers) or None, project_dir=folder
-    )
+    deepspeed = zero.is_asked_for()
+    precision = "no" if deepspeed else settings.mixed_precision  # DeepSpeed's own configuration is told of it below
+    accelerator = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
     kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError(f"ldm does not train with {kind.value}: FSDP of version 2 does the same, see docs/training.md")
     if settings.mixed_precision != "no":  # then no more is asked of what is left in float32
         torch.backends.cuda.matmul.allow_tf32 = True
+    if kind == DistributedType.FSDP and settings.optimizer != "adamw":
+        raise UserError(f"optimizer {settings.optimizer} cannot step weights that FSDP2 divides: set optimizer=adamw")
+    if deepspeed:
+        zero.configure(accelerator, settings)
     torch.manual_seed(seed)
     return accelerator

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list
 
 import ldm
@@ -18,6 +19,7 @@ from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.training.clock import Clock
 from ldm.training.divergence import Divergence
 from ldm.training.run import Run, SaveError
 from ldm.training.stage import Stage
@@ -33,6 +35,7 @@ HARMLESS |= {
     "gradient_checkpointing",
     "ema_device",
 }
+DIVISIONS = {DistributedType.FSDP: "FSDP2", DistributedType.DEEPSPEED: "DeepSpeed"}
 
 
 class Saver:
@@ -41,11 +44,17 @@ class Saver:
     def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards) -> None:
         self.stage, self.run, self.config, self.source = stage, run, config, source
         self.divergence = Divergence(stage.accelerator, stage.name, stage.config, run)
+        self.clock = Clock(stage.config, stage.accelerator, None, 0.0)
         self._held: Source | None = None  # what validation draws from
 
-    def resume(self) -> tuple[int, str | None]:
-        """Load the newest state into the stage: its step, 0 in an empty run, and a line on what will not be exact."""
+    def resume(self, budget: float | None = None) -> tuple[int, str | None]:
+        """Load the newest state into the stage: its step, 0 in an empty run, and a line on what will not be exact.
+
+        The clock, with `budget` seconds in all, starts where it stopped.
+        """
         saved = self.run.load_state()
+        spent = 0.0 if saved is None else float(saved.facts.get("seconds", 0.0))
+        self.clock = Clock(self.stage.config, self.stage.accelerator, budget, spent)
         if saved is None:
             return 0, None
         try:
@@ -74,7 +83,8 @@ class Saver:
                 diverged = self.divergence.check_state(step, state, found)
             if stage.accelerator.is_main_process and diverged is None:
                 try:
-                    self.run.save(step, stage.save, state, self.config, {**self._circumstances(), **found})
+                    facts = {**self._circumstances(), **self._seconds(), **found}
+                    self.run.save(step, stage.save, state, self.config, facts)
                     self.run.prune(stage.config.keep, stage.config.keep_best)
                 except SaveError as error:
                     failed = str(error)
@@ -124,15 +134,21 @@ class Saver:
         accelerator = self.stage.accelerator
         return {
             "processes": accelerator.num_processes,
+            "division": DIVISIONS.get(accelerator.distributed_type, "none"),
             "device": accelerator.device.type,
             "pictures": len(self.source),
             "torch": str(torch.__version__),
             "ldm": ldm.__version__,
         }
 
+    def _seconds(self) -> dict[str, float]:
+        """Of training, where they are counted."""
+        return {} if self.clock.budget is None else {"seconds": round(self.clock.seconds, 1)}
+
     def _changed_circumstances(self, then: dict[str, Any]) -> Iterator[str]:
         consequences = {
             "processes": "sums are rounded otherwise",
+            "division": "sums are rounded otherwise",
             "device": "other rounding",
             "pictures": "the order of the data is another",
             "torch": "perhaps other rounding",

@@ -1,101 +1,73 @@
-"""States of networks and optimisers, whole, however FSDP2 divides them among processes.
-
-An optimiser's state is kept by the position of its weights, as torch does where nothing is sharded, so that a run may
-be resumed on another number of processes, sharded or not.
-"""
+"""Tensors that processes divide among them, by FSDP2 or by DeepSpeed's stage 3."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def network_state(accelerator: Accelerator, network: nn.Module) -> dict[str, Tensor]:
-    """The whole `state_dict()`; where it is sharded, every process must come here, and each gets it on the CPU."""
-    state = accelerator.unwrap_model(network).state_dict()
-    return {name: _on_cpu(weight) for name, weight in state.items()}
-
-
-def load_network_state(accelerator: Accelerator, network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Take over a whole `state_dict()`; RuntimeError where it is another network's."""
-    network = accelerator.unwrap_model(network)
-    own = network.state_dict()
-    like = {name: divided(weight, own[name]) if name in own else weight for name, weight in state.items()}
-    network.load_state_dict(like)
-
-
-def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """The whole `state_dict()` without base rates, which a configuration has; every process must come here."""
-    state = _mapped(optimizer.state_dict())
-    for group in state["param_groups"]:
-        group.pop("initial_lr", None)
-    return state
-
-
-def _mapped(tree: Any) -> Any:
-    """The tree with every sharded tensor made whole."""
-    if isinstance(tree, dict):
-        return {key: _mapped(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_mapped(value) for value in tree)
-    return _on_cpu(tree) if isinstance(tree, Tensor) else tree
-
-
-def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Take over the moments of a whole `state_dict()`, divided as the weights are and laid out in memory like them.
-
-    torch's fused kernels walk through weights and moments side by side in memory: in channels_last they would pair a
-    weight with another one's moments. Learning rate, betas and weight decay stay as the optimiser was made: a resumed
-    run may have others.
-    """
-    options = [{key: option for key, option in group.items() if key != "params"} for group in optimizer.param_groups]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = {
-        number: {
-            name: _moment(value, weights[number]) if _is_moment(value, weights[number]) else value
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": moments})
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
-
-
-def _is_moment(value: Any, weight: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
-
-
-def _moment(whole: Tensor, weight: Tensor) -> Tensor:
-    if is_shard(weight):
-        return divided(whole, weight)
-    return torch.empty_like(weight, dtype=whole.dtype, requires_grad=False).copy_(whole)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return undivided(tensor).cpu() if is_shard(tensor) else tensor
+def is_shard(tensor: Any) -> TypeGuard[DTensor]:
+    """Whether a tensor is one process' part of a whole, told without the module of DTensor: importing it is slow."""
+    return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_id")
 
 
 def undivided(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be divided; where it is, every process must come here."""
+    if hasattr(tensor, "ds_id"):
+        return ZeroShard(local(tensor), tensor).full_tensor()
     return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
-def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is one process' part of a whole, told without the module of DTensor: importing it is slow."""
-    return hasattr(tensor, "full_tensor")
-
-
-def divided(whole: Tensor, like: Tensor) -> Tensor:
+def divided(whole: Tensor, like: Tensor) -> Any:
     """A whole tensor, divided among the processes as `like` is, if it is."""
+    if hasattr(like, "ds_id") or isinstance(like, ZeroShard):
+        return ZeroShard.of(whole, like.weight if isinstance(like, ZeroShard) else like)
     if not is_shard(like):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+
+
+def local(tensor: Any) -> Tensor:
+    """This process' part of a tensor, which shares its memory; a weight of DeepSpeed in float32, flat."""
+    if hasattr(tensor, "ds_id"):
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        return safe_get_local_fp32_param(tensor) if tensor.requires_grad else tensor.ds_tensor
+    return tensor.to_local() if is_shard(tensor) else tensor
+
+
+class ZeroShard:
+    """A tensor divided as DeepSpeed's stage 3 divides a weight: flat, filled up with zeros, in equal parts.
+
+    With the methods of a DTensor that are needed here.
+    """
+
+    def __init__(self, part: Tensor, weight: Any) -> None:
+        self._part, self.weight = part, weight
+
+    @classmethod
+    def of(cls, whole: Tensor, weight: Any) -> ZeroShard:
+        """This process' part of a whole."""
+        size, rank = weight.ds_tensor.numel(), torch.distributed.get_rank()
+        flat = whole.detach().to(weight.ds_tensor.device).flatten()
+        part = torch.zeros(size, dtype=whole.dtype, device=flat.device)
+        held = flat[rank * size : (rank + 1) * size]
+        part[: held.numel()] = held
+        return cls(part, weight)
+
+    def to_local(self) -> Tensor:
+        """The part itself."""
+        return self._part
+
+    def full_tensor(self) -> Tensor:
+        """The whole; every process must come here."""
+        parts = [torch.empty_like(self._part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, self._part.contiguous())
+        return torch.cat(parts)[: self.weight.ds_numel].view(self.weight.ds_shape)

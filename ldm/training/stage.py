@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,9 +23,10 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.compiling import compile_blocks
+from ldm.training.division import Division
 from ldm.training.ema import EMA
 from ldm.training.optimizer import make_optimizer, parameter_groups
-from ldm.training.sharding import load_network_state, load_optimizer_state, network_state, optimizer_state, undivided
+from ldm.training.zero import ZeRO, is_deepspeed
 
 
 class Stage(ABC):
@@ -39,7 +41,13 @@ class Stage(ABC):
     networks: dict[str, nn.Module]  # as prepared by accelerate
     optimizers: dict[str, Any]
     emas: list[EMA]  # the first is what is saved as the model
+    at: int = 0  # the step at which schedules stand, where that is ahead of the one that is done
     observed: Mapping[str, Tensor] = MappingProxyType({})  # in the last step besides losses, see `observations`
+
+    @cached_property
+    def division(self) -> Division:
+        """How the weights of the networks are divided among processes."""
+        return ZeRO(self.accelerator) if is_deepspeed(self.accelerator) else Division(self.accelerator)
 
     @abstractmethod
     def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
@@ -79,10 +87,10 @@ class Stage(ABC):
 
         It is whole in the main process. Call it within `averaged`.
         """
-        scaler = self.accelerator.scaler
+        scaler, division = self.accelerator.scaler, self.division
         return {
-            "networks": {name: network_state(self.accelerator, network) for name, network in self.networks.items()},
-            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
+            "networks": {name: division.network_state(network) for name, network in self.networks.items()},
+            "optimizers": {name: division.optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
             "ema": self.emas[0].network.state_dict(),
             "ema_others": {str(ema.decay): ema.network.state_dict() for ema in self.emas[1:]},
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -91,8 +99,8 @@ class Stage(ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up where `state` was written; every process must come here with the whole of it."""
         for name, network in self.networks.items():
-            load_network_state(self.accelerator, network, state["networks"][name])
-            load_optimizer_state(self.optimizers[name], state["optimizers"][name])
+            self.division.load_network_state(network, state["networks"][name])
+            self.division.load_optimizer_state(self.optimizers[name], state["optimizers"][name])
         self.emas[0].load(state["ema"])
         for ema in self.emas[1:]:
             ema.load(state["ema_others"][str(ema.decay)])
@@ -117,8 +125,7 @@ class Stage(ABC):
             compile_blocks(network)
         groups = parameter_groups(network, rate, rates)
         optimizer = make_optimizer(groups, self.config, self.accelerator.device)
-        # Together, since sharding replaces the weights that the optimiser holds.
-        self.networks[name], self.optimizers[name] = self.accelerator.prepare(network, optimizer)
+        self.networks[name], self.optimizers[name] = self.division.prepare(network, optimizer)
         for ema in emas:
             ema.shard(self.accelerator.unwrap_model(self.networks[name]))
 
@@ -145,38 +152,39 @@ class Stage(ABC):
     def micro_batches(self, batches: list[Batch], network: nn.Module) -> Iterator[Batch]:
         """The micro-batches of a step; gradients of several processes are averaged in the last one only."""
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(network):
+            with self.division.micro_batch(network, last=number == len(batches) - 1):
                 yield batch
 
     def update(self, name: str) -> Tensor:
         """Clip the gradients of a network, step its optimiser and clear them; the norm () before clipping."""
-        limit = math.inf if self.config.gradient_clip is None else self.config.gradient_clip
-        norm = self.accelerator.clip_grad_norm_(self.networks[name].parameters(), limit)
-        assert norm is not None  # only DeepSpeed has none
-        self.optimizers[name].step()
-        self.optimizers[name].zero_grad(set_to_none=True)
-        return undivided(norm.detach())
+        return self.division.step(self.networks[name], self.optimizers[name], self.config.gradient_clip)
 
-    def begin(self, step: int) -> float:
-        """Put the learning rates of all optimisers to their schedule's value; that factor of the base rate."""
+    def begin(self, step: int, at: int | None = None) -> float:
+        """Put the learning rates of all optimisers to their schedule's value; that factor of the base rate.
+
+        `at` is the step at which schedules stand; None: at this one.
+        """
+        self.at = step if at is None else at
         # Only dropout draws from torch's own generator: so its draws, too, are a function of seed, step and process.
         torch.manual_seed(self.draws.generator("dropout", step, self.accelerator.process_index).initial_seed())
-        factor = learning_rate_factor(self.config, step)
+        factor = learning_rate_factor(self.config, step, self.at)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         return factor
 
 
-def learning_rate_factor(config: StageConfig, step: int) -> float:
-    """Share of the base learning rate at step `step`, counted from 1: warm-up, then constant, cosine or linear fall."""
+def learning_rate_factor(config: StageConfig, step: int, at: int | None = None) -> float:
+    """Share of the base learning rate at step `step`, counted from 1: warm-up, then constant, cosine or linear fall.
+
+    It falls as at step `at`, if that is given.
+    """
     if step <= config.warmup_steps:
         return step / config.warmup_steps
     if config.decay == "constant":
         return 1.0
     length = config.decay_steps or config.max_steps - config.warmup_steps
-    done = 1 - (config.max_steps + 1 - step) / (length + 1)
+    done = 1 - (config.max_steps + 1 - (step if at is None else at)) / (length + 1)
     done = min(max(done, 0.0), 1.0)
     return 1 - done if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 

@@ -21,6 +21,7 @@ class Limits:
     """When to stop before the configured number of steps."""
 
     seconds: float | None = None  # of this process' time, saving not included
+    budget: float | None = None  # seconds of training in all, those of earlier commands included; see `clock`
 
 
 class Stop:

@@ -72,7 +72,7 @@ class UNetStage(Stage):
         network, found, seen = self.networks["unet"], [], []
         for batch in self.micro_batches(batches, network):
             loss, observed = self._batch_loss(network, batch)
-            self.accelerator.backward(loss / len(batches))
+            self.division.backward(network, loss / len(batches))
             found.append({"loss": loss.detach()})
             seen.append(observed)
         norm = self.update("unet")

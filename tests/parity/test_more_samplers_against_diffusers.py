@@ -8,7 +8,7 @@ DPM-Solver++ round x to float32 in every step: there single steps agree to 1e-6 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -179,21 +179,22 @@ def theirs_plms(scheduler: PNDMScheduler, grid: Grid, output: Any = network) -> 
     return [found[0], *found[2:]]
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])  # theirs knows no other, and mixes what the network puts out
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("to_one", [False, True])
-def test_plms(spacing: str, steps: int, to_one: bool) -> None:
+def test_plms(prediction: Literal["eps", "v"], spacing: str, steps: int, to_one: bool) -> None:
     schedule = make_schedule(set_alpha_to_one=to_one)
-    scheduler = fed(PNDMScheduler, schedule, "eps", skip_prk_steps=True, timestep_spacing=spacing)
+    scheduler = fed(PNDMScheduler, schedule, prediction, skip_prk_steps=True, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     grid = schedule.grid(steps, spacing)
     assert scheduler.timesteps.tolist() == [*grid.t[:2].tolist(), *grid.t[1:].tolist()]
-    assert error(ours(PLMS(), grid, "eps"), theirs_plms(scheduler, grid)) < 1e-6
+    assert error(ours(PLMS(prediction), grid, prediction), theirs_plms(scheduler, grid)) < 1e-6
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0"])
-def test_plms_mixes_noises_whatever_the_network_regresses(prediction: str) -> None:
-    """The same network told as another prediction takes the same path; theirs, which mixes raw outputs, does not."""
+def test_plms_of_ours_mixes_noises_whatever_the_network_regresses(prediction: str) -> None:
+    """The same network told as another prediction takes the path that theirs takes for eps."""
     schedule = make_schedule()
     grid = schedule.grid(10, "trailing")
 
@@ -201,15 +202,9 @@ def test_plms_mixes_noises_whatever_the_network_regresses(prediction: str) -> No
         level = schedule.level(t, torch.float64)
         return Prediction(prediction).to_eps(x, network(x, t), level)
 
-    def made(name: str, output: Any) -> list[Tensor]:
-        scheduler = fed(PNDMScheduler, schedule, name, skip_prk_steps=True, timestep_spacing="trailing")
-        scheduler.set_timesteps(10)
-        return theirs_plms(scheduler, grid, output)
-
-    found = ours(PLMS(), grid, prediction)
-    assert error(found, made("eps", noise)) < 1e-6
-    if prediction == "v":  # theirs has no x0
-        assert error(found, made("v", network)) > 1e-3
+    scheduler = fed(PNDMScheduler, schedule, "eps", skip_prk_steps=True, timestep_spacing="trailing")
+    scheduler.set_timesteps(10)
+    assert error(ours(make_sampler("plms"), grid, prediction), theirs_plms(scheduler, grid, noise)) < 1e-6
 
 
 @pytest.mark.parametrize("prediction", THEIR_PREDICTION)

@@ -13,6 +13,7 @@ from ldm.checkpoint.diffusers import Parts, load_pipeline, save_pipeline
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
+from ldm.pipeline import TextToImage
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
 
@@ -46,6 +47,22 @@ def folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     save_pipeline(parts, folder)
     return folder
+
+
+def test_a_pipeline_in_half_precision_and_shards_is_one_of_diffusers(parts: Parts, tmp_path: Path) -> None:
+    TextToImage(parts).save_pretrained(tmp_path, torch.float16, max_shard_size=20_000)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
+    assert all(file.stat().st_size < 25_000 for file in files)  # with their headers
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float16)
+    kept = load_pipeline(tmp_path, torch.float16)
+    assert kept.text_encoder is not None
+    pairs = ((theirs.unet, kept.unet), (theirs.vae, kept.autoencoder), (theirs.text_encoder, kept.text_encoder))
+    for network, ours in pairs:
+        tensors = network.state_dict()
+        for name, tensor in ours.state_dict().items():
+            # Ours is spared of half precision where it asks for that.
+            torch.testing.assert_close(tensors[name], tensor.half(), rtol=0, atol=0)
 
 
 class Complaints(logging.Handler):

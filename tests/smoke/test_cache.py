@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from hostile import noise
-from test_data import here, in_two_processes, losses
+from running import Command
+from test_data import here, losses
 
 from ldm.data.cached import INDEX, CachedData
 from ldm.errors import UserError
@@ -41,12 +42,12 @@ FEW = ("--batch-size", 8, "--max-steps", 12, "--set", "training.unet.log_every=1
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_cache_and_training_from_it_has_the_same_losses(
-    pictures: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ldm: Command, pictures: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("cache", pictures, "--model", vae, "--shard-size", 13, "--batch-size", 8)
     here(*options, "--out", tmp_path / "one")
     assert "latents of 60 pictures" in capsys.readouterr().out
-    in_two_processes(*options, "--out", tmp_path / "two")
+    ldm(*options, "--out", tmp_path / "two", processes=2)
     index = json.loads((tmp_path / "one" / INDEX).read_text())
     assert json.loads((tmp_path / "two" / INDEX).read_text()) == index
     assert [words[0] for words in index["unreadable"].values()] == ["17.png"]
@@ -60,7 +61,7 @@ def test_two_processes_make_the_same_cache_and_training_from_it_has_the_same_los
 
 @pytest.mark.slow
 def test_two_processes_train_from_a_cache_as_one_does_and_say_what_a_cache_cannot_do(
-    pictures: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ldm: Command, pictures: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("cache", pictures, "--model", vae, "--shard-size", 13, "--batch-size", 8)
     here(*options, "--out", tmp_path / "one")
@@ -68,7 +69,7 @@ def test_two_processes_train_from_a_cache_as_one_does_and_say_what_a_cache_canno
         here(*options, "--out", tmp_path / "one")
     train = ("train-unet", "tiny", "--vae", vae, *FEW, "--data")
     here(*train, tmp_path / "one", "--out", tmp_path / "alone")
-    in_two_processes(*train, tmp_path / "one", "--out", tmp_path / "both")
+    ldm(*train, tmp_path / "one", "--out", tmp_path / "both", processes=2)
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     with pytest.raises(UserError, match=r"its pictures are 32 pixels wide, data.size is 64"):
         here(*train, tmp_path / "one", "--out", tmp_path / "x", "--set", "data.size=64")

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import here, in_two_processes, losses
+from running import Command
+from test_data import here, losses
 
 from ldm.checkpoint.diffusers import load_pipeline
 from ldm.errors import UserError
@@ -28,13 +29,13 @@ def overrides(*options: str) -> list[str]:
 
 @pytest.mark.slow
 def test_classes_from_a_cache_in_one_process_and_two(
-    tiny_vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ldm: Command, tiny_vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = overrides(*CLASSES)
     here("cache", "scenes", "--model", tiny_vae, "--config", "tiny", *told, *FEW[4:], "--out", tmp_path / "cache")
     train = ("train-unet", "tiny", "--vae", tiny_vae, *told, *FEW, "--data")
     here(*train, tmp_path / "cache", "--out", tmp_path / "one")
-    in_two_processes(*train, tmp_path / "cache", "--out", tmp_path / "two")
+    ldm(*train, tmp_path / "cache", "--out", tmp_path / "two", processes=2)
     here(*train, "scenes", "--out", tmp_path / "scenes")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert losses(tmp_path / "scenes") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from hostile import encoded, noise, write_hostile
 from PIL import Image
+from running import Command
 from serving import serving
 
 from ldm.cli.main import app
@@ -127,21 +125,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written
 
 
-def in_two_processes(*words: object) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ldm", *map(str, words)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
 @pytest.mark.slow
-def test_two_processes_train_on_shards_as_one_does(shards: Path, tmp_path: Path) -> None:
+def test_two_processes_train_on_shards_as_one_does(ldm: Command, shards: Path, tmp_path: Path) -> None:
     data = f"{shards}/eight/{{00..07}}.tar"
     options = ("--data", data, "--batch-size", 8, "--max-steps", 30, *LOGGED, *SHUFFLED)
     here("train-vae", "tiny", *options, "--out", tmp_path / "one")
-    told = in_two_processes("train-vae", "tiny", *options, "--out", tmp_path / "two", "--set", "data.workers=2")
-    assert "2 processes" in told
+    workers = ("--set", "data.workers=2")
+    done = ldm("train-vae", "tiny", *options, "--out", tmp_path / "two", *workers, processes=2)
+    assert "2 processes" in done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
@@ -181,7 +172,7 @@ def test_a_unet_trains_on_shards_and_says_what_it_cannot_keep(shards: Path, tiny
 
 
 @pytest.mark.slow
-def test_both_stages_train_in_buckets(tmp_path: Path) -> None:
+def test_both_stages_train_in_buckets(ldm: Command, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(48):
@@ -192,5 +183,5 @@ def test_both_stages_train_in_buckets(tmp_path: Path) -> None:
     here("train-unet", "tiny", *options, *unet, "--vae", tmp_path / "vae", "--out", tmp_path / "one")
     with pytest.raises(UserError, match=r"not together with data\.buckets"):
         here("train-unet", "tiny", *options, "--vae", tmp_path / "vae", "--out", tmp_path / "x")
-    in_two_processes("train-unet", "tiny", *options, *unet, "--vae", tmp_path / "vae", "--out", tmp_path / "two")
+    ldm("train-unet", "tiny", *options, *unet, "--vae", tmp_path / "vae", "--out", tmp_path / "two", processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nursery import Nursery
 from PIL import Image
 from running import Command
 
@@ -36,15 +35,16 @@ def test_an_autoencoder_s_run_is_measured_alone(ldm: Command, tiny_vae: Path) ->
 
 
 @pytest.mark.slow
-def test_two_processes_report_what_one_does_and_share_its_statistics(tiny_pipeline: Path, tmp_path: Path) -> None:
-    nursery, said, statistics = Nursery(), tmp_path / "said.txt", tmp_path / "data.safetensors"
+def test_two_processes_report_what_one_does_and_share_its_statistics(
+    ldm: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    statistics = tmp_path / "data.safetensors"
     reports = []
     for processes, more in ((2, ("--statistics", statistics)), (1, ("--statistics", statistics)), (2, ())):
         report = tmp_path / f"report-{len(reports)}.json"
         words = ("evaluate", "--model", tiny_pipeline, *OPTIONS, "--metrics", "fid,rfid,psnr", *more, "--out", report)
-        assert not any(nursery.run(words, said, processes)), said.read_text()
+        ldm(*words, processes=processes)
         reports.append(json.loads(report.read_text()))
-    nursery.close()
     assert [found["settings"]["statistics_reused"] for found in reports] == [False, True, False]
     assert [found["settings"]["processes"] for found in reports] == [2, 1, 2]
     for found in reports[1:]:
@@ -64,6 +64,7 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "no folder"),
         (("--metrics", "fid", "--features", "vgg"), "there are inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
+        (("--metrics", "scenes", "--concepts", 100), "knows the first 80"),
     ):
         done = here("evaluate", *options, check=False)
         assert done.returncode == 2

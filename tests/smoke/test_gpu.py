@@ -18,38 +18,60 @@ pytestmark = [
 ]
 
 
-def test_a_picture_drawn_on_the_gpu_is_that_of_the_cpu(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_picture_drawn_on_the_gpu_is_that_of_the_cpu(
+    interpreter: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     pictures = []
     for device in ("cpu", "cuda"):
         out = tmp_path / f"{device}.png"
-        ldm("generate", "a dog", "--model", tiny_pipeline, "--device", device, "--steps", 5, "--out", out)
+        interpreter("generate", "a dog", "--model", tiny_pipeline, "--device", device, "--steps", 5, "--out", out)
         pictures.append(np.asarray(Image.open(out)).astype(int))
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_both_stages_train_on_the_gpu(ldm: Command, tmp_path: Path, precision: str) -> None:
+def test_both_stages_train_on_the_gpu(interpreter: Command, tmp_path: Path, precision: str) -> None:
     playing = ("weight=0.5", "start_step=2", "discriminator_channels=8")
     both = [word for option in playing for word in ("--set", f"loss.adversarial.{option}")]
     for stage, part, extra in (("vae", "autoencoder", ()), ("unet", "unet", ("--vae", tmp_path / "vae"))):
         options = ("--set", f"training.{part}.mixed_precision={precision}", "--max-steps", 4, *SMALL, *both)
-        done = ldm(f"train-{stage}", "tiny", "--data", "scenes", *extra, "--out", tmp_path / stage, *options)
-        assert "on cuda" in done.stderr
+        words = [f"train-{stage}", "tiny", "--data", "scenes", *extra, "--out", tmp_path / stage, *options]
+        assert f"on cuda, mixed precision {precision}" in interpreter(*words).stderr
+        # Moments, averages and, in fp16, the scaler are taken up again.
+        words[words.index("--max-steps") + 1] = 6
+        assert "steps 5 to 6" in interpreter(*words, "--resume").stderr
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_weights_divided_by_accelerate_train_as_whole_ones_do(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
-    options = ["train-unet", "tiny", "--data", "scenes", "--vae", tiny_vae, "--max-steps", 8, "--save-every", 4, *SMALL]
-    options += ["--set", "training.unet.log_every=1"]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
-    found = {}
-    for kind in ("ddp", "fsdp2"):
-        file = Path(__file__).parents[2] / "configs" / "accelerate" / f"{kind}.yaml"
-        words = [*launch, "--config_file", file, "-m", "ldm", *options, "--out", tmp_path / kind]
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        found[kind] = [facts["loss"] for facts in read_log(tmp_path / kind / "log.jsonl") if "loss" in facts]
-    assert found["fsdp2"] == pytest.approx(found["ddp"], rel=1e-3)
-    # What was written sharded goes on with whole weights, on one GPU.
-    done = ldm(*options[:6], "--max-steps", 12, *options[8:], "--out", tmp_path / "fsdp2", "--resume")
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
+def test_weights_divided_by_accelerate_train_as_whole_ones_do(
+    interpreter: Command, whole: list[float], tiny_vae: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
+    out = tmp_path / kind
+    assert launched(kind, tiny_vae, out) == pytest.approx(whole, rel=1e-3)
+    # What was written by two goes on with whole weights, on one GPU.
+    done = interpreter(*unet_words(tiny_vae, 12), "--out", out, "--resume")
     assert "processes 1, was 2 (sums are rounded otherwise)" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of two GPUs that have all weights each."""
+    return launched("ddp", tiny_vae, tmp_path_factory.mktemp("whole") / "ddp")
+
+
+def launched(kind: str, vae: Path, out: Path) -> list[float]:
+    """The losses of eight steps on two GPUs, as a configuration of accelerate's divides the work."""
+    file = Path(__file__).parents[2] / "configs" / "accelerate" / f"{kind}.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    words = [*launch, "--config_file", file, "-m", "ldm", *unet_words(vae, 8), "--out", out]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [facts["loss"] for facts in read_log(out / "log.jsonl") if "loss" in facts]
+
+
+def unet_words(vae: Path, last: int) -> list[object]:
+    options = ("train-unet", "tiny", "--data", "scenes", "--vae", vae, "--max-steps", last, "--save-every", 4, *SMALL)
+    return [*options, "--set", "training.unet.log_every=1", "--set", "training.unet.decay=constant"]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from nursery import Nursery
 from running import Command
 from tiny_models import random_parts
 
@@ -26,19 +25,13 @@ def test_what_a_person_can_mend_is_one_line_and_status_2(here: Command) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does_and_write_it_once(tmp_path: Path) -> None:
-    nursery, found = Nursery(), {}
-    try:
-        for processes in (1, 2):
-            folder, said = tmp_path / str(processes), tmp_path / f"{processes}.json"
-            save_autoencoder(random_parts().autoencoder, folder)
-            words = ["info", folder, "--measure", "scenes", "--pictures", 33, "--write", "--json"]
-            assert not any(nursery.run(words, said, processes)), said.read_text()
-            text = said.read_text()  # with what went to standard error
-            assert text.count('"measured"') == 1
-            found[processes] = json.JSONDecoder().raw_decode(text, text.index("{\n"))[0]["measured"]
-            assert load_autoencoder(folder).config.scaling_factor == found[processes]["after"]["scaling_factor"]
-    finally:
-        nursery.close()
+def test_two_processes_measure_what_one_does_and_write_it_once(ldm: Command, tmp_path: Path) -> None:
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        save_autoencoder(random_parts().autoencoder, folder)
+        words = ["info", folder, "--measure", "scenes", "--pictures", 33, "--write", "--json"]
+        found[processes] = json.loads(ldm(*words, processes=processes).stdout)["measured"]
+        assert load_autoencoder(folder).config.scaling_factor == found[processes]["after"]["scaling_factor"]
     for name in ("mean", "std"):
         assert found[2][name] == pytest.approx(found[1][name], rel=1e-5)

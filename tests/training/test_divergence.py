@@ -212,8 +212,10 @@ def test_a_unet_that_diverges_is_stopped_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_with_one_line_and_go_on_from_what_was_saved(tmp_path: Path) -> None:
-    nursery, said, run = Nursery(), tmp_path / "said.txt", tmp_path / "run"
+def test_two_processes_stop_together_with_one_line_and_go_on_from_what_was_saved(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    said, run = tmp_path / "said.txt", tmp_path / "run"
 
     def words(steps: int, rate: float) -> list[object]:
         options = (*SMALLER, "data.scenes.num=16", "data.scenes.concepts=5")
@@ -222,14 +224,11 @@ def test_two_processes_stop_together_with_one_line_and_go_on_from_what_was_saved
         last = ("--set", f"training.autoencoder.learning_rate={rate}", "--max-steps", steps, "--save-every", 2)
         return ["train-vae", "tiny", "--data", "scenes", *sets, *last, "--resume", "--out", run]
 
-    try:
-        assert nursery.run(words(2, 1e-3), said, processes=2) == [0, 0], said.read_text()
-        pids = nursery.start(words(9, 1e6), said, processes=2)
-        assert [status for pid in pids for status in nursery.wait([pid])] == [2, 2]
-        [line] = [line for line in said.read_text().splitlines() if line.startswith("ldm: ")]
-        assert "training diverged in step 4: the loss terms" in line
-        assert "step-000002" in line
-        assert nursery.run(words(4, 1e-3), said, processes=2) == [0, 0], said.read_text()
-    finally:
-        nursery.close()
+    assert nursery.run(words(2, 1e-3), said, processes=2) == [0, 0], said.read_text()
+    pids = nursery.start(words(9, 1e6), said, processes=2)
+    assert [status for pid in pids for status in nursery.wait([pid])] == [2, 2]
+    [line] = [line for line in said.read_text().splitlines() if line.startswith("ldm: ")]
+    assert "training diverged in step 4: the loss terms" in line
+    assert "step-000002" in line
+    assert nursery.run(words(4, 1e-3), said, processes=2) == [0, 0], said.read_text()
     assert Run(run, resume=True).load_state().step == 4

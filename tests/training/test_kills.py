@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,13 +34,6 @@ def words(stage: str, vae: Path, out: Path) -> list[object]:
     given = ["--vae", vae] if stage == "unet" else []
     sets = [word for option in options for word in ("--set", option)]
     return [f"train-{stage}", "tiny", *SHARED, *given, *sets, "--out", out]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from ldm.config import UNetStageConfig
+from ldm.training.division import Division
 from ldm.training.optimizer import make_optimizer, parameter_groups
-from ldm.training.sharding import load_network_state, load_optimizer_state, network_state, optimizer_state
 
 DEVICE = torch.device("cpu")
 
@@ -34,13 +34,13 @@ def on_disk(tree: object) -> object:
 
 
 def test_a_resumed_optimizer_goes_on_bit_by_bit_whatever_the_layout_of_the_weights_in_memory() -> None:
-    accelerator = Accelerator(cpu=True)
+    division = Division(Accelerator(cpu=True))
     network, optimizer = made()
     for _ in range(2):
         step(network, optimizer)
     resumed, its_optimizer = made()
-    load_network_state(accelerator, resumed, on_disk(network_state(accelerator, network)))
-    load_optimizer_state(its_optimizer, on_disk(optimizer_state(optimizer)))
+    division.load_network_state(resumed, on_disk(division.network_state(network)))
+    division.load_optimizer_state(its_optimizer, on_disk(division.optimizer_state(optimizer)))
     for _ in range(2):
         step(network, optimizer)
         step(resumed, its_optimizer)

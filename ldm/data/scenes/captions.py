@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ldm.data.scenes.scene import Background, Scene, Thing
-from ldm.data.scenes.vocabulary import anchors, hyponyms, named, plural_of, with_article
+from ldm.data.scenes.vocabulary import anchors, hyponyms, named, plural_of, shared_names, with_article
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 LANDSCAPES = {
@@ -22,12 +22,16 @@ LANDSCAPES = {
 STYLES = ("an emoji of", "a picture of", "a drawing of", "a cartoon of")
 
 
-def captions(scene: Scene) -> list[str]:
-    """Three to five captions; which ones is a pure function of the scene."""
+def captions(scene: Scene, exact: bool = False) -> list[str]:
+    """Three to five captions; which ones is a pure function of the scene.
+
+    With `exact` none leaves open how two things stand to each other where there is more to say than that they are
+    there, nor which of several concepts a name such as `hat` means.
+    """
     digest = hashlib.blake2b(json.dumps(scene.to_record(), sort_keys=True).encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
     full, short = places(scene.background)
-    plain, *others = _subjects(scene, rng)
+    plain, *others = _subjects(scene, rng, exact)
     found = [_join(plain, full), _join(others[0], full)]
     found += [_join(other, short if rng.random() < 0.5 else "") for other in others[1:]]
     found.append(_join(plain, ""))
@@ -50,19 +54,19 @@ def _join(subject: str, place: str) -> str:
     return f"{subject} {place}".strip()
 
 
-def _subjects(scene: Scene, rng: np.random.Generator) -> list[str]:
+def _subjects(scene: Scene, rng: np.random.Generator, exact: bool) -> list[str]:
     """What the scene is of, the plainest first, without its background."""
     one, other = scene.things[0], scene.things[-1]
     if scene.kind == "count":
-        return _counted(scene.things, _narrow_name(one, rng))
-    narrow = _phrase(one, _narrow_name(one, rng))
+        return _counted(scene.things, _narrow_name(one, rng, exact))
+    narrow = _phrase(one, _narrow_name(one, rng, exact))
     if scene.kind in ("one", "coloured"):
         return [_phrase(one), narrow, narrow]
     if scene.relation in ("playing", "wearing", "riding"):
         return _acting(one, other, scene.relation, narrow)
     if scene.relation == "bigger than":
         return _sized(one, other)
-    return _related(one, other, str(scene.relation), narrow)
+    return _related(one, other, str(scene.relation), narrow, exact)
 
 
 def _counted(things: Sequence[Thing], narrow: str) -> list[str]:
@@ -87,8 +91,10 @@ def _acting(animal: Thing, prop: Thing, verb: str, narrow: str) -> list[str]:
     return said
 
 
-def _related(one: Thing, other: Thing, relation: str, narrow: str) -> list[str]:
+def _related(one: Thing, other: Thing, relation: str, narrow: str, exact: bool) -> list[str]:
     a, b = _phrase(one), _phrase(other)
+    if exact and relation == "left of":
+        return [f"{a} to the left of {b}", f"{b} to the right of {a}", f"{narrow} to the left of {b}"]
     if relation == "left of":
         return [f"{a} to the left of {b}", f"{b} to the right of {a}", f"{narrow} next to {b}", f"{narrow} and {b}"]
     if relation == "above":
@@ -101,9 +107,11 @@ def _sized(one: Thing, other: Thing) -> list[str]:
     return [f"{big} and {small}", f"{small} and {big}", f"{big} next to {small}"]
 
 
-def _narrow_name(thing: Thing, rng: np.random.Generator) -> str:
-    """A narrower or more familiar name where there is one, else the thing's own."""
+def _narrow_name(thing: Thing, rng: np.random.Generator, exact: bool) -> str:
+    """A narrower or more familiar name where there is one, `exact`: that is no other thing's; else the thing's own."""
     names = hyponyms().get(thing.name, [thing.name])
+    if exact:
+        names = [name for name in names if name not in shared_names()] or [thing.name]
     return names[rng.integers(len(names))]
 
 

@@ -18,6 +18,8 @@ from ldm.data.scenes.vocabulary import Concept, anchors, first, is_held_out, nev
 
 Split = Literal["train", "test"]
 
+Mix = Literal["objects", "relations"]
+
 # How often each kind is made, where the concepts allow it.
 WEIGHTS: dict[Kind, float] = {
     "one": 0.30,
@@ -30,6 +32,19 @@ WEIGHTS: dict[Kind, float] = {
     "playing": 0.13,
     "wearing": 0.08,
     "riding": 0.07,
+}
+# The same for the mix "relations": three of four scenes have something to tell besides what is in them.
+RELATION_WEIGHTS: dict[Kind, float] = {
+    "one": 0.14,
+    "coloured": 0.09,
+    "count": 0.18,
+    "beside": 0.13,
+    "above": 0.09,
+    "sizes": 0.06,
+    "two coloured": 0.10,
+    "playing": 0.09,
+    "wearing": 0.06,
+    "riding": 0.06,
 }
 RELATIONS = {"beside": "left of", "above": "above", "sizes": "bigger than", "two coloured": "next to"}
 CONTACTS: dict[str, tuple[str, Callable[[str, str], list[Part]]]] = {
@@ -60,11 +75,12 @@ class Cast:
     split: Split
 
 
-def make_scene(seed: int, index: int, split: Split, concepts: int | None = None) -> Scene:
+def make_scene(seed: int, index: int, split: Split, concepts: int | None = None, mix: Mix = "objects") -> Scene:
     """Scene number `index` of a split: a pure function of its arguments; `concepts` keeps only the first so many."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, int(split == "test")]))
     cast = _cast(concepts, split)
-    weights = np.array([WEIGHTS[kind] for kind in cast.kinds])
+    of_mix = WEIGHTS if mix == "objects" else RELATION_WEIGHTS
+    weights = np.array([of_mix[kind] for kind in cast.kinds])
     kind = cast.kinds[rng.choice(len(weights), p=weights / weights.sum())]
     things, relation = _things(kind, cast, rng)
     background = choose_background(things, rng)

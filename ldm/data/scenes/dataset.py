@@ -46,12 +46,13 @@ class ScenesDataset:
         names = kind_names()
         if map_classes not in (None, len(names)):
             raise UserError(f"data.map_classes is {map_classes}; scenes' maps have {len(names)}: {', '.join(names)}")
-        order = Order(config.num, size, config.seed, split, config.concepts)
+        order = Order(config.num, size, config.seed, split, config.concepts, config.mix)
         order.check()
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(order)
         if not self.folder.is_dir():
             _fill(self.folder, order, processes)
         self._order, self._processes = order, processes
+        self.concepts = order.concepts  # only the first so many of the list; None: all
         maps = self.folder / f"maps-{maps_digest()}.npy"
         if map_classes is not None and not maps.is_file():
             _fill_maps(maps, order, processes)
@@ -72,6 +73,10 @@ class ScenesDataset:
         if self._maps is None:
             raise UserError("the maps of scenes are made where data.map_classes says so")
         return np.array(self._maps[index])
+
+    def scene(self, index: int) -> Scene:
+        """The record that picture number `index` was drawn from."""
+        return self._order.scene(index)
 
     def shape(self, index: int) -> Size:
         """Height and width of picture number `index`."""
@@ -120,7 +125,10 @@ def _number(scene: Scene, order: Order) -> int:
 
 
 def _fingerprint(order: Order) -> str:
-    facts = asdict(order) | {"version": VERSION, "artwork": package_version(), "tables": tables_digest()}
+    asked = asdict(order)
+    if order.mix == "objects":  # as before there were others
+        del asked["mix"]
+    facts = asked | {"version": VERSION, "artwork": package_version(), "tables": tables_digest()}
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -162,6 +170,6 @@ def _write(folder: Path, order: Order, processes: int | None) -> None:
         for index, (scene, picture) in enumerate(made):
             pictures[index] = picture
             labels.append(_number(scene, order))
-            captions.write(json.dumps(scene.captions()) + "\n")
+            captions.write(json.dumps(scene.captions(exact=order.mix == "relations")) + "\n")
     pictures.flush()
     np.save(folder / LABELS, np.array(labels))

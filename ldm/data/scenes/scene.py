@@ -54,11 +54,14 @@ class Scene:
         things = tuple(Thing(**{**thing, "box": tuple(thing["box"])}) for thing in record["things"])
         return cls(record["kind"], things, record["relation"], Background(**record["background"]))
 
-    def captions(self) -> list[str]:
-        """Three to five true captions, the same at every call; the first is the plainest full description."""
+    def captions(self, exact: bool = False) -> list[str]:
+        """Three to five true captions, the same at every call; the first is the plainest full description.
+
+        `exact` as in `ldm.data.scenes.captions`.
+        """
         from ldm.data.scenes.captions import captions
 
-        return captions(self)
+        return captions(self, exact)
 
     def labels(self) -> list[str]:
         """The name of each thing, in the order of `things`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -65,6 +66,13 @@ def hyponyms() -> dict[str, list[str]]:
     """Narrower or familiar names by concept; a name listed twice is twice as likely."""
     table: dict[str, list[str]] = yaml.safe_load(table_text("words.yaml"))["hyponyms"]
     return table
+
+
+@cache
+def shared_names() -> frozenset[str]:
+    """The narrower names that more than one concept goes by."""
+    found = Counter(name for names in hyponyms().values() for name in set(names))
+    return frozenset(name for name, times in found.items() if times > 1)
 
 
 @cache

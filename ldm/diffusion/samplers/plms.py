@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.level import Grid, Level
+from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers.first_order import coefficients
 from ldm.diffusion.samplers.step import Noise, Step
 
@@ -19,30 +22,39 @@ WEIGHTS = (  # of the noises found so far, newest first, by how many there are (
 )
 
 
+@dataclass(frozen=True)
 class PLMS:
     """The noises of up to four steps mixed into one (Liu et al. 2022, eq. 12); one call a step, two in the first.
 
     The first step looks ahead once as Heun's does (diffusers' `skip_prk_steps`), unless it starts from a level without
     signal or is the last: then it is DDIM's. The weights are those of equal steps, as published, so that the order is
-    2 on most grids. What is mixed is the noise whatever the network regresses; diffusers mixes its raw outputs, which
-    is another method with prediction v.
+    2 on most grids. What is mixed is the noise, whatever the network regresses. diffusers' `PNDMScheduler` mixes the
+    outputs: `mixed` "v" does as it does for prediction v. That has order 1: DDIM's step turns v along with x, and so
+    does the mixture, so that this part of v's change is counted twice.
     """
+
+    mixed: Literal["eps", "v"] = "eps"
 
     def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
         """Walk the grid from `x` at its first level; `noise` is never asked."""
-        past: tuple[Tensor, ...] = ()  # noises, newest first
+        prediction = Prediction(self.mixed)
+
+        def seen(x: Tensor, x0: Tensor, level: Level) -> Tensor:
+            return prediction.target(x0, level.noise_in(x, x0), level)
+
+        past: tuple[Tensor, ...] = ()  # what is mixed, newest first
         for index, (level, following) in enumerate(grid.steps(), start=1):
             denoised = denoiser(x, level)
-            past = (level.noise_in(x, denoised.x0), *past[:3])
+            past = (seen(x, denoised.x0, level), *past[:3])
             if level.alpha == 0:
                 of_x, of_x0, _ = coefficients(level, following)
                 x = of_x * x + of_x0 * denoised.x0
             else:
                 mixed = sum(weight * found for weight, found in zip(WEIGHTS[len(past) - 1], past, strict=True))
                 if index == 1 < len(grid):
-                    ahead = _transfer(x, past[0], level, following)
-                    mixed = (past[0] + following.noise_in(ahead, denoiser(ahead, following).x0)) / 2
-                x = _transfer(x, mixed, level, following)
+                    ahead = _transfer(x, prediction.to_eps(x, past[0], level), level, following)
+                    mixed = (past[0] + seen(ahead, denoiser(ahead, following).x0, following)) / 2
+                x = _transfer(x, prediction.to_eps(x, mixed, level), level, following)
             yield Step(x, following, denoised)
 
 

@@ -1,10 +1,11 @@
-"""The DDIM paper's table on a model of ours (Song et al. 2021, table 1): quality against steps and fresh noise.
+"""Two tables of a model of ours: the DDIM paper's (Song et al. 2021, table 1), and samplers in few network calls.
 
-    python docs/ddim_table.py --samples 1000 --seeds 3 --results ddim.jsonl --table docs/ddim_table.md
+    python docs/sampler_tables.py ddim --samples 300 --seeds 3 --table docs/ddim_table.md
+    python docs/sampler_tables.py few --samples 200 --seeds 1 --table docs/few_steps_table.md
 
 Every cell is finished before the next one starts, and stands in the results as a line of JSON. What stands there is
-not drawn again, so that the command may be interrupted and given again, with more steps or seeds too. The table is
-written anew after every cell. All cells of a seed draw the same captions from the same noise.
+not drawn again, so that a command may be interrupted and given again, with more columns, rows or seeds too. The table
+is written anew after every cell. All cells of a seed draw the same captions from the same noise.
 """
 
 from __future__ import annotations
@@ -33,31 +34,70 @@ from ldm.evaluation.statistics import read_reference
 from ldm.pipeline import Request
 from ldm.processes import ProcessShare
 
-SIGMA_HAT = "sigma-hat"  # the paper's name of DDPM's large variance
-ROWS = ("0", "0.2", "0.5", "1", SIGMA_HAT)
+
+@dataclass(frozen=True)
+class Way:
+    """A row: a sampler, its fresh noise and its spacing; None: the sampler's or the model's own."""
+
+    sampler: str
+    eta: float | None = None
+    spacing: str | None = None
+
+    def steps(self, calls: int, zero_signal: bool) -> int:
+        """How many steps cost so many network calls, or one less; those from a level without signal are cheaper."""
+        if self.sampler == "heun":
+            return (calls + 1 + zero_signal) // 2
+        return calls - 1 + zero_signal if self.sampler == "plms" else calls
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table."""
+
+    guidance_scale: float
+    calls: tuple[int, ...]  # its columns, unless told otherwise
+    rows: dict[str, Way]
+
+
+STUDIES = {
+    "ddim": Study(
+        guidance_scale=1.0,
+        calls=(10, 20),
+        rows={f"eta {eta:g}": Way("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {"sigma-hat": Way("ddpm-large")},
+    ),
+    "few": Study(
+        guidance_scale=3.0,
+        calls=(4, 6, 8, 10, 15, 20, 30),
+        rows={name: Way(name) for name in ("ddim", "dpmpp-2m", "unipc", "heun", "plms", "ddpm", "dpmpp-2m-sde", "lcm")}
+        | {f"{name}, {spacing}": Way(name, None, spacing) for name in ("ddim", "dpmpp-2m") for spacing in ("karras",)},
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Cell:
     """One measurement: what must be equal for two of them to be compared, and its place in the table."""
 
+    study: str
     model: str
     samples: int
     pictures: int  # of the data, in the reference statistics
     concepts: int | None  # of the scenes
-    steps: int
-    noise: str  # an eta, or sigma-hat
+    calls: int  # of the network, for a picture
+    row: str
     seed: int
 
-    def request(self, captions: Sequence[str], batch_size: int) -> Request:
-        """The pictures to draw, without guidance."""
-        large = self.noise == SIGMA_HAT
+    def request(self, captions: Sequence[str], batch_size: int, zero_signal: bool) -> Request:
+        """The pictures to draw."""
+        study = STUDIES[self.study]
+        way = study.rows[self.row]
         return Request(
             prompts=tuple(captions),
-            guidance_scale=1.0,
-            num_inference_steps=self.steps,
-            sampler="ddpm-large" if large else "ddim",
-            eta=None if large else float(self.noise),
+            guidance_scale=study.guidance_scale,
+            num_inference_steps=way.steps(self.calls, zero_signal),
+            sampler=way.sampler,
+            eta=way.eta,
+            spacing=way.spacing,
             seed=self.seed * self.samples,  # of the first picture: no two seeds share noise
             batch_size=batch_size,
         )
@@ -92,20 +132,30 @@ def distinct_captions(source: Source, count: int) -> list[str]:
 def measure(
     pipe: TextToImage, cell: Cell, captions: Sequence[str], features: Features, reference: FeatureSet, batch_size: int
 ) -> dict[str, float]:
-    """FID and KID of a cell's pictures, and the seconds that drawing and measuring took."""
-    began = time.perf_counter()
+    """FID and KID of a cell's pictures, and the processor's seconds that drawing and measuring took."""
+    began = time.process_time()
     reader = FeatureReader(cell.samples, features)
-    draw_through(pipe, pipe.settle(cell.request(captions, batch_size)), [reader], ProcessShare())
+    request = cell.request(captions, batch_size, zero_signal=bool(pipe.schedule.alpha[-1] == 0))
+    draw_through(pipe, pipe.settle(request), [reader], ProcessShare())
     drawn = FeatureSet(reader.gathered(ProcessShare()))
-    return fid(drawn, reference) | kid(drawn, reference) | {"seconds": round(time.perf_counter() - began, 1)}
+    return fid(drawn, reference) | kid(drawn, reference) | {"seconds": round(time.process_time() - began, 1)}
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     """All cells, every one of the first seed before those of the second."""
     for seed in range(options.seeds):
-        for steps in options.steps:
-            for noise in ROWS:
-                yield Cell(options.model, options.samples, options.pictures, options.concepts, steps, noise, seed)
+        for calls in options.calls or STUDIES[options.study].calls:
+            for row in options.rows or STUDIES[options.study].rows:
+                yield Cell(
+                    study=options.study,
+                    model=options.model,
+                    samples=options.samples,
+                    pictures=options.pictures,
+                    concepts=options.concepts,
+                    calls=calls,
+                    row=row,
+                    seed=seed,
+                )
 
 
 def table(found: dict[Cell, dict[str, float]], like: Cell, features: str) -> str:
@@ -113,30 +163,26 @@ def table(found: dict[Cell, dict[str, float]], like: Cell, features: str) -> str
     alike = {
         cell: values
         for cell, values in found.items()
-        if replace(cell, steps=like.steps, noise=like.noise, seed=like.seed) == like
+        if replace(cell, calls=like.calls, row=like.row, seed=like.seed) == like
     }
-    steps = sorted({cell.steps for cell in alike})
+    columns = sorted({cell.calls for cell in alike})
+    study = STUDIES[like.study]
     parts = [
-        f"Model `{like.model}`, guidance 1, {like.samples} pictures of held-out captions a cell and seed against "
-        f"{like.pictures} held-out pictures, features {features} (not comparable with published FID)."
+        f"Model `{like.model}`, guidance {study.guidance_scale:g}, {like.samples} pictures of held-out captions a cell "
+        f"and seed against {like.pictures} held-out pictures, features {features} (not comparable with published FID). "
+        "Columns: network calls a picture, which are the steps of all samplers but heun, where a step has two."
     ]
     for name, title, scale in (("fid", "FID", 1), ("kid", "KID x 1000", 1000)):
-        lines = [
-            f"| {title} | " + " | ".join(f"{count} steps" for count in steps) + " |",
-            "|---" * (1 + len(steps)) + "|",
-        ]
-        for noise in ROWS:
+        lines = [f"| {title} | " + " | ".join(map(str, columns)) + " |", "|---" * (1 + len(columns)) + "|"]
+        for row in study.rows:
             values = [
-                [scale * one[name] for cell, one in alike.items() if (cell.steps, cell.noise) == (count, noise)]
-                for count in steps
+                [scale * one[name] for cell, one in alike.items() if (cell.calls, cell.row) == (calls, row)]
+                for calls in columns
             ]
-            label = noise if noise == SIGMA_HAT else f"eta {noise}"
-            lines.append(f"| {label} | " + " | ".join(map(_spread, values)) + " |")
+            if any(values):
+                lines.append(f"| {row} | " + " | ".join(map(_spread, values)) + " |")
         parts.append("\n".join(lines))
-    seeds = len({cell.seed for cell in alike})
-    parts.append(
-        f"Mean and standard deviation over {seeds} seeds or, while it is being measured, as many as in brackets."
-    )
+    parts.append("Mean and standard deviation over seeds, whose number stands in brackets.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,6 +195,9 @@ def _spread(values: Sequence[float]) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure what is missing and write the table."""
+    unknown = [row for row in options.rows or () if row not in STUDIES[options.study].rows]
+    if unknown:
+        raise UserError(f"no row {unknown[0]!r}: there are {', '.join(map(repr, STUDIES[options.study].rows))}")
     pipe, features = TextToImage.from_pretrained(options.model), make_features(OFFLINE)
     side, pictures = picture_side(pipe), options.pictures
     scenes = ScenesConfig(num=max(pictures, options.samples), concepts=options.concepts)
@@ -163,23 +212,25 @@ def run(options: argparse.Namespace) -> None:
         if cell not in found:
             found[cell] = measure(pipe, cell, captions, features, reference, options.batch_size)
             results.append(cell, found[cell])
-            print(cell, found[cell], file=sys.stderr)
+            print(cell, found[cell], file=sys.stderr, flush=True)
         options.table.write_text(table(found, wanted[0], OFFLINE), encoding="utf-8")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("study", choices=STUDIES)
     found.add_argument("--model", default="emoji")
     found.add_argument("--samples", type=int, default=1000, help="pictures of a cell and seed")
     found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--steps", type=int, nargs="+", default=[10, 20])
+    found.add_argument("--calls", type=int, nargs="+", help="network calls a picture: the columns")
+    found.add_argument("--rows", nargs="+", help="not all rows, but these")
     found.add_argument("--pictures", type=int, default=5000, help="held-out pictures in the reference statistics")
     found.add_argument("--concepts", type=int, default=80, help="of the scenes: those that the model was trained on")
     found.add_argument("--batch-size", type=int, default=50)
-    found.add_argument("--results", type=Path, default=Path("ddim.jsonl"))
-    found.add_argument("--table", type=Path, default=Path("ddim_table.md"))
-    found.add_argument("--statistics", type=Path, default=default_cache() / "ddim-reference.safetensors")
+    found.add_argument("--results", type=Path, default=Path("sampler-tables.jsonl"))
+    found.add_argument("--table", type=Path, default=Path("sampler-tables.md"))
+    found.add_argument("--statistics", type=Path, default=default_cache() / "sampler-tables.safetensors")
     return found
 
 
@@ -187,4 +238,4 @@ if __name__ == "__main__":
     try:
         run(parser().parse_args())
     except UserError as error:
-        sys.exit(f"ddim_table: {error}")
+        sys.exit(f"sampler_tables: {error}")

@@ -1,0 +1,1 @@
+"""The scene score: whether pictures show what the records of scenes say, as a small probe sees them."""

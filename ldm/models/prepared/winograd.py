@@ -1,0 +1,98 @@
+"""3x3 convolutions by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and Gray 2016), for float32 on a CPU.
+
+A tile of 4x4 outputs takes 36 products instead of 144. The polynomials are taken at 0, plus and minus 1/sqrt(2), plus
+and minus sqrt(2) and infinity: the usual points 0, 1, -1, 2, -2 lose three times as many digits, these are as exact as
+the direct sum.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILE = 4  # outputs along a side
+SEEN = 6  # inputs along a side
+POINTS = (0.0, -math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(2), math.sqrt(2))
+WORK = 2**22  # numbers of the transformed tiles that are worked on at a time: they stay in the cache
+POSITIONS = 32 * 32  # of a map from which on it is sooner than the direct sum
+CHANNELS = 128  # going in and out from which on it is
+
+
+def pays(weight: Tensor) -> bool:
+    """Whether a weight (C', C, 3, 3) has the type and so many channels that large maps gain by it."""
+    return weight.dtype == torch.float32 and min(weight.shape[:2]) >= CHANNELS
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None = None) -> Tensor:
+    """The 3x3 convolution, padded by 1, of x (B, C, H, W) that lies channels last, plus `other` (B, C', H, W)."""
+    batch, channels, height, width = x.shape
+    filters = _transforms()[1] @ weight.reshape(-1, 9).t()  # (36, C' * C)
+    filters = filters.view(SEEN**2, len(weight), channels).transpose(1, 2)  # (36, C, C')
+    down, across = -(-height // TILE), -(-width // TILE)
+    out = x.new_empty(batch, TILE * down, TILE * across, len(weight))
+    rows = max(1, WORK // (SEEN**2 * across * max(channels, len(weight))))  # of tiles
+    maps, added = x.permute(0, 2, 3, 1), None if other is None else other.permute(0, 2, 3, 1)
+    for picture in range(batch):
+        for row in range(0, down, rows):
+            top, bottom = TILE * row, TILE * min(row + rows, down)
+            _strip(maps[picture], filters, bias, out[picture, top:bottom], top)
+            if added is not None:
+                out[picture, top : min(bottom, height), :width] += added[picture, top:bottom]
+    return out[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _strip(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor, top: int) -> None:
+    """Fill the rows `out` (4 n, 4 m, C') from `top` on with the convolution of x (H, W, C)."""
+    (height, width, channels), (tall, wide, outputs) = x.shape, out.shape
+    down, across = tall // TILE, wide // TILE
+    start, stop = max(top - 1, 0), min(top + tall + 1, height)
+    edges = (1, wide + 1 - width, start - top + 1, top + tall + 1 - stop)
+    padded = F.pad(x[start:stop], (0, 0, *edges))  # (4 n + 2, 4 m + 2, C)
+    line, place, _ = padded.stride()
+    tiles = padded.as_strided(
+        (SEEN, SEEN, down, across, channels), (line, place, TILE * line, TILE * place, 1)
+    ).reshape(SEEN**2, -1)  # (36, n * m * C)
+    inputs, _, result = _transforms()
+    products = torch.bmm((inputs @ tiles).view(SEEN**2, -1, channels), filters)  # (36, n * m, C')
+    found = (result @ products.view(SEEN**2, -1)).view(TILE, TILE, down, across, outputs)
+    places = out.view(down, TILE, across, TILE, outputs)
+    if bias is None:
+        places.copy_(found.permute(2, 0, 3, 1, 4))
+    else:
+        torch.add(found.permute(2, 0, 3, 1, 4), bias, out=places)
+
+
+@cache
+def _transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """What tiles (36, 36), filters (36, 9) and products (16, 36) are multiplied by, along both sides at once.
+
+    Row i of the first is the polynomial through all points but the i-th; the others are powers of the points (Lavin
+    and Gray 2016, section 4). Powers of two are moved between them, so that all numbers keep their size.
+    """
+    points = torch.tensor(POINTS, dtype=torch.float64)
+    inputs, filters = torch.zeros(SEEN, SEEN, dtype=torch.float64), torch.zeros(SEEN, 3, dtype=torch.float64)
+    result = torch.zeros(TILE, SEEN, dtype=torch.float64)
+    for i, point in enumerate(POINTS):
+        others = torch.cat([points[:i], points[i + 1 :]])
+        inputs[i, : TILE + 1] = _polynomial(others.tolist())
+        filters[i] = point ** torch.arange(3.0, dtype=torch.float64) / (point - others).prod()
+        result[:, i] = point ** torch.arange(4.0, dtype=torch.float64)
+    inputs[-1] = _polynomial(list(POINTS))
+    filters[-1, -1] = result[-1, -1] = 1.0
+    sizes = [2.0 ** matrix.abs().amax(1).log2().round() for matrix in (inputs, filters)]
+    inputs, filters = inputs / sizes[0][:, None], filters / sizes[1][:, None]
+    result = result * sizes[0] * sizes[1]
+    made = [torch.kron(matrix, matrix).float() for matrix in (inputs, filters, result)]
+    return made[0], made[1], made[2]
+
+
+def _polynomial(roots: list[float]) -> Tensor:
+    """The coefficients of the product of (x - root), the constant first."""
+    coefficients = torch.ones(1, dtype=torch.float64)
+    for root in roots:
+        coefficients = F.pad(coefficients, (1, 0)) - root * F.pad(coefficients, (0, 1))
+    return coefficients

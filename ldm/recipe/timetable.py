@@ -1,0 +1,75 @@
+"""What time each part of the work has taken over all commands, and what is left of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm.checkpoint.store import load_json, save_json
+
+# Of the total time, from the beginning to the end of each part; what one part leaves over is the next one's.
+ENDS = {"autoencoder": 0.3, "unet": 0.86, "scores": 1.0}
+RESERVE = 0.06  # share of a command's time that a training leaves for its last save and what follows it
+
+
+class OutOfTimeError(Exception):
+    """This command has come to its end; the next one goes on."""
+
+
+@dataclass
+class Timetable:
+    """The time of all commands, kept in a file, and of this one; seconds, None where there is no limit."""
+
+    path: Path
+    total: float | None = None
+    command: float | None = None
+    began: float = field(default_factory=time.monotonic)
+    spent: dict[str, float] = field(default_factory=dict)  # by part, in all commands
+    _since: float | None = None  # when the part that is being worked on began
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            self.spent = load_json(self.path)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Within it time counts for a part, however it ends."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[name] = round(self.spent.get(name, 0.0) + time.monotonic() - self._since, 1)
+            self._since = None
+            save_json(self.path, self.spent)
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, on all parts by all commands."""
+        now = 0.0 if self._since is None else time.monotonic() - self._since
+        return sum(self.spent.values()) + now
+
+    def budget(self, name: str, trained: float) -> float | None:
+        """Seconds of training that a part may have in all, of which it had `trained`; None: its steps decide.
+
+        To be asked for when training begins: what was made ready before comes off the part's time.
+        """
+        if self.total is None:
+            return None
+        left = (ENDS[name] - RESERVE / 2) * self.total - self.seconds
+        return trained + max(left, 0.0)
+
+    def left(self) -> float | None:
+        """Seconds that a training in this command has."""
+        return None if self.command is None else self.until_end() - RESERVE * self.command
+
+    def until_end(self) -> float:
+        """Seconds of this command; it ends with OutOfTimeError where there are none."""
+        if self.command is None:
+            return float("inf")
+        left = self.began + self.command - time.monotonic()
+        if left <= RESERVE * self.command:
+            raise OutOfTimeError
+        return left

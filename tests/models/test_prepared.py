@@ -1,0 +1,139 @@
+"""A network prepared for sampling is the network: the same numbers, from what its blocks do in fewer passes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import pytest
+import torch
+from test_unet import CONFIG, KINDS, random_context, randomised
+from torch import Tensor, nn
+
+from ldm.config import AutoencoderConfig
+from ldm.models import tiling
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.prepared import packed, prepare_for_sampling
+from ldm.models.unet import UNet
+
+Network = TypeVar("Network", UNet, Autoencoder)
+
+AUTOENCODERS = {
+    "kl": AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=3, scaling_factor=0.7),
+    "vq": AutoencoderConfig(
+        kind="vq", codebook_size=11, block_out_channels=(8, 16), norm_num_groups=4, attention_levels=(1,)
+    ),
+    "kl without attention": AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, mid_block_attention=False),
+}
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def random_autoencoder(kind: str) -> Autoencoder:
+    torch.manual_seed(0)
+    return speaking(Autoencoder(AUTOENCODERS[kind]).eval())
+
+
+def speaking(network: Network) -> Network:
+    """Weights that keep the variance of what goes through them, so that every layer's rounding shows."""
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
+    return network
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(8, 8), (9, 13)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prepared_unet_of_any_kind_gives_the_same_output(kind: str, size: tuple[int, int]) -> None:
+    config, classes, added = KINDS[kind]
+    unet = randomised(config)
+    latents, t, context = torch.randn(2, 4, *size), torch.tensor([3, 700]), random_context(config)
+    prepared = prepare_for_sampling(unet)
+    expected = unet(latents, t, context, classes, added)
+    assert difference(prepared(latents, t, context, classes, added), expected) < 1e-5
+    constants = prepared.embed_time(t, classes, added), prepared.project_context(context)
+    for batch in (latents, latents[:1].expand(2, -1, -1, -1)):  # weights were laid out for what came first
+        assert difference(prepared.denoise(batch, *constants), unet.denoise(batch, *constants)) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", AUTOENCODERS)
+def test_a_prepared_autoencoder_gives_the_same_latents_and_pictures(kind: str) -> None:
+    autoencoder = random_autoencoder(kind)
+    prepared = prepare_for_sampling(autoencoder)
+    pictures = torch.rand(2, 3, 16, 24) * 2 - 1
+    latents = autoencoder.encode(pictures).mode()
+    assert difference(prepared.encode(pictures).mode(), latents) < 1e-5
+    assert difference(prepared.decode(latents), autoencoder.decode(latents)) < 1e-5
+    cut = tiling.Tiling(8, 2)
+    large = torch.randn(1, latents.shape[1], 11, 16)
+    found, expected = (tiling.decode_tiled(network, large, cut) for network in (prepared, autoencoder))
+    assert difference(found, expected) < 1e-5
+
+
+@torch.inference_mode()
+def test_in_bfloat16_a_prepared_network_is_nearer_to_the_exact_numbers_than_the_plain_one() -> None:
+    exact = speaking(randomised(CONFIG)).bfloat16().double()
+    latents, t, context = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 12).bfloat16()
+    latents, expected = latents.bfloat16(), exact(latents.bfloat16(), t, context)
+    plain = copy.deepcopy(exact).bfloat16()
+    found = difference(prepare_for_sampling(plain)(latents, t, context), expected)
+    assert found <= difference(plain(latents, t, context), expected)
+    autoencoder = random_autoencoder("kl").bfloat16().double()
+    z, plain_autoencoder = torch.randn(1, 3, 16, 16), copy.deepcopy(autoencoder).bfloat16()
+    pictures = autoencoder.decode(z)
+    found = difference(prepare_for_sampling(plain_autoencoder).decode(z), pictures)
+    assert found <= difference(plain_autoencoder.decode(z), pictures)
+
+
+def test_where_pytorch_lacks_packed_layers_the_copy_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = randomised(CONFIG)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), random_context(CONFIG)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    packed.works.cache_clear()
+    try:
+        assert torch.equal(prepare_for_sampling(unet)(*given), unet(*given))
+        assert not packed.works(torch.float32)
+    finally:
+        monkeypatch.undo()
+        packed.works.cache_clear()
+    assert packed.works(torch.float32)
+
+
+def test_preparing_and_drawing_leaves_the_network_and_the_process_as_they_were() -> None:
+    unet = randomised(CONFIG)
+    state = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    before = torch.get_float32_matmul_precision(), torch.is_grad_enabled(), torch.get_rng_state().clone()
+    packed.works.cache_clear()
+    prepared = prepare_for_sampling(unet)
+    prepared(torch.ones(1, 4, 8, 8), torch.tensor([3]), torch.ones(1, 5, 12))
+    assert (torch.get_float32_matmul_precision(), torch.is_grad_enabled()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert all(torch.equal(weight, state[name]) for name, weight in unet.state_dict().items())
+    assert all(weight.requires_grad for weight in unet.parameters())
+    shared = {weight.data_ptr() for weight in unet.parameters()}
+    own = [name for name, weight in prepared.named_parameters() if weight.data_ptr() not in shared]
+    assert own == ["conv_in.weight", "conv_out.weight"]
+
+
+def test_a_gradient_is_refused_where_it_would_be_left_out() -> None:
+    prepared = prepare_for_sampling(randomised(CONFIG))
+    with pytest.raises(RuntimeError, match="no gradients"):
+        prepared(torch.ones(1, 4, 8, 8, requires_grad=True), torch.tensor([3]), torch.ones(1, 5, 12))
+
+
+def test_blocks_that_somebody_has_changed_or_hooked_into_stay_what_they_are() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    unet: UNet = randomised(CONFIG)
+    block = unet.mid_block.attentions[0].transformer_blocks[0]
+    block.attn1.to_q = Doubled(32, 32, bias=False)
+    unet.up_blocks[0].resnets[0].conv1.register_forward_hook(lambda module, inputs, output: output + 1)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), random_context(CONFIG)
+    with torch.no_grad():
+        assert difference(prepare_for_sampling(unet)(*given), unet(*given)) < 1e-5

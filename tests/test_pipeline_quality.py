@@ -1,0 +1,157 @@
+"""Qualities: what they leave to options that are given, how often deep features are computed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines as tiny
+import torch
+from PIL import Image
+from tiny_models import CAPTIONS, random_parts
+from torch import Tensor
+
+from ldm.cli.generate import generate
+from ldm.errors import UserError
+from ldm.pipeline import Request, TextToImage
+from ldm.pipeline.device import computes_bfloat16
+from ldm.pipeline.quality import PRESETS
+
+CPU = torch.device("cpu")
+DOG = CAPTIONS[0]
+FAST_TYPE = torch.bfloat16 if computes_bfloat16(CPU) else None
+
+
+@pytest.fixture(scope="module")
+def pipe() -> TextToImage:
+    return TextToImage(random_parts())
+
+
+def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
+    return [np.asarray(image).astype(int) for image in pipe(**{"prompt": DOG, "num_inference_steps": 4} | options)]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "unipc"])
+def test_reuse_1_is_no_reuse_bit_for_bit(pipe: TextToImage, sampler: str) -> None:
+    assert np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, reuse=1))
+    assert not np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, reuse=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "computed"),
+    [
+        ({"reuse": 2}, "#.#.#"),
+        ({"reuse": 3}, "#..#."),
+        ({"reuse": 2, "sampler": "dpmpp-2m"}, "#.#.#"),
+        ({"reuse": 2, "timesteps": [999, 500, 1]}, "#.#"),
+        # Heun's two calls of a step, at its level and at the next, but in the first step, from no signal, and the last.
+        ({"reuse": 2, "sampler": "heun"}, "#.##..##"),
+        # Guided at the two levels in the middle: each denoiser has features of its own, which may be too old.
+        ({"reuse": 2, "num_inference_steps": 4, "guidance_interval": (0.8, 6.0)}, "##.#"),
+    ],
+)
+def test_deep_features_are_computed_at_every_nth_level(
+    pipe: TextToImage, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], computed: str
+) -> None:
+    found: list[str] = []
+    unet = pipe.parts.unet
+    denoise = unet.denoise_with
+
+    def counted(deep: Tensor | None, *rest: Any) -> Any:
+        found.append("#" if deep is None else ".")
+        return denoise(deep, *rest)
+
+    monkeypatch.setattr(unet, "denoise_with", counted)
+    pipe(DOG, **{"num_inference_steps": None if "timesteps" in options else 5} | options)
+    assert "".join(found) == computed
+
+
+@pytest.mark.parametrize("quality", PRESETS)
+def test_a_picture_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> None:
+    together, apart = (
+        draw(pipe, num_images=3, seed=5, quality=quality, reuse=2, num_inference_steps=5, dtype=torch.float32, **more)
+        for more in ({}, {"batch_size": 1})
+    )
+    assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, apart, strict=True))
+
+
+def test_reuse_goes_with_an_image_a_mask_and_what_lies_beside_the_latents(pipe: TextToImage) -> None:
+    image = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
+    for more in ({"strength": 0.8}, {"mask": Image.new("L", (16, 16), 255)}):
+        exact, cheap = (draw(pipe, image=image, reuse=reuse, **more)[0] for reuse in (1, 2))
+        assert 0 < np.abs(exact - cheap).mean() < 30
+
+
+@pytest.mark.parametrize("quality", PRESETS)
+def test_a_quality_is_what_it_says_for_options_that_are_not_given(pipe: TextToImage, quality: str) -> None:
+    chosen = PRESETS[quality]
+    settled = pipe.settle(Request(prompts=(DOG,), quality=quality))
+    assert settled.num_inference_steps == settled.steps == len(pipe.grid(settled)) == chosen.num_inference_steps
+    assert (settled.sampler, settled.reuse) == (chosen.sampler, chosen.reuse)
+    assert settled.guidance_interval == chosen.guidance_interval
+    assert settled.dtype == (FAST_TYPE if chosen.half else None)
+    assert pipe.settle(settled) == settled
+
+
+def test_options_that_are_given_override_a_quality(pipe: TextToImage) -> None:
+    given = {
+        "num_inference_steps": 7,
+        "sampler": "heun",
+        "guidance_interval": (0.0, float("inf")),
+        "reuse": 3,
+        "dtype": torch.float32,
+    }
+    settled = pipe.settle(Request(prompts=(DOG,), quality="draft", **given))
+    assert {name: getattr(settled, name) for name in given} == given
+    same = {"num_inference_steps": 30, "sampler": "ddim", "guidance_interval": (0, float("inf")), "reuse": 1}
+    exact = pipe(DOG)[0]
+    assert np.array_equal(exact, pipe(DOG, quality="draft", dtype=torch.float32, **same)[0])
+
+
+def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> None:
+    settled = pipe.settle(Request(prompts=(DOG,), quality="draft", timesteps=(999, 500), eta=0.5))
+    assert (settled.steps, settled.sampler, settled.eta) == (2, "ddim", 0.5)
+    assert pipe.settle(Request(prompts=(DOG,), quality="draft", guidance_scale=1.0)).guidance_interval is None
+    unconditional = TextToImage(tiny.unconditional("kl"))
+    assert unconditional.settle(Request(quality="draft")).guidance_interval is None
+
+
+def test_networks_in_another_type_are_made_once_and_forgotten_when_the_model_moves(pipe: TextToImage) -> None:
+    copy = pipe.copies.of(torch.bfloat16)
+    assert copy is pipe.copies.of(torch.bfloat16)
+    assert copy.unet.dtype == copy.autoencoder.dtype == torch.bfloat16
+    assert pipe.parts.unet.dtype == pipe.parts.autoencoder.dtype == torch.float32
+    assert pipe.to("cpu").copies.of(torch.bfloat16) is not copy
+
+
+@pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_parts()])
+def test_bfloat16_changes_a_picture_little(kind: Any) -> None:
+    pipe, prompts = TextToImage(kind), (DOG,) if kind.texts else ()
+    exact, half = (
+        np.asarray(pipe(prompts, num_inference_steps=4, dtype=t)[0]).astype(int) for t in (None, torch.bfloat16)
+    )
+    assert 0 < np.abs(exact - half).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quality": "best"}, "no quality 'best': it is one of exact, fast, draft"),
+        ({"reuse": 0}, "reuse is 0: it must be at least 1"),
+        ({"reuse": 2, "clip": object()}, "CLIP guidance needs the gradient of the whole U-Net: reuse is 1, not 2"),
+    ],
+)
+def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Request(**options)
+
+
+def test_a_png_tells_what_its_quality_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
+    monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options: pipe)
+    generate([DOG], quality="draft", steps=3, reuse=2, dtype="float32", out=tmp_path / "x.png")
+    told = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
+    expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "reuse": 2, "dtype": "float32"}
+    assert {name: told[name] for name in expected} == expected

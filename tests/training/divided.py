@@ -1,0 +1,125 @@
+"""What each of two processes runs, over gloo on the CPU, for the tests of weights that are divided among them.
+
+accelerate divides weights on GPUs only. Here it is told that it has some, once the processes have found each other; all
+else is its own, FSDP2's and DeepSpeed's, as `accelerate launch --config_file configs/accelerate/KIND.yaml` has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState, DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from test_scaling import Grey, assert_close, settings
+
+from ldm import build
+from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
+from ldm.config import Config
+from ldm.data.loader import Share, TrainingData
+from ldm.training.loop import start_accelerator
+from ldm.training.run import Run
+from ldm.training.unet import UNetStage
+
+CONFIGURATIONS = Path(__file__).parents[2] / "configs" / "accelerate"
+OPTIONS = ("cache_latents=false", "ema_others=[0.5]", "gradient_accumulation=2", "gradient_clip=0.5")
+OPTIONS += ("learning_rates={text: 1.0e-4}", "freeze=[unet.conv_in.*]", "weight_decay=0.01")
+STAGES = {"zero1": ("zero2", "1"), "zero2": ("zero2", "2"), "zero3": ("zero3", "3")}
+
+
+def asked(precision: str) -> Config:
+    options = (*OPTIONS, f"mixed_precision={precision}")
+    return settings("unet.dropout=0", *(f"training.unet.{option}" for option in options))
+
+
+def make(vae: Path, precision: str = "no") -> UNetStage:
+    config = asked(precision)
+    accelerator = start_accelerator(config.training.unet, 0)
+    return build.unet_stage(config, Grey(), accelerator, Run(vae.parent / "run", resume=True), str(vae), None)
+
+
+def steps(stage: UNetStage, first: int, last: int) -> torch.Tensor:
+    """Losses and gradient norms."""
+    accelerator, found = stage.accelerator, []
+    share = Share(4, accelerator.process_index, accelerator.num_processes, 2)
+    data = TrainingData(Grey(), asked("no").data, share, 0)
+    for step in range(first, last + 1):
+        stage.begin(step)
+        losses = stage.losses([data[step, 0], data[step, 1]], step)
+        found.append(accelerator.reduce(torch.stack([losses["loss"], losses["gradient_norm"]]), "mean"))
+    return torch.stack(found)
+
+
+def state_of(stage: UNetStage) -> dict[str, Any]:
+    with stage.averaged():
+        return {name: copy.deepcopy(part) for name, part in stage.state().items() if name != "scaler"}
+
+
+def load(stage: UNetStage, state: dict[str, Any]) -> UNetStage:
+    stage.load_state(copy.deepcopy({**state, "scaler": None}))  # an optimiser keeps what it is given
+    return stage
+
+
+def environment(kind: str) -> dict[str, str]:
+    """What accelerate's launcher makes of the configuration of a kind."""
+    file, stage = STAGES.get(kind, (kind, ""))
+    words = ["--config_file", str(CONFIGURATIONS / f"{file}.yaml"), "--num_processes", "2", "-m", "ldm"]
+    words = ["--zero_stage", stage, *words] if stage else words
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    return prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+
+
+def begin(kind: str) -> None:
+    """The next accelerator divides weights in a way of that kind."""
+    AcceleratorState._reset_state(False)
+    launched = {name: value for name, value in environment(kind).items() if name not in os.environ}
+    os.environ |= {name: value for name, value in launched.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = STAGES.get(kind, ("", "0"))[1]
+    PartialState(cpu=True)
+    there = DistributedType.DEEPSPEED if kind in STAGES else DistributedType.MULTI_GPU
+    PartialState._shared_state["distributed_type"] = there
+
+
+def main(vae: Path, kinds: list[str]) -> None:
+    folder = vae.parent
+    expected = {name: torch.tensor(found) for name, found in load_json(folder / "expected.json").items()}
+    for kind in kinds:
+        begin(kind)
+        if kind in STAGES:
+            from deepspeed import comm
+
+            comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        first = make(vae)
+        assert first.accelerator.distributed_type.value == ("DEEPSPEED" if kind in STAGES else "FSDP")
+        assert_close(steps(first, 1, 4), expected["1-4"], 1e-5)
+        state = state_of(first)
+        assert_close(state, load_tree(folder / "plain"), 1e-4)
+        goes_on = steps(first, 5, 6)
+        begin(kind)  # into divided weights again, bit by bit
+        again = load(make(vae), state)
+        assert_close(state_of(again), state, 0.0)
+        assert torch.equal(steps(again, 5, 6), goes_on)
+        begin(kind)  # from whole ones
+        assert_close(steps(load(make(vae), load_tree(folder / "plain")), 5, 6), expected["5-6"], 1e-5)
+        if again.accelerator.is_main_process:
+            save_tree(folder / kind, state)
+            save_json(folder / f"{kind}.json", {"5-6": goes_on.tolist()})
+        begin(kind)
+        half = make(vae, "bf16")
+        assert_close(steps(half, 1, 4), expected["bf16"], 2e-2)
+        state = state_of(half)
+        begin(kind)
+        assert_close(state_of(load(make(vae, "bf16"), state)), state, 0.0)
+        print(kind, "held", flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

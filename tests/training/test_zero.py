@@ -1,0 +1,78 @@
+"""What DeepSpeed is told, and what it is not asked to do; that it trains as others do is in `test_scaling`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from divided import STAGES, environment
+
+from ldm.config import UNetStageConfig
+from ldm.errors import UserError
+from ldm.training import zero
+
+
+def configured(stage: int, section: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """DeepSpeed's configuration for two processes, from accelerate's with a section more."""
+    given = {"train_batch_size": "auto", "gradient_clipping": "auto", "gradient_accumulation_steps": "auto"}
+    given |= {"zero_optimization": {"stage": stage}, "fp16": {"enabled": False}, **(section or {})}
+    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=given)
+    accelerator: Any = SimpleNamespace(num_processes=2, state=SimpleNamespace(deepspeed_plugin=plugin))
+    zero.configure(accelerator, UNetStageConfig(**settings))
+    return given
+
+
+def test_batch_accumulation_clipping_and_precision_are_those_of_the_stage() -> None:
+    told = configured(2, batch_size=48, gradient_accumulation=3, gradient_clip=0.5, mixed_precision="bf16")
+    assert told["train_micro_batch_size_per_gpu"] == 8
+    assert told["gradient_accumulation_steps"] == 1  # the loop's own, which tells of the last micro-batch
+    assert told["gradient_clipping"] == 0.5
+    assert told["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    told = configured(1, gradient_clip=None)
+    assert told["gradient_clipping"] == 0.0
+    assert "torch_autocast" not in told
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "settings", "said"),
+    [
+        (0, {}, {}, "zero_stage 0 divides nothing"),
+        (2, {"optimizer": {"type": "Adam"}}, {}, "has 'optimizer', which training.STAGE decides"),
+        (2, {"bf16": {"enabled": True}}, {}, "has 'bf16', which training.STAGE decides"),
+        (3, {"zero_optimization": {"offload_param": {"device": "cpu"}}}, {}, "offload_param (cpu): set it to none"),
+        (2, {}, {"mixed_precision": "fp16"}, "fp16 is not trained with DeepSpeed: use bf16"),
+        (2, {}, {"optimizer": "adamw8bit"}, "set optimizer=adamw, not adamw8bit"),
+        (2, {}, {"channels_last": True}, "set channels_last=false"),
+        (3, {}, {"compile": True}, "set compile=false, or use stage 2"),
+    ],
+)
+def test_what_the_two_cannot_do_together_is_one_line(
+    stage: int, section: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        configured(stage, section, **settings)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    assert not zero.is_asked_for()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'not installed: pip install "ldm\[deepspeed\]"'):
+        zero.is_asked_for()
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", *STAGES])
+def test_accelerate_reads_the_shipped_configurations(kind: str, tmp_path: Path) -> None:
+    told = environment(kind)
+    assert told["ACCELERATE_MIXED_PRECISION"] == "no"
+    if kind == "fsdp2":
+        assert (told["FSDP_VERSION"], told["FSDP_TRANSFORMER_CLS_TO_WRAP"]) == ("2", "Conv2d,FeedForward")
+    else:
+        assert told["ACCELERATE_USE_DEEPSPEED"] == "true"
+        assert told["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == kind[-1]
+        assert told["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] == "none"
