@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
 
+import torch
+
 from ldm import TextToImage
 from ldm.config import DataConfig, ScenesConfig
 from ldm.data.cache import default_cache
@@ -80,6 +82,7 @@ class Cell:
 
     study: str
     model: str
+    dtype: str  # of its networks
     samples: int
     pictures: int  # of the data, in the reference statistics
     concepts: int | None  # of the scenes
@@ -149,6 +152,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
                 yield Cell(
                     study=options.study,
                     model=options.model,
+                    dtype=options.dtype,
                     samples=options.samples,
                     pictures=options.pictures,
                     concepts=options.concepts,
@@ -168,8 +172,9 @@ def table(found: dict[Cell, dict[str, float]], like: Cell, features: str) -> str
     columns = sorted({cell.calls for cell in alike})
     study = STUDIES[like.study]
     parts = [
-        f"Model `{like.model}`, guidance {study.guidance_scale:g}, {like.samples} pictures of held-out captions a cell "
-        f"and seed against {like.pictures} held-out pictures, features {features} (not comparable with published FID). "
+        f"Model `{like.model}` in {like.dtype}, guidance {study.guidance_scale:g}, {like.samples} pictures of held-out "
+        f"captions a cell and seed against {like.pictures} held-out pictures, features {features} (not comparable with "
+        "published FID). "
         "Columns: network calls a picture, which are the steps of all samplers but heun, where a step has two."
     ]
     for name, title, scale in (("fid", "FID", 1), ("kid", "KID x 1000", 1000)):
@@ -198,7 +203,8 @@ def run(options: argparse.Namespace) -> None:
     unknown = [row for row in options.rows or () if row not in STUDIES[options.study].rows]
     if unknown:
         raise UserError(f"no row {unknown[0]!r}: there are {', '.join(map(repr, STUDIES[options.study].rows))}")
-    pipe, features = TextToImage.from_pretrained(options.model), make_features(OFFLINE)
+    pipe = TextToImage.from_pretrained(options.model, getattr(torch, options.dtype))
+    features = make_features(OFFLINE)
     side, pictures = picture_side(pipe), options.pictures
     scenes = ScenesConfig(num=max(pictures, options.samples), concepts=options.concepts)
     source = open_indexed("scenes", DataConfig(size=side, scenes=scenes), "test")
@@ -221,6 +227,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("study", choices=STUDIES)
     found.add_argument("--model", default="emoji")
+    found.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model's networks")
     found.add_argument("--samples", type=int, default=1000, help="pictures of a cell and seed")
     found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--calls", type=int, nargs="+", help="network calls a picture: the columns")

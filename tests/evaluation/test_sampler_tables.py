@@ -83,7 +83,7 @@ def test_a_column_has_the_steps_that_cost_so_many_network_calls(
     denoise = pipe.parts.unet.denoise
     monkeypatch.setattr(pipe.parts.unet, "denoise", lambda *given: calls.append(1) or denoise(*given))
     for row, way in script.STUDIES["few"].rows.items():
-        cell = script.Cell("few", "tiny", 1, 4, None, 6, row, 0)
+        cell = script.Cell("few", "tiny", "float32", 1, 4, None, 6, row, 0)
         calls.clear()
         list(pipe.draw(cell.request(["a dog"], 1, zero_signal)))
         assert len(calls) == (5 if way.sampler == "heun" and not zero_signal else 6), row
