@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.prepared import prepare_for_sampling
@@ -17,7 +17,7 @@ Network = TypeVar("Network", UNet, Autoencoder)
 class State(NamedTuple):
     """What a prepared network depends on besides the code."""
 
-    parts: tuple[tuple[int, type, int], ...]  # every module, its class and how many hooks it has
+    parts: tuple[tuple[int, type, int], ...]  # every module, its class, how many attributes and hooks it has
     weights: tuple[int, ...]  # where they lie
     sums: Tensor  # of each weight, on a CPU
     config: object
@@ -47,14 +47,15 @@ def _state(network: Network) -> State:
     weights = [*network.parameters(), *network.buffers()]
     own = [weight.sum() for weight in weights if weight.device.type == "cpu"]  # elsewhere a copy has the same weights
     return State(
-        tuple(
-            (id(part), type(part), len(part._forward_hooks) + len(part._forward_pre_hooks))
-            for part in network.modules()
-        ),
+        tuple((id(part), type(part), _attributes(part)) for part in network.modules()),
         tuple(weight.data_ptr() for weight in weights),
         torch.stack([total.float() for total in own]) if own else torch.empty(0),
         network.config,
     )
+
+
+def _attributes(part: nn.Module) -> int:
+    return len(vars(part)) + len(part._forward_hooks) + len(part._forward_pre_hooks)
 
 
 def _same(one: State, other: State) -> bool:
