@@ -17,7 +17,7 @@ Network = TypeVar("Network", UNet, Autoencoder)
 class State(NamedTuple):
     """What a prepared network depends on besides the code."""
 
-    parts: tuple[tuple[int, type, int], ...]  # every module, its class, how many attributes and hooks it has
+    parts: tuple[tuple[int, type, int], ...]  # every module, its class, what stands for its attributes and hooks
     weights: tuple[int, ...]  # where they lie
     sums: Tensor  # of each weight, on a CPU
     config: object
@@ -55,7 +55,8 @@ def _state(network: Network) -> State:
 
 
 def _attributes(part: nn.Module) -> int:
-    return len(vars(part)) + len(part._forward_hooks) + len(part._forward_pre_hooks)
+    hooks = len(part._forward_hooks), len(part._forward_pre_hooks)
+    return hash((*hooks, *(id(value) for value in vars(part).values())))
 
 
 def _same(one: State, other: State) -> bool:
