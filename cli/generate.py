@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ldm.cli import guidance
+from ldm.cli.memory import keep_freed_memory
 from ldm.cli.output import check_writable, grid_columns, output_paths, save, save_grid
 from ldm.errors import UserError
 
@@ -189,6 +190,7 @@ def generate(
         layout=None if layout is None else decode_map(layout, str(layout)),
     )
     share = ProcessShare.of_environment()
+    keep_freed_memory()
     pipe = TextToImage.from_pretrained(model, request.dtype or torch.float32, device or share.device(), tile)
     request = pipe.settle(request)
     files = (("image", image), ("mask", mask), ("layout", layout))

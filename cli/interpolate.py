@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ldm.cli.generate import parse_size
+from ldm.cli.memory import keep_freed_memory
 from ldm.cli.output import PICTURE_SUFFIXES, check_writable
 from ldm.errors import UserError
 
@@ -66,6 +67,7 @@ def interpolate(
         size=width_and_height,
     )
     walk.shares(frames)
+    keep_freed_memory()
     pipe = TextToImage.from_pretrained(model, device=device)
     if kind == "prompts":
         images = walk.between_prompts(pipe, first, second, frames, request)

@@ -100,7 +100,6 @@ def test_ddpm_is_ddim_with_eta_1(pipe: TextToImage) -> None:
 def test_a_step_costs_one_network_call_and_constants_are_computed_once(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch, scale: float, batch: int
 ) -> None:
-    monkeypatch.setattr(pipe, "prepare", False)  # a prepared copy would be called beside the network that counts
     batches: list[int] = []
     calls = {"embed_time": 0, "project_context": 0}
     unet = pipe.parts.unet

@@ -143,7 +143,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
 def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.Image) -> None:
     vae = pipe.parts.autoencoder
     side = 16 * vae.config.downsampling_factor
-    tiled = TextToImage(pipe.parts, tile=side)
+    tiled = TextToImage(pipe.parts, tile=side, prepare=False)
     latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
     [made], [whole] = tiled.decode(latents), pipe.decode(latents)
     pixels = decode_tiled(vae, latents, Tiling(16, 4))[0].permute(1, 2, 0)

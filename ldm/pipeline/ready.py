@@ -6,7 +6,7 @@ import copy
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.prepared import prepare_for_sampling
@@ -18,7 +18,7 @@ Network = TypeVar("Network", UNet, Autoencoder)
 class State(NamedTuple):
     """What a prepared network depends on besides the code."""
 
-    parts: tuple[tuple[int, type, int], ...]  # every module, its class and how many hooks it has
+    parts: tuple[tuple[int, type, int], ...]  # every module, its class, what stands for its attributes and hooks
     weights: tuple[int, ...]  # where they lie
     sums: Tensor  # of each weight, on a CPU
     config: object
@@ -57,14 +57,16 @@ def _state(network: Network) -> State:
     weights = [*network.parameters(), *network.buffers()]
     own = [weight.sum() for weight in weights if weight.device.type == "cpu"]  # elsewhere a copy has the same weights
     return State(
-        tuple(
-            (id(part), type(part), len(part._forward_hooks) + len(part._forward_pre_hooks))
-            for part in network.modules()
-        ),
+        tuple((id(part), type(part), _attributes(part)) for part in network.modules()),
         tuple(weight.data_ptr() for weight in weights),
         torch.stack([total.float() for total in own]) if own else torch.empty(0),
         network.config,
     )
+
+
+def _attributes(part: nn.Module) -> int:
+    hooks = len(part._forward_hooks), len(part._forward_pre_hooks)
+    return hash((*hooks, *(id(value) for value in vars(part).values())))
 
 
 def _same(one: State, other: State) -> bool:

