@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldm.cli.memory import keep_freed_memory
+from ldm.allocator import keep_freed_memory
 from ldm.cli.output import check_writable
 from ldm.errors import UserError
 

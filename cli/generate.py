@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm.allocator import keep_freed_memory
 from ldm.cli import guidance
-from ldm.cli.memory import keep_freed_memory
 from ldm.cli.output import check_writable, grid_columns, output_paths, save, save_grid
 from ldm.errors import UserError
 

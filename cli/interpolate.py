@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm.allocator import keep_freed_memory
 from ldm.cli.generate import parse_size
-from ldm.cli.memory import keep_freed_memory
 from ldm.cli.output import PICTURE_SUFFIXES, check_writable
 from ldm.errors import UserError
 
