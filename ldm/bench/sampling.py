@@ -144,7 +144,7 @@ def noise_of(config: Config, count: int, side: int | None = None) -> Tensor:
 def pipeline_of(config: Config, unet: UNet) -> TextToImage:
     """A pipeline that is given its contexts: it has no text encoder."""
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
-    return TextToImage(Parts(autoencoder, unet, None, None, config.diffusion))
+    return TextToImage(Parts(autoencoder, unet, None, None, config.diffusion), prepare=False)
 
 
 def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Callable[[], Tensor]:

@@ -29,16 +29,20 @@ def _run(
     shifts: Any = NOTHING,
     projected: Any = NOTHING,
     skips: list[Tensor] | None = None,
+    **options: slice,
 ) -> Tensor:
-    """`forward`, which takes from its iterators and changes its list, as a function that may run twice."""
+    """`forward`, which takes from its iterators and changes its list, as a function that may run twice.
+
+    A part of a block takes no more than the whole from its iterators; what it leaves is nobody else's.
+    """
     own_shifts = list(islice(shifts, _count(block, ResNetBlock)))
     own_projected = list(islice(projected, _count(block, TransformerBlock)))
     before = list(skips or ())
 
     def again(x: Tensor) -> tuple[Tensor, list[Tensor]]:
         left = list(before)
-        lists = {} if skips is None else {"skips": left}
-        return forward(x, iter(own_shifts), iter(own_projected), **lists), left
+        lists: dict[str, Any] = {} if skips is None else {"skips": left}
+        return forward(x, iter(own_shifts), iter(own_projected), **lists, **options), left
 
     out, left = checkpoint(again, x, use_reentrant=False)
     if skips is not None:

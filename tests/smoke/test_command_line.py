@@ -1,12 +1,12 @@
 """The whole path through the real command line."""
 
 import json
+import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,12 @@ def losses(run: Path) -> list[float]:
 
 
 def test_help_is_instant_and_does_without_torch(interpreter: Command) -> None:
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        done = interpreter("--help")
-        times.append(time.perf_counter() - began)
+    began = os.times()
+    done = interpreter("--help")
+    ended = os.times()
     assert "train-unet" in done.stdout
-    assert min(times) < 0.4
+    # Of the processor, since other tests run beside it.
+    assert ended.children_user + ended.children_system - began.children_user - began.children_system < 0.4
     code = "import sys, ldm.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
