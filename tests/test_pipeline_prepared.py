@@ -41,5 +41,5 @@ def test_a_weight_that_is_edited_behind_its_back_shows_in_the_next_picture(pipe:
 
 
 def test_without_preparing_the_networks_themselves_draw(pipe: TextToImage) -> None:
-    pipe.prepare = False
+    pipe = TextToImage(pipe.parts, prepare=False)
     assert (pipe.unet, pipe.autoencoder) == (pipe.parts.unet, pipe.parts.autoencoder)
