@@ -66,10 +66,10 @@ def test_a_signal_saves_and_ends_the_run(
     stage, run, asked = start(tmp_path, "save_every=100")
     begin = stage.begin
 
-    def interrupted(step: int, spent: float) -> float:
+    def interrupted(step: int, at: int) -> float:
         if step == 2:
             os.kill(os.getpid(), number)
-        return begin(step, spent)
+        return begin(step, at)
 
     monkeypatch.setattr(stage, "begin", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -201,12 +201,12 @@ def test_a_disk_that_fills_up_during_a_save(
 
     begin = stage.begin
 
-    def freed(step: int, spent: float) -> float:
+    def freed(step: int, at: int) -> float:
         if step == 4:
             # Whatever the disk was like, the first save is whole.
             assert Run(run.path, resume=True).load_state().step == 1
             (small_disk / "filler").unlink()
-        return begin(step, spent)
+        return begin(step, at)
 
     monkeypatch.setattr(stage, "save", crowded)
     monkeypatch.setattr(stage, "begin", freed)
