@@ -135,8 +135,9 @@ def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_row_does_its_work_at_its_size(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(NAMES - {"sd15-step-bf16", "decode-512-fp32", "decode-512-bf16"}))
+def test_rows_do_their_work_at_their_size(name: str) -> None:
+    """All but those that differ from others in type or side alone, and would take minutes here."""
     workload = ROWS[name](not name.startswith("sd15"))  # whose copies for diffusers take 10 GB
     output = workload.ours()
     workload.close()
