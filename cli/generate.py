@@ -55,7 +55,8 @@ Quality = Annotated[
     str,
     typer.Option(
         help="What is chosen for options that are not given. exact: nothing is left out. fast: 15 steps of unipc, in "
-        "bfloat16 where that is fast. draft: 10 of them. Measured in docs/presets.md."
+        "bfloat16 where that is fast. draft: 10 of them. FID of the built-in model (240 pictures, features of "
+        "EfficientNet-Lite0): 149.4, 148.8, 149.4. docs/presets.md has more."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps.  [default: 30; fast 15, draft 10]")]
