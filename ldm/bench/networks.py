@@ -99,7 +99,7 @@ def converted(network: N, dtype: torch.dtype) -> N:
 
 def prepared(network: M, dtype: torch.dtype) -> M:
     """One of ours as `TextToImage` has it: made for inference."""
-    return prepare_for_sampling(converted(network, dtype))
+    return prepare_for_sampling(network, dtype)
 
 
 def operations(config: Config) -> dict[str, int]:

@@ -15,10 +15,14 @@ MANY_SCORES = 2**14  # of one head of one sample
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one attention, each (B, heads, L, width of a head)."""
+    """Keys and values of one attention, each (B, heads, L, width of a head).
+
+    `mask` (1, 1, 1, L) is false where they only fill up, if they do.
+    """
 
     keys: Tensor
     values: Tensor
+    mask: Tensor | None = None
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,8 +75,7 @@ class Attention(nn.Module):
 
     def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
         """What tokens (B, L, C) see, before the last linear layer, (B, L, C)."""
-        keys, values = projected or self.project(tokens)
-        h = attend(self._divide(self.to_q(tokens)), keys, values)  # (B, heads, L, C / heads)
+        h = attend(self._divide(self.to_q(tokens)), *(projected or self.project(tokens)))  # (B, heads, L, C / heads)
         return h.transpose(1, 2).flatten(2)
 
     def _divide(self, tokens: Tensor) -> Tensor:

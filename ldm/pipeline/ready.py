@@ -48,8 +48,8 @@ class Ready(Generic[Network]):
             self._made.clear()  # free their memory first
             self._state = state
         if dtype not in self._made:
-            typed = network if dtype == network.dtype else copy.deepcopy(network).to(dtype)
-            self._made[dtype] = prepare_for_sampling(typed) if self.prepare else typed
+            prepared = self.prepare
+            self._made[dtype] = prepare_for_sampling(network, dtype) if prepared else copy.deepcopy(network).to(dtype)
         return self._made[dtype]
 
 

@@ -13,52 +13,103 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.models.attention import (
+    Attention,
     FeedForward,
     KeysValues,
     SpatialAttention,
     SpatialTransformer,
     TransformerBlock,
+    attend,
     to_map,
     to_tokens,
 )
-from ldm.models.layers import NOTHING, DoublingBlock, HalvingBlock, ResNetBlock, Shifts, Size, Upsample
+from ldm.models.layers import DoublingBlock, HalvingBlock, ResNetBlock, Size, Upsample
 from ldm.models.prepared.packed import PackedConv2d, PackedLinear
+
+TOKENS = 16  # of keys: the fused kernel takes twice as long over 77 as over 80
+SMALL = 2**18  # numbers of a map in bfloat16 up to which float32 is the faster way through a group norm
+NARROW = 8 * 8  # positions from which on it is, and from which on repeated ones are not convolved one by one
+PRODUCTS = {torch.float32: 0, torch.bfloat16: 2**25}  # a picture, of a doubled map's fourth, from which on neither are
+
+
+class PreparedGroupNorm(nn.GroupNorm):
+    """Leaves small maps in bfloat16, which PyTorch's kernel is slow with, in the float32 that it normalises them in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the original, (B, C, H, W), but in some cases not rounded to the type of x."""
+        weight, bias = self.weight, self.bias
+        if x.dtype == torch.bfloat16 and x.numel() <= SMALL and x.shape[2:].numel() >= NARROW:
+            x, weight, bias = x.float(), weight.float(), bias.float()
+        return torch.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class PreparedResNetBlock(ResNetBlock):
     """Joins its sum to the second convolution, and overwrites what nobody needs any more."""
 
-    def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
+    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """As the original."""
-        return self._add(x, _activated(self.norm1(x)), next(shifts))
+        return self._add(x, activated(self.norm1, x), shift)
 
     def _add(self, x: Tensor, h: Tensor, shift: Tensor | None) -> Tensor:
-        h = _activated(self._second_norm(self.conv1(h), shift))
+        if self.scale_shift:
+            h = F.silu(self._second_norm(self.conv1(h), shift), inplace=True)
+        else:
+            h = activated(self.norm2, _moved(self.conv1, h, shift))
         return added(self.conv2, h, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class PreparedHalvingBlock(PreparedResNetBlock, HalvingBlock):
     """The same, halving both sides."""
 
-    def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
+    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """As the original."""
-        return HalvingBlock.forward(self, x, shifts)
+        return HalvingBlock.shifted(self, x, shift)
 
 
 class PreparedDoublingBlock(PreparedResNetBlock, DoublingBlock):
     """The same, doubling both sides."""
 
-    def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
+    def shifted(self, x: Tensor, shift: Tensor | None, size: Size | None = None) -> Tensor:
         """As the original."""
-        return DoublingBlock.forward(self, x, shifts, size)
+        return DoublingBlock.shifted(self, x, shift, size)
 
 
-class PreparedSpatialAttention(SpatialAttention):
+class PreparedSelfAttention(Attention):
+    """Attention of tokens to themselves, whose queries, keys and values are one product."""
+
+    to_qkv: PackedLinear
+
+    def join(self) -> None:
+        """Make one layer of three packed ones."""
+        self.to_qkv = PackedLinear.joined([self._modules.pop(name) for name in ("to_q", "to_k", "to_v")])
+
+    def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
+        """As the original, without a context."""
+        assert projected is None, "this attention is to its own tokens"
+        joined = self.to_qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return attend(*joined.unbind()).transpose(1, 2).flatten(2)
+
+
+class PreparedCrossAttention(Attention):
+    """Keeps keys and values as the fused kernel likes them: each head on its own, in multiples of sixteen tokens."""
+
+    def project(self, context: Tensor) -> KeysValues:
+        """As the original, (B, heads, L', width of a head), where a mask is false from the context's length L on."""
+        keys, values, _ = super().project(context)
+        length, missing = context.shape[1], -context.shape[1] % TOKENS
+        if not missing:
+            return KeysValues(keys.contiguous(), values.contiguous())
+        mask = torch.arange(length + missing, device=context.device) < length
+        keys, values = (F.pad(part, (0, 0, 0, missing)) for part in (keys, values))
+        return KeysValues(keys, values, mask.view(1, 1, 1, -1))
+
+
+class PreparedSpatialAttention(PreparedSelfAttention, SpatialAttention):
     """Joins its sum to the last linear layer."""
 
     def forward(self, x: Tensor, projected: object = None) -> Tensor:
         """As the original."""
-        h = self.attended(to_tokens(self.group_norm(x)))
+        h = self.attended(to_tokens(normalised(self.group_norm, x)))
         return to_map(added(self.to_out[0], h, to_tokens(x)), x)
 
 
@@ -86,7 +137,7 @@ class PreparedSpatialTransformer(SpatialTransformer):
 
     def forward(self, x: Tensor, projected: Iterator[KeysValues]) -> Tensor:
         """As the original."""
-        tokens = self.proj_in(to_tokens(self.norm(x)))
+        tokens = self.proj_in(to_tokens(normalised(self.norm, x)))
         for block in self.transformer_blocks:
             tokens = block(tokens, next(projected))
         return to_map(added(self.proj_out, tokens, to_tokens(x)), x)
@@ -95,21 +146,23 @@ class PreparedSpatialTransformer(SpatialTransformer):
 class PreparedUpsample(Upsample):
     """Convolves before it repeats: each of a doubled position's four places sees 2x2 old ones, with sums of weights."""
 
-    def __init__(self, original: Upsample) -> None:
-        """Take over the weights of a block whose layers are plain."""
+    def __init__(self, original: Upsample, dtype: torch.dtype) -> None:
+        """Take over the weights of a block whose layers are plain, in a type; sums are rounded to it once."""
         nn.Module.__init__(self)
         weight, bias = original.conv.weight.detach(), original.conv.bias
-        self.conv = PackedConv2d(weight, bias, padding=1)  # for odd sides
+        bias = None if bias is None else bias.to(dtype)
+        self.conv = PackedConv2d(weight.to(dtype), bias, padding=1)
         rows = {0: (slice(0, 1), slice(1, 3)), 1: (slice(0, 2), slice(2, 3))}  # of the weight that fall on one place
         self.places = nn.ModuleList(
-            PackedConv2d(_summed(weight, rows[down], rows[right]), bias, padding=1)
+            PackedConv2d(_summed(weight, rows[down], rows[right]).to(dtype), bias, padding=1)
             for down, right in product((0, 1), repeat=2)
         )
 
     def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
         """As the original."""
         height, width = x.shape[2:]
-        if size is not None and size != (2 * height, 2 * width):
+        odd = size is not None and size != (2 * height, 2 * width)
+        if odd or height * width < NARROW or height * width * x.shape[1] ** 2 < PRODUCTS[x.dtype]:
             return super().forward(x, shifts, size)
         out: Tensor | None = None
         for (down, right), place in zip(product((0, 1), repeat=2), self.places, strict=True):
@@ -123,9 +176,9 @@ class PreparedUpsample(Upsample):
 
 
 def _summed(weight: Tensor, rows: tuple[slice, slice], columns: tuple[slice, slice]) -> Tensor:
-    """A weight (C', C, 3, 3) with some rows and columns added up, (C', C, 2, 2)."""
+    """A weight (C', C, 3, 3) with some rows and columns added up, (C', C, 2, 2), in float64."""
     parts = [[weight[:, :, row, column].double().sum((2, 3)) for column in columns] for row in rows]
-    return torch.stack([torch.stack(part, dim=-1) for part in parts], dim=-2).to(weight.dtype)
+    return torch.stack([torch.stack(part, dim=-1) for part in parts], dim=-2)
 
 
 class PackedGate(nn.Module):
@@ -149,5 +202,20 @@ def added(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     return layer.added(h, x) if isinstance(layer, PackedConv2d) else x + layer(h)
 
 
-def _activated(h: Tensor) -> Tensor:
-    return F.silu(h, inplace=True)
+def activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU of normalised x (B, C, H, W)."""
+    return F.silu(norm(x), inplace=True).to(x.dtype)
+
+
+def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a group norm gives for x (B, C, H, W), in the type of x."""
+    return norm(x).to(x.dtype)
+
+
+def _moved(conv: nn.Module, x: Tensor, shift: Tensor | None) -> Tensor:
+    """conv(x) plus a shift (B or 1, C), which joins the bias where all maps have the same."""
+    if shift is None:
+        return conv(x)
+    if len(shift) == 1 and isinstance(conv, PackedConv2d):
+        return conv(x, shift[0])
+    return conv(x) + shift[:, :, None, None]

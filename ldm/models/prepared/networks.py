@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TypeVar, cast
 
+import torch
 from torch import nn
 
 from ldm.models.attention import Attention, FeedForward, SpatialAttention, SpatialTransformer, TransformerBlock
@@ -12,10 +13,13 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.layers import DoublingBlock, Downsample, HalvingBlock, ResNetBlock, Upsample
 from ldm.models.prepared.blocks import (
     PackedGate,
+    PreparedCrossAttention,
     PreparedDoublingBlock,
     PreparedFeedForward,
+    PreparedGroupNorm,
     PreparedHalvingBlock,
     PreparedResNetBlock,
+    PreparedSelfAttention,
     PreparedSpatialAttention,
     PreparedSpatialTransformer,
     PreparedTransformerBlock,
@@ -34,7 +38,7 @@ REPLACED: dict[type[nn.Module], type[nn.Module]] = {
     SpatialTransformer: PreparedSpatialTransformer,
     TransformerBlock: PreparedTransformerBlock,
     FeedForward: PreparedFeedForward,
-    Attention: Attention,
+    Attention: PreparedCrossAttention,
     Upsample: PreparedUpsample,
     Downsample: Downsample,
 }
@@ -43,11 +47,11 @@ PARTS = {nn.Module, nn.ModuleList, nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerN
 ONCE = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # run once a prompt or a grid, not at each step
 
 
-def prepare_for_sampling(network: Network) -> Network:
+def prepare_for_sampling(network: Network, dtype: torch.dtype | None = None) -> Network:
     """A copy of a network for inference, which is used as the network is and gives the same numbers.
 
-    In float32 they differ by rounding alone, below 1e-5 of their norm. In bfloat16 those of U-Nets are nearer to the
-    exact ones, those of decoders a little farther: where sides are doubled, sums of weights are rounded.
+    In float32 they differ by rounding alone, below 1e-5 of their norm. With a `dtype` the copy computes in that type;
+    in bfloat16 its numbers are nearer to those of the network in float32 than a plain copy's.
     The copy is made at once and shares the network's weights; on a CPU layers of its blocks get their own at their
     first call, as large as the network's. What it gives has no gradients, and a change of the network's weights shows
     in it only where they are shared: prepare again after it. Blocks that somebody has changed or hooked into stay what
@@ -55,17 +59,21 @@ def prepare_for_sampling(network: Network) -> Network:
     PyTorch lacks what is needed.
     """
     weight = next(network.parameters(), None)
-    packs = weight is not None and weight.device.type == "cpu" and works(network.dtype)
-    return cast(Network, _copied(network, packs))
+    typed = network if dtype in (None, network.dtype) else copy.deepcopy(network).to(dtype)
+    packs = weight is not None and weight.device.type == "cpu" and works(typed.dtype)
+    return cast(Network, _copied(typed, packs, network))
 
 
-def _copied(module: nn.Module, packs: bool, path: str = "") -> nn.Module:
-    """The module with weights of its own name but not of its own, and its blocks replaced."""
+def _copied(module: nn.Module, packs: bool, exact: nn.Module, path: str = "") -> nn.Module:
+    """The module with weights of its own name but not of its own, and its blocks replaced.
+
+    `exact` is the same before it was converted to another type.
+    """
     block = type(module) in REPLACED
     if block and not _known(module):
         return module
     if packs and type(module) is Upsample:
-        return PreparedUpsample(module)
+        return PreparedUpsample(cast(Upsample, exact), module.conv.weight.dtype)
     if packs and "_block" in path and not path.endswith(ONCE):
         packed = _packed(module, path)
         if packed is not None:
@@ -76,11 +84,15 @@ def _copied(module: nn.Module, packs: bool, path: str = "") -> nn.Module:
         for name, weight in module._parameters.items()
     }
     copied._modules = {
-        name: None if child is None else _copied(child, packs, f"{path}.{name}")
+        name: None if child is None else _copied(child, packs, exact._modules[name], f"{path}.{name}")
         for name, child in module._modules.items()
     }
     if packs and block:
-        copied.__class__ = REPLACED[type(module)]
+        copied.__class__ = PreparedSelfAttention if path.endswith("attn1") else REPLACED[type(module)]
+        if isinstance(copied, PreparedSelfAttention):
+            copied.join()
+    elif packs and type(module) is nn.GroupNorm and "_block" in path:
+        copied.__class__ = PreparedGroupNorm
     elif packs and type(module) is nn.Conv2d:  # so that all maps after it lie channels last
         copied.weight = nn.Parameter(channels_last(module.weight.detach()), requires_grad=False)
     return copied

@@ -6,6 +6,7 @@ product itself. Here that is done at the first call, when the size of the input 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -21,8 +22,15 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take over a weight (C', C) and a bias (C',)."""
         super().__init__()
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.plain: Tensor | None = weight.detach()  # until it is packed
+        self.bias = None if bias is None else bias.detach()
         self.packed: Tensor | None = None
+
+    @classmethod
+    def joined(cls, layers: Sequence[PackedLinear]) -> PackedLinear:
+        """Layers of the same input as one, their outputs side by side; before they are used."""
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        return cls(torch.cat([layer.plain for layer in layers]), torch.cat(biases) if biases else None)
 
     def forward(self, x: Tensor, then: str = "none") -> Tensor:
         """x (..., C) to (..., C'), through a GELU where `then` is "gelu"."""
@@ -39,7 +47,8 @@ class PackedLinear(nn.Module):
     def _weight(self, x: Tensor) -> Tensor:
         refuse_gradients(x)
         if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[:-1].numel())
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, x.shape[:-1].numel())
+            self.plain = None
         return self.packed
 
 
@@ -52,15 +61,17 @@ class PackedConv2d(nn.Module):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.packed: Tensor | None = None
         self.sizes = [padding, padding], [stride, stride], [1, 1], 1  # dilation and groups
-        self.filters = (*weight.shape[2:], padding, stride) == (3, 3, 1, 1) and winograd.pays(weight)
+        self.by_filtering = (*weight.shape[2:], padding, stride) == (3, 3, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) to (B, C', H', W')."""
-        x = channels_last(x)
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) to (B, C', H', W'), plus a shift (C',) where there is one."""
+        x, bias = channels_last(x), self.bias
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
         if self._large(x):
-            return winograd.convolve(x, self.weight, self.bias)
+            return winograd.convolve(x, self.weight, bias)
         convolved = torch.ops.mkldnn._convolution_pointwise.default
-        return convolved(x, self._weight(x), self.bias, *self.sizes, "none", [], "none")
+        return convolved(x, self._weight(x), bias, *self.sizes, "none", [], "none")
 
     def added(self, x: Tensor, other: Tensor) -> Tensor:
         """The convolution of x (B, C, H, W) added to `other` (B, C', H', W')."""
@@ -74,7 +85,7 @@ class PackedConv2d(nn.Module):
     def _large(self, x: Tensor) -> bool:
         """Whether a map is large enough for Winograd's way, which does not depend on how many maps there are."""
         refuse_gradients(x)
-        return self.filters and x.shape[2] * x.shape[3] >= winograd.POSITIONS
+        return self.by_filtering and winograd.pays(self.weight, x.shape[2] * x.shape[3])
 
     def _weight(self, x: Tensor) -> Tensor:
         if self.packed is None:

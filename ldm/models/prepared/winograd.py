@@ -8,7 +8,8 @@ the direct sum.
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -18,52 +19,73 @@ TILE = 4  # outputs along a side
 SEEN = 6  # inputs along a side
 POINTS = (0.0, -math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(2), math.sqrt(2))
 WORK = 2**22  # numbers of the transformed tiles that are worked on at a time: they stay in the cache
-POSITIONS = 32 * 32  # of a map from which on it is sooner than the direct sum
-CHANNELS = 128  # going in and out from which on it is
+FEW_TILES = 256  # of all maps together: the filters are then more than they, and are worked on part by part
+FILTERS = 128  # at a time
+PAYS = {32 * 32: 128, 16 * 16: 640}  # positions of a map, and channels in and out, from which on it is sooner
 
 
-def pays(weight: Tensor) -> bool:
-    """Whether a weight (C', C, 3, 3) has the type and so many channels that large maps gain by it."""
-    return weight.dtype == torch.float32 and min(weight.shape[:2]) >= CHANNELS
+def pays(weight: Tensor, positions: int) -> bool:
+    """Whether a weight (C', C, 3, 3) has the type and so many channels that maps of that many positions gain by it."""
+    channels = min(weight.shape[:2])
+    return weight.dtype == torch.float32 and any(
+        positions >= least and channels >= wide for least, wide in PAYS.items()
+    )
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None = None) -> Tensor:
     """The 3x3 convolution, padded by 1, of x (B, C, H, W) that lies channels last, plus `other` (B, C', H, W)."""
     batch, channels, height, width = x.shape
-    filters = _transforms()[1] @ weight.reshape(-1, 9).t()  # (36, C' * C)
-    filters = filters.view(SEEN**2, len(weight), channels).transpose(1, 2)  # (36, C, C')
     down, across = -(-height // TILE), -(-width // TILE)
     out = x.new_empty(batch, TILE * down, TILE * across, len(weight))
-    rows = max(1, WORK // (SEEN**2 * across * max(channels, len(weight))))  # of tiles
-    maps, added = x.permute(0, 2, 3, 1), None if other is None else other.permute(0, 2, 3, 1)
-    for picture in range(batch):
-        for row in range(0, down, rows):
-            top, bottom = TILE * row, TILE * min(row + rows, down)
-            _strip(maps[picture], filters, bias, out[picture, top:bottom], top)
-            if added is not None:
-                out[picture, top : min(bottom, height), :width] += added[picture, top:bottom]
-    return out[:, :height, :width].permute(0, 3, 1, 2)
+    maps = x.permute(0, 2, 3, 1)
+    if batch * down * across <= FEW_TILES:
+        _fill(out, maps, 0, bias, partial(_filtered_by_parts, weight=weight))
+    else:
+        filtered = partial(torch.bmm, mat2=_filters(weight))
+        rows = max(1, WORK // (SEEN**2 * across * max(channels, len(weight))))  # of tiles
+        for picture in range(batch):
+            for top in range(0, TILE * down, TILE * rows):
+                strip = out[picture : picture + 1, top : top + TILE * rows]
+                _fill(strip, maps[picture : picture + 1], top, bias, filtered)
+    out = out[:, :height, :width]
+    if other is not None:
+        out += other.permute(0, 2, 3, 1)
+    return out.permute(0, 3, 1, 2)
 
 
-def _strip(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor, top: int) -> None:
-    """Fill the rows `out` (4 n, 4 m, C') from `top` on with the convolution of x (H, W, C)."""
-    (height, width, channels), (tall, wide, outputs) = x.shape, out.shape
+def _filters(weight: Tensor) -> Tensor:
+    """The transform of a weight (C', C, 3, 3), (36, C, C')."""
+    made = _transforms()[1] @ weight.reshape(-1, 9).t()  # (36, C' * C)
+    return made.view(SEEN**2, *weight.shape[:2]).transpose(1, 2)
+
+
+def _filtered_by_parts(tiles: Tensor, weight: Tensor) -> Tensor:
+    """Transformed tiles (36, N, C) times filters, (36, N, C'), of which only some exist at a time."""
+    return torch.cat([torch.bmm(tiles, _filters(part)) for part in weight.split(FILTERS)], dim=2)
+
+
+def _fill(out: Tensor, x: Tensor, top: int, bias: Tensor | None, filtered: Callable[[Tensor], Tensor]) -> None:
+    """Fill the rows `out` (B, 4 n, 4 m, C') from `top` on with the convolution of x (B, H, W, C).
+
+    `filtered` multiplies transformed tiles (36, N, C) by filters, which gives (36, N, C').
+    """
+    (_, height, width, channels), (batch, tall, wide, outputs) = x.shape, out.shape
     down, across = tall // TILE, wide // TILE
     start, stop = max(top - 1, 0), min(top + tall + 1, height)
     edges = (1, wide + 1 - width, start - top + 1, top + tall + 1 - stop)
-    padded = F.pad(x[start:stop], (0, 0, *edges))  # (4 n + 2, 4 m + 2, C)
-    line, place, _ = padded.stride()
+    padded = F.pad(x[:, start:stop], (0, 0, *edges))  # (B, 4 n + 2, 4 m + 2, C)
+    whole, line, place, _ = padded.stride()
     tiles = padded.as_strided(
-        (SEEN, SEEN, down, across, channels), (line, place, TILE * line, TILE * place, 1)
-    ).reshape(SEEN**2, -1)  # (36, n * m * C)
+        (SEEN, SEEN, batch, down, across, channels), (line, place, whole, TILE * line, TILE * place, 1)
+    ).reshape(SEEN**2, -1)  # (36, B * n * m * C)
     inputs, _, result = _transforms()
-    products = torch.bmm((inputs @ tiles).view(SEEN**2, -1, channels), filters)  # (36, n * m, C')
-    found = (result @ products.view(SEEN**2, -1)).view(TILE, TILE, down, across, outputs)
-    places = out.view(down, TILE, across, TILE, outputs)
+    products = filtered((inputs @ tiles).view(SEEN**2, -1, channels))  # (36, B * n * m, C')
+    found = (result @ products.view(SEEN**2, -1)).view(TILE, TILE, batch, down, across, outputs)
+    found, places = found.permute(2, 3, 0, 4, 1, 5), out.view(batch, down, TILE, across, TILE, outputs)
     if bias is None:
-        places.copy_(found.permute(2, 0, 3, 1, 4))
+        places.copy_(found)
     else:
-        torch.add(found.permute(2, 0, 3, 1, 4), bias, out=places)
+        torch.add(found, bias, out=places)
 
 
 @cache
