@@ -83,7 +83,7 @@ def test_a_model_that_returns_the_real_pictures_scores_as_the_probe():
         reader.see(pictures)
     scores = SceneScores.of(scenes, *(reader.gathered(ProcessShare()) for reader in readers))
     assert scores.samples == scores.real
-    assert scores.real["all"]["objects"].share > 0.8
+    assert scores.real["all"]["objects"].share > 0.95
     noise = SceneReader(load_probe(), scenes, len(scenes))
     noise.see(np.random.default_rng(0).integers(0, 256, pictures.shape, dtype=np.uint8))
     assert not any(right["objects"] for right in noise.gathered(ProcessShare()))
