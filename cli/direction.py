@@ -36,8 +36,10 @@ def find(
     check_writable([out])
     start, end = _pictures(first), _pictures(second)
 
+    from ldm.allocator import keep_freed_memory
     from ldm.pipeline import TextToImage, directions
 
+    keep_freed_memory()
     way = directions.Way(strength, steps, prompt)
     directions.find(TextToImage.from_pretrained(model, device=device), start, end, way).save(out)
     typer.echo(out)
@@ -62,9 +64,11 @@ def apply(
         raise UserError(f"--out {out}: give a picture's file, such as moved.png")
     check_writable([out])
 
+    from ldm.allocator import keep_freed_memory
     from ldm.data.pictures import contact_sheet, read_picture
     from ldm.pipeline import TextToImage, directions
 
+    keep_freed_memory()
     found, given, amounts = directions.Direction.load(direction), list(map(read_picture, pictures)), amount or [1.0]
     pipe = TextToImage.from_pretrained(model, device=device)
     rows = [directions.moved(pipe, picture, found, amounts) for picture in given]

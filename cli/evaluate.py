@@ -123,9 +123,11 @@ def evaluate(
 
 def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencoder:
     """A pipeline, or the autoencoder alone where there is no more and nothing is drawn."""
+    from ldm.allocator import keep_freed_memory
     from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, resolve
     from ldm.pipeline import TextToImage, find_device
 
+    keep_freed_memory()
     if not draws and not (resolve(model) / "model_index.json").is_file():
         return load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
     return TextToImage.from_pretrained(model, device=device)

@@ -1,6 +1,7 @@
-"""Two tables of a model of ours: the DDIM paper's (Song et al. 2021, table 1), and samplers in few network calls.
+"""Tables of a model of ours: the DDIM paper's (Song et al. 2021, table 1), and samplers in few network calls.
 
     python docs/sampler_tables.py ddim --samples 300 --seeds 3 --table docs/ddim_table.md
+    python docs/sampler_tables.py guided-ddim --samples 300 --seeds 3 --table docs/guided_ddim_table.md
     python docs/sampler_tables.py few --samples 200 --seeds 1 --table docs/few_steps_table.md
 
 Every cell is finished before the next one starts, and stands in the results as a line of JSON. What stands there is
@@ -61,12 +62,10 @@ class Study:
     rows: dict[str, Way]
 
 
+FRESH_NOISE = {f"eta {eta:g}": Way("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {"sigma-hat": Way("ddpm-large")}
 STUDIES = {
-    "ddim": Study(
-        guidance_scale=1.0,
-        calls=(10, 20),
-        rows={f"eta {eta:g}": Way("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {"sigma-hat": Way("ddpm-large")},
-    ),
+    "ddim": Study(guidance_scale=1.0, calls=(10, 20), rows=FRESH_NOISE),
+    "guided-ddim": Study(guidance_scale=3.0, calls=(10, 20), rows=FRESH_NOISE),
     "few": Study(
         guidance_scale=3.0,
         calls=(4, 6, 8, 10, 15, 20, 30),

@@ -87,7 +87,9 @@ def test_the_size_follows_the_free_memory(
     free: float, sizes: list[int], pipe: TextToImage, narrow: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = batches.picture_memory(pipe.parts, (4, 16, 16), rows=2)
-    monkeypatch.setattr(batches, "free_memory", lambda device: free * one)
+    parts = pipe.parts.unet, pipe.parts.autoencoder
+    prepared = sum(weight.nbytes for part in parts for weight in part.parameters())  # beside the plain weights
+    monkeypatch.setattr(batches, "free_memory", lambda device: prepared + free * one)
     called = narrow(100, RuntimeError())
     draw(pipe, num_images=3)
     assert called == [2 * size for size in sizes for _ in range(3)]

@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 MOST = {"cuda": 64, "cpu": 8}  # more pictures at a time are hardly faster
 SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the free memory that is planned with; on the CPU others want some as well
+PREPARED = {"cuda": 0, "cpu": 1}  # copies of the weights that networks prepared for sampling take beside the plain ones
 COPIES = 8  # of its widest map that a network holds while it computes: joined, normalised, activated, convolved
 # Of a process' group, new and old: what it may take and what it has taken.
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
@@ -29,7 +30,9 @@ def automatic(parts: Parts, shape: tuple[int, int, int], rows: int, backward: bo
     """
     device = parts.device
     kind = "cuda" if device.type == "cuda" else "cpu"
-    fitting = SHARE[kind] * free_memory(device) / picture_memory(parts, shape, rows, backward)
+    weights = sum(weight.nbytes for part in (parts.unet, parts.autoencoder) for weight in part.parameters())
+    left = free_memory(device) - PREPARED[kind] * weights
+    fitting = SHARE[kind] * left / picture_memory(parts, shape, rows, backward)
     return max(1, min(MOST[kind], int(fitting)))
 
 
