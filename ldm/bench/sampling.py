@@ -37,34 +37,21 @@ T = 601  # of the one call
 def sampling(name: str, dtype: torch.dtype, against: bool, steps: int = STEPS) -> Workload:
     """The latents of one picture out of noise, by DDIM with guidance and the U-Net of a configuration."""
     config, device = configuration.load(name), find_device()
-    unet = random_network(lambda: UNet(config.need_unet())).to(device)
     contexts, start = contexts_of(config, 2).to(device), noise_of(config, 1).to(device)
+    scheduler = their_scheduler(config.diffusion) if against else None
 
     def ours(network: UNet) -> Run:
         return our_sampling(pipeline_of(config, network), steps, contexts, start)
 
-    def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
-        if not against:
-            return None
-        network = (tuned_network if tuned else converted)(their_unet(unet), dtype)
-        scheduler = their_scheduler(config.diffusion)
+    def theirs(network: Any, dtype: torch.dtype) -> Run:
         return lambda: their_sampling(network, scheduler, steps, contexts.to(dtype), start.to(dtype))
 
-    return Workload(
-        ours=ours(prepared(unet, dtype)),
-        theirs=theirs(torch.float32),
-        tuned=theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
-        plain=None if against else ours(unet),
-        flops=2 * steps * operations(config)["unet"],
-        dtype=dtype,
-    )
+    return _with_unet(config, dtype, 2 * steps, ours, theirs if against else None)
 
 
 def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
     """One call of a configuration's U-Net on the two rows of a guided picture, as it is in the midst of sampling."""
     config, device = configuration.load(name), find_device()
-    unet = random_network(lambda: UNet(config.need_unet())).to(device)
     contexts, latents = contexts_of(config, 2).to(device), noise_of(config, 2).to(device)
     t = torch.tensor([T], device=device)
 
@@ -73,20 +60,33 @@ def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
             embedding, projected = network.embed_time(t), network.project_context(contexts)
         return torch.inference_mode()(lambda: network.denoise(latents, embedding, projected))
 
-    def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
-        if not against:
-            return None
-        network = (tuned_network if tuned else converted)(their_unet(unet), dtype)
+    def theirs(network: Any, dtype: torch.dtype) -> Run:
         x, told = latents.to(dtype), contexts.to(dtype)
         return torch.no_grad()(lambda: network(x, t, encoder_hidden_states=told).sample)
 
+    return _with_unet(config, dtype, 2, ours, theirs if against else None)
+
+
+def _with_unet(
+    config: Config,
+    dtype: torch.dtype,
+    rows: int,
+    ours: Callable[[UNet], Run],
+    theirs: Callable[[Any, torch.dtype], Run] | None,
+) -> Workload:
+    """What is done with a configuration's U-Net, which sees so many `rows` in all."""
+    unet = random_network(lambda: UNet(config.need_unet())).to(find_device())
+
+    def their(make: Callable[[Any, torch.dtype], Any], dtype: torch.dtype) -> Run | None:
+        return None if theirs is None else theirs(make(their_unet(unet), dtype), dtype)
+
     return Workload(
         ours=ours(prepared(unet, dtype)),
-        theirs=theirs(torch.float32),
-        tuned=theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
-        plain=None if against else ours(unet),
-        flops=2 * operations(config)["unet"],
+        theirs=their(converted, torch.float32),
+        tuned=their(tuned_network, dtype),
+        theirs_bf16=their(converted, dtype) if dtype == torch.bfloat16 else None,
+        plain=ours(unet) if theirs is None else None,
+        flops=rows * operations(config)["unet"],
         dtype=dtype,
     )
 
