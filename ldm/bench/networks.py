@@ -20,9 +20,11 @@ from ldm.checkpoint.weights import WithoutNormals
 from ldm.config import Config, DiffusionConfig
 from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.compiling import compile_blocks
 from ldm.models.prepared import prepare_for_sampling
 from ldm.models.text import TextEncoder
 from ldm.models.unet import UNet
+from ldm.pipeline.recorded import RecordedUNet
 
 N = TypeVar("N", bound=nn.Module)
 M = TypeVar("M", UNet, Autoencoder)
@@ -98,8 +100,16 @@ def converted(network: N, dtype: torch.dtype) -> N:
 
 
 def prepared(network: M, dtype: torch.dtype) -> M:
-    """One of ours as `TextToImage` has it: made for inference."""
-    return prepare_for_sampling(network, dtype)
+    """One of ours as `TextToImage` has it: made for inference and, on a GPU, compiled."""
+    made = prepare_for_sampling(network, dtype)
+    if next(network.parameters()).device.type == "cuda":
+        compile_blocks(made)
+    return made
+
+
+def recorded(unet: UNet) -> UNet | RecordedUNet:
+    """On a GPU a U-Net by recordings of its calls."""
+    return RecordedUNet(unet) if next(unet.parameters()).device.type == "cuda" else unet
 
 
 def operations(config: Config) -> dict[str, int]:

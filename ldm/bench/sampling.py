@@ -15,6 +15,7 @@ from ldm.bench.networks import (
     operations,
     prepared,
     random_network,
+    recorded,
     their_autoencoder,
     their_scheduler,
     their_unet,
@@ -58,7 +59,8 @@ def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
     def ours(network: UNet) -> Run:
         with torch.inference_mode():
             embedding, projected = network.embed_time(t), network.project_context(contexts)
-        return torch.inference_mode()(lambda: network.denoise(latents, embedding, projected))
+        unet = recorded(network)
+        return torch.inference_mode()(lambda: unet.denoise(latents, embedding, projected))
 
     def theirs(network: Any, dtype: torch.dtype) -> Run:
         x, told = latents.to(dtype), contexts.to(dtype)
@@ -144,7 +146,8 @@ def noise_of(config: Config, count: int, side: int | None = None) -> Tensor:
 def pipeline_of(config: Config, unet: UNet) -> TextToImage:
     """A pipeline that is given its contexts: it has no text encoder."""
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
-    return TextToImage(Parts(autoencoder, unet, None, None, config.diffusion), prepare=False)
+    compiled = next(unet.parameters()).device.type == "cuda"
+    return TextToImage(Parts(autoencoder, unet, None, None, config.diffusion), prepare=False, compiled=compiled)
 
 
 def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Callable[[], Tensor]:

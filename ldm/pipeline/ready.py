@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.compiling import compile_blocks
 from ldm.models.prepared import prepare_for_sampling
 from ldm.models.unet import UNet
 
@@ -27,9 +28,9 @@ class State(NamedTuple):
 class Ready(Generic[Network]):
     """A network as a pipeline computes with it, by type, while the network is what it was."""
 
-    def __init__(self, prepare: bool = True) -> None:
-        """Without `prepare` it is the network itself, or a plain copy in another type."""
-        self.prepare = prepare
+    def __init__(self, prepare: bool = True, compiled: bool = False) -> None:
+        """Without `prepare` it is the network itself, or a plain copy in another type; `compiled` is for a GPU."""
+        self.prepare, self.compiled = prepare or compiled, compiled
         self._state: State | None = None
         self._made: dict[torch.dtype, Network] = {}
 
@@ -49,7 +50,10 @@ class Ready(Generic[Network]):
             self._state = state
         if dtype not in self._made:
             prepared = self.prepare
-            self._made[dtype] = prepare_for_sampling(network, dtype) if prepared else copy.deepcopy(network).to(dtype)
+            made = prepare_for_sampling(network, dtype) if prepared else copy.deepcopy(network).to(dtype)
+            if self.compiled:
+                compile_blocks(made)
+            self._made[dtype] = made
         return self._made[dtype]
 
 

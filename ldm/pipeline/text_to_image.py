@@ -32,6 +32,7 @@ from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.quality import settle_quality
 from ldm.pipeline.ready import Ready
+from ldm.pipeline.recorded import RecordedUNet
 from ldm.pipeline.request import Framing, Request, Subject
 from ldm.pipeline.reuse import Reusing
 from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
@@ -44,17 +45,22 @@ if TYPE_CHECKING:
 class TextToImage:
     """A trained pipeline that draws pictures of prompts; some draw classes instead, or what they were trained on."""
 
-    def __init__(self, parts: Parts, tile: int | None = None, prepare: bool = True) -> None:
+    def __init__(self, parts: Parts, tile: int | None = None, prepare: bool = True, compiled: bool = False) -> None:
         """Take over the parts, which must lie on one device, and switch them to evaluation.
 
         `tile` is the side in pixels of the tiles in which pictures go through the autoencoder, 0 for whole pictures;
         None: only large pictures go in tiles. Raises UserError for a side that no tile can have. Without `prepare`
-        pictures are drawn by the parts themselves, not by copies made for inference (`prepare_for_sampling`).
+        pictures are drawn by the parts themselves, not by copies made for inference (`prepare_for_sampling`). With
+        `compiled`, which is for GPUs, the first pictures of a size take a minute more and the others less: blocks of
+        the copies are compiled and steps are replayed as CUDA graphs.
         """
         if tile is not None:
             tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
         self.parts, self.tile = parts, tile
-        self._ready_unet, self._ready_autoencoder = Ready[UNet](prepare), Ready[Autoencoder](prepare)
+        self.compiled = compiled
+        self._ready_unet = Ready[UNet](prepare, compiled)
+        self._ready_autoencoder = Ready[Autoencoder](prepare, compiled)
+        self._recorded: RecordedUNet | None = None
         self.schedule = make_schedule(parts.diffusion.schedule)
         self.prediction = Prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
@@ -70,15 +76,19 @@ class TextToImage:
         device: str | torch.device | None = None,
         tile: int | None = None,
         prepare: bool = True,
+        compiled: bool = False,
     ) -> TextToImage:
         """Load a run, a directory in diffusers layout, a Hub id or a built-in model; by default onto a GPU if any.
 
-        `tile` and `prepare` as for the pipeline itself.
+        `tile`, `prepare` and `compiled` as for the pipeline itself.
 
-        Raises UserError when there is no such model or device, or a file of the model is damaged.
+        Raises UserError when there is no such model or device, or a file of the model is damaged, and for `compiled`
+        elsewhere than on a GPU.
         """
         place = find_device(device)
-        return cls(load_pipeline(resolve(path), dtype), tile, prepare).to(place)
+        if compiled and place.type != "cuda":
+            raise UserError(f"compiling is for GPUs: on {place} networks prepared for sampling take its place")
+        return cls(load_pipeline(resolve(path), dtype), tile, prepare, compiled).to(place)
 
     def save_pretrained(
         self, path: str | Path, dtype: torch.dtype | None = None, max_shard_size: int = SHARD_SIZE
@@ -300,7 +310,7 @@ class TextToImage:
         told = plain if ready.dtype == plain.dtype else ready
         projected = told.project_context(condition.context)
         embeddings = dict(zip(grid.t.tolist(), _embedded(told, condition.in_time, grid), strict=True))
-        reusing = Reusing(ready, grid, reuse)
+        reusing, sooner = Reusing(ready, grid, reuse), self._replayed(ready)
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             if condition.spatial is not None:
@@ -308,11 +318,19 @@ class TextToImage:
             constants = embeddings[t.item()], projected
             if reuse > 1:
                 return reusing.denoise(t.item(), x, *constants).to(x.dtype)
-            unet = plain if x.requires_grad and torch.is_grad_enabled() else ready
+            unet = plain if x.requires_grad and torch.is_grad_enabled() else sooner
             return unet.denoise(x, *constants).to(x.dtype)
 
         posteriors = Posteriors(grid) if self.parts.diffusion.learned_variance else None
         return make_denoiser(network, self.prediction, posteriors)
+
+    def _replayed(self, ready: UNet) -> UNet | RecordedUNet:
+        """A prepared U-Net by recordings of its calls, if that is wanted; those of another one are given up."""
+        if not self.compiled:
+            return ready
+        if self._recorded is None or self._recorded.unet is not ready:
+            self._recorded = RecordedUNet(ready)
+        return self._recorded
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, dtype: torch.dtype | None = None) -> list[Image.Image]:

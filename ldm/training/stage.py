@@ -21,8 +21,8 @@ from ldm.data.draws import Draws
 from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.models.compiling import compile_blocks
 from ldm.training.checkpointing import checkpoint_gradients
-from ldm.training.compiling import compile_blocks
 from ldm.training.division import Division
 from ldm.training.ema import EMA
 from ldm.training.optimizer import make_optimizer, parameter_groups

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm.models.attention import Attention, FeedForward, SpatialAttention, SpatialTransformer, TransformerBlock
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.compiling import forget_compiled
 from ldm.models.layers import DoublingBlock, Downsample, HalvingBlock, ResNetBlock, Upsample
 from ldm.models.prepared.blocks import (
     PackedGate,
@@ -79,6 +80,7 @@ def _copied(module: nn.Module, packs: bool, exact: nn.Module, path: str = "") ->
         if packed is not None:
             return packed
     copied = copy.copy(module)
+    forget_compiled(copied)
     copied._parameters = {
         name: None if weight is None else nn.Parameter(weight.detach(), requires_grad=False)
         for name, weight in module._parameters.items()

@@ -23,3 +23,9 @@ def compile_blocks(network: nn.Module) -> None:
             block.compile(dynamic=False)
         elif isinstance(block, ResNetBlock):
             block.shifted = torch.compile(block.shifted, dynamic=False)  # type: ignore[method-assign]
+
+
+def forget_compiled(block: nn.Module) -> None:
+    """Let the copy of a block compute by itself, which else calls what was compiled of its original."""
+    vars(block).pop("shifted", None)
+    block._compiled_call_impl = None
