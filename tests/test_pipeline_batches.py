@@ -87,12 +87,23 @@ def test_the_size_follows_the_free_memory(
     free: float, sizes: list[int], pipe: TextToImage, narrow: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = batches.picture_memory(pipe.parts, (4, 16, 16), rows=2)
-    parts = pipe.parts.unet, pipe.parts.autoencoder
-    prepared = sum(weight.nbytes for part in parts for weight in part.parameters())  # beside the plain weights
-    monkeypatch.setattr(batches, "free_memory", lambda device: prepared + free * one)
+    monkeypatch.setattr(batches, "free_memory", lambda device: pipe.pending + free * one)
     called = narrow(100, RuntimeError())
     draw(pipe, num_images=3)
     assert called == [2 * size for size in sizes for _ in range(3)]
+
+
+def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = TextToImage(tiny.bert())
+    parts = pipe.parts.unet, pipe.parts.autoencoder
+    assert pipe.pending == sum(weight.nbytes for part in parts for weight in part.parameters())
+    one = batches.picture_memory(pipe.parts, (4, 16, 16), rows=2)
+    monkeypatch.setattr(batches, "free_memory", lambda device: 8.5 * one)
+    assert batches.automatic(pipe.parts, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
+    assert batches.automatic(pipe.parts, (4, 16, 16), 2) == 4
+    draw(pipe)
+    assert pipe.pending == 0
+    assert TextToImage(pipe.parts, prepare=False).pending == 0
 
 
 def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> None:

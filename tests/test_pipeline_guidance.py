@@ -135,7 +135,7 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, bool]] = []
-    monkeypatch.setattr(batches, "automatic", lambda parts, shape, rows, backward: asked.append((rows, backward)) or 8)
+    monkeypatch.setattr(batches, "automatic", lambda parts, shape, *more: asked.append(more[:2]) or 8)
     both = Composed(((DOG, 1.0), (CATS, 0.6), ("rain", -0.5)))
     for options in ({"prompt": both}, {"prompt": DOG}, {"prompt": DOG, "guidance_scale": 1.0}):
         draw(pipe, num_inference_steps=1, **options)

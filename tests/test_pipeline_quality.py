@@ -156,7 +156,7 @@ def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) ->
 
 
 def test_a_png_tells_what_its_quality_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
-    monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options: pipe)
+    monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options, **more: pipe)
     generate([DOG], quality="draft", steps=3, reuse=2, dtype="float32", out=tmp_path / "x.png")
     told = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
     expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "reuse": 2, "dtype": "float32"}

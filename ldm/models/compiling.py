@@ -27,5 +27,11 @@ def compile_blocks(network: nn.Module) -> None:
 
 def forget_compiled(block: nn.Module) -> None:
     """Let the copy of a block compute by itself, which else calls what was compiled of its original."""
-    vars(block).pop("shifted", None)
+    if is_compiled(vars(block).get("shifted")):
+        del block.shifted
     block._compiled_call_impl = None
+
+
+def is_compiled(function: object) -> bool:
+    """Whether torch.compile has made it."""
+    return hasattr(function, "_torchdynamo_orig_callable")

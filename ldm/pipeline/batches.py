@@ -17,21 +17,19 @@ T = TypeVar("T")
 
 MOST = {"cuda": 64, "cpu": 8}  # more pictures at a time are hardly faster
 SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the free memory that is planned with; on the CPU others want some as well
-PREPARED = {"cuda": 0, "cpu": 1}  # copies of the weights that networks prepared for sampling take beside the plain ones
 COPIES = 8  # of its widest map that a network holds while it computes: joined, normalised, activated, convolved
 # Of a process' group, new and old: what it may take and what it has taken.
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
-def automatic(parts: Parts, shape: tuple[int, int, int], rows: int, backward: bool = False) -> int:
+def automatic(parts: Parts, shape: tuple[int, int, int], rows: int, backward: bool = False, reserved: int = 0) -> int:
     """How many pictures of latents `shape` (C, h, w) are drawn at a time, each with `rows` rows of the U-Net.
 
-    `backward` as in `picture_memory`.
+    `backward` as in `picture_memory`; `reserved` bytes will be taken for other things.
     """
     device = parts.device
     kind = "cuda" if device.type == "cuda" else "cpu"
-    weights = sum(weight.nbytes for part in (parts.unet, parts.autoencoder) for weight in part.parameters())
-    left = free_memory(device) - PREPARED[kind] * weights
+    left = free_memory(device) - reserved
     fitting = SHARE[kind] * left / picture_memory(parts, shape, rows, backward)
     return max(1, min(MOST[kind], int(fitting)))
 

@@ -58,7 +58,8 @@ class Drawing:
             return self.request.batch_size
         pictures = self.request.pictures
         rows = max((_rows(pictures[number][0], self.request) for number in numbers), default=1)
-        return batches.automatic(self.pipe.parts, self.shape, rows, backward=self.request.clip is not None)
+        backward = self.request.clip is not None
+        return batches.automatic(self.pipe.parts, self.shape, rows, backward, self.pipe.pending)
 
     def _length(self, number: int) -> int:
         return self.pipe.conditioner.length(self.request.pictures[number][0], self.request)

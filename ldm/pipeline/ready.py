@@ -56,6 +56,12 @@ class Ready(Generic[Network]):
             self._made[dtype] = made
         return self._made[dtype]
 
+    def pending(self, network: Network) -> int:
+        """Bytes that the first prepared network will take beside the plain one's weights."""
+        if not self.prepare or self._made:
+            return 0
+        return sum(weight.nbytes for weight in network.parameters() if weight.device.type == "cpu")
+
 
 def _state(network: Network) -> State:
     weights = [*network.parameters(), *network.buffers()]

@@ -120,6 +120,12 @@ class TextToImage:
         """The same of the autoencoder."""
         return self._ready_autoencoder.of(self.parts.autoencoder)
 
+    @property
+    def pending(self) -> int:
+        """Bytes that the networks prepared for sampling will take, which are made when they are needed."""
+        unet, autoencoder = self.parts.unet, self.parts.autoencoder
+        return self._ready_unet.pending(unet) + self._ready_autoencoder.pending(autoencoder)
+
     def __call__(
         self,
         prompt: Prompt | Sequence[Prompt] = (),
@@ -307,9 +313,8 @@ class TextToImage:
         """
         plain = self.parts.unet
         ready = self._ready_unet.of(plain, dtype)
-        told = plain if ready.dtype == plain.dtype else ready
-        projected = told.project_context(condition.context)
-        embeddings = dict(zip(grid.t.tolist(), _embedded(told, condition.in_time, grid), strict=True))
+        projected = ready.project_context(condition.context)
+        embeddings = dict(zip(grid.t.tolist(), _embedded(ready, condition.in_time, grid), strict=True))
         reusing, sooner = Reusing(ready, grid, reuse), self._replayed(ready)
 
         def network(x: Tensor, t: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ def _drawn(
 ) -> list[Image.Image]:
     """A picture of each condition from each start (C, h, w); a step's fresh noise is the same for all."""
     request = pipe.settle(request)
-    size = request.batch_size or batches.automatic(pipe.parts, latent_shape(pipe.parts, request), rows=2)
+    shape = latent_shape(pipe.parts, request)
+    size = request.batch_size or batches.automatic(pipe.parts, shape, rows=2, reserved=pipe.pending)
     images: list[Image.Image] = []
     for first in range(0, len(starts), size):
         at = slice(first, first + size)

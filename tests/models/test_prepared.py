@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.config import AutoencoderConfig
 from ldm.models import tiling
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.layers import Upsample
 from ldm.models.prepared import blocks, packed, prepare_for_sampling
 from ldm.models.unet import UNet
 
@@ -86,14 +87,49 @@ def test_in_bfloat16_a_prepared_unet_is_nearer_to_the_exact_numbers_than_the_pla
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_a_prepared_unet_of_any_kind_is_about_as_near(kind: str) -> None:
+    config, classes, added = KINDS[kind]
+    exact = speaking(randomised(config))
+    given = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), random_context(config), classes, added
+    expected = exact(*given)
+    found = difference(prepare_for_sampling(exact, torch.bfloat16)(*given), expected)
+    assert found < 1.25 * difference(copy.deepcopy(exact).bfloat16()(*given), expected)  # other sums are rounded
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("summed", [False, True])
 def test_in_bfloat16_a_prepared_autoencoder_is_as_near(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(blocks.PRODUCTS, torch.bfloat16, 0 if summed else 2**60)
     exact = random_autoencoder("kl")
     z = torch.randn(4, 3, 24, 24)
     pictures = copy.deepcopy(exact).double().decode(z)
-    found = difference(prepare_for_sampling(exact, torch.bfloat16).decode(z), pictures)
+    prepared = prepare_for_sampling(exact, torch.bfloat16)
+    found = difference(prepared.decode(z), pictures)
     assert found <= difference(copy.deepcopy(exact).bfloat16().decode(z), pictures)
+    doubling = [block for block in prepared.modules() if isinstance(block, blocks.PreparedUpsample)]
+    assert [len(block.places) for block in doubling] == [4 if summed else 0]
+
+
+@torch.inference_mode()
+def test_sums_of_weights_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks.PRODUCTS, torch.bfloat16, 0)
+    exact, x = Upsample(64), torch.randn(1, 64, 16, 16).bfloat16()
+    rounded, expected = copy.deepcopy(exact).bfloat16(), exact(x.float())
+    once, twice = (difference(blocks.PreparedUpsample(rounded, of)(x), expected) for of in (exact, rounded))
+    assert once < 0.9 * twice
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("length", "kept"), [(5, 16), (16, 16), (77, 80)])
+def test_contexts_are_filled_up_behind_a_mask(length: int, kept: int) -> None:
+    unet = randomised(CONFIG)
+    context, prepared = torch.randn(2, length, 12), prepare_for_sampling(unet)
+    for keys, values, mask in prepared.project_context(context):
+        assert keys.shape[2] == values.shape[2] == kept
+        assert (None if mask is None else mask.sum()) == (None if length == kept else length)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), context
+    assert difference(prepared(*given), unet(*given)) < 1e-5
 
 
 def test_where_pytorch_lacks_packed_layers_the_copy_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +167,21 @@ def test_a_gradient_is_refused_where_it_would_be_left_out() -> None:
     prepared = prepare_for_sampling(randomised(CONFIG))
     with pytest.raises(RuntimeError, match="no gradients"):
         prepared(torch.ones(1, 4, 8, 8, requires_grad=True), torch.tensor([3]), torch.ones(1, 5, 12))
+
+
+def test_layers_that_cannot_be_packed_and_methods_of_somebody_keep_their_blocks_as_they_are() -> None:
+    unet: UNet = randomised(CONFIG)
+    for layer in unet.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "circular"  # as for textures without seams
+            layer._reversed_padding_repeated_twice = [1, 1, 1, 1] if layer.padding == (1, 1) else [0, 0, 0, 0]
+    unet.mid_block.attentions[0].transformer_blocks[0].ff.gated = lambda tokens: torch.zeros(*tokens.shape[:2], 128)
+    unet.mid_block.resnets[1].shifted = lambda x, shift: -x
+    uneven = unet.down_blocks[1].attentions[0].transformer_blocks[0].attn1
+    uneven.to_k = nn.Linear(24, 24)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), random_context(CONFIG)
+    with torch.no_grad():
+        assert difference(prepare_for_sampling(unet)(*given), unet(*given)) < 1e-5
 
 
 def test_blocks_that_somebody_has_changed_or_hooked_into_stay_what_they_are() -> None:

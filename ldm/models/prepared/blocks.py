@@ -1,6 +1,6 @@
 """The blocks of a prepared network: those of the original with fewer passes over memory, without gradients.
 
-Every block does with plain layers too: those that cannot be packed stay as they are.
+A block is replaced as a whole, its layers with it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ldm.models.prepared.packed import PackedConv2d, PackedLinear
 
 TOKENS = 16  # of keys: the fused kernel takes twice as long over 77 as over 80
 SMALL = 2**18  # numbers of a map in bfloat16 up to which float32 is the faster way through a group norm
-NARROW = 8 * 8  # positions from which on it is, and from which on repeated ones are not convolved one by one
-PRODUCTS = {torch.float32: 0, torch.bfloat16: 2**25}  # a picture, of a doubled map's fourth, from which on neither are
+NARROW = 8 * 8  # positions from which on it is, and from which on four small convolutions take the place of a large one
+PRODUCTS = {torch.float32: 0, torch.bfloat16: 2**25}  # positions times squared channels from which on they do, too
 
 
 class PreparedGroupNorm(nn.GroupNorm):
@@ -37,10 +37,10 @@ class PreparedGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the original, (B, C, H, W), but in some cases not rounded to the type of x."""
-        weight, bias = self.weight, self.bias
         if x.dtype == torch.bfloat16 and x.numel() <= SMALL and x.shape[2:].numel() >= NARROW:
-            x, weight, bias = x.float(), weight.float(), bias.float()
-        return torch.group_norm(x, self.num_groups, weight, bias, self.eps)
+            weight, bias = (None if part is None else part.float() for part in (self.weight, self.bias))
+            return torch.group_norm(x.float(), self.num_groups, weight, bias, self.eps)
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class PreparedResNetBlock(ResNetBlock):
@@ -51,8 +51,9 @@ class PreparedResNetBlock(ResNetBlock):
         return self._add(x, activated(self.norm1, x), shift)
 
     def _add(self, x: Tensor, h: Tensor, shift: Tensor | None) -> Tensor:
+        h = h.to(x.dtype)
         if self.scale_shift:
-            h = F.silu(self._second_norm(self.conv1(h), shift), inplace=True)
+            h = F.silu(self._second_norm(self.conv1(h), shift), inplace=True).to(x.dtype)
         else:
             h = activated(self.norm2, _moved(self.conv1, h, shift))
         return added(self.conv2, h, x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -146,26 +147,36 @@ class PreparedSpatialTransformer(SpatialTransformer):
 class PreparedUpsample(Upsample):
     """Convolves before it repeats: each of a doubled position's four places sees 2x2 old ones, with sums of weights."""
 
-    def __init__(self, original: Upsample, dtype: torch.dtype) -> None:
-        """Take over the weights of a block whose layers are plain, in a type; sums are rounded to it once."""
+    def __init__(self, original: Upsample, exact: Upsample) -> None:
+        """Take over a block whose layers are plain; `exact` is the same before it was converted to another type."""
         nn.Module.__init__(self)
-        weight, bias = original.conv.weight.detach(), original.conv.bias
-        bias = None if bias is None else bias.to(dtype)
-        self.conv = PackedConv2d(weight.to(dtype), bias, padding=1)
-        rows = {0: (slice(0, 1), slice(1, 3)), 1: (slice(0, 2), slice(2, 3))}  # of the weight that fall on one place
-        self.places = nn.ModuleList(
-            PackedConv2d(_summed(weight, rows[down], rows[right]).to(dtype), bias, padding=1)
-            for down, right in product((0, 1), repeat=2)
-        )
+        self.conv = PackedConv2d(original.conv.weight, original.conv.bias, padding=1)
+        self.exact, self.dtype = exact.conv.weight.detach(), original.conv.weight.dtype
+        self.places: list[PackedConv2d] = []  # made when they are needed
+
+    def _places(self) -> list[PackedConv2d]:
+        """Convolutions for the four places, by sums of the exact weights that are rounded once."""
+        if not self.places:
+            rows = {
+                0: (slice(0, 1), slice(1, 3)),
+                1: (slice(0, 2), slice(2, 3)),
+            }  # of the weight that fall on one place
+            for down, right in product((0, 1), repeat=2):
+                weight = _summed(self.exact, rows[down], rows[right]).to(self.dtype)
+                self.places.append(PackedConv2d(weight, self.conv.bias, padding=1))
+        return self.places
+
+    def _pays(self, x: Tensor) -> bool:
+        positions = x.shape[2] * x.shape[3]
+        return positions >= NARROW and positions * x.shape[1] ** 2 >= PRODUCTS[x.dtype]
 
     def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
         """As the original."""
         height, width = x.shape[2:]
-        odd = size is not None and size != (2 * height, 2 * width)
-        if odd or height * width < NARROW or height * width * x.shape[1] ** 2 < PRODUCTS[x.dtype]:
+        if size not in (None, (2 * height, 2 * width)) or not self._pays(x):
             return super().forward(x, shifts, size)
         out: Tensor | None = None
-        for (down, right), place in zip(product((0, 1), repeat=2), self.places, strict=True):
+        for (down, right), place in zip(product((0, 1), repeat=2), self._places(), strict=True):
             found = place(x)[:, :, down : down + height, right : right + width]
             if out is None:
                 shape = len(x), found.shape[1], 2 * height, 2 * width
@@ -187,7 +198,7 @@ class PackedGate(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         values, gate = layer.weight.chunk(2)
-        values_bias, gate_bias = layer.bias.chunk(2)
+        values_bias, gate_bias = (None, None) if layer.bias is None else layer.bias.chunk(2)
         self.values, self.gate = PackedLinear(values, values_bias), PackedLinear(gate, gate_bias)
 
     def multiplied(self, tokens: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ldm.models.attention import Attention, FeedForward, SpatialAttention, SpatialTransformer, TransformerBlock
 from ldm.models.autoencoder import Autoencoder
-from ldm.models.compiling import forget_compiled
+from ldm.models.compiling import forget_compiled, is_compiled
 from ldm.models.layers import DoublingBlock, Downsample, HalvingBlock, ResNetBlock, Upsample
 from ldm.models.prepared.blocks import (
     PackedGate,
@@ -52,12 +52,12 @@ def prepare_for_sampling(network: Network, dtype: torch.dtype | None = None) -> 
     """A copy of a network for inference, which is used as the network is and gives the same numbers.
 
     In float32 they differ by rounding alone, below 1e-5 of their norm. With a `dtype` the copy computes in that type;
-    in bfloat16 its numbers are nearer to those of the network in float32 than a plain copy's.
-    The copy is made at once and shares the network's weights; on a CPU layers of its blocks get their own at their
-    first call, as large as the network's. What it gives has no gradients, and a change of the network's weights shows
-    in it only where they are shared: prepare again after it. Blocks that somebody has changed or hooked into stay what
-    they are, and so does the whole network on other devices, in other types than float32 and bfloat16, and where
-    PyTorch lacks what is needed.
+    in bfloat16 its numbers are as near to those of the network in float32 as a plain copy's, and mostly nearer.
+    The copy is made at once and shares the network's weights; on a CPU layers of its blocks get their own, as large as
+    the network's and half as much again where sides are doubled, most of them at their first call. What it gives has no
+    gradients, and a change of the network's weights shows in it only where they are shared: prepare again after it.
+    Blocks that somebody has changed or hooked into stay what they are, and so does the whole network on other devices,
+    in other types than float32 and bfloat16, and where PyTorch lacks what is needed.
     """
     weight = next(network.parameters(), None)
     typed = network if dtype in (None, network.dtype) else copy.deepcopy(network).to(dtype)
@@ -74,7 +74,7 @@ def _copied(module: nn.Module, packs: bool, exact: nn.Module, path: str = "") ->
     if block and not _known(module):
         return module
     if packs and type(module) is Upsample:
-        return PreparedUpsample(cast(Upsample, exact), module.conv.weight.dtype)
+        return PreparedUpsample(module, cast(Upsample, exact))
     if packs and "_block" in path and not path.endswith(ONCE):
         packed = _packed(module, path)
         if packed is not None:
@@ -113,8 +113,16 @@ def _packed(layer: nn.Module, path: str) -> nn.Module | None:
 
 def _known(block: nn.Module) -> bool:
     """Whether a block and all in it are as this package made them."""
-    return all(
-        (type(module) in PARTS or type(module) in REPLACED)
-        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-        for module in block.modules()
-    )
+    return all(_plain(module) for module in block.modules())
+
+
+def _plain(module: nn.Module) -> bool:
+    if type(module) not in PARTS and type(module) not in REPLACED:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if isinstance(module, nn.Conv2d) and (module.padding_mode, module.dilation, module.groups) != ("zeros", (1, 1), 1):
+        return False
+    # Methods of its own, but for what was compiled, which the copy does without.
+    own = (value for name, value in vars(module).items() if name != "_compiled_call_impl")
+    return not any(callable(value) and not is_compiled(value) for value in own)

@@ -6,6 +6,7 @@ product itself. Here that is done at the first call, when the size of the input 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -29,8 +30,12 @@ class PackedLinear(nn.Module):
     @classmethod
     def joined(cls, layers: Sequence[PackedLinear]) -> PackedLinear:
         """Layers of the same input as one, their outputs side by side; before they are used."""
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        return cls(torch.cat([layer.plain for layer in layers]), torch.cat(biases) if biases else None)
+        weights = [layer.plain for layer in layers if layer.plain is not None]
+        if all(layer.bias is None for layer in layers):
+            return cls(torch.cat(weights), None)
+        pairs = zip(weights, (layer.bias for layer in layers), strict=True)
+        biases = [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs]
+        return cls(torch.cat(weights), torch.cat(biases))
 
     def forward(self, x: Tensor, then: str = "none") -> Tensor:
         """x (..., C) to (..., C'), through a GELU where `then` is "gelu"."""
@@ -58,10 +63,13 @@ class PackedConv2d(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: int = 0, stride: int = 1) -> None:
         """Take over a weight (C', C, k, k) and a bias (C',); `padding` is the width of the zeros all around."""
         super().__init__()
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.plain: Tensor | None = weight.detach()  # until it is packed
+        self.bias = None if bias is None else bias.detach()
         self.packed: Tensor | None = None
         self.sizes = [padding, padding], [stride, stride], [1, 1], 1  # dilation and groups
-        self.by_filtering = (*weight.shape[2:], padding, stride) == (3, 3, 1, 1)
+        # What Winograd's way is made of, for maps of some size.
+        may_pay = (*weight.shape[2:], padding, stride) == (3, 3, 1, 1) and winograd.pays(weight, math.inf)
+        self.weight = self.plain if may_pay else None
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) to (B, C', H', W'), plus a shift (C',) where there is one."""
@@ -85,11 +93,12 @@ class PackedConv2d(nn.Module):
     def _large(self, x: Tensor) -> bool:
         """Whether a map is large enough for Winograd's way, which does not depend on how many maps there are."""
         refuse_gradients(x)
-        return self.by_filtering and winograd.pays(self.weight, x.shape[2] * x.shape[3])
+        return self.weight is not None and winograd.pays(self.weight, x.shape[2] * x.shape[3])
 
     def _weight(self, x: Tensor) -> Tensor:
         if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.sizes, list(x.shape))
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.plain, *self.sizes, list(x.shape))
+            self.plain = None
         return self.packed
 
 

@@ -1,7 +1,7 @@
 """3x3 convolutions by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and Gray 2016), for float32 on a CPU.
 
 A tile of 4x4 outputs takes 36 products instead of 144. The polynomials are taken at 0, plus and minus 1/sqrt(2), plus
-and minus sqrt(2) and infinity: the usual points 0, 1, -1, 2, -2 lose three times as many digits, these are as exact as
+and minus sqrt(2) and infinity: the usual points 0, 1, -1, 2, -2 have three times the error, these at most twice that of
 the direct sum.
 """
 
@@ -19,12 +19,13 @@ TILE = 4  # outputs along a side
 SEEN = 6  # inputs along a side
 POINTS = (0.0, -math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(2), math.sqrt(2))
 WORK = 2**22  # numbers of the transformed tiles that are worked on at a time: they stay in the cache
-FEW_TILES = 256  # of all maps together: the filters are then more than they, and are worked on part by part
+FEW_TILES = 64  # of a map, up to which the filters are more than they, and are worked on part by part
+TOGETHER = 256  # tiles of several such maps
 FILTERS = 128  # at a time
 PAYS = {32 * 32: 128, 16 * 16: 640}  # positions of a map, and channels in and out, from which on it is sooner
 
 
-def pays(weight: Tensor, positions: int) -> bool:
+def pays(weight: Tensor, positions: float) -> bool:
     """Whether a weight (C', C, 3, 3) has the type and so many channels that maps of that many positions gain by it."""
     channels = min(weight.shape[:2])
     return weight.dtype == torch.float32 and any(
@@ -38,8 +39,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | Non
     down, across = -(-height // TILE), -(-width // TILE)
     out = x.new_empty(batch, TILE * down, TILE * across, len(weight))
     maps = x.permute(0, 2, 3, 1)
-    if batch * down * across <= FEW_TILES:
-        _fill(out, maps, 0, bias, partial(_filtered_by_parts, weight=weight))
+    if down * across <= FEW_TILES:
+        together = max(1, TOGETHER // (down * across))
+        for part, seen in zip(out.split(together), maps.split(together), strict=True):
+            _fill(part, seen, 0, bias, partial(_filtered_by_parts, weight=weight))
     else:
         filtered = partial(torch.bmm, mat2=_filters(weight))
         rows = max(1, WORK // (SEEN**2 * across * max(channels, len(weight))))  # of tiles
