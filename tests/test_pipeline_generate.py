@@ -28,8 +28,10 @@ class FakePipe:
     request: Any = None
 
     @classmethod
-    def from_pretrained(cls, path: str, dtype: Any, device: str | None, tile: int | None) -> FakePipe:
-        cls.loaded = (path, str(dtype), device, tile)
+    def from_pretrained(
+        cls, path: str, dtype: Any, device: str | None, tile: int | None, *, compiled: bool
+    ) -> FakePipe:
+        cls.loaded = (path, str(dtype), device, tile, compiled)
         return cls()
 
     def settle(self, request: Any) -> Any:
@@ -97,7 +99,7 @@ def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:
 def test_options_reach_the_request_and_the_loader(tmp_path: Path) -> None:
     place = {"device": "cpu", "dtype": "bfloat16", "tile": 64}
     generate(["a"], model="m", size="32x16", sampler="ddpm", out=tmp_path / "x.png", **place)
-    assert FakePipe.loaded == ("m", "torch.bfloat16", "cpu", 64)
+    assert FakePipe.loaded == ("m", "torch.bfloat16", "cpu", 64, False)
     assert (FakePipe.request.size, FakePipe.request.sampler, FakePipe.request.eta) == ((32, 16), "ddpm", None)
     facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
     assert (facts["eta"], facts["size"], facts["tile"]) == (1.0, "32x16", 64)
@@ -169,7 +171,7 @@ def test_a_grid_of_one_picture_a_prompt_is_as_square_as_fills_it(
 def test_errors_come_in_one_line_before_the_model_is_loaded(
     options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FakePipe, "from_pretrained", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(FakePipe, "from_pretrained", lambda *_, **__: pytest.fail("loaded the model"))
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa")
     (tmp_path / "folder.png").mkdir()
