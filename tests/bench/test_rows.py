@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ldm import config
@@ -34,6 +35,12 @@ NAMES = {
     "cold-start",
     "draft",
 }
+
+
+@pytest.fixture(autouse=True)
+def of_its_own() -> None:
+    """A process has one accelerator, of one precision: that of an earlier test is forgotten."""
+    AcceleratorState._reset_state(True)
 
 
 def measured(workload: Workload) -> Row:
