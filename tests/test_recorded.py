@@ -88,6 +88,7 @@ def test_a_compiled_pipeline_draws_the_same_pictures(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(networks, "works", lambda dtype: False)  # as on a GPU, where no weights are laid out
     parts, tape = tiny.bert(), Tape()
     monkeypatch.setattr(recorded, "record_on_gpu", tape.record)
+    monkeypatch.setattr(recorded, "require_gpu", lambda device: None)
     pipe = TextToImage(parts, compiled=True)
     blocks = [block for block in pipe.unet.modules() if isinstance(block, ResNetBlock)]
     assert all("shifted" in vars(block) for block in blocks)
@@ -112,3 +113,5 @@ def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_pictures() -> 
 def test_elsewhere_than_on_a_gpu_compiling_is_refused() -> None:
     with pytest.raises(UserError, match="compiling is for GPUs: on cpu"):
         TextToImage.from_pretrained(compiled=True)
+    with pytest.raises(UserError, match="compiling is for GPUs: on cpu"):  # a graph would never be computed anew
+        drawn(TextToImage(tiny.bert(), compiled=True))

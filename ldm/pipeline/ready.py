@@ -12,6 +12,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.compiling import compile_blocks
 from ldm.models.prepared import prepare_for_sampling
 from ldm.models.unet import UNet
+from ldm.pipeline import recorded
 
 Network = TypeVar("Network", UNet, Autoencoder)
 
@@ -49,12 +50,17 @@ class Ready(Generic[Network]):
             self._made.clear()  # free their memory first
             self._state = state
         if dtype not in self._made:
-            prepared = self.prepare
-            made = prepare_for_sampling(network, dtype) if prepared else copy.deepcopy(network).to(dtype)
-            if self.compiled:
-                compile_blocks(made)
-            self._made[dtype] = made
+            self._made[dtype] = self._copy(network, dtype)
         return self._made[dtype]
+
+    def _copy(self, network: Network, dtype: torch.dtype) -> Network:
+        if not self.prepare:
+            return copy.deepcopy(network).to(dtype)
+        made = prepare_for_sampling(network, dtype)
+        if self.compiled:
+            recorded.require_gpu(next(network.parameters()).device)
+            compile_blocks(made)
+        return made
 
     def pending(self, network: Network) -> int:
         """Bytes that the first prepared network will take beside the plain one's weights."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.models.attention import KeysValues
 from ldm.models.unet import UNet
 
@@ -23,6 +24,12 @@ class Replay(NamedTuple):
 
     run: Callable[[], None]
     output: Tensor
+
+
+def require_gpu(device: torch.device) -> None:
+    """Raise UserError elsewhere than on a GPU, where a graph would hold nothing of what is computed."""
+    if device.type != "cuda":
+        raise UserError(f"compiling is for GPUs: on {device} networks prepared for sampling take its place")
 
 
 def record_on_gpu(work: Work) -> Replay:

@@ -32,7 +32,7 @@ from ldm.pipeline.guiding import guided, settle_guides, steered
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.quality import settle_quality
 from ldm.pipeline.ready import Ready
-from ldm.pipeline.recorded import RecordedUNet
+from ldm.pipeline.recorded import RecordedUNet, require_gpu
 from ldm.pipeline.request import Framing, Request, Subject
 from ldm.pipeline.reuse import Reusing
 from ldm.pipeline.sizes import enlarges, latent_shape, picture_size
@@ -86,8 +86,8 @@ class TextToImage:
         elsewhere than on a GPU.
         """
         place = find_device(device)
-        if compiled and place.type != "cuda":
-            raise UserError(f"compiling is for GPUs: on {place} networks prepared for sampling take its place")
+        if compiled:
+            require_gpu(place)
         return cls(load_pipeline(resolve(path), dtype), tile, prepare, compiled).to(place)
 
     def save_pretrained(
