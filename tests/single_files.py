@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.config import AutoencoderConfig, CLIPConfig, DiffusionConfig, UNetConfig
 
 GOLDEN = Path(__file__).parent / "checkpoint" / "golden"
+NARROW = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)
+PLAIN: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "attention": "plain",
+    "cross_attention_dim": None,
+    "layers_per_block": 1,
+    "num_attention_heads": 4,
+}
 GOLDEN_MODELS = ("text-kl-bert", "uncond-vq", "class-vq")
 
 

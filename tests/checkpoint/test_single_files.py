@@ -14,31 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from single_files import GOLDEN, golden_weights, same_networks, with_weights
+from single_files import GOLDEN, NARROW, PLAIN, golden_weights, same_networks, with_weights
 from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.checkpoint.compvis.folders import read_folder, write_folder
-from ldm.checkpoint.compvis.original_config import check_expressible
-from ldm.checkpoint.compvis.rules import interleaved
-from ldm.checkpoint.diffusers import load_pipeline
 from ldm.config import (
-    AutoencoderConfig,
-    BertConfig,
     DiffusionConfig,
-    LDMBertConfig,
     SpatialConfig,
-    T5Config,
     UNetConfig,
 )
 from ldm.errors import UserError
 
 CONFIG = GOLDEN / "class-vq" / "config.yaml"
-AUTOENCODER = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +225,7 @@ def test_averaged_weights_that_are_not_there_are_refused(weights: dict[str, Tens
 
 
 def test_an_autoencoder_alone_has_no_prefix(tmp_path: Path) -> None:
-    model = with_weights(Contents(autoencoder=AUTOENCODER))
+    model = with_weights(Contents(autoencoder=NARROW))
     write_single_file(model, tmp_path / "vae.safetensors")
     assert "encoder.conv_in.weight" in load_file(tmp_path / "vae.safetensors")
     assert same_networks(read_single_file(tmp_path / "vae.safetensors"), model)
@@ -265,79 +255,11 @@ def test_a_unet_is_not_what_another_configuration_describes(
 
 # What is written
 
-PLAIN: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "attention": "plain",
-    "cross_attention_dim": None,
-    "layers_per_block": 1,
-    "num_attention_heads": 4,
-}
-MODELS = {
-    "scale-shift and resblock_updown": UNetConfig(
-        **PLAIN, block_out_channels=(32, 64), attention_layers=(1, 0), time_scale_shift=True, resnet_resampling=True
-    ),
-    "a table of classes": UNetConfig(
-        **PLAIN, block_out_channels=(32, 64, 64), attention_layers=(0, 1, 1), num_class_embeds=7
-    ),
-    "a projected vector": UNetConfig(
-        **PLAIN,
-        block_out_channels=(64, 32 * 6),
-        attention_layers=(0, 1),
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=10,
-    ),
-    "one level": UNetConfig(**PLAIN, block_out_channels=(64,), attention_layers=(0,)),
-}
-
-
-@pytest.mark.parametrize("unet", MODELS.values(), ids=MODELS)
-def test_every_kind_of_unet_comes_back_bit_by_bit(unet: UNetConfig, tmp_path: Path) -> None:
-    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, diffusion=DiffusionConfig()))
-    write_single_file(model, tmp_path / "model.safetensors")
-    assert same_networks(read_single_file(tmp_path / "model.safetensors"), model)
-
-
-def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    unet = UNetConfig(**PLAIN | {"in_channels": 5}, block_out_channels=(32, 32), attention_layers=(0, 1))
-    spatial = SpatialConfig(kind="rescaler", in_channels=9, channels=2, stages=1)
-    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig()))
-    write_single_file(model, tmp_path / "model.safetensors")
-    assert load_file(tmp_path / "model.safetensors")["cond_stage_model.channel_mapper.weight"].shape == (2, 9, 1, 1)
-    assert same_networks(read_single_file(tmp_path / "model.safetensors"), model)
-
-
-@pytest.mark.parametrize(
-    "spatial",
-    [
-        SpatialConfig(
-            kind="rescaler", in_channels=9, channels=3, stages=AUTOENCODER.downsampling_factor.bit_length() - 1
-        ),
-        SpatialConfig(kind="low_resolution"),
-    ],
-    ids=["rescaler", "low resolution"],
-)
-def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: SpatialConfig, tmp_path: Path) -> None:
-    unet = UNetConfig(
-        **PLAIN | {"in_channels": 3 + AUTOENCODER.latent_channels}, block_out_channels=(32, 32), attention_layers=(0, 1)
-    )
-    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig()))
-    write_folder(model, tmp_path / "pipeline")
-    loaded = load_pipeline(tmp_path / "pipeline").spatial
-    assert loaded is not None
-    assert loaded.config == spatial
-    found = read_folder(tmp_path / "pipeline")
-    assert found.contents.spatial == spatial
-    assert found.networks.keys() == model.networks.keys()
-    weights = {name: network.state_dict() for name, network in model.networks.items() if name != "autoencoder"}
-    for name, expected in weights.items():
-        assert all(torch.equal(weight, expected[key]) for key, weight in found.networks[name].state_dict().items())
-
 
 def test_a_condition_stage_that_is_the_first_stage_must_be_the_same(tmp_path: Path) -> None:
     unet = UNetConfig(**PLAIN | {"in_channels": 7}, block_out_channels=(32, 32), attention_layers=(0, 1))
     spatial = SpatialConfig(kind="inpainting", in_channels=1, channels=4)
-    model = with_weights(Contents(unet=unet, autoencoder=AUTOENCODER, spatial=spatial, diffusion=DiffusionConfig()))
+    model = with_weights(Contents(unet=unet, autoencoder=NARROW, spatial=spatial, diffusion=DiffusionConfig()))
     path = tmp_path / "model.safetensors"
     write_single_file(model, path)
     with safe_open(path, "pt") as file:
@@ -378,75 +300,3 @@ def test_a_damaged_configuration_in_a_header_is_refused(weights: dict[str, Tenso
     for text, word in (("{", "no JSON"), ("[]", "dictionary"), ('{"unet": {"no": 1}}', "unet.no")):
         save_file(weights, tmp_path / "model.safetensors", {"ldm.config": text})
         refuses(tmp_path / "model.safetensors", "ldm.config", word, config=None)
-
-
-INEXPRESSIBLE = {
-    "unet.norm_num_groups is 16": {"unet": {"norm_num_groups": 16}},
-    "unet.num_attention_heads is [1, 8]": {"unet": {"num_attention_heads": (1, 8)}},
-    "unet.downsample_padding is 0": {"unet": {"downsample_padding": 0}},
-    "unet.freq_shift is 1.0": {"unet": {"freq_shift": 1.0}},
-    "unet.flip_sin_to_cos is False": {"unet": {"flip_sin_to_cos": False}},
-    "unet.block_out_channels is [32, 48]": {"unet": {"block_out_channels": (32, 48), "norm_num_groups": 32}},
-    "unet.mid_attention_layers is 0": {"unet": {"mid_attention_layers": 0}},
-    "autoencoder.norm_num_groups is 8": {"autoencoder": {"norm_num_groups": 8}},
-    "diffusion.prediction is flow": {"diffusion": {"prediction": "flow"}},
-    "diffusion.learned_variance is True": {"diffusion": {"learned_variance": True}},
-}
-
-
-@pytest.mark.parametrize("message", INEXPRESSIBLE)
-def test_what_the_original_cannot_express_is_refused_by_name(message: str, tmp_path: Path) -> None:
-    unet = UNetConfig(**PLAIN, block_out_channels=(32, 64), attention_layers=(0, 1))
-    contents = Contents(unet=unet, autoencoder=AUTOENCODER, diffusion=DiffusionConfig())
-    changed = {
-        name: getattr(contents, name).model_copy(update=update) for name, update in INEXPRESSIBLE[message].items()
-    }
-    model = SingleFile(contents.model_copy(update=changed), with_weights(contents).networks)
-    with pytest.raises(UserError) as caught:
-        write_single_file(model, tmp_path / "model.safetensors")
-    assert message in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_text_beside_a_map_is_refused() -> None:
-    unet = UNetConfig(block_out_channels=(32,), attention_layers=(1,), in_channels=5, out_channels=3)
-    spatial = SpatialConfig(kind="rescaler", channels=2)
-    told = Contents(unet=unet, autoencoder=AUTOENCODER, text=LDMBertConfig(hidden_size=256), spatial=spatial)
-    with pytest.raises(UserError, match="spatial is rescaler"):
-        check_expressible(told)
-
-
-@pytest.mark.parametrize("text", [BertConfig(), T5Config()])
-def test_a_text_encoder_that_the_original_lacks_is_refused_by_its_kind(text: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"text.kind {text.kind}"):
-        Contents(unet=UNetConfig(cross_attention_dim=text.hidden_size), text=text).rules({"unet": "", "text": ""})
-
-
-# The transforms
-
-
-def test_interleaved_rows_are_those_of_one_head_after_the_other() -> None:
-    heads, width = 2, 3
-    rows = torch.arange(3 * heads * width)  # of the file: head 0: q q q k k k v v v, head 1: the same
-    query, key, value = interleaved(3, heads).to_ours([rows])
-    assert query.tolist() == [0, 1, 2, 9, 10, 11]
-    assert key.tolist() == [3, 4, 5, 12, 13, 14]
-    assert value.tolist() == [6, 7, 8, 15, 16, 17]
-    [again] = interleaved(3, heads).to_theirs([query, key, value])
-    assert torch.equal(again, rows)
-
-
-def test_the_newer_order_of_plain_attention_is_that_of_its_configuration(tmp_path: Path) -> None:
-    tree = yaml.safe_load((GOLDEN / "uncond-vq" / "config.yaml").read_text())
-    tree["model"]["params"]["unet_config"]["params"]["use_new_attention_order"] = True
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    weights = golden_weights("uncond-vq")
-    save_file(weights, tmp_path / "model.safetensors")
-    found = read_single_file(tmp_path / "model.safetensors", tmp_path / "config.yaml")
-    theirs = weights["model.diffusion_model.middle_block.1.qkv.weight"]
-    attention = found.networks["unet"].mid_block.attentions[0]
-    assert torch.equal(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), theirs[..., 0])
-    write_single_file(found, tmp_path / "again.safetensors")  # in the older order, which all can read
-    again = read_single_file(tmp_path / "again.safetensors")
-    state = found.networks["unet"].state_dict()
-    assert all(torch.equal(weight, state[name]) for name, weight in again.networks["unet"].state_dict().items())
