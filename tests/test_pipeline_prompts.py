@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tiny_pipelines as tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers import Parts
 from ldm.errors import UserError, UserNote
 from ldm.models.text import make_text_encoder
 from ldm.pipeline import Request, TextToImage
 from ldm.pipeline.prompt_weights import parse
-from ldm.pipeline.prompts import Prompts
+from ldm.pipeline.prompts import Prompts, weigh
 
 
 def open_clip() -> Parts:
@@ -50,7 +50,16 @@ LONG = "a red dog playing a trumpet and two blue cats and " * 10 + "a dog"
 @pytest.fixture(scope="module")
 def models() -> Callable[[str], Parts]:
     made: dict[str, Parts] = {}
-    return lambda name: made.setdefault(name, made.get(name) or KINDS[name]())
+    return lambda name: made.setdefault(name, made.get(name) or with_a_mean(KINDS[name]()))
+
+
+def with_a_mean(parts: Parts) -> Parts:
+    """Encoders whose context has a mean, as trained ones' has; a fresh layer norm's is zero but for rounding."""
+    for encoder, _ in parts.texts:
+        for name, weight in encoder.named_parameters():
+            if weight.ndim == 1 and name.endswith("bias"):
+                nn.init.normal_(weight, 0.3, 0.1)
+    return parts
 
 
 @torch.no_grad()
@@ -129,6 +138,12 @@ def test_a_weight_multiplies_the_tokens_of_its_words_and_no_others(name: str, mo
     torch.testing.assert_close(
         encode(parts, "a (red:1.5) dog", prompt_syntax="a1111")[0], torch.cat(kept, dim=1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_window_without_a_mean_is_weighted_and_not_scaled() -> None:
+    context, weights = torch.tensor([[[1.0, -1.0], [2.0, -2.0]]]), torch.tensor([[1.0, 1.5]])
+    found = weigh(context, weights, keep_mean=True)
+    assert torch.equal(found, torch.tensor([[[1.0, -1.0], [3.0, -3.0]]]))
 
 
 @pytest.mark.parametrize("name", NAMES)

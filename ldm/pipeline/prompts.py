@@ -57,7 +57,7 @@ class Prompts:
             torch.tensor(rows, device=device) for rows in zip(*((w.ids, w.mask) for w in windows), strict=True)
         )
         context, pooled = encoder(ids, mask)  # (B * windows, L, D)
-        context = _weighted(context, torch.tensor(weights, device=device), request.prompt_syntax == "a1111")
+        context = weigh(context, torch.tensor(weights, device=device), request.prompt_syntax == "a1111")
         first = None if pooled is None else pooled[::count]
         return Encoded(context.reshape(len(read), -1, context.shape[-1]), first)
 
@@ -106,14 +106,15 @@ def _short(text: str) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def _weighted(context: Tensor, weights: Tensor, keep_mean: bool) -> Tensor:
+def weigh(context: Tensor, weights: Tensor, keep_mean: bool) -> Tensor:
     """The context (N, L, D) of N windows with its tokens multiplied by weights (N, L).
 
-    With `keep_mean` a window is scaled to the mean that it had, as AUTOMATIC1111's interface does. Windows of weight 1
-    stay as they are, bit for bit.
+    With `keep_mean` a window is scaled to the mean that it had, as AUTOMATIC1111's interface does; one that comes out
+    with a mean of zero is not scaled. Windows of weight 1 stay as they are, bit for bit.
     """
     plain = context.float()
     changed = plain * weights[:, :, None]
     if keep_mean:
-        changed = changed * (plain.mean((1, 2), keepdim=True) / changed.mean((1, 2), keepdim=True))
+        mean = changed.mean((1, 2), keepdim=True)
+        changed = torch.where(mean == 0, changed, changed * (plain.mean((1, 2), keepdim=True) / mean))
     return torch.where((weights == 1).all(1)[:, None, None], context, changed.to(context.dtype))
