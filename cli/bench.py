@@ -54,7 +54,7 @@ def bench(
         return
     from ldm.bench.machine import describe, measure_peaks
     from ldm.bench.rows import chosen
-    from ldm.pipeline.device import find_device
+    from ldm.devices import find_device
 
     makers, device = chosen(only or []), find_device()
     peaks = measure_peaks(device)
@@ -72,7 +72,7 @@ def bench(
 def draw(out: Path, runs: int | None) -> None:
     """Measure the growth, say it in numbers and draw it."""
     from ldm.bench.growth import AXES, NAMES, draw_growth, measure_growth
-    from ldm.pipeline.device import find_device
+    from ldm.devices import find_device
 
     curves = measure_growth("bench/small", find_device(), runs or 3)
     for axis, found in zip(AXES, curves, strict=True):
@@ -121,6 +121,7 @@ def peaks_in_words(peaks: Peaks) -> str:
     rates = (
         f"{name} {peaks.matrix[dtype] / 1e9:,.0f} matrix, {peaks.convolution[dtype] / 1e9:,.0f} 3x3 convolution"
         for name, dtype in TYPES.items()
+        if dtype in peaks.matrix
     )
     return f"GFLOP/s at best: {'; '.join(rates)}"
 

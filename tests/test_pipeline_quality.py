@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ldm.checkpoint.pretrained import UNet
 from ldm.cli.generate import generate
+from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
 from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.device import computes_bfloat16
 from ldm.pipeline.quality import PRESETS
 from ldm.pipeline.ready import Ready
 

@@ -10,8 +10,8 @@ from ldm.bench.networks import converted, operations, prepared, random_network, 
 from ldm.bench.sampling import noise_of, tuned_network
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.pretrained import Autoencoder
+from ldm.devices import find_device
 from ldm.models import tiling
-from ldm.pipeline.device import find_device
 
 TILE = 256  # pixels of a tile's side, where whole pictures are larger
 

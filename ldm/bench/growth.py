@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ldm import config as configuration
+from ldm.bench.machine import types_of
 from ldm.bench.networks import prepared, random_network
 from ldm.bench.runner import timed
 from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
@@ -63,13 +64,16 @@ def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis,
 
 
 def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: Axis) -> Curves:
-    pipes = {dtype: pipeline_of(config, prepared(unet, dtype)) for dtype in COLOURS}
+    pipes = {dtype: pipeline_of(config, prepared(unet, dtype)) for dtype in types_of(device)}
     works = {(dtype, size): _work(pipe, config, size, device) for dtype, pipe in pipes.items() for size in axis.sizes}
     seconds: dict[tuple[torch.dtype, Size], list[float]] = {key: [] for key in works}
     for _ in range(1 + runs):  # the first is not counted
         for key, work in works.items():
             seconds[key].append(timed(work, device))
-    return {dtype: [(axis.place(size), median(seconds[dtype, size][1:])) for size in axis.sizes] for dtype in COLOURS}
+    return {
+        dtype: [(axis.place(size), median(seconds[dtype, size][1:])) for size in axis.sizes]
+        for dtype in types_of(device)
+    }
 
 
 def _work(pipe: TextToImage, config: Config, size: Size, device: torch.device) -> Run:

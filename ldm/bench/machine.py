@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from ldm.devices import computes_bfloat16
+
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 10  # of which the best counts: a peak is what the machine can do undisturbed
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns
@@ -53,12 +55,17 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def types_of(device: torch.device) -> list[torch.dtype]:
+    """The types worth measuring on a device: without instructions for bfloat16 a CPU crawls in it."""
+    return [dtype for dtype in TYPES.values() if dtype == torch.float32 or computes_bfloat16(device)]
+
+
 @torch.inference_mode()
 def measure_peaks(device: torch.device, repeats: int = REPEATS) -> Peaks:
-    """Both rates in both precisions; some seconds on a CPU."""
+    """Both rates in the precisions that the device computes in; some seconds on a CPU."""
     return Peaks(
-        {dtype: _matrix(device, dtype, repeats) for dtype in TYPES.values()},
-        {dtype: _convolution(device, dtype, repeats) for dtype in TYPES.values()},
+        {dtype: _matrix(device, dtype, repeats) for dtype in types_of(device)},
+        {dtype: _convolution(device, dtype, repeats) for dtype in types_of(device)},
     )
 
 

@@ -14,6 +14,7 @@ from ldm.bench.draft import draft
 from ldm.bench.sampling import picture, sampling, step
 from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Maker
+from ldm.devices import computes_bfloat16, find_device
 from ldm.errors import UserError
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -43,14 +44,19 @@ GPU_ROWS: dict[str, Maker] = {
 def chosen(names: Sequence[str]) -> dict[str, Maker]:
     """The rows of these names in the order of the table, all that this machine can do if there are none.
 
-    UserError for a name that is not there, or that needs a GPU where there is none.
+    UserError for a name that is not there, or that needs what this machine lacks: a GPU, or bfloat16.
     """
-    every, gpu = ROWS | GPU_ROWS, torch.cuda.is_available()
+    every, gpu, half = ROWS | GPU_ROWS, torch.cuda.is_available(), computes_bfloat16(find_device())
     for name in names:
         if name not in every:
             near = difflib.get_close_matches(name, every, n=1, cutoff=0.0)
             raise UserError(f"--only {name}: there is no such row; did you mean {near[0]}? All: {', '.join(every)}")
         if name in GPU_ROWS and not gpu:
             raise UserError(f"--only {name}: it needs a CUDA device, and there is none on this machine")
+        if name.endswith("bf16") and not half:
+            raise UserError(
+                f"--only {name}: this processor has no instructions for bfloat16, without which it would crawl"
+            )
     table = every if gpu else ROWS
-    return {name: maker for name, maker in table.items() if not names or name in names}
+    possible = (name for name in table if half or not name.endswith("bf16"))
+    return {name: table[name] for name in possible if not names or name in names}

@@ -24,10 +24,10 @@ from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.diffusers import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import Config
+from ldm.devices import find_device
 from ldm.models import tiling
 from ldm.pipeline import Request, TextToImage
 from ldm.pipeline.condition import Condition
-from ldm.pipeline.device import find_device
 from ldm.pipeline.noise import SeededNoise
 
 SCALE = 3.0  # of guidance

@@ -41,7 +41,7 @@ from ldm.processes import ProcessShare
 from ldm.training.caching import CacheWriter
 from ldm.training.fingerprints import Encoders, facts_of
 from ldm.training.latents import sampled
-from ldm.training.loop import start_accelerator
+from ldm.training.loop import precision_of, start_accelerator
 from ldm.training.texts import TextCondition
 from ldm.training.unet import UNetStage
 
@@ -119,7 +119,7 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
     first = trainer.data[1, 0]
     reference = stage.validate(first)  # the loss of the first step, without autocast
     inputs = _encoded(trainer, Path(scratch.name)) if encoding else _given(trainer, first)
-    dtype = torch.float32 if config.training.unet.mixed_precision == "no" else torch.bfloat16
+    dtype = torch.float32 if precision_of(config.training.unet) == "no" else torch.bfloat16
     return Workload(
         ours=our_steps(trainer),
         theirs=their_steps(trainer, deepcopy(unet), inputs) if against else None,
@@ -172,7 +172,8 @@ def our_steps(trainer: Trainer) -> Run:
 def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dtype | None = None) -> Run:
     """A step as a user of diffusers writes it, with the numbers drawn that ours draws.
 
-    `autocast` is the type that products are computed in; with one, AdamW is fused and convolutions are channels-last.
+    `autocast` is the type that products are computed in, which may be float32; with one, AdamW is fused and
+    convolutions are channels-last.
     """
     from diffusers.training_utils import EMAModel
 
@@ -190,7 +191,7 @@ def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dty
         latents, context = inputs(step)
         noise = draws.normal("noise", step, slots, latents.shape[1:]).to(device)
         t = (draws.uniform("level", step, slots) * scheduler.config.num_train_timesteps).long().to(device)
-        with torch.autocast(device.type, autocast) if tuned else nullcontext():
+        with nullcontext() if autocast in (None, torch.float32) else torch.autocast(device.type, autocast):
             output = network(scheduler.add_noise(latents, noise, t), t, encoder_hidden_states=context).sample
         loss = F.mse_loss(output.float(), noise)
         loss.backward()

@@ -1,7 +1,7 @@
 """Text to picture, and what begins with a picture."""
 
+from ldm.devices import find_device
 from ldm.pipeline.composition import Composed
-from ldm.pipeline.device import find_device
 from ldm.pipeline.guides import ClassifierGuidance, ClipGuidance
 from ldm.pipeline.noise import SeededNoise
 from ldm.pipeline.request import Framing, Request

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
-from ldm.pipeline.device import computes_bfloat16
 
 if TYPE_CHECKING:
     from ldm.pipeline.request import Request

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
 from ldm.checkpoint.weights import SHARD_SIZE
+from ldm.devices import find_device
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
@@ -25,7 +26,6 @@ from ldm.models.unet import UNet
 from ldm.pipeline.composition import Prompt, spread
 from ldm.pipeline.condition import Condition, joined, mapped
 from ldm.pipeline.conditioners import make_conditioner
-from ldm.pipeline.device import find_device
 from ldm.pipeline.drawing import Drawing, Progress
 from ldm.pipeline.given import Filled, Given
 from ldm.pipeline.guiding import guided, settle_guides, steered

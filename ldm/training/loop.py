@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 
 from ldm.config import Config, StageConfig
 from ldm.data.loader import Share, training_batches
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
 from ldm.training import zero
 from ldm.training.broken import BrokenReport
@@ -99,7 +100,19 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
 
 def _processes(accelerator: Accelerator, settings: StageConfig) -> str:
     count, device = accelerator.num_processes, accelerator.device.type
-    return f"{count} process{'es' * (count > 1)} on {device}, mixed precision {settings.mixed_precision}"
+    precision = precision_of(settings)
+    instead = ", as this processor has no instructions for bf16" if precision != settings.mixed_precision else ""
+    return f"{count} process{'es' * (count > 1)} on {device}, mixed precision {precision}{instead}"
+
+
+def precision_of(settings: StageConfig) -> str:
+    """The mixed precision that is trained in: the one asked for, but `no` for bf16 where a CPU lacks instructions.
+
+    Without those for bfloat16 a product in it takes hundreds of times as long as one in float32.
+    """
+    device = PartialState().device
+    lacking = settings.mixed_precision == "bf16" and device.type == "cpu" and not computes_bfloat16(device)
+    return "no" if lacking else settings.mixed_precision
 
 
 def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Share:
@@ -166,7 +179,7 @@ def start_accelerator(
     divide a network among processes that ldm does not know.
     """
     deepspeed = zero.is_asked_for()
-    precision = "no" if deepspeed else settings.mixed_precision  # DeepSpeed's own configuration is told of it below
+    precision = "no" if deepspeed else precision_of(settings)  # DeepSpeed's own configuration is told of it below
     accelerator = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
     kind = accelerator.distributed_type
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:

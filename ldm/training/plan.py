@@ -20,7 +20,7 @@ from ldm.data.shards import Shards
 from ldm.data.sources import MapSource, Source, open_source
 from ldm.errors import UserError
 from ldm.training.cost import PEAK, UTILISATION, StepCost, memory, seconds_on, step_cost
-from ldm.training.loop import share_of, start_accelerator
+from ldm.training.loop import precision_of, share_of, start_accelerator
 from ldm.training.run import Run
 from ldm.training.stage import Stage
 
@@ -56,7 +56,7 @@ def plan(
 def _size(settings: StageConfig, config: Config, cost: StepCost, pictures: int) -> dict[str, str]:
     samples = settings.max_steps * settings.batch_size
     micro = settings.batch_size // settings.gradient_accumulation
-    width = 4 if settings.mixed_precision == "no" else 2
+    width = 4 if precision_of(settings) == "no" else 2
     return {
         **{f"parameters of the {name}": f"{count:,}" for name, count in cost.parameters.items()},
         "pictures": f"{pictures:,} of {config.data.size}x{config.data.size}",

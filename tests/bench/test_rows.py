@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ldm import config
+from ldm.bench import rows
 from ldm.bench.decoding import decoding
 from ldm.bench.growth import Axis, Size, draw_growth, measure_growth
 from ldm.bench.machine import Peaks, measure_peaks
@@ -17,6 +18,7 @@ from ldm.bench.runner import Row, measure
 from ldm.bench.sampling import picture, sampling, step
 from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Workload
+from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
@@ -98,13 +100,23 @@ def test_without_diffusers_ours_is_compared_with_its_plain_path(maker: Callable[
 
 
 def test_the_table_has_the_names_that_scripts_rely_on() -> None:
-    assert chosen([]).keys() == ROWS.keys() == NAMES
+    assert ROWS.keys() == NAMES
+    assert chosen([]).keys() == {name for name in NAMES if computes_bfloat16(CPU) or not name.endswith("bf16")}
     assert list(chosen(["decode-512-fp32", "cold-start"])) == ["decode-512-fp32", "cold-start"]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="no such row; did you mean small-sampling-fp32"):
         chosen(["small-sampling"])
+
+
+def test_rows_in_bfloat16_are_for_processors_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "computes_bfloat16", lambda device: False)
+    assert chosen([]).keys() == {name for name in NAMES if not name.endswith("bf16")}
+    with pytest.raises(UserError, match="--only decode-256-bf16: this processor has no instructions for bfloat16"):
+        chosen(["decode-256-bf16"])
+    monkeypatch.setattr(rows, "computes_bfloat16", lambda device: True)
+    assert "decode-256-bf16" in chosen([])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
@@ -145,6 +157,8 @@ def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path)
 @pytest.mark.parametrize("name", sorted(NAMES - {"sd15-step-bf16", "decode-512-fp32", "decode-512-bf16"}))
 def test_rows_do_their_work_at_their_size(name: str) -> None:
     """All but those that differ from others in type or side alone, and would take minutes here."""
+    if name not in chosen([]):
+        pytest.skip("needs a processor with instructions for bfloat16, such as avx512_bf16")
     workload = ROWS[name](not name.startswith("sd15"))  # whose copies for diffusers take 10 GB
     output = workload.ours()
     workload.close()

@@ -13,6 +13,7 @@ from ldm.bench.machine import Peaks, measure_peaks
 from ldm.bench.memory import with_peak
 from ldm.bench.runner import Row, measure, relative_error
 from ldm.bench.workload import Run, Workload
+from ldm.devices import computes_bfloat16
 
 CPU = torch.device("cpu")
 RATES = {torch.float32: 2e9, torch.bfloat16: 4e9}
@@ -132,6 +133,7 @@ def test_memory_of_a_run_is_what_it_takes_at_most_even_if_freed_memory_would_do(
 
 def test_peaks_are_those_of_a_machine() -> None:
     peaks = measure_peaks(CPU, repeats=1)
-    for dtype in (torch.float32, torch.bfloat16):
+    assert list(peaks.matrix) == [torch.float32, torch.bfloat16][: 1 + computes_bfloat16(CPU)]
+    for dtype in peaks.matrix:
         assert 1e8 < peaks.matrix[dtype] < 1e14
         assert peaks.of(dtype) == max(peaks.matrix[dtype], peaks.convolution[dtype])

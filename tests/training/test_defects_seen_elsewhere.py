@@ -26,7 +26,7 @@ from torchvision import models
 from ldm import build
 from ldm.data.pictures import to_tensor
 from ldm.models.perceptual import backbone_path
-from ldm.training import latents
+from ldm.training import latents, loop
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.loop import start_accelerator
 from ldm.training.losses import AutoencoderLoss, adaptive_weight
@@ -85,7 +85,8 @@ def test_gradients_not_synchronised_because_the_unwrapped_module_was_called(
 
 
 @pytest.fixture
-def half_precision() -> Iterator[Accelerator]:
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
+    monkeypatch.setattr(loop, "computes_bfloat16", lambda device: True)  # or slowly
     AcceleratorState._reset_state(True)
     yield start_accelerator(settings("training.autoencoder.mixed_precision=bf16").training.autoencoder, 0)
     AcceleratorState._reset_state(True)

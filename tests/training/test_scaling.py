@@ -22,7 +22,7 @@ from ldm.config import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.errors import UserError
 from ldm.models.layers import ResNetBlock
-from ldm.training import cost, curves, trackers
+from ldm.training import cost, curves, loop, trackers
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.loop import start_accelerator, train
 from ldm.training.run import Run
@@ -242,6 +242,24 @@ def test_what_is_logged_and_sampled_goes_to_the_tracker(tmp_path: Path, monkeypa
     stage = build.autoencoder_stage(asked, Grey(), accelerator)
     train(stage, Grey(), asked, Run(tmp_path, resume=True), Limits())
     assert {(str(tmp_path), 0), ("config", 0), ("loss", 1), ("loss", 2), ("validation_loss", 2), (3, 2)} <= set(heard)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about processors")
+@pytest.mark.parametrize(
+    ("asked", "there", "used"), [("bf16", True, "bf16"), ("bf16", False, "no"), ("no", True, "no")]
+)
+def test_without_instructions_for_bf16_training_stays_in_float32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, asked: str, there: bool, used: str
+) -> None:
+    monkeypatch.setattr(loop, "computes_bfloat16", lambda device: there)
+    AcceleratorState._reset_state(True)
+    stage = settings(f"training.autoencoder.mixed_precision={asked}").training.autoencoder
+    accelerator = start_accelerator(stage, 0)
+    told, computed_in = loop._processes(accelerator, stage), accelerator.mixed_precision
+    AcceleratorState._reset_state(True)
+    assert computed_in == used
+    assert f"mixed precision {used}" in told
+    assert ("as this processor has no instructions for bf16" in told) == (used != asked)
 
 
 def test_curves_are_drawn_from_the_log(tmp_path: Path) -> None:

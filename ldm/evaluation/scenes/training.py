@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.cache import default_cache
+from ldm.devices import computes_bfloat16
 from ldm.evaluation.scenes.augment import augment
 from ldm.evaluation.scenes.examples import Examples, make_examples
 from ldm.evaluation.scenes.probe import CELLS, CONCEPTS, SIDE, SceneProbe, save_probe
@@ -50,7 +51,7 @@ def train_probe(recipe: Recipe, device: torch.device, cache: Path | None = None)
         numbers = torch.randint(len(examples.pictures), (recipe.batch_size,), generator=generator).numpy()
         pictures = torch.from_numpy(examples.pictures[numbers]).permute(0, 3, 1, 2).float() / 255
         pictures, things = augment(pictures, torch.from_numpy(examples.things[numbers]), generator)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device)):
             maps = probe(pictures.to(device, memory_format=torch.channels_last))
         loss = loss_of(maps, things.to(device))
         loss.backward()
