@@ -41,7 +41,7 @@ ALLOWED = {
         "build",
     },
 }
-EVERYWHERE = {"allocator", "chart", "config", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"allocator", "chart", "config", "devices", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -16,7 +16,7 @@ from ldm.checkpoint.fields import EXTRA, Fields
 from ldm.checkpoint.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.texts import save_text_encoder
 from ldm.checkpoint.unet_fields import unet_to_fields
-from ldm.checkpoint.weights import WithoutNormals
+from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import Config, DiffusionConfig
 from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder import Autoencoder
@@ -37,7 +37,7 @@ def random_network(make: Callable[[], N], seed: int = 0) -> N:
 
     They are small enough that outputs stay finite, and memory is taken once.
     """
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         network = make()
     network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -83,7 +83,7 @@ def _filled(kind: Any, fields: Fields, network: nn.Module) -> Any:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # it warns of every change of a network's type
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         theirs = kind.from_config(_known(fields))
     theirs.load_state_dict(network.state_dict(), assign=True)
     return theirs.eval()

@@ -110,7 +110,7 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
 
     Raises UserError when a tensor is missing, left over or of another shape.
     """
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         network = make()
     expected = network.state_dict()
     if missing := expected.keys() - tensors.keys():
@@ -128,11 +128,14 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
     return network.eval()
 
 
-class WithoutNormals(TorchFunctionMode):
-    """Leaves out normal initial values: on the meta device they make torch import its compiler, for five seconds."""
+INITIAL = {nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_}
+
+
+class WithoutInitialValues(TorchFunctionMode):
+    """Leaves out random initial values: on the meta device they take time, and normal ones import torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (nn.init.normal_, Tensor.normal_):
+        if func in INITIAL:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 

@@ -11,13 +11,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.checkpoint.weights import WithoutNormals
+from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import Config, UNetConfig
 from ldm.info.describe import Description
 from ldm.info.parameters import of_network
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.unet import Added, UNet
+
+PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.conv1d, F.conv_transpose2d}
+PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm}
 
 # Bytes that a trained number takes: itself, its gradient, Adam's two moments and the average, all in float32.
 TRAINED = 5 * 4
@@ -26,7 +29,7 @@ FROZEN = 4
 
 def make_networks(contents: Contents, but: Collection[str] = ()) -> dict[str, nn.Module]:
     """The networks of all sections `but` some, on the meta device: they have shapes and no numbers."""
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         return {name: contents.make(name).eval() for name in contents.networks if name not in but}
 
 
@@ -75,20 +78,53 @@ def _empty(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def _count(call: Callable[[], object]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, _ShapesAlone():
+    with _ShapesAlone() as layers:
         call()
-    return int(counter.get_total_flops())
+    return layers.flops
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Leaves out what keeps a shape and is not counted, in which the meta device spends most of its time."""
+    """Counts what layers cost and gives what they make as a shape, for which the meta device takes most of a second.
+
+    Products outside of them are left to PyTorch's own counter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (F.group_norm, F.layer_norm, F.silu, F.gelu):
             return torch.empty_like(args[0])
+        if func is F.linear:
+            return self._linear(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args[:3])
+        if func is F.conv2d:
+            made = func(*args, **(kwargs or {}))
+            self.flops += 2 * made.numel() * args[1][0].numel()
+            return made
+        if func in PRODUCTS:
+            return self._product(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _product(self, func: Any, *args: Any, **options: Any) -> Tensor:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            made: Tensor = func(*args, **options)
+        self.flops += int(counter.get_total_flops())
+        return made
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        made = _empty(*x.shape[:-1], len(weight))
+        self.flops += 2 * made.numel() * weight.shape[1]
+        return made
+
+    def _attention(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        made = _empty(*queries.shape[:-1], values.shape[-1])
+        self.flops += 2 * queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
+        return made
 
 
 def training_memory(description: Description, totals: dict[str, int]) -> dict[str, int]:
@@ -112,5 +148,5 @@ def _opponent(config: Config | None) -> int:
     """Parameters of the discriminator that an autoencoder is trained against."""
     if config is None or not config.loss.adversarial.weight:
         return 0
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         return sum(of_network(PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels)).values())

@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from running import PEAK
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.config import AutoencoderConfig, UNetConfig
+from ldm.info import cost
 from ldm.info.cost import flops, make_networks
 from ldm.info.describe import Description
 from ldm.info.report import report
@@ -68,6 +72,23 @@ def test_operations_of_a_u_net_call_are_those_counted_by_hand() -> None:
     time = linear(1, 8, 32) + linear(1, 32, 32) + 5 * linear(1, 32, 8)  # and its projection for each of five ResNets
     ways = resnet(4, 8, 8) + 2 * resnet(4, 8, 8) + 2 * resnet(4, 16, 8) + 4 * transformer
     assert counted == {"unet": convolution(4, 2, 8) + time + ways + convolution(4, 8, 2)}
+
+
+def test_products_outside_of_layers_are_counted_as_pytorch_counts_them() -> None:
+    x, weight = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(6, 3, 2, 2, device="meta")
+    tokens = x.flatten(2)
+
+    def call() -> None:
+        F.conv2d(x, weight, stride=2)
+        F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        torch.einsum("bcn,bdn->bcd", tokens, tokens)
+        tokens @ tokens.transpose(1, 2)
+        F.scaled_dot_product_attention(tokens, tokens, tokens)
+        F.linear(tokens, torch.empty(5, 64, device="meta"))
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    assert cost._count(call) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.5])

@@ -19,7 +19,7 @@ from ldm.checkpoint.networks import write_autoencoder, write_unet
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import save_text_encoder
-from ldm.checkpoint.weights import WithoutNormals
+from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import CLIPConfig, load
 from ldm.models.text import make_text_encoder
 
@@ -54,7 +54,7 @@ def save_tokenizer(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("sd15")
     config = load("published/sd1")
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         autoencoder, unet = Autoencoder(config.autoencoder), UNet(config.unet)
         text_encoder = make_text_encoder(CLIPConfig())
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964

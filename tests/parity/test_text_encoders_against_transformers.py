@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip
 from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder, saved_config
-from ldm.checkpoint.weights import WithoutNormals
+from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
 from ldm.errors import UserError
 from ldm.models.text import Encoded, TextEncoder, make_text_encoder
@@ -259,7 +259,7 @@ KINDS = {"bert": BertConfig, "ldm_bert": LDMBertConfig, "clip": CLIPConfig, "t5"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_encoder_is_made_on_the_meta_device_without_any_file(kind: str) -> None:
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         encoder = make_text_encoder(KINDS[kind](**SIZES))
     assert {weight.device.type for weight in encoder.parameters()} == {"meta"}
 
@@ -275,7 +275,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("config", PUBLISHED, ids=str)
 def test_published_sizes_have_their_published_number_of_parameters(config: TextSection) -> None:
-    with torch.device("meta"), WithoutNormals():
+    with torch.device("meta"), WithoutInitialValues():
         encoder = make_text_encoder(config)
     assert sum(weight.numel() for weight in encoder.parameters()) == PUBLISHED[config]
 

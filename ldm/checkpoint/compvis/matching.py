@@ -18,7 +18,7 @@ from ldm.checkpoint.compvis.contents import (
     Contents,
 )
 from ldm.checkpoint.compvis.rules import Rules, Tensors
-from ldm.checkpoint.weights import WithoutNormals
+from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import load, names
 from ldm.errors import UserError
 
@@ -78,7 +78,7 @@ class Layout:
         """Shapes of the tensors that must be there, by name."""
         found: dict[str, tuple[int, ...]] = {}
         for name, rules in self.rules.items():
-            with torch.device("meta"), WithoutNormals():
+            with torch.device("meta"), WithoutInitialValues():
                 network = self.contents.make(name)
             theirs = rules.to_theirs(network.state_dict())
             fillers = {filler.theirs for filler in rules.fillers}
