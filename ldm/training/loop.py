@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from ldm.config import Config, StageConfig
 from ldm.data.loader import Share, training_batches
@@ -110,7 +111,7 @@ def precision_of(settings: StageConfig) -> str:
 
     Without those for bfloat16 a product in it takes hundreds of times as long as one in float32.
     """
-    device = PartialState().device
+    device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device  # as Accelerator makes it
     lacking = settings.mixed_precision == "bf16" and device.type == "cpu" and not computes_bfloat16(device)
     return "no" if lacking else settings.mixed_precision
 

@@ -22,7 +22,11 @@ WORK = 2**22  # numbers of the transformed tiles that are worked on at a time: t
 FEW_TILES = 64  # of a map, up to which the filters are more than they, and are worked on part by part
 TOGETHER = 256  # tiles of several such maps
 FILTERS = 128  # at a time
-PAYS = {32 * 32: 128, 16 * 16: 640}  # positions of a map, and channels in and out, from which on it is sooner
+PAYS = {32 * 32: 128}  # positions of a map, and channels in and out, from which on it is sooner
+if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    PAYS[16 * 16] = (
+        640  # where products are so fast that the direct way waits for its weights; elsewhere 0.7 of its speed
+    )
 
 
 def pays(weight: Tensor, positions: float) -> bool:
