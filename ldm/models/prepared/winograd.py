@@ -24,9 +24,7 @@ TOGETHER = 256  # tiles of several such maps
 FILTERS = 128  # at a time
 PAYS = {32 * 32: 128}  # positions of a map, and channels in and out, from which on it is sooner
 if torch.backends.cpu.get_cpu_capability() == "AVX512":
-    PAYS[16 * 16] = (
-        640  # where products are so fast that the direct way waits for its weights; elsewhere 0.7 of its speed
-    )
+    PAYS[16 * 16] = 640  # where the direct way waits for its weights; elsewhere this one has 0.7 of its speed
 
 
 def pays(weight: Tensor, positions: float) -> bool:
