@@ -1,4 +1,4 @@
-"""Where a pipeline runs."""
+"""Where networks run, and what can be computed there."""
 
 from __future__ import annotations
 
@@ -23,5 +23,7 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch knows only whether AVX-512 can stand in for them
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known: dict[str, object] = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

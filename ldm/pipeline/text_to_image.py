@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers import Parts, load_pipeline, resolve, save_pipeline
 from ldm.checkpoint.weights import SHARD_SIZE
-from ldm.devices import find_device
+from ldm.devices import computes_bfloat16, find_device
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
-from ldm.errors import UserError
+from ldm.errors import UserError, UserNote
 from ldm.models import tiling
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
@@ -88,6 +89,9 @@ class TextToImage:
         place = find_device(device)
         if compiled:
             require_gpu(place)
+        if dtype == torch.bfloat16 and place.type == "cpu" and not computes_bfloat16(place):
+            note = "this processor has no instructions for bfloat16, in which it takes many times as long as in float32"
+            warnings.warn(note, UserNote, stacklevel=2)
         return cls(load_pipeline(resolve(path), dtype), tile, prepare, compiled).to(place)
 
     def save_pretrained(
