@@ -70,10 +70,7 @@ def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: A
     for _ in range(1 + runs):  # the first is not counted
         for key, work in works.items():
             seconds[key].append(timed(work, device))
-    return {
-        dtype: [(axis.place(size), median(seconds[dtype, size][1:])) for size in axis.sizes]
-        for dtype in types_of(device)
-    }
+    return {dtype: [(axis.place(size), median(seconds[dtype, size][1:])) for size in axis.sizes] for dtype in pipes}
 
 
 def _work(pipe: TextToImage, config: Config, size: Size, device: torch.device) -> Run:

@@ -188,7 +188,7 @@ def start_accelerator(
     if kind == DistributedType.FSDP and settings.optimizer != "adamw":
         raise UserError(f"optimizer {settings.optimizer} cannot step weights that FSDP2 divides: set optimizer=adamw")
     if deepspeed:
-        zero.configure(accelerator, settings)
+        zero.configure(accelerator, settings.model_copy(update={"mixed_precision": precision_of(settings)}))
     if settings.mixed_precision != "no":  # then no more is asked of what is left in float32
         torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(seed)
