@@ -33,7 +33,9 @@ class StageConfig(Section):
     gradient_accumulation: int = Field(1, ge=1)
     gradient_checkpointing: bool = False  # run blocks again in the backward pass: less memory, a third more time
     compile: bool = False  # torch.compile
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    # muon: momentum with singular values of one for matrices (Jordan et al. 2024), AdamW for all other weights
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    momentum: float = Field(0.95, ge=0, lt=1)  # of muon's matrices
     learning_rate: float = 1e-4
     # Other rates of some weights, by the name of a part (unet, text) or a pattern of names (unet.*.attn2.*), and
     # weights that are not trained, named alike. Where several name a weight, the last one holds.
@@ -67,6 +69,7 @@ class StageConfig(Section):
 class AutoencoderStageConfig(StageConfig):
     """Training of the autoencoder."""
 
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # muon has not been tried against a discriminator
     betas: tuple[float, float] = (0.5, 0.9)
     statistics_pictures: int = Field(4096, ge=2)  # pictures over which latent statistics are measured at the end
 

@@ -60,7 +60,7 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
     """Bytes of weights, gradients, optimiser and averages in one process; activations come on top."""
     total = sum(cost.parameters.values())
     averages = 0 if settings.ema_device == "cpu" else 4 * total * (1 + len(settings.ema_others))
-    moments = 2 if settings.optimizer == "adamw8bit" else 8
+    moments = {"adamw": 8, "adamw8bit": 2, "muon": 4}[settings.optimizer]  # a weight; few of muon's have two moments
     return 4 * total + (4 + moments) * cost.trained + averages
 
 

@@ -185,8 +185,8 @@ def start_accelerator(
     kind = accelerator.distributed_type
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError(f"ldm does not train with {kind.value}: FSDP of version 2 does the same, see docs/training.md")
-    if kind == DistributedType.FSDP and settings.optimizer != "adamw":
-        raise UserError(f"optimizer {settings.optimizer} cannot step weights that FSDP2 divides: set optimizer=adamw")
+    if kind == DistributedType.FSDP and settings.optimizer == "adamw8bit":
+        raise UserError("optimizer adamw8bit cannot step weights that FSDP2 divides: set optimizer=adamw")
     if deepspeed:
         zero.configure(accelerator, settings.model_copy(update={"mixed_precision": precision_of(settings)}))
     if settings.mixed_precision != "no":  # then no more is asked of what is left in float32

@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ldm.config import StageConfig
 from ldm.errors import UserError
+from ldm.training.muon import Muon
 
 PARTS = {"text": "text_encoder"}  # names of parts that differ from those of their modules
+ENDS = {"conv_in", "conv_out", "channel_mapper", "head", "to_logits"}  # first and last layers of networks
+Key = TypeVar("Key")
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
@@ -25,20 +30,27 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
         raise UserError("freeze leaves no weight to train")
 
 
-def parameter_groups(network: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict]:
-    """The trainable weights in groups of one learning rate each: that of the last key of `rates` that names them."""
+def parameter_groups(network: nn.Module, rate: float, rates: Mapping[str, float], config: StageConfig) -> list[dict]:
+    """The trainable weights in groups of one learning rate each: that of the last key of `rates` that names them.
+
+    For Muon, matrices inside of the network are in groups of their own, which say `orthogonal`.
+    """
     weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     rate_of = dict.fromkeys(weights, rate)
     for pattern, own in rates.items():
         rate_of |= dict.fromkeys(_matching(pattern, list(weights), "learning_rates"), own)
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, weight in weights.items():
-        groups.setdefault(rate_of[name], []).append(weight)
-    return [{"params": group, "lr": own} for own, group in groups.items()]
+    if config.optimizer != "muon":
+        return [{"params": group, "lr": own} for own, group in _grouped(weights, rate_of).items()]
+    inner = _inner_matrices(network)
+    kind_of = {name: (own, name in inner) for name, own in rate_of.items()}
+    groups = _grouped(weights, kind_of)
+    return [{"params": group, "lr": own, "orthogonal": orthogonal} for (own, orthogonal), group in groups.items()]
 
 
 def make_optimizer(groups: list[dict], config: StageConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), fused, or with moments in 8 bits (Dettmers et al. 2022)."""
+    """AdamW (Loshchilov and Hutter 2019), fused, or with moments in 8 bits (Dettmers et al. 2022), or Muon."""
+    if config.optimizer == "muon":
+        return Muon(groups, config.betas, config.weight_decay, config.momentum)
     if config.optimizer == "adamw8bit":
         check_optimizer(config)
         from bitsandbytes.optim import AdamW8bit
@@ -54,6 +66,25 @@ def check_optimizer(config: StageConfig) -> None:
             raise UserError("optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or optimizer=adamw")
         if not torch.cuda.is_available():
             raise UserError("optimizer adamw8bit needs a GPU, and none is found: use optimizer=adamw")
+
+
+def _grouped(weights: Mapping[str, nn.Parameter], key_of: Mapping[str, Key]) -> dict[Key, list[nn.Parameter]]:
+    groups: dict[Key, list[nn.Parameter]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(key_of[name], []).append(weight)
+    return groups
+
+
+def _inner_matrices(network: nn.Module) -> set[str]:
+    """Names of the weights of linear layers and convolutions that are neither a network's first layer nor its last.
+
+    Only for these is a step of equal singular values known to be of use (Jordan et al. 2024); embeddings are tables.
+    """
+    return {
+        f"{name}.weight"
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | _ConvNd) and name.rpartition(".")[2] not in ENDS
+    }
 
 
 def _matching(pattern: str, names: Sequence[str], option: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ class Stage(ABC):
             checkpoint_gradients(network)
         if self.config.compile:
             compile_blocks(network)
-        groups = parameter_groups(network, rate, rates)
+        groups = parameter_groups(network, rate, rates, self.config)
         optimizer = make_optimizer(groups, self.config, self.accelerator.device)
         self.networks[name], self.optimizers[name] = self.division.prepare(network, optimizer)
         for ema in emas:

@@ -124,6 +124,14 @@ def main(vae: Path, kinds: list[str]) -> None:
         state = state_of(half)
         begin(kind)
         assert_close(state_of(load(make(vae, "bf16"), state)), state, 0.0)
+        if kind == "fsdp2":
+            begin(kind)
+            orthogonal = make(vae, "no", "optimizer=muon")
+            assert_close(steps(orthogonal, 1, 4), expected["muon"], 1e-5)
+            state = state_of(orthogonal)
+            goes_on = steps(orthogonal, 5, 6)
+            begin(kind)
+            assert torch.equal(steps(load(make(vae, "no", "optimizer=muon"), state), 5, 6), goes_on)
         (folder / f"{kind}-held-{again.accelerator.process_index}").touch()  # lines of two processes may mix
     torch.distributed.destroy_process_group()
 

@@ -300,6 +300,16 @@ def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
         cost.seconds_on(1.0, 1, "abacus")
 
 
+def test_the_moments_in_the_estimate_of_memory_are_those_of_the_optimiser() -> None:
+    found = cost.step_cost("unet", settings())
+    whole, eight_bit, muon = (
+        cost.memory(settings(f"training.unet.optimizer={optimizer}").training.unet, found)
+        for optimizer in ("adamw", "adamw8bit", "muon")
+    )
+    assert whole - eight_bit == 6 * found.trained
+    assert whole - muon == 4 * found.trained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds", [pytest.param(("fsdp2",), id="fsdp2"), pytest.param(("zero1", "zero2", "zero3"), id="zero")]
@@ -311,10 +321,10 @@ def test_divided_weights_train_as_whole_ones_and_have_their_state(measured: Path
     import divided
 
     expected = {}
-    for precision in ("bf16", "no"):
+    for name, options in {"bf16": ("bf16",), "muon": ("no", "optimizer=muon"), "no": ("no",)}.items():
         AcceleratorState._reset_state(True)
-        stage = divided.make(measured, precision)
-        expected[precision] = divided.steps(stage, 1, 4).tolist()
+        stage = divided.make(measured, *options)
+        expected[name] = divided.steps(stage, 1, 4).tolist()
     save_tree(measured.parent / "plain", divided.state_of(stage))
     expected |= {"1-4": expected.pop("no"), "5-6": divided.steps(stage, 5, 6).tolist()}
     save_json(measured.parent / "expected.json", expected)

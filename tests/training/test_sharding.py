@@ -1,5 +1,6 @@
 """States of networks and optimisers that are taken up again."""
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -18,10 +19,11 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+def made(optimizer: str = "adamw") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
+    config = UNetStageConfig(optimizer=optimizer)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
-    return network, make_optimizer(parameter_groups(network, 1e-2, {}), UNetStageConfig(), DEVICE)
+    return network, make_optimizer(parameter_groups(network, 1e-2, {}, config), config, DEVICE)
 
 
 def on_disk(tree: object) -> object:
@@ -33,12 +35,13 @@ def on_disk(tree: object) -> object:
     return tree.clone(memory_format=torch.contiguous_format) if isinstance(tree, torch.Tensor) else tree
 
 
-def test_a_resumed_optimizer_goes_on_bit_by_bit_whatever_the_layout_of_the_weights_in_memory() -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_resumed_optimizer_goes_on_bit_by_bit_whatever_the_layout_of_the_weights_in_memory(kind: str) -> None:
     division = Division(Accelerator(cpu=True))
-    network, optimizer = made()
+    network, optimizer = made(kind)
     for _ in range(2):
         step(network, optimizer)
-    resumed, its_optimizer = made()
+    resumed, its_optimizer = made(kind)
     division.load_network_state(resumed, on_disk(division.network_state(network)))
     division.load_optimizer_state(its_optimizer, on_disk(division.optimizer_state(optimizer)))
     for _ in range(2):

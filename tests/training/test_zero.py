@@ -44,6 +44,7 @@ def test_batch_accumulation_clipping_and_precision_are_those_of_the_stage() -> N
         (3, {"zero_optimization": {"offload_param": {"device": "cpu"}}}, {}, "offload_param (cpu): set it to none"),
         (2, {}, {"mixed_precision": "fp16"}, "fp16 is not trained with DeepSpeed: use bf16"),
         (2, {}, {"optimizer": "adamw8bit"}, "set optimizer=adamw, not adamw8bit"),
+        (2, {}, {"optimizer": "muon"}, "set optimizer=adamw, not muon"),
         (2, {}, {"channels_last": True}, "set channels_last=false"),
         (3, {}, {"compile": True}, "set compile=false, or use stage 2"),
     ],

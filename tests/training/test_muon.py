@@ -1,0 +1,180 @@
+"""Muon against singular value decompositions, against torch's own, and beside AdamW."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.config import AutoencoderStageConfig, UNetStageConfig
+from ldm.errors import UserError
+from ldm.training.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalised
+from ldm.training.optimizer import make_optimizer, parameter_groups
+
+DEVICE = torch.device("cpu")
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (4, 6, 6), (1, 1, 5)])
+def test_singular_vectors_stay_and_values_follow_the_polynomial(shape: tuple[int, int, int]) -> None:
+    matrices = drawn(*shape)
+    found = orthogonalised(matrices)
+    u, values, v = torch.linalg.svd(matrices / matrices.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(found, u @ torch.diag_embed(values) @ v, rtol=1e-9, atol=1e-9)
+
+
+def test_values_down_to_a_hundredth_of_the_largest_come_near_one_in_single_precision() -> None:
+    u, _, v = torch.linalg.svd(drawn(1, 64, 200), full_matrices=False)
+    matrix = (u @ torch.diag_embed(torch.logspace(-2, 0, 64, dtype=torch.float64)[None]) @ v).float()
+    values = torch.linalg.svdvals(orthogonalised(matrix))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_singular_values_of_zero_do_not_grow_out_of_rounding() -> None:
+    matrix = (drawn(1, 320, 4) @ drawn(1, 4, 2880)).float()
+    values = torch.linalg.svdvals(orthogonalised(matrix))[0]
+    assert 0.6 < values[3] < values[0] < 1.3
+    assert values[4] < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where there is one")
+def test_tf32_is_not_used_though_training_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    matrix = (drawn(1, 320, 4) @ drawn(1, 4, 2880)).float()
+    torch.testing.assert_close(orthogonalised(matrix.cuda()).cpu(), orthogonalised(matrix), rtol=0.0, atol=1e-3)
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_matrix_of_zeros_stays_one() -> None:
+    assert torch.equal(orthogonalised(torch.zeros(2, 4, 6)), torch.zeros(2, 4, 6))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = {"conv_in": nn.Conv2d(3, 8, 3), "conv": nn.Conv2d(8, 8, 3), "other": nn.Conv2d(8, 8, 3)}
+    made = nn.ModuleDict({**layers, "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "linear": nn.Linear(8, 24)})
+    return made.to(memory_format=torch.channels_last)
+
+
+def gradients(net: nn.Module, step: int) -> None:
+    """Noise, whose singular values are all far from zero."""
+    for number, weight in enumerate(net.parameters()):
+        weight.grad = torch.empty_like(weight).copy_(drawn(*weight.shape, seed=100 * step + number))
+
+
+def test_matrices_step_as_torchs_own_muon_does_and_all_else_as_adamw() -> None:
+    """torch's takes matrices alone and computes in bfloat16, hence the tolerance."""
+    config = UNetStageConfig(optimizer="muon", weight_decay=0.1, momentum=0.9, betas=(0.8, 0.99))
+    net = network()
+    optimizer = make_optimizer(parameter_groups(net, 1e-2, {}, config), config, DEVICE)
+    before = copy.deepcopy(net)
+    matrices = {
+        name: nn.Parameter(net[name].weight.detach().flatten(1).clone()) for name in ("conv", "other", "linear")
+    }
+    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    theirs = torch.optim.Muon(matrices.values(), **options)
+    plain = copy.deepcopy(net)
+    rest = {name: weight for name, weight in plain.named_parameters() if name.removesuffix(".weight") not in matrices}
+    adamw = torch.optim.AdamW(rest.values(), lr=1e-2, weight_decay=0.1, betas=(0.8, 0.99))
+    for step in range(3):
+        gradients(net, step)
+        found = {name: weight.grad.clone() for name, weight in net.named_parameters()}
+        for name, matrix in matrices.items():
+            matrix.grad = found[f"{name}.weight"].flatten(1)
+        for name, weight in rest.items():
+            weight.grad = found[name]
+        for one in (optimizer, theirs, adamw):
+            one.step()
+    for name, matrix in matrices.items():
+        moved, expected = net[name].weight - before[name].weight, matrix.view_as(net[name].weight) - before[name].weight
+        assert (moved - expected).norm() < 0.03 * expected.norm(), name
+        assert net[name].weight.stride() == before[name].weight.stride()
+    for name, weight in net.named_parameters():
+        if name in rest:
+            torch.testing.assert_close(weight, rest[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_step_of_a_matrix_is_as_large_as_one_of_adamw() -> None:
+    net, config = network(), UNetStageConfig(optimizer="muon")
+    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+    before = copy.deepcopy(net)
+    gradients(net, 0)
+    optimizer.step()
+    for name in ("conv", "other", "linear"):
+        step = (net[name].weight - before[name].weight).square().mean().sqrt()
+        assert 0.1e-3 < step < 0.3e-3
+
+
+def test_first_and_last_layers_biases_and_embeddings_are_adamws_and_rates_hold_for_both() -> None:
+    net = nn.ModuleDict({"unet": network(), "text_encoder": nn.ModuleDict({"words": nn.Embedding(9, 4)})})
+    net["text_encoder"]["dense"] = nn.Linear(4, 4)
+    config = UNetStageConfig(optimizer="muon")
+    groups = parameter_groups(net, 1e-3, {"text": 1e-4, "unet.conv.*": 1e-2}, config)
+    names = {id(weight): name for name, weight in net.named_parameters()}
+    told = {names[id(weight)]: (group["lr"], group["orthogonal"]) for group in groups for weight in group["params"]}
+    assert told == {
+        "unet.conv_in.weight": (1e-3, False),
+        "unet.conv_in.bias": (1e-3, False),
+        "unet.conv.weight": (1e-2, True),
+        "unet.conv.bias": (1e-2, False),
+        "unet.other.weight": (1e-3, True),
+        "unet.other.bias": (1e-3, False),
+        "unet.linear.weight": (1e-3, True),
+        "unet.linear.bias": (1e-3, False),
+        "text_encoder.words.weight": (1e-4, False),
+        "text_encoder.dense.weight": (1e-4, True),
+        "text_encoder.dense.bias": (1e-4, False),
+    }
+
+
+def test_a_scaler_of_gradients_leaves_out_a_step_that_is_not_finite() -> None:
+    net, config = network(), UNetStageConfig(optimizer="muon")
+    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(()))
+    before = copy.deepcopy(net)
+    gradients(net, 0)
+    net["conv"].weight.grad[0, 0, 0, 0] = torch.inf
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), before.parameters(), strict=True))
+    assert scaler.get_scale() == 2.0
+    gradients(net, 0)
+    scaler.step(optimizer)
+    assert not any(torch.equal(one, other) for one, other in zip(net.parameters(), before.parameters(), strict=True))
+
+
+def test_weights_without_gradients_stay() -> None:
+    net, config = network(), UNetStageConfig(optimizer="muon")
+    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+    before = net["conv"].weight.clone()
+    gradients(net, 0)
+    net["conv"].weight.grad = None
+    optimizer.step()
+    assert torch.equal(net["conv"].weight, before)
+
+
+def test_an_autoencoder_is_not_trained_with_it() -> None:
+    with pytest.raises((UserError, ValueError), match="optimizer"):
+        AutoencoderStageConfig(optimizer="muon")
+
+
+def test_many_matrices_are_orthogonalised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = [network(), network()]
+    for net, at_once in zip(nets, (2**25, 1), strict=True):
+        monkeypatch.setattr("ldm.training.muon.AT_ONCE", at_once)
+        config = UNetStageConfig(optimizer="muon")
+        optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+        assert isinstance(optimizer, Muon)
+        gradients(net, 0)
+        optimizer.step()
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
