@@ -23,7 +23,7 @@ from ldm.training.autoencoder import Reconstruction
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
-from ldm.training.optimizer import freeze
+from ldm.training.optimizer import freeze, inner_matrices
 from ldm.training.spatial import rescale_and_tell, tell_joined
 from ldm.training.texts import encode_and_tell, tell_context
 
@@ -41,6 +41,7 @@ class StepCost:
     trained: int  # parameters that have gradients
     flops: int  # forward, backward, and what has no gradient
     activations: int  # bytes kept for the backward pass, in float32
+    matrices: int = 0  # of the trained parameters, those of which Muon keeps one moment
 
 
 def step_cost(stage: str, config: Config) -> StepCost:
@@ -60,8 +61,10 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
     """Bytes of weights, gradients, optimiser and averages in one process; activations come on top."""
     total = sum(cost.parameters.values())
     averages = 0 if settings.ema_device == "cpu" else 4 * total * (1 + len(settings.ema_others))
-    moments = {"adamw": 8, "adamw8bit": 2, "muon": 4}[settings.optimizer]  # a weight; few of muon's have two moments
-    return 4 * total + (4 + moments) * cost.trained + averages
+    moments = (2 if settings.optimizer == "adamw8bit" else 8) * cost.trained
+    if settings.optimizer == "muon":
+        moments -= 4 * cost.matrices
+    return 4 * total + 4 * cost.trained + moments + averages
 
 
 def _unet_cost(config: Config) -> StepCost:
@@ -80,7 +83,7 @@ def _unet_cost(config: Config) -> StepCost:
     flops += sum(one.flops for one in told)
     flops += 0 if settings.cache_latents else _encoding(config)
     parts = {"U-Net": unet} | {name.replace("_", " "): part for name, part in trained.items()}
-    return StepCost(_sizes(parts), _trained(network), flops, activations)
+    return StepCost(_sizes(parts), _trained(network), flops, activations, _matrices(network))
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _classifier_cost(config: Config) -> StepCost:
     freeze(network, settings.freeze)
     flops, activations = _measured(network, lambda: network(noisy, t), settings)
     flops += 0 if settings.cache_latents else _encoding(config)
-    return StepCost(_sizes({"classifier": network}), _trained(network), flops, activations)
+    return StepCost(_sizes({"classifier": network}), _trained(network), flops, activations, _matrices(network))
 
 
 def _encoding(config: Config) -> int:
@@ -220,3 +223,8 @@ def _sizes(networks: dict[str, nn.Module]) -> dict[str, int]:
 
 def _trained(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+
+
+def _matrices(network: nn.Module) -> int:
+    inner = inner_matrices(network)
+    return sum(weight.numel() for name, weight in network.named_parameters() if name in inner and weight.requires_grad)

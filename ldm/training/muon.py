@@ -15,7 +15,7 @@ from ldm.training.sharding import divided, undivided
 # Of the odd polynomial a x + b x^3 + c x^5, which brings singular values near one (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-AT_ONCE = 2**25  # numbers of equally large matrices that are orthogonalised together
+AT_ONCE = 2**25  # matrices of one shape are orthogonalised together, up to so many entries in all
 
 
 class Muon(torch.optim.AdamW):
@@ -32,7 +32,7 @@ class Muon(torch.optim.AdamW):
         self, groups: list[dict[str, Any]], betas: tuple[float, float], weight_decay: float, momentum: float = 0.95
     ) -> None:
         super().__init__(groups, betas=betas, weight_decay=weight_decay, fused=True)
-        self._step_supports_amp_scaling = False  # a scaler of gradients decides itself whether there is a step
+        self._step_supports_amp_scaling = False  # else a scaler of gradients would leave it to AdamW to skip a step
         for group in self.param_groups:
             group.setdefault("orthogonal", False)
             if group["orthogonal"]:
@@ -56,7 +56,7 @@ class Muon(torch.optim.AdamW):
         shapes: dict[tuple[int, int], list[Tensor]] = {}
         for weight in group["params"]:
             if weight.grad is not None:
-                shapes.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
+                shapes.setdefault((weight.shape[0], weight.numel() // weight.shape[0]), []).append(weight)
         rate, decay = group["lr"], 1 - group["lr"] * group["weight_decay"]
         for (rows, columns), weights in shapes.items():
             scale = 0.2 * max(rows, columns) ** 0.5
@@ -79,12 +79,12 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices (B, m, n) with the same singular vectors and all singular values near one, between 0.7 and 1.2.
+    """Matrices (B, m, n) with the same singular vectors and all singular values near one, between 0.68 and 1.2.
 
     Newton-Schulz iterations of Jordan et al. 2024. All that multiplies a matrix X from the left is a polynomial of
     X X^T; it is gathered there, in m x m, and meets the longer X only once. That needs all of float32: an eigenvalue of
-    zero, rounded to less, is multiplied by twelve each time. Singular values below a thousandth of the largest come out
-    smaller.
+    zero, rounded to less, is multiplied by twelve each time. Singular values below 0.0015 of the Frobenius norm come
+    out smaller: they are multiplied by 485.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalised(matrices.mT).mT

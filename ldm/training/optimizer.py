@@ -16,7 +16,8 @@ from ldm.errors import UserError
 from ldm.training.muon import Muon
 
 PARTS = {"text": "text_encoder"}  # names of parts that differ from those of their modules
-ENDS = {"conv_in", "conv_out", "channel_mapper", "head", "to_logits"}  # first and last layers of networks
+# Layers by which pictures, latents, maps or told numbers enter a network, or what it predicts leaves it.
+ENDS = {"conv_in", "patch_embedding", "channel_mapper", "class_embedding", "conv_out", "head", "to_logits"}
 Key = TypeVar("Key")
 
 
@@ -41,10 +42,22 @@ def parameter_groups(network: nn.Module, rate: float, rates: Mapping[str, float]
         rate_of |= dict.fromkeys(_matching(pattern, list(weights), "learning_rates"), own)
     if config.optimizer != "muon":
         return [{"params": group, "lr": own} for own, group in _grouped(weights, rate_of).items()]
-    inner = _inner_matrices(network)
+    inner = inner_matrices(network)
     kind_of = {name: (own, name in inner) for name, own in rate_of.items()}
     groups = _grouped(weights, kind_of)
     return [{"params": group, "lr": own, "orthogonal": orthogonal} for (own, orthogonal), group in groups.items()]
+
+
+def inner_matrices(network: nn.Module) -> set[str]:
+    """Names of the weights of linear layers and convolutions that are neither a network's first layer nor its last.
+
+    Only for these is a step of equal singular values known to be of use (Jordan et al. 2024); embeddings are tables.
+    """
+    return {
+        f"{name}.weight"
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | _ConvNd) and name.rpartition(".")[2] not in ENDS
+    }
 
 
 def make_optimizer(groups: list[dict], config: StageConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -73,18 +86,6 @@ def _grouped(weights: Mapping[str, nn.Parameter], key_of: Mapping[str, Key]) -> 
     for name, weight in weights.items():
         groups.setdefault(key_of[name], []).append(weight)
     return groups
-
-
-def _inner_matrices(network: nn.Module) -> set[str]:
-    """Names of the weights of linear layers and convolutions that are neither a network's first layer nor its last.
-
-    Only for these is a step of equal singular values known to be of use (Jordan et al. 2024); embeddings are tables.
-    """
-    return {
-        f"{name}.weight"
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | _ConvNd) and name.rpartition(".")[2] not in ENDS
-    }
 
 
 def _matching(pattern: str, names: Sequence[str], option: str) -> Iterator[str]:

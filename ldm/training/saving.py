@@ -57,6 +57,7 @@ class Saver:
         self.clock = Clock(self.stage.config, self.stage.accelerator, budget, spent)
         if saved is None:
             return 0, None
+        self._check_optimizer(saved.folder)
         try:
             self.stage.load_state(saved.state)
         except (RuntimeError, KeyError, ValueError) as error:
@@ -68,6 +69,18 @@ class Saver:
             self.run.unpublish()
         changes = [*self._changed_circumstances(saved.facts), *self._changed_options(saved.folder)]
         return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
+
+    def _check_optimizer(self, folder: Path) -> None:
+        """UserError where the moments of a saved step are another optimiser's."""
+        then, now = (
+            _flat(yaml.safe_load(text)).get(f"training.{self.stage.name}.optimizer", "adamw")
+            for text in (_config_of(folder), configuration.dump(self.config))
+        )
+        if then != now:
+            raise UserError(
+                f"{folder} was trained with optimizer {then}, whose moments {now} cannot take up: set "
+                f"training.{self.stage.name}.optimizer={then}, or start another run from its weights with --init"
+            )
 
     def save(self, step: int, found: dict[str, float]) -> None:
         """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes.

@@ -20,10 +20,12 @@ from running import Command
 from ldm import build, config
 from ldm.checkpoint.store import save_tensors
 from ldm.config import Config
+from ldm.errors import UserError
 from ldm.training import loop
 from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.log import read_log
 from ldm.training.run import Run, SaveError
+from ldm.training.saving import Saver
 from ldm.training.stop import Limits
 
 OPTIONS = ("batch_size=4", "max_steps=4", "save_every=1", "validation_pictures=16", "statistics_pictures=4")
@@ -289,3 +291,12 @@ def test_the_validation_loss_is_that_of_the_averaged_weights_and_does_not_distur
     assert losses["with"] == losses["without"]
     run = Run(tmp_path / "with", resume=True)
     assert run.facts(run.best())["validation_loss"] == min(found)
+
+
+def test_moments_of_another_optimiser_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, "max_steps=1", "save_every=1")
+    stage, run, asked = start(tmp_path, "max_steps=2", "optimizer=adamw")
+    other = settings("max_steps=2", "optimizer=adamw8bit")
+    with pytest.raises(UserError, match="step-000001 was trained with optimizer adamw, whose moments adamw8bit cannot"):
+        Saver(stage, run, other, Grey()).resume()
+    assert Saver(stage, run, asked, Grey()).resume()[0] == 1
