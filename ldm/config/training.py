@@ -35,7 +35,7 @@ class StageConfig(Section):
     compile: bool = False  # torch.compile
     # muon: momentum with singular values of one for matrices (Jordan et al. 2024), AdamW for all other weights
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    momentum: float = Field(0.95, ge=0, lt=1)  # of muon's matrices
+    momentum: float | None = Field(None, ge=0, lt=1)  # of muon's matrices; None: 0.95
     learning_rate: float = 1e-4
     # Other rates of some weights, by the name of a part (unet, text) or a pattern of names (unet.*.attn2.*), and
     # weights that are not trained, named alike. Where several name a weight, the last one holds.
@@ -64,6 +64,12 @@ class StageConfig(Section):
     @classmethod
     def _no_is_a_word(cls, value: object) -> object:
         return "no" if value is False else value  # as which YAML reads a bare `no`
+
+    @model_validator(mode="after")
+    def _momentum_is_of_muon(self) -> StageConfig:
+        if self.momentum is not None and self.optimizer != "muon":
+            raise ValueError(f"momentum is that of optimizer muon, and this one is {self.optimizer}: its are betas")
+        return self
 
 
 class AutoencoderStageConfig(StageConfig):

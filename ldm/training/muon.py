@@ -29,7 +29,7 @@ class Muon(torch.optim.AdamW):
     param_groups: list[dict[str, Any]]
 
     def __init__(
-        self, groups: list[dict[str, Any]], betas: tuple[float, float], weight_decay: float, momentum: float = 0.95
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], weight_decay: float, momentum: float
     ) -> None:
         super().__init__(groups, betas=betas, weight_decay=weight_decay, fused=True)
         self._step_supports_amp_scaling = False  # else a scaler of gradients would leave it to AdamW to skip a step

@@ -63,7 +63,7 @@ def inner_matrices(network: nn.Module) -> set[str]:
 def make_optimizer(groups: list[dict], config: StageConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), fused, or with moments in 8 bits (Dettmers et al. 2022), or Muon."""
     if config.optimizer == "muon":
-        return Muon(groups, config.betas, config.weight_decay, config.momentum)
+        return Muon(groups, config.betas, config.weight_decay, 0.95 if config.momentum is None else config.momentum)
     if config.optimizer == "adamw8bit":
         check_optimizer(config)
         from bitsandbytes.optim import AdamW8bit

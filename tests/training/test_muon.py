@@ -14,6 +14,7 @@ from ldm.config import (
     CLIPPictureConfig,
     OwnPictureConfig,
     SpatialConfig,
+    StageConfig,
     UNetConfig,
     UNetStageConfig,
 )
@@ -180,6 +181,12 @@ def test_weights_without_gradients_stay() -> None:
 def test_an_autoencoder_is_not_trained_with_it() -> None:
     with pytest.raises((UserError, ValueError), match="optimizer"):
         AutoencoderStageConfig(optimizer="muon")
+
+
+@pytest.mark.parametrize("stage", [AutoencoderStageConfig, UNetStageConfig])
+def test_momentum_is_refused_where_nothing_has_it(stage: type[StageConfig]) -> None:
+    with pytest.raises((UserError, ValueError), match="momentum is that of optimizer muon"):
+        stage(momentum=0.9)
 
 
 def test_many_matrices_are_orthogonalised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
