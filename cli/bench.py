@@ -35,7 +35,7 @@ Runs = Annotated[
 Plot = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Draw how time grows with steps, pictures and size as a PNG, and measure nothing else."
+        metavar="FILE", help="Draw how time grows with steps, images and size as a PNG, and measure nothing else."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document: a list, an object a row.")]
@@ -97,14 +97,14 @@ def measured(name: str, maker: Maker, against: bool, runs: int | None, peaks: Pe
 
     workload = maker(against)
     try:
-        return measure(name, workload, runs, peaks, device, settle)
+        return measure(name, workload, runs, peaks, device, resolve)
     finally:
         workload.close()
         del workload
         gc.collect()
 
 
-def settle(side: str) -> None:
+def resolve(side: str) -> None:
     """Set the C library up as `ldm` does for ours, and as a script has it for others."""
     from ldm.bench.memory import usual_memory
 

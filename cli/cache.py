@@ -16,25 +16,25 @@ def cache(
         str | None, typer.Option(help="The configuration to train with.  [default: the model's own]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish what lies in --out.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures, and captions, at a time in a process.")] = 64,
-    shard_size: Annotated[int, typer.Option(min=1, help="Pictures in a file; of .tar shards each makes one.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, and captions, at a time in a process.")] = 64,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images in a file; of .tar shards each makes one.")] = 1024,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one option of the configuration.")
     ] = None,
 ) -> None:
-    """Encode pictures, and captions where the text encoder is frozen, once for many runs of train-unet."""
-    from ldm.training.caching import CacheWriter, check_folder
+    """Encode images, and captions where the text encoder is frozen, once for many runs of train-unet."""
+    from ldm.training.cache.caching import CacheWriter, check_folder
 
     check_folder(out, resume)
     import ldm.config
-    from ldm.build import check_cacheable
     from ldm.data.sources import open_source
-    from ldm.pipeline import find_device
+    from ldm.generation import find_device
     from ldm.processes import ProcessShare
-    from ldm.training.encoders import configuration_of, load_encoders
-    from ldm.training.fingerprints import facts_of
-    from ldm.training.run import with_text_source
+    from ldm.training.cache.encoders import configuration_of, load_encoders
+    from ldm.training.cache.fingerprints import facts_of
+    from ldm.training.runs.run import with_text_source
+    from ldm.training.stages.build import check_cacheable
 
     loaded = with_text_source(ldm.config.load(config or configuration_of(model), settings or ()), out)
     check_cacheable(loaded.data)

@@ -19,7 +19,7 @@ def data() -> None:
 def scenes(
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     num: Annotated[int, typer.Option(help="How many scenes.")] = 10_000,
-    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 64,
+    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     split: Annotated[
         Literal["train", "test"], typer.Option(help="train never shows the pairs of things that test is made of.")
@@ -32,7 +32,7 @@ def scenes(
         int | None, typer.Option(help="Keep only the so many most recognisable concepts.  [default: all]")
     ] = None,
     maps: Annotated[
-        bool, typer.Option("--maps", help="Also write maps of the kinds of things: picture.map.png or .map.png.")
+        bool, typer.Option("--maps", help="Also write maps of the kinds of things: image.map.png or .map.png.")
     ] = False,
 ) -> None:
     """Write the built-in data set: scenes of emoji with captions, such as a panda playing a trumpet."""

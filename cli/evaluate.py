@@ -13,7 +13,7 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from ldm.checkpoint.pretrained import Autoencoder
     from ldm.data.sources import Source
-    from ldm.pipeline import TextToImage
+    from ldm.generation import TextToImage
 
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 
@@ -28,8 +28,8 @@ def evaluate(
     metrics: Annotated[
         str, typer.Option(help="Of fid, kid, precision, clip, scenes, rfid, psnr, ssim, lpips, codebook, neighbours.")
     ] = "fid,kid,precision,rfid,psnr,ssim",
-    samples: Annotated[int, typer.Option(help="Pictures to draw, and to reconstruct.")] = 1000,
-    pictures: Annotated[
+    samples: Annotated[int, typer.Option(help="Images to draw, and to reconstruct.")] = 1000,
+    images: Annotated[
         int | None, typer.Option(help="Of the data, to compare with as a whole.  [default: as many as samples]")
     ] = None,
     features: Annotated[
@@ -56,15 +56,15 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Of the first sample; the next ones have the next seeds.  [default: 0]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="report.json; the picture of neighbours lies beside it.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="report.json; the image of neighbours lies beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON document.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
-    """Measure a model's pictures and its autoencoder, or an autoencoder alone, against a data set."""
+    """Measure a model's images and its autoencoder, or an autoencoder alone, against a data set."""
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     if "neighbours" in names and out is None:
-        raise UserError("the picture of neighbours is written beside the report: give --out report.json")
+        raise UserError("the image of neighbours is written beside the report: give --out report.json")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"no folder {out.parent} to write the report to")
     if data != "scenes" and (concepts is not None or split is not None):
@@ -72,7 +72,7 @@ def evaluate(
     if split not in (None, "train", "test"):
         raise UserError(f"--split {split}: give train or test")
     from ldm.evaluation.evaluate import evaluate as measure
-    from ldm.evaluation.evaluate import picture_side
+    from ldm.evaluation.evaluate import image_side
     from ldm.evaluation.plan import Plan, Sampling
     from ldm.processes import ProcessShare
 
@@ -82,7 +82,7 @@ def evaluate(
     plan = Plan(
         metrics=names,
         samples=samples,
-        pictures=pictures,
+        images=images,
         statistics=statistics,
         features=features,
         clip=clip,
@@ -95,7 +95,7 @@ def evaluate(
         concepts = known_concepts(concepts)
     extractor, share = plan.make_features(), ProcessShare.of_environment()
     loaded = load(model, plan.draws, device or share.device())
-    side, most = picture_side(loaded), max(samples, plan.references)
+    side, most = image_side(loaded), max(samples, plan.references)
     source = share.first_alone(lambda: open_data(data, side, most, split or "test", concepts))
     report = measure(loaded, source, plan, share, extractor)
     share.leave()
@@ -124,55 +124,55 @@ def evaluate(
 def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencoder:
     """A pipeline, or the autoencoder alone where there is no more and nothing is drawn."""
     from ldm.allocator import keep_freed_memory
-    from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, resolve
-    from ldm.pipeline import TextToImage, find_device
+    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model, load_autoencoder
+    from ldm.generation import TextToImage, find_device
 
     keep_freed_memory()
-    if not draws and not (resolve(model) / "model_index.json").is_file():
+    if not draws and not (find_model(model) / "model_index.json").is_file():
         return load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
     return TextToImage.from_pretrained(model, device=device)
 
 
-def open_data(data: str, side: int, pictures: int, split: str, concepts: int | None) -> Source:
-    """The pictures to compare with, `scenes` rendered as far as they are needed."""
+def open_data(data: str, side: int, images: int, split: str, concepts: int | None) -> Source:
+    """The images to compare with, `scenes` rendered as far as they are needed."""
     from ldm.config import DataConfig, ScenesConfig
     from ldm.data.sources import open_indexed
 
-    scenes = ScenesConfig(num=pictures, concepts=concepts)
+    scenes = ScenesConfig(num=images, concepts=concepts)
     return open_indexed(data, DataConfig(size=side, scenes=scenes), "train" if split == "train" else "test")
 
 
 def reconstruct(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Images.")],
     model: Model = "emoji",
     out: Annotated[Path, typer.Option(help="A folder for the reconstructions.")] = Path("reconstructions"),
     metrics: Annotated[str, typer.Option(help="Of psnr, ssim, lpips.")] = "psnr,ssim",
     tile: Annotated[
-        int | None, typer.Option(min=0, help="Side of tiles in pixels; 0: none.  [default: for large pictures]")
+        int | None, typer.Option(min=0, help="Side of tiles in pixels; 0: none.  [default: for large images]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
-    """Send pictures through the autoencoder and back, and say how near they come."""
+    """Send images through the autoencoder and back, and say how near they come."""
     import torch
     from PIL import Image
 
-    from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder
-    from ldm.data.pictures import read_picture
+    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder
+    from ldm.data.images import read_image
     from ldm.evaluation.fidelity import metrics as fidelity_metrics
     from ldm.evaluation.reconstruct import cut_to_multiple, reconstruction
-    from ldm.pipeline import find_device
+    from ldm.generation import find_device
 
     measures = fidelity_metrics(name.strip() for name in metrics.split(",") if name.strip())
     autoencoder = load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
     multiple = autoencoder.config.downsampling_factor
-    pictures = [cut_to_multiple(read_picture(path), multiple, str(path)) for path in files]
+    images = [cut_to_multiple(read_image(path), multiple, str(path)) for path in files]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
-    for path, picture in zip(files, pictures, strict=True):
-        made = reconstruction(autoencoder, picture, tile)
-        both = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in (made, picture)]
+    for path, image in zip(files, images, strict=True):
+        made = reconstruction(autoencoder, image, tile)
+        both = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in (made, image)]
         values = "  ".join(f"{name} {measure(*both).item():.4g}" for name, measure in measures.items())
         target = out / f"{path.stem}.png"
         Image.fromarray(made).save(target)

@@ -17,7 +17,7 @@ from ldm.cli.output import check_writable, grid_columns, output_paths, save, sav
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Progress, Request
+    from ldm.generation import Progress, Request
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -55,7 +55,7 @@ Quality = Annotated[
     str,
     typer.Option(
         help="What is chosen for options that are not given. exact: nothing is left out. fast: 15 steps of unipc, in "
-        "bfloat16 where that is fast. draft: 10 of them. FID of the built-in model (240 pictures, features of "
+        "bfloat16 where that is fast. draft: 10 of them. FID of the built-in model (240 images, features of "
         "EfficientNet-Lite0): 149.4, 148.8, 149.4. docs/presets.md has more."
     ),
 ]
@@ -74,31 +74,31 @@ SamplerName = Annotated[
         "[default: ddim; fast and draft unipc]"
     ),
 ]
-Reuse = Annotated[
+DeepCache = Annotated[
     int | None,
     typer.Option(metavar="N", help="Compute deep features in every N-th step alone, 1: in each.  [default: 1]"),
 ]
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim, 0 to 1.  [default: 0]")]
-Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
-Num = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
-BatchSize = Annotated[int | None, typer.Option(help="Pictures at a time.  [default: what fits the memory]")]
+Seed = Annotated[int, typer.Option(help="Of the first image; the next ones have the next seeds.")]
+Num = Annotated[int, typer.Option(min=1, help="Images of each prompt.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images at a time.  [default: what fits the memory]")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.  [default: what the model learned]")]
-ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from, or one to make larger.")]
+ImageFile = Annotated[Path | None, typer.Option(metavar="FILE", help="An image to start from, or one to make larger.")]
 Strength = Annotated[float | None, typer.Option(help="How much to draw anew, 0 to 1.  [default: 0.8; with --mask 1]")]
 MaskFile = Annotated[Path | None, typer.Option(metavar="FILE", help="White where to draw anew, black where it stays.")]
 LayoutFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A PNG of class numbers, in grey or with a palette, for a model of such maps."),
 ]
-Out = Annotated[Path, typer.Option(help="A picture's file, numbered when there are several, or a folder.")]
-Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several pictures a prompt, a row each.")]
+Out = Annotated[Path, typer.Option(help="An image's file, numbered when there are several, or a folder.")]
+Grid = Annotated[bool, typer.Option("--grid", help="One contact sheet; with several images a prompt, a row each.")]
 Tile = Annotated[
     int | None,
-    typer.Option(min=0, help="Side of the autoencoder's tiles in pixels; 0: none.  [default: for large pictures]"),
+    typer.Option(min=0, help="Side of the autoencoder's tiles in pixels; 0: none.  [default: for large images]"),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="On a GPU: a minute before the first pictures of a size, the others sooner.")
+    bool, typer.Option("--compile", help="On a GPU: a minute before the first images of a size, the others sooner.")
 ]
 Dtype = Annotated[
     str | None,
@@ -131,7 +131,7 @@ def generate(
     timesteps: Timesteps = None,
     sampler: SamplerName = None,
     eta: Eta = None,
-    reuse: Reuse = None,
+    deepcache: DeepCache = None,
     seed: Seed = 0,
     num: Num = 1,
     batch_size: BatchSize = None,
@@ -140,14 +140,14 @@ def generate(
     strength: Strength = None,
     mask: MaskFile = None,
     layout: LayoutFile = None,
-    out: Out = Path("pictures"),
+    out: Out = Path("images"),
     grid: Grid = False,
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
     compiled: Compile = False,
 ) -> None:
-    """Draw pictures of prompts, or of classes."""
+    """Draw images of prompts, or of classes."""
     texts = read_prompts(prompts or [])
     names = texts or [f"class {each}" for each in classes or []] or [""]
     paths = output_paths(out, names, num, grid)
@@ -159,8 +159,8 @@ def generate(
 
     import torch
 
-    from ldm.data.pictures import decode_map, read_picture
-    from ldm.pipeline import Composed, Request, TextToImage
+    from ldm.data.images import decode_map, read_image
+    from ldm.generation import Composed, Request, TextToImage
     from ldm.processes import ProcessShare
 
     request = Request(
@@ -186,24 +186,24 @@ def generate(
         seed=seed,
         sampler=sampler,
         eta=eta,
-        reuse=reuse,
+        deepcache=deepcache,
         dtype=None if dtype is None else getattr(torch, dtype),
         size=width_and_height,
-        image=None if image is None else read_picture(image),
+        image=None if image is None else read_image(image),
         strength=strength,
-        mask=None if mask is None else read_picture(mask),
+        mask=None if mask is None else read_image(mask),
         layout=None if layout is None else decode_map(layout, str(layout)),
     )
     share = ProcessShare.of_environment()
     keep_freed_memory()
     place = device or share.device()
     pipe = TextToImage.from_pretrained(model, request.dtype or torch.float32, place, tile, compiled=compiled)
-    request = pipe.settle(request)
+    request = pipe.resolve(request)
     files = (("image", image), ("mask", mask), ("layout", layout))
     given = {name: str(path) for name, path in files if path is not None}
     facts = parameters(request, model, pipe.size(request)) | guidance.guidance_facts(request, classifier, clip) | given
     facts |= {} if tile is None else {"tile": tile}
-    numbers = share.of(len(request.pictures))
+    numbers = share.of(len(request.images))
     with progress_bar() as progress:
         images = pipe.draw(request, progress=progress, numbers=numbers)
         if grid:
@@ -213,10 +213,10 @@ def generate(
             share.leave()
             return
         for number, drawn in zip(numbers, images, strict=True):
-            subject, picture_seed = request.pictures[number]
+            subject, image_seed = request.images[number]
             own = {"class": subject} if isinstance(subject, int) else {}
             prompt = str(subject) if isinstance(subject, str | Composed) else ""
-            save(drawn, paths[number], prompt, facts | own | {"seed": picture_seed})
+            save(drawn, paths[number], prompt, facts | own | {"seed": image_seed})
             typer.echo(paths[number])
 
 
@@ -260,7 +260,7 @@ def parse_timesteps(text: str | None) -> tuple[float, ...] | None:
 
 
 def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str, object]:
-    """What besides prompt and seed makes the picture what it is."""
+    """What besides prompt and seed makes the image what it is."""
     import ldm
     from ldm.diffusion.samplers import sampler_eta
 
@@ -275,7 +275,7 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
         levels |= {"long_prompts": True}
     if request.negative_class is not None:
         levels |= {"negative_class": request.negative_class}
-    assert request.sampler is not None  # a settled request has one
+    assert request.sampler is not None  # a resolved request has one
     return {
         "negative_prompt": request.negative_prompt,
         "steps": request.steps,
@@ -291,10 +291,10 @@ def parameters(request: Request, model: str, size: tuple[int, int]) -> dict[str,
 
 
 def economies(request: Request) -> dict[str, object]:
-    """What is saved in a settled request, nothing where nothing is: its type and its reuse of deep features."""
+    """What is saved in a resolved request, nothing where nothing is: its type and its deepcache of deep features."""
     facts: dict[str, object] = {} if request.quality == "exact" else {"quality": request.quality}
-    if request.reuse is not None and request.reuse > 1:
-        facts |= {"reuse": request.reuse}
+    if request.deepcache is not None and request.deepcache > 1:
+        facts |= {"deepcache": request.deepcache}
     return facts if request.dtype is None else facts | {"dtype": str(request.dtype).removeprefix("torch.")}
 
 

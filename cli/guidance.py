@@ -1,4 +1,4 @@
-"""The options of `ldm generate` that lead a picture, besides scale and negative prompt."""
+"""The options of `ldm generate` that lead an image, besides scale and negative prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.pipeline import ClassifierGuidance, ClipGuidance, Request
+    from ldm.generation import ClassifierGuidance, ClipGuidance, Request
 
 Rescale = Annotated[
     float, typer.Option("--cfg-rescale", help="Share of the contrast that guidance adds to take back, 0 to 1.")
@@ -33,7 +33,7 @@ Clip = Annotated[
     typer.Option(metavar="MODEL", help="Guide by a CLIP: a folder, a Hub id or open_clip:ARCHITECTURE:WEIGHTS."),
 ]
 ClipScale = Annotated[float | None, typer.Option(help="How much CLIP counts.  [default: 100]")]
-ClipCrops = Annotated[int | None, typer.Option(help="Parts of the picture that CLIP sees in a step.  [default: 8]")]
+ClipCrops = Annotated[int | None, typer.Option(help="Parts of the image that CLIP sees in a step.  [default: 8]")]
 ClipPrompt = Annotated[str | None, typer.Option(help="What CLIP reads.  [default: the prompt]")]
 
 
@@ -56,7 +56,7 @@ def load_classifier(run: str | None, scale: float | None) -> ClassifierGuidance 
         if scale is not None:
             raise UserError("--classifier-scale says how much a classifier counts: give --classifier")
         return None
-    from ldm.pipeline import ClassifierGuidance
+    from ldm.generation import ClassifierGuidance
 
     return ClassifierGuidance.from_pretrained(run, **_given(scale=scale))
 
@@ -68,7 +68,7 @@ def load_clip(model: str | None, scale: float | None, crops: int | None, prompt:
         if options:
             raise UserError(f"--clip-{next(iter(options))} is an option of CLIP guidance: give --clip")
         return None
-    from ldm.pipeline import ClipGuidance
+    from ldm.generation import ClipGuidance
 
     return ClipGuidance.from_pretrained(model, **options)
 
@@ -78,7 +78,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def guidance_facts(request: Request, classifier: str | None, clip: str | None) -> dict[str, object]:
-    """What leads the pictures of a request, for their files to tell; nothing of what is off."""
+    """What leads the images of a request, for their files to tell; nothing of what is off."""
     facts = _given(
         guidance_rescale=request.guidance_rescale or None,
         guidance_interval=request.guidance_interval,

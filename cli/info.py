@@ -21,15 +21,15 @@ def info(
     measure: Annotated[
         str | None, typer.Option(metavar="DATA", help="Measure the autoencoder's latent statistics on this data.")
     ] = None,
-    pictures: Annotated[int | None, typer.Option(min=2, help="Of --measure.  [default: 4096]")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Of --measure.  [default: 4096]")] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Write what was measured into the autoencoder's folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document of raw numbers.")] = False,
 ) -> None:
     """Tell a model's size by part, its shapes, its cost, its latent statistics and what it was trained with."""
-    if measure is None and (write or pictures is not None):
-        raise UserError("--write and --pictures belong to --measure DATA")
+    if measure is None and (write or images is not None):
+        raise UserError("--write and --images belong to --measure DATA")
     from ldm.info.describe import describe
     from ldm.info.report import report
     from ldm.info.text import as_text
@@ -38,7 +38,7 @@ def info(
     if measure is not None:
         from ldm.info.measure import measure as measure_latents
 
-        measured = {"measured": measure_latents(describe(target), measure, pictures or 4096, write)}
+        measured = {"measured": measure_latents(describe(target), measure, images or 4096, write)}
     facts = report(describe(target)) | measured
     if share.is_first:
         typer.echo(json.dumps(facts, indent=1) if as_json else as_text(facts))

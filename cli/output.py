@@ -1,4 +1,4 @@
-"""Where drawn pictures are written, and what their files say of how they were made."""
+"""Where drawn images are written, and what their files say of how they were made."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
-    """The files to write, in the order of the pictures; makes the folder if `out` is one."""
+    """The files to write, in the order of the images; makes the folder if `out` is one."""
     count = 1 if grid else len(prompts) * num
-    if out.suffix.lower() in PICTURE_SUFFIXES:
+    if out.suffix.lower() in IMAGE_SUFFIXES:
         return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> lis
 
 def slug(prompt: str) -> str:
     """A prompt's letters and digits as the beginning of a file's name."""
-    return re.sub(r"[\W_]+", "-", prompt.lower())[:50].strip("-") or "picture"
+    return re.sub(r"[\W_]+", "-", prompt.lower())[:50].strip("-") or "image"
 
 
 def check_writable(paths: Sequence[Path]) -> None:
@@ -62,15 +62,15 @@ def grid_columns(count: int) -> int:
 def save_grid(
     images: list[Image.Image], columns: int, path: Path, prompts: Sequence[str], facts: dict[str, object]
 ) -> None:
-    """Write all pictures as one contact sheet."""
-    from ldm.data.pictures import contact_sheet
+    """Write all images as one contact sheet."""
+    from ldm.data.images import contact_sheet
 
     save(contact_sheet(images, columns), path, "\n".join(prompts), facts)
     typer.echo(path)
 
 
 def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object]) -> None:
-    """Write a picture; a PNG tells in its text chunks how it was made."""
+    """Write an image; a PNG tells in its text chunks how it was made."""
     from PIL.PngImagePlugin import PngInfo
 
     notes = PngInfo()

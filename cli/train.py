@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ldm.config import Config
     from ldm.data.shards import Shards
     from ldm.data.sources import Source
-    from ldm.training.run import Run
-    from ldm.training.stage import Stage
+    from ldm.training.runs.run import Run
+    from ldm.training.stages.stage import Stage
 
 ConfigArgument = Annotated[str, typer.Argument(help="A named configuration or a path to a YAML file.")]
 Data = Annotated[
     str,
     typer.Option(
-        help="`scenes` (built in), a folder of captioned pictures or of `ldm cache`, .tar shards, parquet, or a Hub id."
+        help="`scenes` (built in), a folder of captioned images or of `ldm cache`, .tar shards, parquet, or a Hub id."
     ),
 ]
 Init = Annotated[str | None, typer.Option(help="Start from a trained model; a resumed run has started already.")]
@@ -31,7 +31,7 @@ Out = Annotated[str | None, typer.Option(help="The run's folder.  [default: runs
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; an empty folder starts afresh.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps in total.")]
 MaxTime = Annotated[str | None, typer.Option(help="Stop, save and finish after this long, such as 9m or 1h30m.")]
-BatchSize = Annotated[int | None, typer.Option(help="Pictures in a step, all processes together.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a step, all processes together.")]
 SaveEvery = Annotated[int | None, typer.Option(help="Optimiser steps between saves.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, after a few trial steps; write nothing.")]
@@ -58,7 +58,7 @@ def train_vae(
     gpu: Gpu = None,
     settings: Set = None,
 ) -> None:
-    """Train an autoencoder on pictures."""
+    """Train an autoencoder on images."""
     loaded = _config(config, settings, "autoencoder", max_steps, batch_size, save_every, seed)
     path = Path(out or f"runs/{Path(config).stem}-vae")
     if dry_run or gpus or gpu:
@@ -110,7 +110,7 @@ def train_classifier(
     gpu: Gpu = None,
     settings: Set = None,
 ) -> None:
-    """Train a classifier on noisy latents, which guides pictures to a class (ldm generate --classifier)."""
+    """Train a classifier on noisy latents, which guides images to a class (ldm generate --classifier)."""
     loaded = _config(
         config, _with_cache(settings, data, "classifier"), "classifier", max_steps, batch_size, save_every, seed
     )
@@ -165,7 +165,7 @@ def _plan(
     if not dry_run or (gpus and not gpu):
         raise UserError("--gpus and --gpu go together with --dry-run: such as --dry-run --gpus 8 --gpu h100")
     from ldm.training.plan import plan
-    from ldm.training.run import with_text_source
+    from ldm.training.runs.run import with_text_source
 
     if stage == "unet":
         config = with_text_source(config, out)
@@ -178,7 +178,7 @@ def _stage(
     name: str, config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, **starting: Any
 ) -> Stage:
     """The stage as its command makes it."""
-    from ldm import build
+    from ldm.training.stages import build
 
     if name == "autoencoder":
         return build.autoencoder_stage(config, source, accelerator, **starting)
@@ -195,14 +195,14 @@ def _train(
     max_time: str | None,
     **starting_points: Any,
 ) -> None:
-    from ldm.training.stop import Limits, parse_duration
+    from ldm.training.runs.stop import Limits, parse_duration
 
     limits = Limits(parse_duration(max_time) if max_time else None)
-    from ldm import build
     from ldm.allocator import keep_freed_memory
     from ldm.data.sources import open_source
     from ldm.training.loop import start_accelerator, train
-    from ldm.training.run import Run, with_text_source
+    from ldm.training.runs.run import Run, with_text_source
+    from ldm.training.stages import build
 
     if stage_name == "unet":
         config = with_text_source(config, out)

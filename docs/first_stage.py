@@ -1,8 +1,8 @@
-"""The tables and the picture of docs/autoencoders.md, out of finished `ldm train-vae` runs on scenes.
+"""The tables and the image of docs/autoencoders.md, out of finished `ldm train-vae` runs on scenes.
 
-    python docs/first_stage.py runs/kl-f4 runs/kl-f8 runs/vq-f8 --samples 2000 --table table.md --picture copies.png
+    python docs/first_stage.py runs/kl-f4 runs/kl-f8 runs/vq-f8 --samples 2000 --table table.md --image copies.png
 
-Every run gets a `report.json`, and is not measured again while that is there. The picture has a row of test pictures
+Every run gets a `report.json`, and is not measured again while that is there. The image has a row of test images
 and, below it, a row of each run's reconstructions.
 """
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 from ldm import Autoencoder
 from ldm.config import DataConfig, ScenesConfig
-from ldm.data.pictures import contact_sheet, fit, to_bytes, to_tensor
+from ldm.data.images import contact_sheet, fit, to_bytes, to_tensor
 from ldm.data.sources import Source, open_indexed
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.features import OFFLINE
@@ -55,27 +55,27 @@ def row(run: Path, autoencoder: Autoencoder, results: dict[str, Any], side: int)
 
 
 @torch.inference_mode()
-def copies(autoencoder: Autoencoder, pictures: np.ndarray) -> np.ndarray:
-    """What comes back of pictures, bytes (B, H, W, 3)."""
-    return to_bytes(autoencoder.decode(autoencoder.encode(to_tensor(pictures)).mode()))
+def copies(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:
+    """What comes back of images, bytes (B, H, W, 3)."""
+    return to_bytes(autoencoder.decode(autoencoder.encode(to_tensor(images)).mode()))
 
 
 def main() -> None:
-    """Measure all runs, then write the table and the picture."""
+    """Measure all runs, then write the table and the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--samples", type=int, default=2000, help="test pictures")
+    parser.add_argument("--samples", type=int, default=2000, help="test images")
     parser.add_argument("--concepts", type=int, default=80, help="of the scenes, as in training")
     parser.add_argument("--statistics", type=Path, default=Path("first-stage-statistics.safetensors"))
     parser.add_argument("--table", type=Path, required=True)
-    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--image", type=Path, required=True)
     asked = parser.parse_args()
     autoencoders = [Autoencoder.from_pretrained(run / "vae").eval() for run in asked.runs]
     [side] = {autoencoder.config.sample_size for autoencoder in autoencoders}  # others cannot be compared
     scenes = ScenesConfig(num=asked.samples, concepts=asked.concepts)
     source = open_indexed("scenes", DataConfig(size=side, scenes=scenes), "test")
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
-    shown = np.stack([fit(source.picture(index), side) for index in range(SHOWN)])
+    shown = np.stack([fit(source.image(index), side) for index in range(SHOWN)])
     rows = [shown]
     for run, autoencoder in zip(asked.runs, autoencoders, strict=True):
         results = measured(run, autoencoder, source, asked.samples, asked.statistics)
@@ -84,7 +84,7 @@ def main() -> None:
         rows.append(copies(autoencoder, shown))
     asked.table.write_text("\n".join(lines) + "\n")
     sheet = contact_sheet(np.concatenate(rows), SHOWN)
-    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(asked.picture, optimize=True)
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(asked.image, optimize=True)
 
 
 if __name__ == "__main__":

@@ -29,17 +29,17 @@ from ldm.data.cache import default_cache
 from ldm.data.sources import Source, open_indexed
 from ldm.errors import UserError
 from ldm.evaluation.distances import FeatureSet, fid, kid
-from ldm.evaluation.evaluate import picture_side
+from ldm.evaluation.evaluate import image_side
 from ldm.evaluation.features import OFFLINE, Features, make_features
 from ldm.evaluation.reading import FeatureReader
+from ldm.evaluation.reference_statistics import read_reference
 from ldm.evaluation.samples import draw_through
-from ldm.evaluation.statistics import read_reference
-from ldm.pipeline import Request
+from ldm.generation import Request
 from ldm.processes import ProcessShare
 
 
 @dataclass(frozen=True)
-class Way:
+class InversionSettings:
     """A row: a sampler, its fresh noise and its spacing; None: the sampler's or the model's own."""
 
     sampler: str
@@ -59,18 +59,27 @@ class Study:
 
     guidance_scale: float
     calls: tuple[int, ...]  # its columns, unless told otherwise
-    rows: dict[str, Way]
+    rows: dict[str, InversionSettings]
 
 
-FRESH_NOISE = {f"eta {eta:g}": Way("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {"sigma-hat": Way("ddpm-large")}
+FRESH_NOISE = {f"eta {eta:g}": InversionSettings("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {
+    "sigma-hat": InversionSettings("ddpm-large")
+}
 STUDIES = {
     "ddim": Study(guidance_scale=1.0, calls=(10, 20), rows=FRESH_NOISE),
     "guided-ddim": Study(guidance_scale=3.0, calls=(10, 20), rows=FRESH_NOISE),
     "few": Study(
         guidance_scale=3.0,
         calls=(4, 6, 8, 10, 15, 20, 30),
-        rows={name: Way(name) for name in ("ddim", "dpmpp-2m", "unipc", "heun", "plms", "ddpm", "dpmpp-2m-sde", "lcm")}
-        | {f"{name}, {spacing}": Way(name, None, spacing) for name in ("ddim", "dpmpp-2m") for spacing in ("karras",)},
+        rows={
+            name: InversionSettings(name)
+            for name in ("ddim", "dpmpp-2m", "unipc", "heun", "plms", "ddpm", "dpmpp-2m-sde", "lcm")
+        }
+        | {
+            f"{name}, {spacing}": InversionSettings(name, None, spacing)
+            for name in ("ddim", "dpmpp-2m")
+            for spacing in ("karras",)
+        },
     ),
 }
 
@@ -83,14 +92,14 @@ class Cell:
     model: str
     dtype: str  # of its networks
     samples: int
-    pictures: int  # of the data, in the reference statistics
+    images: int  # of the data, in the reference statistics
     concepts: int | None  # of the scenes
-    calls: int  # of the network, for a picture
+    calls: int  # of the network, for an image
     row: str
     seed: int
 
     def request(self, captions: Sequence[str], batch_size: int, zero_signal: bool) -> Request:
-        """The pictures to draw."""
+        """The images to draw."""
         study = STUDIES[self.study]
         way = study.rows[self.row]
         return Request(
@@ -100,7 +109,7 @@ class Cell:
             sampler=way.sampler,
             eta=way.eta,
             spacing=way.spacing,
-            seed=self.seed * self.samples,  # of the first picture: no two seeds share noise
+            seed=self.seed * self.samples,  # of the first image: no two seeds share noise
             batch_size=batch_size,
         )
 
@@ -125,7 +134,7 @@ class Results:
 
 
 def distinct_captions(source: Source, count: int) -> list[str]:
-    """Captions of a source, all pictures' first ones before their second ones; none twice before each was taken."""
+    """Captions of a source, all images' first ones before their second ones; none twice before each was taken."""
     by_rank = zip_longest(*(source.captions(number) for number in range(len(source))))
     unique = dict.fromkeys(caption for rank in by_rank for caption in rank if caption is not None)
     return list(islice(cycle(unique), count))
@@ -134,11 +143,11 @@ def distinct_captions(source: Source, count: int) -> list[str]:
 def measure(
     pipe: TextToImage, cell: Cell, captions: Sequence[str], features: Features, reference: FeatureSet, batch_size: int
 ) -> dict[str, float]:
-    """FID and KID of a cell's pictures, and the processor's seconds that drawing and measuring took."""
+    """FID and KID of a cell's images, and the processor's seconds that drawing and measuring took."""
     began = time.process_time()
     reader = FeatureReader(cell.samples, features)
     request = cell.request(captions, batch_size, zero_signal=bool(pipe.schedule.alpha[-1] == 0))
-    draw_through(pipe, pipe.settle(request), [reader], ProcessShare())
+    draw_through(pipe, pipe.resolve(request), [reader], ProcessShare())
     drawn = FeatureSet(reader.gathered(ProcessShare()))
     return fid(drawn, reference) | kid(drawn, reference) | {"seconds": round(time.process_time() - began, 1)}
 
@@ -153,7 +162,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
                     model=options.model,
                     dtype=options.dtype,
                     samples=options.samples,
-                    pictures=options.pictures,
+                    images=options.images,
                     concepts=options.concepts,
                     calls=calls,
                     row=row,
@@ -171,10 +180,10 @@ def table(found: dict[Cell, dict[str, float]], like: Cell, features: str) -> str
     columns = sorted({cell.calls for cell in alike})
     study = STUDIES[like.study]
     parts = [
-        f"Model `{like.model}` in {like.dtype}, guidance {study.guidance_scale:g}, {like.samples} pictures of held-out "
-        f"captions a cell and seed against {like.pictures} held-out pictures, features {features} (not comparable with "
+        f"Model `{like.model}` in {like.dtype}, guidance {study.guidance_scale:g}, {like.samples} images of held-out "
+        f"captions a cell and seed against {like.images} held-out images, features {features} (not comparable with "
         "published FID). "
-        "Columns: network calls a picture, which are the steps of all samplers but heun, where a step has two."
+        "Columns: network calls an image, which are the steps of all samplers but heun, where a step has two."
     ]
     for name, title, scale in (("fid", "FID", 1), ("kid", "KID x 1000", 1000)):
         lines = [f"| {title} | " + " | ".join(map(str, columns)) + " |", "|---" * (1 + len(columns)) + "|"]
@@ -204,10 +213,10 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"no row {unknown[0]!r}: there are {', '.join(map(repr, STUDIES[options.study].rows))}")
     pipe = TextToImage.from_pretrained(options.model, getattr(torch, options.dtype))
     features = make_features(OFFLINE)
-    side, pictures = picture_side(pipe), options.pictures
-    scenes = ScenesConfig(num=max(pictures, options.samples), concepts=options.concepts)
+    side, images = image_side(pipe), options.images
+    scenes = ScenesConfig(num=max(images, options.samples), concepts=options.concepts)
     source = open_indexed("scenes", DataConfig(size=side, scenes=scenes), "test")
-    reference, _ = read_reference(source, side, pictures, features.to(pipe.device), options.statistics)
+    reference, _ = read_reference(source, side, images, features.to(pipe.device), options.statistics)
     captions = distinct_captions(source, options.samples)
     print(f"{len(set(captions))} of {len(captions)} captions are distinct", file=sys.stderr)
     results = Results(options.results)
@@ -227,11 +236,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("study", choices=STUDIES)
     found.add_argument("--model", default="emoji")
     found.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model's networks")
-    found.add_argument("--samples", type=int, default=1000, help="pictures of a cell and seed")
+    found.add_argument("--samples", type=int, default=1000, help="images of a cell and seed")
     found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--calls", type=int, nargs="+", help="network calls a picture: the columns")
+    found.add_argument("--calls", type=int, nargs="+", help="network calls an image: the columns")
     found.add_argument("--rows", nargs="+", help="not all rows, but these")
-    found.add_argument("--pictures", type=int, default=5000, help="held-out pictures in the reference statistics")
+    found.add_argument("--images", type=int, default=5000, help="held-out images in the reference statistics")
     found.add_argument("--concepts", type=int, default=80, help="of the scenes: those that the model was trained on")
     found.add_argument("--batch-size", type=int, default=50)
     found.add_argument("--results", type=Path, default=Path("sampler-tables.jsonl"))

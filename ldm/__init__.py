@@ -1,4 +1,4 @@
-"""Latent text-to-image diffusion: train an autoencoder and a U-Net on your own pictures, and draw with them."""
+"""Latent text-to-image diffusion: train an autoencoder and a U-Net on your own images, and draw with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.checkpoint.pretrained import Autoencoder, UNet
-    from ldm.pipeline import TextToImage
+    from ldm.generation import TextToImage
 
 __all__ = ["Autoencoder", "TextToImage", "UNet"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "cli").is_dir():
 
 _rooms = {
     "Autoencoder": "ldm.checkpoint.pretrained",
-    "TextToImage": "ldm.pipeline",
+    "TextToImage": "ldm.generation",
     "UNet": "ldm.checkpoint.pretrained",
 }
 

@@ -1,4 +1,4 @@
-"""Curves in a picture: axes with grid lines, and no library but Pillow."""
+"""Curves in an image: axes with grid lines, and no library but Pillow."""
 
 from __future__ import annotations
 

@@ -127,11 +127,6 @@ def _fork(order: dict) -> int:
 
 
 if __name__ == "__main__":
-    import ldm.build
-    import ldm.data.scenes.dataset
-    import ldm.data.sources
-    import ldm.pipeline
-    import ldm.training.loop  # noqa: F401 (what a child would import)
     from ldm.cli.main import main
 
     for line in sys.stdin:

@@ -70,7 +70,7 @@ FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["diffusion.prediction=eps"], "eps says nothing about the picture where alpha is 0"),
+        (["diffusion.prediction=eps"], "eps says nothing about the image where alpha is 0"),
         (["unet.out_channels=8"], "they must be equal"),
         (["diffusion.learned_variance=true"], "unet.out_channels is 4, .* is 4: with diffusion.learned_variance"),
         (["diffusion.weighting.kind=vlb", *FLOW], "weighting.kind vlb comes from the bound over steps"),
@@ -116,8 +116,11 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
         (["text=null", "classes={hidden_size: 8}"], "cross_attention_dim is 64, the context has classes.hidden_size 8"),
         (["text=null", "text_2={kind: clip}"], "text_2 is a second text encoder: there must be text as well"),
         (["text=null"], "unet.cross_attention_dim is 64, the context has no text or classes: they must be equal"),
-        (["spatial={kind: sketch}"], "spatial.kind: Input should be 'rescaler', 'inpainting' or 'low_resolution'"),
-        (["spatial={kind: rescaler}"], "unet.in_channels is 4; it must be .*, 4, and spatial.channels, 3"),
+        (
+            ["spatial={kind: sketch}"],
+            "spatial.kind: Input should be 'segmentation_map', 'inpainting' or 'low_resolution'",
+        ),
+        (["spatial={kind: segmentation_map}"], "unet.in_channels is 4; it must be .*, 4, and spatial.channels, 3"),
         (
             ["spatial={kind: inpainting, in_channels: 1, channels: 3}", "unet.in_channels=7"],
             "spatial.channels is 3; with kind inpainting it must be autoencoder.latent_channels, 4, and its .*: 5",
@@ -127,12 +130,12 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
             "spatial.channels is 4; with kind low_resolution it must be its in_channels: 3",
         ),
         (
-            ["text=null", "picture={hidden_size: 64}", "spatial={kind: low_resolution}", "unet.in_channels=7"],
-            "picture and spatial would need two pictures to draw one: set one of them to null",
+            ["text=null", "image={hidden_size: 64}", "spatial={kind: low_resolution}", "unet.in_channels=7"],
+            "image and spatial would need two images to draw one: set one of them to null",
         ),
         (
             ["spatial={kind: low_resolution, stages: 1}", "unet.in_channels=7"],
-            "spatial.stages means something for kind rescaler alone, not for low_resolution",
+            "spatial.stages means something for kind segmentation_map alone, not for low_resolution",
         ),
         (["unet=null"], "there is no unet that text could tell anything: set text to null as well"),
         (["unet.block_out_channels=[32, wide]"], "unet.block_out_channels.1: Input should be a valid integer"),

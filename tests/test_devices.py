@@ -7,7 +7,7 @@ import torch
 
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserNote
-from ldm.pipeline import TextToImage, text_to_image
+from ldm.generation import TextToImage, text_to_image
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""TextToImage with tiny random networks: what decides a picture, what it costs, and what is refused."""
+"""TextToImage with tiny random networks: what decides an image, what it costs, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm.cli.generate import generate
 from ldm.config import ScheduleConfig
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
-from ldm.pipeline import Request, SeededNoise, TextToImage, find_device
+from ldm.generation import Request, SeededNoise, TextToImage, find_device
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def draw(pipe: TextToImage, prompt: Any = "a red dog", **options: Any) -> list[I
     return pipe(prompt, **({"num_inference_steps": 4} | options))
 
 
-def test_pictures_are_rgb_of_the_size_learned(pipe: TextToImage) -> None:
+def test_images_are_rgb_of_the_size_learned(pipe: TextToImage) -> None:
     (image,) = draw(pipe)
     assert (image.mode, image.size) == ("RGB", (16, 16))
     assert pixels(image).std() > 5
@@ -53,14 +53,14 @@ def test_a_size_is_width_and_height(pipe: TextToImage) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_picture_depends_on_its_seed_alone_not_on_its_batch(pipe: TextToImage, eta: float) -> None:
+def test_a_image_depends_on_its_seed_alone_not_on_its_batch(pipe: TextToImage, eta: float) -> None:
     together = draw(pipe, num_images=4, seed=5, eta=eta)
     assert_equal(together, draw(pipe, num_images=4, seed=5, eta=eta, batch_size=3))
     assert_equal(together, [draw(pipe, seed=5 + i, eta=eta)[0] for i in range(4)])
     assert all(differ(together[0], other) for other in together[1:])
 
 
-def test_the_pictures_of_several_prompts_have_seeds_in_order(pipe: TextToImage) -> None:
+def test_the_images_of_several_prompts_have_seeds_in_order(pipe: TextToImage) -> None:
     both = draw(pipe, CAPTIONS[:2], num_images=2, seed=3)
     pairs = zip([CAPTIONS[0]] * 2 + [CAPTIONS[1]] * 2, range(3, 7), strict=True)
     assert_equal(both, [draw(pipe, prompt, seed=seed)[0] for prompt, seed in pairs])
@@ -122,7 +122,7 @@ def test_a_step_costs_one_network_call_and_constants_are_computed_once(
     assert calls == {"embed_time": 1, "project_context": 1}
 
 
-def test_prompt_negative_prompt_and_scale_change_the_picture(pipe: TextToImage) -> None:
+def test_prompt_negative_prompt_and_scale_change_the_image(pipe: TextToImage) -> None:
     (plain,) = draw(pipe)
     assert differ(plain, draw(pipe, "two blue cats")[0])
     assert differ(plain, draw(pipe, negative_prompt="two blue cats", guidance_scale=8.0)[0])
@@ -143,7 +143,7 @@ def test_progress_is_told_of_every_step_of_every_batch(pipe: TextToImage) -> Non
     assert told == [(i, 8) for i in range(1, 9)]
 
 
-def test_pictures_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
+def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
     told: list[int] = []
     request = Request(prompts=("a red dog",), num_images=2, batch_size=1, num_inference_steps=4)
     images = pipe.draw(request, progress=lambda done, total: told.append(done))
@@ -151,7 +151,7 @@ def test_pictures_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None
     assert told == [1, 2, 3, 4]
 
 
-def test_networks_in_bfloat16_draw_nearly_the_same_picture(pipe: TextToImage) -> None:
+def test_networks_in_bfloat16_draw_nearly_the_same_image(pipe: TextToImage) -> None:
     parts = random_parts()
     for network in (parts.autoencoder, parts.unet, parts.text_encoder):
         network.to(torch.bfloat16)
@@ -186,8 +186,8 @@ def test_networks_in_bfloat16_draw_nearly_the_same_picture(pipe: TextToImage) ->
         ({"seed": 2**63}, "is not between"),
         ({"size": (18, 16)}, "size 18x16: width and height must be multiples of 4 for this model"),
         ({"size": (0, 16)}, "size 0x16"),
-        ({"latents": torch.zeros(2, 4, 8, 8)}, r"latents are \(2, 4, 8, 8\): 16x16 pictures need \(1, 4, 8, 8\)"),
-        ({"latents": torch.zeros(1, 4, 8, 8), "size": (24, 16)}, r"24x16 pictures need \(1, 4, 8, 12\)"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, r"latents are \(2, 4, 8, 8\): 16x16 images need \(1, 4, 8, 8\)"),
+        ({"latents": torch.zeros(1, 4, 8, 8), "size": (24, 16)}, r"24x16 images need \(1, 4, 8, 12\)"),
         ({"latents": torch.zeros(1, 4, 8, 7)}, "size 14x16"),
     ],
 )
@@ -214,12 +214,12 @@ def saved(pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_saved_pipeline_draws_the_same_pictures(pipe: TextToImage, saved: Path) -> None:
+def test_a_saved_pipeline_draws_the_same_images(pipe: TextToImage, saved: Path) -> None:
     again = TextToImage.from_pretrained(saved, device="cpu")
     assert draw(again)[0].tobytes() == draw(pipe)[0].tobytes()
 
 
-def test_the_command_writes_the_pictures_of_the_pipeline(pipe: TextToImage, saved: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_images_of_the_pipeline(pipe: TextToImage, saved: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num": 2, "seed": 4, "steps": 4, "cfg": 2.0, "negative": "two blue cats"}
     generate(CAPTIONS[:2], model=str(saved), size="24x16", device="cpu", out=tmp_path, **options)
     images = [Image.open(path) for path in sorted(tmp_path.iterdir(), key=lambda path: path.stem[-1])]

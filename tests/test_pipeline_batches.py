@@ -1,4 +1,4 @@
-"""How many pictures are drawn at a time, and what happens where memory does not suffice."""
+"""How many images are drawn at a time, and what happens where memory does not suffice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.pipeline import TextToImage, batches
+from ldm.generation import TextToImage, batch_size
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +54,23 @@ def narrow(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     ],
 )
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_pictures_are_the_same(
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_images_are_the_same(
     error: Exception, eta: float, pipe: TextToImage, narrow: Callable[..., list[int]]
 ) -> None:
     expected = draw(pipe, num_images=6, seed=3, eta=eta, batch_size=1)
     told: list[tuple[int, int]] = []
     called = narrow(4, error, at_call=2)  # two steps are done before the first batch fails
     found = draw(pipe, num_images=6, seed=3, eta=eta, progress=lambda done, total: told.append((done, total)))
-    assert called == [12, 12, 12, 6, *[2, 2, 2] * 6]  # two rows a picture
+    assert called == [12, 12, 12, 6, *[2, 2, 2] * 6]  # two rows an image
     assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1
     assert told == [(1, 3), (2, 3), *((i, 18) for i in range(1, 19))]
 
 
 def test_what_does_not_fit_at_all_is_said_in_one_line(pipe: TextToImage, narrow: Callable[..., list[int]]) -> None:
     called = narrow(1, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(UserError, match="do not fit the memory: draw smaller pictures"):
+    with pytest.raises(UserError, match="do not fit the memory: draw smaller images"):
         draw(pipe, num_images=2)
-    with pytest.raises(UserError, match="3 pictures at a time do not fit the memory: give a smaller batch size"):
+    with pytest.raises(UserError, match="3 images at a time do not fit the memory: give a smaller batch size"):
         draw(pipe, num_images=3, batch_size=3)
     assert called == [4, 2, 6]  # a size that was asked for is kept
 
@@ -86,8 +86,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(pipe: TextToImage, narr
 def test_the_size_follows_the_free_memory(
     free: float, sizes: list[int], pipe: TextToImage, narrow: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = batches.picture_memory(pipe.parts, (4, 16, 16), rows=2)
-    monkeypatch.setattr(batches, "free_memory", lambda device: pipe.pending + free * one)
+    one = batch_size.image_memory(pipe.parts, (4, 16, 16), rows=2)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: pipe.pending + free * one)
     called = narrow(100, RuntimeError())
     draw(pipe, num_images=3)
     assert called == [2 * size for size in sizes for _ in range(3)]
@@ -97,10 +97,10 @@ def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
     pipe = TextToImage(tiny.bert())
     parts = pipe.parts.unet, pipe.parts.autoencoder
     assert pipe.pending == sum(weight.nbytes for part in parts for weight in part.parameters())
-    one = batches.picture_memory(pipe.parts, (4, 16, 16), rows=2)
-    monkeypatch.setattr(batches, "free_memory", lambda device: 8.5 * one)
-    assert batches.automatic(pipe.parts, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
-    assert batches.automatic(pipe.parts, (4, 16, 16), 2) == 4
+    one = batch_size.image_memory(pipe.parts, (4, 16, 16), rows=2)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: 8.5 * one)
+    assert batch_size.automatic(pipe.parts, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
+    assert batch_size.automatic(pipe.parts, (4, 16, 16), 2) == 4
     draw(pipe)
     assert pipe.pending == 0
     assert TextToImage(pipe.parts, prepare=False).pending == 0
@@ -108,23 +108,23 @@ def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> None:
     parts = pipe.parts
-    small = batches.picture_memory(parts, (4, 16, 16), rows=1)
-    assert batches.picture_memory(parts, (4, 32, 32), rows=1) == 4 * small
-    assert batches.picture_memory(parts, (4, 16, 16), rows=20) > small
+    small = batch_size.image_memory(parts, (4, 16, 16), rows=1)
+    assert batch_size.image_memory(parts, (4, 32, 32), rows=1) == 4 * small
+    assert batch_size.image_memory(parts, (4, 16, 16), rows=20) > small
     wider = tiny.unet_config(block_out_channels=(32, 64, 64))
-    assert batches.unet_width(wider) == 2 * batches.unet_width(parts.unet.config)
+    assert batch_size.unet_width(wider) == 2 * batch_size.unet_width(parts.unet.config)
 
 
 def test_a_containers_limit_counts_as_the_machines(tmp_path: Path) -> None:
-    assert list(batches._left_in_groups(tmp_path)) == []
+    assert list(batch_size._left_in_groups(tmp_path)) == []
     for name, text in {"memory.max": "max\n", "memory.current": "5\n"}.items():
         (tmp_path / name).write_text(text)
-    assert list(batches._left_in_groups(tmp_path)) == []  # no limit
+    assert list(batch_size._left_in_groups(tmp_path)) == []  # no limit
     (tmp_path / "memory.max").write_text("4096\n")
     (tmp_path / "memory.current").write_text("1096\n")
-    assert list(batches._left_in_groups(tmp_path)) == [3000]
-    assert 0 < batches.free_memory(torch.device("cpu")) < 1e15
+    assert list(batch_size._left_in_groups(tmp_path)) == [3000]
+    assert 0 < batch_size.free_memory(torch.device("cpu")) < 1e15
 
 
 def test_batches_have_prompts_of_one_length_in_order() -> None:
-    assert batches.split([4, 5, 6, 7, 8, 9], 2, lambda number: number // 7) == [[4, 5], [6], [7, 8], [9]]
+    assert batch_size.split([4, 5, 6, 7, 8, 9], 2, lambda number: number // 7) == [[4, 5], [6], [7, 8], [9]]

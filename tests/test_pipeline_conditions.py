@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.cli.generate import generate
 from ldm.errors import UserError
-from ldm.pipeline import Framing, Request, TextToImage
+from ldm.generation import Request, SizeConditioning, TextToImage
 
 KINDS: dict[str, Callable[[], Parts]] = {
     "classes": tiny.of_classes,
@@ -47,9 +47,7 @@ def differ(image: np.ndarray, other: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("name", ["classes", "own classes"])
-def test_a_picture_depends_on_its_class_and_seed_not_on_its_batch(
-    name: str, pipes: Callable[[str], TextToImage]
-) -> None:
+def test_a_image_depends_on_its_class_and_seed_not_on_its_batch(name: str, pipes: Callable[[str], TextToImage]) -> None:
     pipe = pipes(name)
     together = draw(pipe, classes=[3, 0, 3], num_images=2, seed=4, batch_size=4)
     alone = [draw(pipe, classes=number, seed=4 + i)[0] for i, number in enumerate([3, 3, 0, 0, 3, 3])]
@@ -67,7 +65,7 @@ def test_guidance_is_away_from_the_negative_class(name: str, pipes: Callable[[st
     assert np.abs(away_from_itself - draw(pipe, classes=2)[0]).max() <= 1
 
 
-def test_pictures_of_nothing_depend_on_their_seed_alone(pipes: Callable[[str], TextToImage]) -> None:
+def test_images_of_nothing_depend_on_their_seed_alone(pipes: Callable[[str], TextToImage]) -> None:
     pipe = pipes("unconditional")
     first, second = draw(pipe, num_images=2, seed=8)
     assert np.abs(draw(pipe, seed=9)[0] - second).max() <= 1
@@ -122,10 +120,17 @@ def test_what_joins_the_time_is_embedded_once_a_prompt_for_all_steps(
 def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage]) -> None:
     pipe = pipes("sdxl")
     plain = draw(pipe, prompt="a red dog")[0]
-    assert np.array_equal(plain, draw(pipe, prompt="a red dog", framing=Framing())[0])
-    assert np.array_equal(plain, draw(pipe, prompt="a red dog", framing=Framing((32, 32), (0, 0), (32, 32)))[0])
-    for framing in (Framing((64, 32)), Framing((32, 64)), Framing(corner=(9, 0)), Framing(target=(32, 16))):
-        assert not np.array_equal(plain, draw(pipe, prompt="a red dog", framing=framing)[0])
+    assert np.array_equal(plain, draw(pipe, prompt="a red dog", size_conditioning=SizeConditioning())[0])
+    assert np.array_equal(
+        plain, draw(pipe, prompt="a red dog", size_conditioning=SizeConditioning((32, 32), (0, 0), (32, 32)))[0]
+    )
+    for size_conditioning in (
+        SizeConditioning((64, 32)),
+        SizeConditioning((32, 64)),
+        SizeConditioning(corner=(9, 0)),
+        SizeConditioning(target=(32, 16)),
+    ):
+        assert not np.array_equal(plain, draw(pipe, prompt="a red dog", size_conditioning=size_conditioning)[0])
     first, second = pipe.parts.texts
     request = Request(prompts=("a red dog",))
     condition = pipe.condition(["a red dog"], request)
@@ -141,7 +146,7 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
         assert not torch.equal(condition.context, changed.context)
     assert condition.added is not None
     assert condition.added.sizes.tolist() == [[32, 32, 0, 0, 32, 32]]
-    assert Framing((96, 64), (8, 2), (40, 36)).sizes((1, 1)) == [64, 96, 2, 8, 36, 40]
+    assert SizeConditioning((96, 64), (8, 2), (40, 36)).sizes((1, 1)) == [64, 96, 2, 8, 36, 40]
 
 
 @pytest.mark.parametrize(
@@ -156,17 +161,17 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
         ("own classes", {"classes": 1, "negative_class": 7}, "class 7"),
         ("classes", {"classes": 1, "guidance_scale": 2.0}, "give a negative class"),
         ("classes", {"classes": 1, "negative_class": 0, "guidance_scale": 1.0}, "a negative class needs guidance"),
-        ("classes", {"classes": 1, "framing": Framing()}, "framing is for models"),
+        ("classes", {"classes": 1, "size_conditioning": SizeConditioning()}, "size_conditioning is for models"),
         ("unconditional", {"prompt": "a dog"}, "unconditional: it knows no prompts"),
         ("unconditional", {"classes": 1}, "unconditional: it knows no prompts and no classes"),
         ("unconditional", {"guidance_scale": 3.0}, "unconditional: guidance has nothing"),
         ("unconditional", {"negative_prompt": "a dog"}, "unconditional"),
         ("unconditional", {"guidance_interval": (0.1, 1.0)}, "a guidance interval needs guidance"),
-        ("unconditional", {"framing": Framing()}, "framing is for models"),
+        ("unconditional", {"size_conditioning": SizeConditioning()}, "size_conditioning is for models"),
         ("sd 1", {}, "there is no prompt to draw"),
         ("sd 1", {"classes": 1}, "knows no classes"),
         ("sd 1", {"prompt": "a dog", "negative_class": 1}, "knows no classes"),
-        ("sd 1", {"prompt": "a dog", "framing": Framing()}, "not told sizes and crops"),
+        ("sd 1", {"prompt": "a dog", "size_conditioning": SizeConditioning()}, "not told sizes and crops"),
     ],
 )
 def test_what_a_model_does_not_know_is_refused_in_one_line(
@@ -178,7 +183,7 @@ def test_what_a_model_does_not_know_is_refused_in_one_line(
 
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
-def test_half_precision_draws_nearly_the_same_picture(
+def test_half_precision_draws_nearly_the_same_image(
     name: str, dtype: torch.dtype, pipes: Callable[[str], TextToImage], tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"prompt": "a red dog"} if pipes(name).parts.texts else {}
@@ -211,6 +216,6 @@ def test_the_command_draws_classes_and_what_has_no_name(pipes: Callable[[str], T
     facts = json.loads(Image.open(tmp_path / "a" / "class-0-0.png").text["parameters"])  # type: ignore[attr-defined]
     assert (facts["class"], facts["negative_class"], facts["guidance_scale"], facts["seed"]) == (0, 4, 3.0, 4)
     generate(model=str(tmp_path / "nothing"), num=2, out=tmp_path / "b", **options)
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["picture-0.png", "picture-1.png"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["image-0.png", "image-1.png"]
     with pytest.raises(UserError, match="unconditional"):
         generate(["a dog"], model=str(tmp_path / "nothing"), out=tmp_path / "b", **options)

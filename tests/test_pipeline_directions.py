@@ -1,4 +1,4 @@
-"""Directions in latents: what they are, what they do to a picture, and their files."""
+"""Directions in latents: what they are, what they do to an image, and their files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from running import Command
 
 from ldm.errors import UserError
-from ldm.pipeline import TextToImage
-from ldm.pipeline.directions import Direction, Way, find, inverted, moved
+from ldm.generation import TextToImage
+from ldm.generation.directions import Direction, InversionSettings, find, inverted, moved
 
-WAY = Way(strength=0.5, steps=8, prompt="a dog")
+WAY = InversionSettings(strength=0.5, steps=8, prompt="a dog")
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +38,24 @@ def test_a_direction_is_the_difference_of_the_means_at_the_noisy_end(pipe: TextT
     torch.testing.assert_close(back.latents, -found.latents, rtol=1e-3, atol=1e-4)
 
 
-def test_a_picture_that_is_moved_by_its_distance_from_another_becomes_the_other(pipe: TextToImage) -> None:
-    [picture], [other] = scenes(1, 2), scenes(1, 3)
-    there = find(pipe, [picture], [other], WAY)
-    stays, goes, far = (np.asarray(image).astype(int) for image in moved(pipe, picture, there, [0.0, 1.0, 2.0]))
+def test_a_image_that_is_moved_by_its_distance_from_another_becomes_the_other(pipe: TextToImage) -> None:
+    [image], [other] = scenes(1, 2), scenes(1, 3)
+    there = find(pipe, [image], [other], WAY)
+    stays, goes, far = (np.asarray(image).astype(int) for image in moved(pipe, image, there, [0.0, 1.0, 2.0]))
     [arrived] = moved(pipe, other, there, [0.0])
     assert np.abs(goes - np.asarray(arrived)).max() <= 1
     assert np.abs(goes - stays).mean() > 8
     assert np.abs(far - goes).mean() > 8
 
 
-def test_the_way_back_comes_near_the_picture_with_many_steps(pipe: TextToImage) -> None:
-    [picture], nothing = scenes(1, 4), torch.zeros(4, 16, 16)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+def test_the_way_back_comes_near_the_image_with_many_steps(pipe: TextToImage) -> None:
+    [image], nothing = scenes(1, 4), torch.zeros(4, 16, 16)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         [copy] = pipe.decode(pipe.parts.autoencoder.encode(pixels).mode())
     errors = []
     for steps in (4, 64):
-        [again] = moved(pipe, picture, Direction(nothing, Way(0.5, steps)), [0.0])
+        [again] = moved(pipe, image, Direction(nothing, InversionSettings(0.5, steps)), [0.0])
         errors.append(np.abs(np.asarray(again).astype(int) - np.asarray(copy)).mean())
     assert errors[1] < errors[0] / 3
 
@@ -63,7 +63,7 @@ def test_the_way_back_comes_near_the_picture_with_many_steps(pipe: TextToImage) 
 def test_a_direction_is_found_for_models_that_know_no_prompts() -> None:
     for make in (lambda: tiny.unconditional("kl"), tiny.own_variations):
         pipe = TextToImage(make())
-        found = find(pipe, scenes(1, 0), scenes(1, 1), Way(0.5, 4))
+        found = find(pipe, scenes(1, 0), scenes(1, 1), InversionSettings(0.5, 4))
         assert len(moved(pipe, scenes(1, 0)[0], found, [1.0])) == 1
         with pytest.raises(UserError, match="knows no prompts"):
             find(pipe, scenes(1, 0), scenes(1, 1), WAY)
@@ -97,16 +97,16 @@ def test_the_command_finds_and_applies(here: Command, pipe: TextToImage, tmp_pat
     found = Direction.load(tmp_path / "d.safetensors")
     assert found.way == WAY
     torch.testing.assert_close(found.latents, find(pipe, scenes(2, 0), scenes(2, 1), WAY).latents, rtol=1e-3, atol=1e-3)
-    pictures, sheet = (tmp_path / "a" / "0.png", tmp_path / "b" / "1.png"), tmp_path / "x.png"
+    images, sheet = (tmp_path / "a" / "0.png", tmp_path / "b" / "1.png"), tmp_path / "x.png"
     amounts = ("--amount", 0, "--amount", 1, "--out", sheet)
-    here("direction", "apply", tmp_path / "d.safetensors", *pictures, *amounts, *model)
-    assert Image.open(sheet).size == (3 * 34 - 2, 2 * 34 - 2)  # a row a picture, which stands before its amounts
-    assert Image.open(sheet).crop((0, 34, 32, 66)).tobytes() == Image.open(pictures[1]).tobytes()
+    here("direction", "apply", tmp_path / "d.safetensors", *images, *amounts, *model)
+    assert Image.open(sheet).size == (3 * 34 - 2, 2 * 34 - 2)  # a row an image, which stands before its amounts
+    assert Image.open(sheet).crop((0, 34, 32, 66)).tobytes() == Image.open(images[1]).tobytes()
     alone = tmp_path / "y.png"
-    here("direction", "apply", tmp_path / "d.safetensors", pictures[1], "--out", alone, *model)
+    here("direction", "apply", tmp_path / "d.safetensors", images[1], "--out", alone, *model)
     assert Image.open(alone).tobytes() == Image.open(sheet).crop((68, 34, 100, 66)).tobytes()
     (tmp_path / "empty").mkdir()
-    for bad, message in (("empty", "holds no pictures"), ("none", "is no folder")):
+    for bad, message in (("empty", "holds no images"), ("none", "is no folder")):
         done = here("direction", "find", tmp_path / bad, tmp_path / "b", check=False)
         assert done.returncode == 2
         assert message in done.stderr

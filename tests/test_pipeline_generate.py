@@ -19,11 +19,11 @@ from ldm.cli.generate import generate
 from ldm.config import ScheduleConfig
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
-from ldm.pipeline.quality import settle_quality
+from ldm.generation.quality import resolve_quality
 
 
 class FakePipe:
-    """Draws flat pictures whose red value is the seed; remembers the request."""
+    """StepRandom flat images whose red value is the seed; remembers the request."""
 
     request: Any = None
 
@@ -34,8 +34,8 @@ class FakePipe:
         cls.loaded = (path, str(dtype), device, tile, compiled)
         return cls()
 
-    def settle(self, request: Any) -> Any:
-        return settle_quality(request, torch.device("meta"))  # which computes no bfloat16
+    def resolve(self, request: Any) -> Any:
+        return resolve_quality(request, torch.device("meta"))  # which computes no bfloat16
 
     def size(self, request: Any) -> tuple[int, int]:
         return request.size or (16, 16)
@@ -43,13 +43,13 @@ class FakePipe:
     def draw(self, request: Any, progress: Any = None, numbers: Iterable[int] = ()) -> Iterator[Image.Image]:
         FakePipe.request = request
         for number in numbers:
-            _, seed = request.pictures[number]
+            _, seed = request.images[number]
             yield Image.new("RGB", self.size(request), (seed, 0, 0))
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("ldm.pipeline.TextToImage", FakePipe)
+    monkeypatch.setattr("ldm.generation.TextToImage", FakePipe)
     monkeypatch.chdir(tmp_path)
 
 
@@ -57,13 +57,13 @@ def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_picture_suffix_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_image_suffix_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(["a dog"], out=tmp_path / "x.png")
     assert written(tmp_path) == ["x.png"]
     assert capsys.readouterr().out.split() == [str(tmp_path / "x.png")]
 
 
-def test_several_pictures_number_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_images_number_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(["a dog", "a cat"], num=2, seed=40, out=tmp_path / "x.jpg")
     assert written(tmp_path) == ["x-0.jpg", "x-1.jpg", "x-2.jpg", "x-3.jpg"]
     assert len(capsys.readouterr().out.split()) == 4
@@ -74,8 +74,8 @@ def test_anything_else_is_a_folder_named_after_the_prompts(tmp_path: Path) -> No
     assert written(tmp_path / "new" / "folder") == [
         "a-dog-playing-a-trumpet-0.png",
         "a-dog-playing-a-trumpet-1.png",
-        "picture-2.png",
-        "picture-3.png",
+        "image-2.png",
+        "image-3.png",
     ]
 
 
@@ -141,7 +141,7 @@ def test_a_grid_has_a_row_for_each_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(7, 3, 3), (24, 6, 4), (12, 4, 3), (1, 1, 1)])
-def test_a_grid_of_one_picture_a_prompt_is_as_square_as_fills_it(
+def test_a_grid_of_one_image_a_prompt_is_as_square_as_fills_it(
     tmp_path: Path, count: int, columns: int, rows: int
 ) -> None:
     generate(["a"] * count, grid=True, out=tmp_path / "folder")

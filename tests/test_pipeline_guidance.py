@@ -1,4 +1,4 @@
-"""What leads a picture besides scale and negative prompt: composed prompts, thresholds, classifiers and CLIP."""
+"""What leads an image besides scale and negative prompt: composed prompts, thresholds, classifiers and CLIP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
 from ldm.errors import UserError, UserNote
-from ldm.pipeline import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batches
+from ldm.generation import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batch_size
 
 DOG, CATS = CAPTIONS[:2]
 
@@ -50,16 +50,16 @@ def near(images: list[np.ndarray], others: list[np.ndarray]) -> bool:
 
 
 def latents(pipe: TextToImage, **options: Any) -> Tensor:
-    """Where sampling of one picture of DOG ends."""
-    request = pipe.settle(Request(prompts=(DOG,), num_inference_steps=4, **options))
-    condition, negative = pipe.conditioner.pair([DOG], request, pipe.size(request))
+    """Where sampling of one image of DOG ends."""
+    request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4, **options))
+    condition, negative = pipe.conditioner.encode_cond_and_uncond([DOG], request, pipe.size(request))
     noise = SeededNoise([0])
     *_, last = pipe.sample(request, condition, negative, noise(torch.empty(1, 4, 8, 8)), noise, None, [DOG])
     return last
 
 
 def test_scale_1_is_the_model_without_guidance_bit_for_bit(pipe: TextToImage) -> None:
-    request = pipe.settle(Request(prompts=(DOG,), num_inference_steps=4))
+    request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4))
     noise = SeededNoise([0])
     start, condition = noise(torch.empty(1, 4, 8, 8)), pipe.condition([DOG], request)
     *_, alone = pipe.sample(request, condition, None, start, noise)
@@ -110,7 +110,7 @@ def test_composed_prompts_may_be_long_and_have_weighted_words(pipe: TextToImage)
     long = " ".join([CATS] * 6)
     both = Composed(((f"(dog:0.5) and {DOG}", 1.0), (long, 0.6)))
     options: dict[str, Any] = {"prompt_syntax": "weighted", "long_prompts": True}
-    request = pipe.settle(Request(prompts=(DOG, both), **options))
+    request = pipe.resolve(Request(prompts=(DOG, both), **options))
     windows = [pipe.conditioner.length(subject, request) for subject in (DOG, both, long)]
     assert windows[0] == 1
     assert windows[1] == windows[2] > 2
@@ -121,21 +121,21 @@ def test_composed_prompts_may_be_long_and_have_weighted_words(pipe: TextToImage)
             warnings.simplefilter("ignore", UserNote)
             assert not near(draw(pipe, both, **options | other), found)
     one = Composed(((f"(dog:0.5) and {DOG}", 1.0), (long, 0.0)))
-    filled = pipe.settle(Request(prompts=(one.parts[0][0],), negative_prompt=long, **options))
+    filled = pipe.resolve(Request(prompts=(one.parts[0][0],), negative_prompt=long, **options))
     assert pipe.conditioner.length(one, filled) == pipe.conditioner.length(filled.prompts[0], filled)
 
 
 def test_a_text_of_a_composed_prompt_that_is_cut_is_said(pipe: TextToImage) -> None:
     long = " ".join([CATS] * 6)
     with pytest.warns(UserNote, match="does not see"):
-        pipe.settle(Request(prompts=(Composed(((DOG, 1.0), (long, 0.5))),)))
+        pipe.resolve(Request(prompts=(Composed(((DOG, 1.0), (long, 0.5))),)))
 
 
 def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, bool]] = []
-    monkeypatch.setattr(batches, "automatic", lambda parts, shape, *more: asked.append(more[:2]) or 8)
+    monkeypatch.setattr(batch_size, "automatic", lambda parts, shape, *more: asked.append(more[:2]) or 8)
     both = Composed(((DOG, 1.0), (CATS, 0.6), ("rain", -0.5)))
     for options in ({"prompt": both}, {"prompt": DOG}, {"prompt": DOG, "guidance_scale": 1.0}):
         draw(pipe, num_inference_steps=1, **options)
@@ -144,9 +144,9 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
 
 def test_a_way_back_through_both_networks_takes_more_memory_and_pixels_need_no_decoder(pipe: TextToImage) -> None:
     shape, pixels = (4, 16, 16), tiny.pixels()
-    once, back = (batches.picture_memory(pipe.parts, shape, 2, backward) for backward in (False, True))
+    once, back = (batch_size.image_memory(pipe.parts, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
-    assert batches.picture_memory(pixels, (3, 16, 16), 2) == 256 * 2 * batches.unet_width(pixels.unet.config) * 4
+    assert batch_size.image_memory(pixels, (3, 16, 16), 2) == 256 * 2 * batch_size.unet_width(pixels.unet.config) * 4
 
 
 def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
@@ -162,7 +162,7 @@ def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
     assert read == ["a red dog", "rain", "a dog", "a (red:1.3) dog", "[rain]", "(a dog)"]
 
 
-def test_clip_leads_pictures_that_are_drawn_in_pixels(clips: dict[str, Path]) -> None:
+def test_clip_leads_images_that_are_drawn_in_pixels(clips: dict[str, Path]) -> None:
     pixels = TextToImage(tiny.pixels(in_channels=3, out_channels=3))
     guide = ClipGuidance.from_pretrained(clips["transformers"], crops=2, prompt="a dog")
     plain, led = (draw(pixels, num_inference_steps=2, clip=clip) for clip in (None, guide))
@@ -203,7 +203,7 @@ def guided_latents(model: TextToImage, guide: ClassifierGuidance | None, **told:
     return found[0]
 
 
-def test_each_picture_is_led_to_its_own_class_in_any_batch(unconditional: TextToImage) -> None:
+def test_each_image_is_led_to_its_own_class_in_any_batch(unconditional: TextToImage) -> None:
     guide = ClassifierGuidance(classifier=trained_classifier(unconditional.parts), scale=20.0)
     together = draw(unconditional, classes=[0, 3], classifier=guide, seed=6)
     assert near(
@@ -215,21 +215,21 @@ def test_each_picture_is_led_to_its_own_class_in_any_batch(unconditional: TextTo
 def test_a_saved_classifier_leads_alike(pipe: TextToImage, tmp_path: Path) -> None:
     trained = trained_classifier(pipe.parts)
     trained.save_pretrained(tmp_path)
-    pictures = [
+    images = [
         draw(pipe, DOG, classes=2, classifier=guide)
         for guide in (ClassifierGuidance(classifier=trained), ClassifierGuidance.from_pretrained(tmp_path))
     ]
-    assert near(*pictures)
+    assert near(*images)
 
 
 def similarity(clip: Any, image: np.ndarray, text: str) -> float:
-    picture = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
-    shown = F.interpolate(picture, (clip.side, clip.side), mode="bicubic", antialias=True)
-    return (clip.pictures(shown) @ clip.texts([text]).T).item()
+    image = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
+    shown = F.interpolate(image, (clip.side, clip.side), mode="bicubic", antialias=True)
+    return (clip.images(shown) @ clip.texts([text]).T).item()
 
 
 @pytest.mark.parametrize("library", CLIPS)
-def test_clip_finds_the_pictures_that_it_leads_more_like_the_text(clips: dict[str, Path], library: str) -> None:
+def test_clip_finds_the_images_that_it_leads_more_like_the_text(clips: dict[str, Path], library: str) -> None:
     parts, clip = random_parts(), load_clip(clips[library])
     for weight in parts.unet.conv_out.parameters():  # it knows nothing, and leaves all to CLIP
         torch.nn.init.zeros_(weight)
@@ -309,7 +309,7 @@ def test_guides_that_a_model_cannot_follow_are_refused(
             make()
 
 
-def test_the_command_leads_pictures_and_says_how(pipe: TextToImage, clips: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[str, Path], tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     trained_classifier(pipe.parts).save_pretrained(tmp_path / "classifier")
     options: dict[str, Any] = {"model": str(tmp_path / "model"), "steps": 4, "device": "cpu", "threshold": 0.9}

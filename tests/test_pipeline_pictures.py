@@ -1,4 +1,4 @@
-"""Drawing that begins with a picture, or keeps a part of one."""
+"""Drawing that begins with an image, or keeps a part of one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from tiny_models import random_parts
 from torch import Tensor
 
-from ldm.data.pictures import read_picture
+from ldm.data.images import read_image
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
+from ldm.generation import Request, TextToImage
+from ldm.generation.init_image import InitImage, cover, cut
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
-from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.given import Given, cover, cut
 
 STEPS = 5
 
@@ -41,8 +41,8 @@ def mask() -> Image.Image:
 
 
 def draw(pipe: TextToImage, **options: Any) -> np.ndarray:
-    [picture] = pipe("a red dog", num_inference_steps=STEPS, seed=1, **options)
-    return np.asarray(picture).astype(int)
+    [image] = pipe("a red dog", num_inference_steps=STEPS, seed=1, **options)
+    return np.asarray(image).astype(int)
 
 
 def test_strength_one_forgets_the_image_where_the_schedule_ends_in_noise_alone(
@@ -65,7 +65,7 @@ def test_an_image_is_noised_to_the_first_level_that_is_visited(pipe: TextToImage
     grid = pipe.grid(request)
     assert len(grid) == 4
     assert grid.levels == pipe.grid(Request(prompts=("a red dog",), num_inference_steps=10)).levels[-5:]
-    given = Given(image, None, (24, 16), False, pipe.parts.autoencoder, pipe.device)
+    given = InitImage(image, None, (24, 16), False, pipe.parts.autoencoder, pipe.device)
     noise = torch.randn(2, *given.latents.shape[1:])
     level = grid.levels[0]
     expected = level.alpha * given.latents + level.sigma * noise
@@ -83,7 +83,7 @@ def test_what_the_mask_keeps_is_kept_by_every_sampler(
     stays = np.asarray(mask) == 0
     assert np.array_equal(drawn[stays], np.asarray(image)[stays])
     assert np.abs(drawn[~stays] - np.asarray(image)[~stays]).mean() > 5
-    given = Given(image, mask, (24, 16), False, pipe.parts.autoencoder, pipe.device)
+    given = InitImage(image, mask, (24, 16), False, pipe.parts.autoencoder, pipe.device)
     kept = (given.redrawn == 0).expand_as(given.latents)
     assert kept.float().mean() == pytest.approx(4 / 12)  # latents of 8 columns of the 9 that stay
     torch.testing.assert_close(seen[0][kept], given.latents[kept], rtol=1e-4, atol=1e-4)
@@ -108,10 +108,10 @@ def test_guidance_on_an_interval_costs_a_second_half_only_there(
 
 def test_a_size_scales_the_image_and_none_only_cuts_it() -> None:
     pixels = np.arange(18 * 26, dtype=np.uint8).reshape(18, 26)
-    picture = Image.fromarray(pixels)
-    assert np.array_equal(np.asarray(cut(picture, (24, 16))), pixels[1:17, 1:25])
-    assert cover(picture, (24, 16)).size == (24, 16)
-    assert cover(picture, (52, 18)).size == (52, 18)
+    image = Image.fromarray(pixels)
+    assert np.array_equal(np.asarray(cut(image, (24, 16))), pixels[1:17, 1:25])
+    assert cover(image, (24, 16)).size == (24, 16)
+    assert cover(image, (52, 18)).size == (52, 18)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_what_means_nothing_is_refused(
         draw(pipe, **given)
 
 
-def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "words.png"
     path.write_text("words")
     with pytest.raises(UserError, match="cannot be read"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.Image) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import random_parts
 
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def drawn(pipe: TextToImage) -> np.ndarray:
     return np.asarray(pipe("a red dog", num_inference_steps=3, seed=5)[0]).astype(int)
 
 
-def test_pictures_are_those_of_the_plain_networks_and_the_process_stays_as_it_was(pipe: TextToImage) -> None:
+def test_images_are_those_of_the_plain_networks_and_the_process_stays_as_it_was(pipe: TextToImage) -> None:
     plain = drawn(TextToImage(pipe.parts, prepare=False))
     before = torch.get_float32_matmul_precision(), torch.get_rng_state(), torch.is_grad_enabled()
     assert np.abs(drawn(pipe) - plain).max() <= 1
@@ -29,7 +29,7 @@ def test_pictures_are_those_of_the_plain_networks_and_the_process_stays_as_it_wa
 
 
 @pytest.mark.parametrize("part", ["unet", "autoencoder"])
-def test_a_weight_that_is_edited_behind_its_back_shows_in_the_next_picture(pipe: TextToImage, part: str) -> None:
+def test_a_weight_that_is_edited_behind_its_back_shows_in_the_next_image(pipe: TextToImage, part: str) -> None:
     before, prepared = drawn(pipe), getattr(pipe, part)
     assert getattr(pipe, part) is prepared
     network = getattr(pipe.parts, part)

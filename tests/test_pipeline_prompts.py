@@ -13,12 +13,12 @@ import tiny_pipelines as tiny
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.errors import UserError, UserNote
+from ldm.generation import Request, TextToImage
+from ldm.generation.prompt_weights import parse
+from ldm.generation.prompts import Prompts, weigh
 from ldm.models.text import make_text_encoder
-from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.prompt_weights import parse
-from ldm.pipeline.prompts import Prompts, weigh
 
 
 def open_clip() -> Parts:
@@ -197,9 +197,7 @@ def draw(pipe: TextToImage, *prompts: str, **options: Any) -> list[np.ndarray]:
 
 @pytest.mark.filterwarnings("ignore::ldm.errors.UserNote")
 @pytest.mark.parametrize("name", ["bert", "two clips"])
-def test_a_picture_of_a_long_prompt_does_not_depend_on_those_beside_it(
-    name: str, models: Callable[[str], Parts]
-) -> None:
+def test_a_image_of_a_long_prompt_does_not_depend_on_those_beside_it(name: str, models: Callable[[str], Parts]) -> None:
     pipe = TextToImage(models(name))
     together = draw(pipe, "a red dog", LONG, "two blue cats", long_prompts=True)
     for seed, prompt in enumerate(("a red dog", LONG, "two blue cats")):
@@ -216,13 +214,13 @@ def test_words_that_are_not_seen_are_told_in_one_line(models: Callable[[str], Pa
     with pytest.warns(
         UserNote, match=r"\(and 1 more\) is longer than the 12 tokens .* does not see 'blue cats'"
     ) as told:
-        pipe.settle(Request(prompts=prompts))
+        pipe.resolve(Request(prompts=prompts))
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe.settle(Request(prompts=prompts, long_prompts=True))
-        pipe.settle(Request(prompts=(*prompts[:1], "a dog"), prompt_syntax="weighted", long_prompts=True))
-        pipe.settle(Request(prompts=("(((a red dog)))",), prompt_syntax="weighted"))
+        pipe.resolve(Request(prompts=prompts, long_prompts=True))
+        pipe.resolve(Request(prompts=(*prompts[:1], "a dog"), prompt_syntax="weighted", long_prompts=True))
+        pipe.resolve(Request(prompts=("(((a red dog)))",), prompt_syntax="weighted"))
 
 
 def test_ways_to_read_prompts_are_refused_where_there_are_none() -> None:

@@ -18,9 +18,9 @@ from ldm.checkpoint.pretrained import UNet
 from ldm.cli.generate import generate
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
-from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.quality import PRESETS
-from ldm.pipeline.ready import Ready
+from ldm.generation import Request, TextToImage
+from ldm.generation.prepared_cache import PreparedCache
+from ldm.generation.quality import PRESETS
 
 CPU = torch.device("cpu")
 DOG = CAPTIONS[0]
@@ -38,21 +38,21 @@ def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "unipc"])
 def test_reuse_1_is_no_reuse_bit_for_bit(pipe: TextToImage, sampler: str) -> None:
-    assert np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, reuse=1))
-    assert not np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, reuse=2))
+    assert np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, deepcache=1))
+    assert not np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, deepcache=2))
 
 
 @pytest.mark.parametrize(
     ("options", "computed"),
     [
-        ({"reuse": 2}, "#.#.#"),
-        ({"reuse": 3}, "#..#."),
-        ({"reuse": 2, "sampler": "dpmpp-2m"}, "#.#.#"),
-        ({"reuse": 2, "timesteps": [999, 500, 1]}, "#.#"),
+        ({"deepcache": 2}, "#.#.#"),
+        ({"deepcache": 3}, "#..#."),
+        ({"deepcache": 2, "sampler": "dpmpp-2m"}, "#.#.#"),
+        ({"deepcache": 2, "timesteps": [999, 500, 1]}, "#.#"),
         # Heun's two calls of a step, at its level and at the next, but in the first step, from no signal, and the last.
-        ({"reuse": 2, "sampler": "heun"}, "#.##..##"),
+        ({"deepcache": 2, "sampler": "heun"}, "#.##..##"),
         # Guided at the two levels in the middle: each denoiser has features of its own, which may be too old.
-        ({"reuse": 2, "num_inference_steps": 4, "guidance_interval": (0.8, 6.0)}, "##.#"),
+        ({"deepcache": 2, "num_inference_steps": 4, "guidance_interval": (0.8, 6.0)}, "##.#"),
     ],
 )
 def test_deep_features_are_computed_at_every_nth_level(
@@ -72,9 +72,11 @@ def test_deep_features_are_computed_at_every_nth_level(
 
 
 @pytest.mark.parametrize("quality", PRESETS)
-def test_a_picture_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> None:
+def test_a_image_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> None:
     together, apart = (
-        draw(pipe, num_images=3, seed=5, quality=quality, reuse=2, num_inference_steps=5, dtype=torch.float32, **more)
+        draw(
+            pipe, num_images=3, seed=5, quality=quality, deepcache=2, num_inference_steps=5, dtype=torch.float32, **more
+        )
         for more in ({}, {"batch_size": 1})
     )
     assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, apart, strict=True))
@@ -83,19 +85,19 @@ def test_a_picture_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -
 def test_reuse_goes_with_an_image_a_mask_and_what_lies_beside_the_latents(pipe: TextToImage) -> None:
     image = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
     for more in ({"strength": 0.8}, {"mask": Image.new("L", (16, 16), 255)}):
-        exact, cheap = (draw(pipe, image=image, reuse=reuse, **more)[0] for reuse in (1, 2))
+        exact, cheap = (draw(pipe, image=image, deepcache=deepcache, **more)[0] for deepcache in (1, 2))
         assert 0 < np.abs(exact - cheap).mean() < 30
 
 
 @pytest.mark.parametrize("quality", PRESETS)
 def test_a_quality_is_what_it_says_for_options_that_are_not_given(pipe: TextToImage, quality: str) -> None:
     chosen = PRESETS[quality]
-    settled = pipe.settle(Request(prompts=(DOG,), quality=quality))
-    assert settled.num_inference_steps == settled.steps == len(pipe.grid(settled)) == chosen.num_inference_steps
-    assert (settled.sampler, settled.reuse) == (chosen.sampler, chosen.reuse)
-    assert settled.guidance_interval == chosen.guidance_interval
-    assert settled.dtype == (FAST_TYPE if chosen.half else None)
-    assert pipe.settle(settled) == settled
+    resolved = pipe.resolve(Request(prompts=(DOG,), quality=quality))
+    assert resolved.num_inference_steps == resolved.steps == len(pipe.grid(resolved)) == chosen.num_inference_steps
+    assert (resolved.sampler, resolved.deepcache) == (chosen.sampler, chosen.deepcache)
+    assert resolved.guidance_interval == chosen.guidance_interval
+    assert resolved.dtype == (FAST_TYPE if chosen.half else None)
+    assert pipe.resolve(resolved) == resolved
 
 
 def test_options_that_are_given_override_a_quality(pipe: TextToImage) -> None:
@@ -103,26 +105,26 @@ def test_options_that_are_given_override_a_quality(pipe: TextToImage) -> None:
         "num_inference_steps": 7,
         "sampler": "heun",
         "guidance_interval": (0.0, float("inf")),
-        "reuse": 3,
+        "deepcache": 3,
         "dtype": torch.float32,
     }
-    settled = pipe.settle(Request(prompts=(DOG,), quality="draft", **given))
-    assert {name: getattr(settled, name) for name in given} == given
-    same = {"num_inference_steps": 30, "sampler": "ddim", "guidance_interval": (0, float("inf")), "reuse": 1}
+    resolved = pipe.resolve(Request(prompts=(DOG,), quality="draft", **given))
+    assert {name: getattr(resolved, name) for name in given} == given
+    same = {"num_inference_steps": 30, "sampler": "ddim", "guidance_interval": (0, float("inf")), "deepcache": 1}
     exact = pipe(DOG)[0]
     assert np.array_equal(exact, pipe(DOG, quality="draft", dtype=torch.float32, **same)[0])
 
 
 def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> None:
-    settled = pipe.settle(Request(prompts=(DOG,), quality="draft", timesteps=(999, 500), eta=0.5))
-    assert (settled.steps, settled.sampler, settled.eta) == (2, "ddim", 0.5)
-    assert pipe.settle(Request(prompts=(DOG,), quality="draft", guidance_scale=1.0)).guidance_interval is None
+    resolved = pipe.resolve(Request(prompts=(DOG,), quality="draft", timesteps=(999, 500), eta=0.5))
+    assert (resolved.steps, resolved.sampler, resolved.eta) == (2, "ddim", 0.5)
+    assert pipe.resolve(Request(prompts=(DOG,), quality="draft", guidance_scale=1.0)).guidance_interval is None
     unconditional = TextToImage(tiny.unconditional("kl"))
-    assert unconditional.settle(Request(quality="draft")).guidance_interval is None
+    assert unconditional.resolve(Request(quality="draft")).guidance_interval is None
 
 
 def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_changed() -> None:
-    unet, ready = random_parts().unet, Ready[UNet]()
+    unet, ready = random_parts().unet, PreparedCache[UNet]()
     half = ready.of(unet, torch.bfloat16)
     assert (half.dtype, unet.dtype, ready.of(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
     assert ready.of(unet, torch.bfloat16) is half
@@ -134,7 +136,7 @@ def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_chan
 
 
 @pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_parts()])
-def test_bfloat16_changes_a_picture_little(kind: Any) -> None:
+def test_bfloat16_changes_a_image_little(kind: Any) -> None:
     pipe, prompts = TextToImage(kind), (DOG,) if kind.texts else ()
     exact, half = (
         np.asarray(pipe(prompts, num_inference_steps=4, dtype=t)[0]).astype(int) for t in (None, torch.bfloat16)
@@ -146,8 +148,11 @@ def test_bfloat16_changes_a_picture_little(kind: Any) -> None:
     ("options", "message"),
     [
         ({"quality": "best"}, "no quality 'best': it is one of exact, fast, draft"),
-        ({"reuse": 0}, "reuse is 0: it must be at least 1"),
-        ({"reuse": 2, "clip": object()}, "CLIP guidance needs the gradient of the whole U-Net: reuse is 1, not 2"),
+        ({"deepcache": 0}, "deepcache is 0: it must be at least 1"),
+        (
+            {"deepcache": 2, "clip": object()},
+            "CLIP guidance needs the gradient of the whole U-Net: deepcache is 1, not 2",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
@@ -157,7 +162,7 @@ def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) ->
 
 def test_a_png_tells_what_its_quality_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
     monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options, **more: pipe)
-    generate([DOG], quality="draft", steps=3, reuse=2, dtype="float32", out=tmp_path / "x.png")
+    generate([DOG], quality="draft", steps=3, deepcache=2, dtype="float32", out=tmp_path / "x.png")
     told = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
-    expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "reuse": 2, "dtype": "float32"}
+    expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "deepcache": 2, "dtype": "float32"}
     assert {name: told[name] for name in expected} == expected

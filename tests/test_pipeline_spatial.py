@@ -1,4 +1,4 @@
-"""Drawing with a picture beside the latents: a layout, a hole to fill, a small picture to make larger."""
+"""Drawing with an image beside the latents: a layout, a hole to fill, a small image to make larger."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ldm.checkpoint.parts import Parts
 from ldm.errors import UserError
+from ldm.generation import Composed, TextToImage
 from ldm.models.conditions import one_hot
-from ldm.pipeline import Composed, TextToImage
 
 STEPS = 2
 PROMPT = "a red dog"
@@ -31,7 +31,7 @@ def classes(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(5, size=(height, width), dtype=np.uint8))
 
 
-def picture(width: int, height: int) -> Image.Image:
+def random_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
 
 
@@ -54,7 +54,7 @@ def test_the_rescaled_layout_stands_in_both_halves_of_guidance(
     seen = inputs_of_the_unet(pipe, monkeypatch)
     images = pipe(PROMPT, layout=layout, num_inference_steps=STEPS, num_images=2)
     assert [image.size for image in images] == [(48, 32)] * 2
-    assert [x.shape for x in seen] == [(4, 8, 16, 24)] * STEPS  # two pictures, each with and without the prompt
+    assert [x.shape for x in seen] == [(4, 8, 16, 24)] * STEPS  # two images, each with and without the prompt
     assert pipe.parts.spatial is not None
     with torch.no_grad():
         expected = pipe.parts.spatial(one_hot(torch.from_numpy(np.array(layout))[None], 5))[0]
@@ -67,13 +67,13 @@ def test_every_text_of_a_composed_prompt_sees_the_layout(
     pipe, both = pipes["layout"], Composed(((PROMPT, 1.0), ("a cat", 0.5)))
     seen = inputs_of_the_unet(pipe, monkeypatch)
     images = pipe([both, PROMPT], layout=classes(48, 32), num_inference_steps=1, batch_size=2)
-    assert [x.shape for x in seen] == [(5, 8, 16, 24)]  # three texts, and what each picture is guided away from
+    assert [x.shape for x in seen] == [(5, 8, 16, 24)]  # three texts, and what each image is guided away from
     assert all(torch.equal(row[4:], seen[0][0, 4:]) for row in seen[0])
     alone = pipe(PROMPT, seed=1, layout=classes(48, 32), num_inference_steps=1)[0]
     assert np.abs(np.asarray(alone).astype(int) - np.asarray(images[1])).max() <= 1
 
 
-def test_another_layout_is_another_picture(pipes: dict[str, TextToImage]) -> None:
+def test_another_layout_is_another_random_image(pipes: dict[str, TextToImage]) -> None:
     one, other = (
         np.asarray(pipes["layout"](PROMPT, layout=classes(32, 32, seed), num_inference_steps=STEPS)[0]).astype(int)
         for seed in (0, 1)
@@ -107,7 +107,7 @@ def test_a_palette_means_its_indices(pipes: dict[str, TextToImage], tmp_path: Pa
 def test_what_a_mask_hides_never_reaches_the_network(
     pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, image, mask = pipes["inpainting"], picture(32, 32), left_half(32, 32)
+    pipe, image, mask = pipes["inpainting"], random_image(32, 32), left_half(32, 32)
     other = image.copy()
     other.paste((1, 200, 30), (0, 0, 16, 32))  # all of it hidden
     seen = inputs_of_the_unet(pipe, monkeypatch)
@@ -120,7 +120,7 @@ def test_what_a_mask_hides_never_reaches_the_network(
 
 
 def test_less_strength_keeps_something_of_what_is_hidden(pipes: dict[str, TextToImage]) -> None:
-    image, mask = picture(32, 32), left_half(32, 32)
+    image, mask = random_image(32, 32), left_half(32, 32)
     other = image.copy()
     other.paste((1, 200, 30), (0, 0, 16, 32))
     drawn = [
@@ -130,10 +130,10 @@ def test_less_strength_keeps_something_of_what_is_hidden(pipes: dict[str, TextTo
     assert np.abs(drawn[0].astype(int) - drawn[1]).mean() > 1
 
 
-def test_a_small_picture_has_as_many_pixels_as_there_are_latents(
+def test_a_small_image_has_as_many_pixels_as_there_are_latents(
     pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, image = pipes["larger"], picture(21, 18)  # cut to what the U-Net can halve
+    pipe, image = pipes["larger"], random_image(21, 18)  # cut to what the U-Net can halve
     seen = inputs_of_the_unet(pipe, monkeypatch)
     [drawn] = pipe(image=image, num_inference_steps=STEPS)
     assert drawn.size == (40, 32)
@@ -149,11 +149,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "layout",
         {"layout": Image.new("L", (32, 32), 7)},
     ),
-    "a picture of mode RGB: give a PNG of class numbers": ("layout", {"layout": picture(32, 32)}),
-    "the layout is 32x32, the image 16x32": ("layout", {"layout": classes(32, 32), "image": picture(16, 32)}),
-    "fills what a mask hides": ("inpainting", {"image": picture(32, 32)}),
-    "makes a small picture larger": ("larger", {}),
-    "leave mask and strength out": ("larger", {"image": picture(32, 32), "strength": 0.5}),
+    "a picture of mode RGB: give a PNG of class numbers": ("layout", {"layout": random_image(32, 32)}),
+    "the layout is 32x32, the image 16x32": ("layout", {"layout": classes(32, 32), "image": random_image(16, 32)}),
+    "fills what a mask hides": ("inpainting", {"image": random_image(32, 32)}),
+    "makes a small image larger": ("larger", {}),
+    "leave mask and strength out": ("larger", {"image": random_image(32, 32), "strength": 0.5}),
 }
 
 
@@ -165,11 +165,11 @@ def test_what_means_nothing_for_a_model_is_refused(pipes: dict[str, TextToImage]
         pipes[name](prompt, num_inference_steps=STEPS, **options)
 
 
-def test_a_walk_needs_a_model_that_draws_without_pictures(pipes: dict[str, TextToImage]) -> None:
-    from ldm.pipeline import Request, walk
+def test_a_walk_needs_a_model_that_draws_without_images(pipes: dict[str, TextToImage]) -> None:
+    from ldm.generation import Request, interpolate
 
     with pytest.raises(UserError, match="draws from a layout"):
-        walk.between_seeds(pipes["layout"], PROMPT, 0, 1, 2, Request(prompts=(PROMPT,)))
+        interpolate.between_seeds(pipes["layout"], PROMPT, 0, 1, 2, Request(prompts=(PROMPT,)))
 
 
 def test_parts_that_do_not_fit_are_named() -> None:
@@ -185,7 +185,7 @@ def test_parts_that_do_not_fit_are_named() -> None:
     check_fit(layout, Path("here"))
     refuses(replace(layout, spatial=None), "input channels: 8, latent channels: 4")
     refuses(replace(layout, spatial=inpainting.spatial), "input channels: 8, .* beside them: 9")
-    deeper = tiny.with_spatial(tiny.bert(), kind="rescaler", in_channels=5, channels=4, stages=2)
-    refuses(deeper, "the times a map becomes smaller: 4, those a picture does: 2")
+    deeper = tiny.with_spatial(tiny.bert(), kind="segmentation_map", in_channels=5, channels=4, stages=2)
+    refuses(deeper, "the times a map becomes smaller: 4, those an image does: 2")
     wider = tiny.with_spatial(tiny.bert(), kind="inpainting", in_channels=2, channels=5)
     refuses(wider, "the channels beside the latents: 5, channels of mask and latents: 6")

@@ -1,4 +1,4 @@
-"""Models that vary a picture: what they draw, what is refused, and their folders."""
+"""Models that vary an image: what they draw, what is refused, and their folders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from ldm.checkpoint.compvis.folders import read_folder
-from ldm.checkpoint.diffusers import load_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.checkpoint.image_encoders import load_image_encoder, load_source
 from ldm.checkpoint.parts import check_fit
-from ldm.checkpoint.picture_encoders import load_picture_encoder, load_source
-from ldm.config import CLIPPictureConfig
+from ldm.config import CLIPImageConfig
 from ldm.errors import UserError
-from ldm.models.pictures import CLIP_MEAN, CLIP_STD, make_picture_encoder
-from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.references import PictureConditioner
+from ldm.generation import Request, TextToImage
+from ldm.generation.image_variations import ImageConditioner
+from ldm.models.image_encoders import CLIP_MEAN, CLIP_STD, make_image_encoder
 
 
 def scene(seed: int, side: int = 32) -> Image.Image:
@@ -31,7 +31,7 @@ def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("make", [tiny.variations, tiny.own_variations])
-def test_a_variation_depends_on_its_picture_and_seed_not_on_its_batch(make: Any) -> None:
+def test_a_variation_depends_on_its_image_and_seed_not_on_its_batch(make: Any) -> None:
     pipe = TextToImage(make())
     together = draw(pipe, image=scene(0), num_images=3, seed=4, batch_size=3)
     assert np.abs(draw(pipe, image=scene(0), seed=5)[0] - together[1]).max() <= 1
@@ -40,7 +40,7 @@ def test_a_variation_depends_on_its_picture_and_seed_not_on_its_batch(make: Any)
     assert np.abs(draw(pipe, image=scene(0, 48), seed=4)[0].shape[0]) == 32  # of the size that the model learned
 
 
-def test_a_strength_starts_from_the_picture_and_varies_it_as_well() -> None:
+def test_a_strength_starts_from_the_image_and_varies_it_as_well() -> None:
     pipe = TextToImage(tiny.own_variations())
     near, far = (draw(pipe, image=scene(0), strength=s, num_inference_steps=20)[0] for s in (0.1, 1.0))
     given = np.asarray(pipe.decode(pipe.parts.autoencoder.encode(pixels(scene(0))).mode())[0]).astype(int)
@@ -52,14 +52,14 @@ def test_a_strength_starts_from_the_picture_and_varies_it_as_well() -> None:
         ).max()
         > 8
     )
-    settled = pipe.settle(Request(image=scene(0)))
-    assert (settled.image, settled.guidance_scale) == (None, 3.0)
-    assert pipe.settle(settled) == settled
+    resolved = pipe.resolve(Request(image=scene(0)))
+    assert (resolved.image, resolved.guidance_scale) == (None, 3.0)
+    assert pipe.resolve(resolved) == resolved
 
 
-def test_a_picture_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
-    parts = tiny.with_spatial(tiny.own_variations(), kind="rescaler", in_channels=5, channels=4, stages=1)
-    with pytest.raises(UserError, match="a picture to vary: True, beside those that join the latents: False"):
+def test_a_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
+    parts = tiny.with_spatial(tiny.own_variations(), kind="segmentation_map", in_channels=5, channels=4, stages=1)
+    with pytest.raises(UserError, match="an image to vary: True, beside those that join the latents: False"):
         check_fit(parts, tmp_path)
 
 
@@ -69,8 +69,8 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 def test_guidance_is_away_from_zeros() -> None:
     pipe = TextToImage(tiny.own_variations())
-    request = pipe.settle(Request(image=scene(0)))
-    positive, negative = pipe.pair([None, None], request)
+    request = pipe.resolve(Request(image=scene(0)))
+    positive, negative = pipe.encode_cond_and_uncond([None, None], request)
     assert positive.context is not None
     assert negative is not None
     assert positive.context.shape == (2, 3, 32)
@@ -79,7 +79,7 @@ def test_guidance_is_away_from_zeros() -> None:
 
 
 def test_our_own_encoder_hardly_knows_where_things_are() -> None:
-    encoder = tiny.own_variations().picture_encoder
+    encoder = tiny.own_variations().image_encoder
     assert encoder is not None
     latents = torch.zeros(1, 4, 16, 16)
     latents[..., 4:8, 4:8] = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_our_own_encoder_hardly_knows_where_things_are() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no picture to vary"),
+        ({}, "no image to vary"),
         ({"prompt": "a dog", "image": True}, "knows no prompts"),
         ({"classes": 1, "image": True}, "knows no prompts and no classes"),
         ({"long_prompts": True, "image": True}, "for models of text"),
@@ -106,10 +106,10 @@ def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) ->
         draw(pipe, **options)
 
 
-def test_other_models_vary_no_picture() -> None:
+def test_other_models_vary_no_image() -> None:
     for parts, told in ((tiny.sd_1(), {"prompts": ("a dog",)}), (tiny.of_classes(), {"classes": (1,)})):
-        with pytest.raises(UserError, match="not made to vary a picture"):
-            TextToImage(parts).settle(Request(reference=scene(0), **told))
+        with pytest.raises(UserError, match="not made to vary an image"):
+            TextToImage(parts).resolve(Request(reference=scene(0), **told))
 
 
 @pytest.mark.parametrize("make", [tiny.variations, tiny.own_variations])
@@ -118,37 +118,37 @@ def test_a_saved_model_is_the_same_when_it_comes_back(make: Any, tmp_path: Path)
     pipe = TextToImage(parts)
     pipe.save_pretrained(tmp_path)
     back = load_pipeline(tmp_path)
-    assert back.picture_encoder is not None
-    assert back.picture_encoder.config == parts.picture_encoder.config
-    for name, weight in parts.picture_encoder.state_dict().items():
-        assert torch.equal(back.picture_encoder.state_dict()[name], weight)
+    assert back.image_encoder is not None
+    assert back.image_encoder.config == parts.image_encoder.config
+    for name, weight in parts.image_encoder.state_dict().items():
+        assert torch.equal(back.image_encoder.state_dict()[name], weight)
     options = {"image": scene(0), "seed": 3}
     assert np.abs(draw(TextToImage(back), **options)[0] - draw(pipe, **options)[0]).max() <= 1
 
 
 def test_no_single_file_is_written_of_it(tmp_path: Path) -> None:
     TextToImage(tiny.own_variations()).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="varies a picture: ldm writes no single file"):
+    with pytest.raises(UserError, match="varies an image: ldm writes no single file"):
         read_folder(tmp_path)
 
 
 def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     parts = tiny.own_variations()
-    assert parts.picture_encoder is not None
-    config = parts.picture_encoder.config.model_copy(update={"in_channels": 5})
-    parts.picture_encoder = make_picture_encoder(config)
+    assert parts.image_encoder is not None
+    config = parts.image_encoder.config.model_copy(update={"in_channels": 5})
+    parts.image_encoder = make_image_encoder(config)
     TextToImage(parts).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="picture encoder's input channels: 5, latent channels: 4"):
+    with pytest.raises(UserError, match="image encoder's input channels: 5, latent channels: 4"):
         load_pipeline(tmp_path)
 
 
 def test_a_source_decides_the_sizes_that_are_not_given(tmp_path: Path) -> None:
     TextToImage(tiny.variations()).save_pretrained(tmp_path)
     for source in (tmp_path, tmp_path / "image_encoder"):
-        found = load_source(CLIPPictureConfig(source=str(source)))
+        found = load_source(CLIPImageConfig(source=str(source)))
         assert found.config.projection_dim == 32
-    with pytest.raises(UserError, match=r"picture\.projection_dim is 64, there 32"):
-        load_source(CLIPPictureConfig(source=str(tmp_path), projection_dim=64))
+    with pytest.raises(UserError, match=r"image\.projection_dim is 64, there 32"):
+        load_source(CLIPImageConfig(source=str(tmp_path), projection_dim=64))
 
 
 @pytest.mark.slow
@@ -172,8 +172,8 @@ def test_clip_sees_what_transformers_clip_sees(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "pipeline")
     processor = CLIPImageProcessor.from_pretrained(tmp_path / "pipeline" / "feature_extractor")
     for name in ("whole", "half"):
-        encoder = load_picture_encoder(tmp_path / name)
-        prepare = PictureConditioner(pipe.parts, encoder, 1.0)._given
+        encoder = load_image_encoder(tmp_path / name)
+        prepare = ImageConditioner(pipe.parts, encoder, 1.0)._given
         with torch.no_grad():
             expected = half(processor(images=scene(5), return_tensors="pt").pixel_values).image_embeds
             torch.testing.assert_close(encoder(prepare(scene(5)))[:, 0], expected, rtol=1e-4, atol=1e-5)

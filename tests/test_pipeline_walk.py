@@ -1,4 +1,4 @@
-"""Walks between prompts, seeds and pictures."""
+"""Walks between prompts, seeds and images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tiny_models import CAPTIONS, random_parts
 
 from ldm.cli.interpolate import kind_of, save
 from ldm.errors import UserError
-from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.walk import between_pictures, between_prompts, between_seeds, slerp
+from ldm.generation import Request, TextToImage
+from ldm.generation.interpolate import between_images, between_prompts, between_seeds, slerp
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def same(image: Image.Image, other: Image.Image) -> bool:
     return abs(np.asarray(image).astype(int) - np.asarray(other).astype(int)).max() <= 1  # batches differ
 
 
-def test_a_walk_between_prompts_ends_at_their_pictures(pipe: TextToImage) -> None:
+def test_a_walk_between_prompts_ends_at_their_images(pipe: TextToImage) -> None:
     frames = between_prompts(pipe, CAPTIONS[0], CAPTIONS[1], 5, request(seed=3))
     ends = [pipe(caption, num_inference_steps=4, seed=3)[0] for caption in CAPTIONS[:2]]
     assert len(frames) == 5
@@ -39,7 +39,7 @@ def test_a_walk_between_prompts_ends_at_their_pictures(pipe: TextToImage) -> Non
     assert not same(frames[2], ends[1])
 
 
-def test_a_walk_between_seeds_ends_at_their_pictures(pipe: TextToImage) -> None:
+def test_a_walk_between_seeds_ends_at_their_images(pipe: TextToImage) -> None:
     frames = between_seeds(pipe, CAPTIONS[0], 3, 8, 4, request())
     for frame, seed in ((frames[0], 3), (frames[-1], 8)):
         assert same(frame, pipe(CAPTIONS[0], num_inference_steps=4, seed=seed)[0])
@@ -52,13 +52,13 @@ def test_the_arc_keeps_the_length_and_the_angle() -> None:
     torch.testing.assert_close(slerp(first, first * 2, 0.5), first * 1.5)
 
 
-def test_a_walk_between_pictures_comes_near_them_with_many_steps(pipe: TextToImage) -> None:
+def test_a_walk_between_images_comes_near_them_with_many_steps(pipe: TextToImage) -> None:
     generator = np.random.default_rng(0)
     ends = [Image.fromarray(generator.integers(256, size=(16, 16, 3), dtype=np.uint8)) for _ in range(2)]
     errors = []
     for steps in (5, 100):
         asked = Request(prompts=("",), num_inference_steps=steps)
-        frames = between_pictures(pipe, CAPTIONS[0], *ends, 3, asked)
+        frames = between_images(pipe, CAPTIONS[0], *ends, 3, asked)
         assert len(frames) == 3
         with torch.no_grad():
             pixels = torch.from_numpy(np.array(ends[0])).permute(2, 0, 1)[None] / 127.5 - 1
@@ -68,10 +68,10 @@ def test_a_walk_between_pictures_comes_near_them_with_many_steps(pipe: TextToIma
 
 
 def test_what_does_not_go_together_is_refused(pipe: TextToImage) -> None:
-    assert kind_of("a.png", "b.jpg", None) == "pictures"
+    assert kind_of("a.png", "b.jpg", None) == "images"
     assert kind_of("3", "4", "a dog") == "seeds"
     assert kind_of("a dog", "a cat", None) == "prompts"
-    with pytest.raises(UserError, match="two pictures"):
+    with pytest.raises(UserError, match="two images"):
         kind_of("a.png", "a dog", None)
     with pytest.raises(UserError, match="need no third"):
         kind_of("a dog", "a cat", "a cow")

@@ -48,7 +48,7 @@ def networks_of(name: str) -> dict[str, nn.Module]:
 def test_all_networks_of_a_shipped_configuration_can_be_made_and_take_no_memory_on_the_meta_device(name: str) -> None:
     loaded, networks = config.load(name), networks_of(name)
     described = {part for part in ("unet", "text", "text_2", "classes") if getattr(loaded, part) is not None}
-    rescaled = {"spatial"} if loaded.spatial is not None and loaded.spatial.kind == "rescaler" else set()
+    rescaled = {"spatial"} if loaded.spatial is not None and loaded.spatial.kind == "segmentation_map" else set()
     assert networks.keys() == {"autoencoder"} | described | rescaled
     assert all(weight.device == torch.device("meta") for net in networks.values() for weight in net.parameters())
 
@@ -61,11 +61,11 @@ def test_a_published_model_has_its_parameters_to_the_digit(section: str, name: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", config.names())
-def test_every_shipped_configuration_runs_from_pictures_to_output(name: str) -> None:
+def test_every_shipped_configuration_runs_from_images_to_output(name: str) -> None:
     """Encoding, a U-Net call with all it is told, decoding, and texts to contexts, on the meta device."""
     loaded, facts = config.load(name), report(of_config(name, config.load(name)))
     assert facts["flops"].keys() == {"encode", "decode"} | ({"unet"} if loaded.unet else set())
-    assert facts["picture"] == [3, loaded.data.size, loaded.data.size]
+    assert facts["image"] == [3, loaded.data.size, loaded.data.size]
     for part in ("text", "text_2"):
         if (text := getattr(loaded, part)) is not None:
             ids = torch.zeros(1, text.max_length, dtype=torch.int64, device="meta")

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 
 from ldm import TextToImage
 from ldm.config import StageConfig
-from ldm.recipe.cells import GUIDANCE, SAMPLERS, STEPS, Cell, Curves, Scores
+from ldm.recipe.sweep import GUIDANCE, SAMPLERS, STEPS, Cell, Curves, Scores
 from ldm.recipe.timetable import OutOfTimeError, Timetable
-from ldm.training.clock import Clock
-from ldm.training.stage import learning_rate_factor
+from ldm.training.runs.clock import Clock
+from ldm.training.stages.stage import learning_rate_factor
 
 CURVES = Curves(samples=8, curve_samples=4, metrics=("scenes",))
 
@@ -73,7 +73,7 @@ def test_cells_are_measured_once_and_guidance_is_chosen_on_other_prompts(tmp_pat
 
 @pytest.mark.slow
 def test_one_command_makes_a_model_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    few = ("data.scenes.num=96", "training.unet.sample_prompts=[a dog]", "training.autoencoder.statistics_pictures=32")
+    few = ("data.scenes.num=96", "training.unet.sample_prompts=[a dog]", "training.autoencoder.statistics_images=32")
     words = ["tiny", "--out", tmp_path, "--total-time", "30s", "--samples", 8, "--curve-samples", 2]
     words += [word for option in few for word in ("--set", option)] + ["--metrics", "scenes,psnr"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.generation import TextToImage, cuda_graphs
+from ldm.generation.cuda_graphs import CUDAGraphUNet, Replay, Work
+from ldm.models.fast import networks
 from ldm.models.layers import ResNetBlock
-from ldm.models.prepared import networks
-from ldm.models.unet import UNet
-from ldm.pipeline import TextToImage, recorded
-from ldm.pipeline.recorded import RecordedUNet, Replay, Work
+from ldm.models.unet.unet import UNet
 
 
 class Tape:
@@ -51,7 +51,7 @@ def context(unet: UNet, rows: int) -> Tensor:
 @torch.inference_mode()
 def test_steps_prompts_and_batches_in_any_order_give_what_the_network_gives(unet: UNet) -> None:
     tape = Tape()
-    replayed = RecordedUNet(unet, tape.record)
+    replayed = CUDAGraphUNet(unet, tape.record)
     told = {(rows, number): unet.project_context(context(unet, rows)) for rows in (1, 2) for number in (0, 1)}
     embeddings = unet.embed_time(torch.tensor([900, 500, 10])).split(1)
     found, outputs = [], []
@@ -67,9 +67,9 @@ def test_steps_prompts_and_batches_in_any_order_give_what_the_network_gives(unet
 @torch.inference_mode()
 def test_the_recording_that_was_not_used_for_longest_is_given_up(unet: UNet) -> None:
     tape = Tape()
-    replayed = RecordedUNet(unet, tape.record)
+    replayed = CUDAGraphUNet(unet, tape.record)
     [embedding], projected = unet.embed_time(torch.tensor([9])).split(1), unet.project_context(context(unet, 1))
-    sides = [2 * (2 + number) for number in range(recorded.MOST + 1)]
+    sides = [2 * (2 + number) for number in range(cuda_graphs.MOST + 1)]
     for side in (*sides[:-1], sides[0], sides[-1], sides[0]):
         replayed.denoise(torch.randn(1, 4, side, side), embedding, projected)
     assert tape.recordings == len(sides)
@@ -82,13 +82,13 @@ def drawn(pipe: TextToImage) -> list[np.ndarray]:
     return [np.asarray(image) for seed in (0, 1) for image in pipe(["a dog", "a hat"], seed=seed, **options)]
 
 
-def test_a_compiled_pipeline_draws_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_pipeline_draws_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     # Graphs are captured as for any backend; to compile them for this CPU would take minutes and show no more.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(networks, "works", lambda dtype: False)  # as on a GPU, where no weights are laid out
     parts, tape = tiny.bert(), Tape()
-    monkeypatch.setattr(recorded, "record_on_gpu", tape.record)
-    monkeypatch.setattr(recorded, "require_gpu", lambda device: None)
+    monkeypatch.setattr(cuda_graphs, "record_on_gpu", tape.record)
+    monkeypatch.setattr(cuda_graphs, "require_gpu", lambda device: None)
     pipe = TextToImage(parts, compiled=True)
     blocks = [block for block in pipe.unet.modules() if isinstance(block, ResNetBlock)]
     assert all("shifted" in vars(block) for block in blocks)
@@ -102,7 +102,7 @@ def test_a_compiled_pipeline_draws_the_same_pictures(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where there is one")
-def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_pictures() -> None:
+def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_images() -> None:
     parts = tiny.bert()
     compiled, plain = (TextToImage(parts, compiled=compiled).to("cuda") for compiled in (True, False))
     for one, other in zip(drawn(compiled), drawn(plain), strict=True):

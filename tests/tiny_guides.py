@@ -1,4 +1,4 @@
-"""Tiny random judges of pictures: classifiers, and CLIPs in the folders of both libraries."""
+"""Tiny random judges of images: classifiers, and CLIPs in the folders of both libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny_pipelines import speaking
 
 from ldm.checkpoint.classifiers import TrainedClassifier
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.config import ClassifierConfig
 from ldm.models.classifier import Classifier
 

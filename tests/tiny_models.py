@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
@@ -33,6 +33,6 @@ def random_parts() -> Parts:
         torch.manual_seed(0)
         networks = (Autoencoder(autoencoder), UNet(unet), BertTextEncoder(text, tokenizer.vocab_size))
         for weight in (weight for network in networks for weight in network.parameters()):
-            if weight.ndim > 1:  # what starts at zero must speak, or no picture depends on anything
+            if weight.ndim > 1:  # what starts at zero must speak, or no image depends on anything
                 nn.init.normal_(weight, 0.0, 1.2 * weight[0].numel() ** -0.5)
     return Parts(*networks, tokenizer, DiffusionConfig(schedule=schedule, prediction="v"))

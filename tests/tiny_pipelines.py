@@ -9,25 +9,25 @@ import torch
 from tokenizers import processors
 from torch import nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import (
     AutoencoderConfig,
     BertConfig,
     ClassesConfig,
     CLIPConfig,
-    CLIPPictureConfig,
+    CLIPImageConfig,
     DiffusionConfig,
+    ImageSection,
     LDMBertConfig,
-    OwnPictureConfig,
-    PictureSection,
+    OwnImageConfig,
     ScheduleConfig,
     SpatialConfig,
     T5Config,
     UNetConfig,
 )
 from ldm.models.conditions import ClassEmbedder, make_spatial
-from ldm.models.pictures import make_picture_encoder
+from ldm.models.image_encoders import make_image_encoder
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
 
@@ -189,7 +189,7 @@ def unconditional(kind: str = "vq", **options: object) -> Parts:
 
 
 def pixels(**options: object) -> Parts:
-    """Without an autoencoder: the U-Net draws pictures of 16x16 themselves."""
+    """Without an autoencoder: the U-Net draws images of 16x16 themselves."""
     channels = {"in_channels": 3, "out_channels": 3} | options
     identity = Autoencoder(AutoencoderConfig(kind="identity", latent_channels=3, sample_size=16))
     return replace(unconditional("kl", **channels), autoencoder=identity)
@@ -204,28 +204,28 @@ def of_classes() -> Parts:
     return Parts(vq(), unet, None, None, DiffusionConfig(), classes=classes)
 
 
-def _varying(picture: PictureSection, **unet: object) -> Parts:
+def _varying(image: ImageSection, **unet: object) -> Parts:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         networks = Autoencoder(autoencoder_config()), UNet(unet_config(**unet))
-        encoder = make_picture_encoder(picture)
+        encoder = make_image_encoder(image)
         speaking(*networks, encoder)
-    return Parts(*networks, None, None, DiffusionConfig(), picture_encoder=encoder)
+    return Parts(*networks, None, None, DiffusionConfig(), image_encoder=encoder)
 
 
 def variations() -> Parts:
-    """Of a picture that a CLIP sees, as Stable Diffusion's image variations are."""
+    """Of an image that a CLIP sees, as Stable Diffusion's image variations are."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
-    return _varying(CLIPPictureConfig(image_size=32, patch_size=8, **sizes), use_linear_projection=False)
+    return _varying(CLIPImageConfig(image_size=32, patch_size=8, **sizes), use_linear_projection=False)
 
 
 def own_variations() -> Parts:
-    """Of a picture that an encoder of our own sees."""
-    return _varying(OwnPictureConfig(channels=(8, 16), bottleneck=6, tokens=3, hidden_size=32))
+    """Of an image that an encoder of our own sees."""
+    return _varying(OwnImageConfig(channels=(8, 16), bottleneck=6, tokens=3, hidden_size=32))
 
 
 def with_spatial(parts: Parts, **options: object) -> Parts:
-    """The parts with a U-Net that sees a picture beside the latents, to which all of its input speaks."""
+    """The parts with a U-Net that sees an image beside the latents, to which all of its input speaks."""
     config = SpatialConfig(**options)
     channels = parts.autoencoder.config.latent_channels + config.channels
     with torch.random.fork_rng():
@@ -239,7 +239,7 @@ def with_spatial(parts: Parts, **options: object) -> Parts:
 def layout() -> Parts:
     """Text and a map of five classes."""
     names = ("background", "dog", "cat", "trumpet", "hat")
-    return with_spatial(bert(), kind="rescaler", in_channels=5, channels=4, stages=1, names=names)
+    return with_spatial(bert(), kind="segmentation_map", in_channels=5, channels=4, stages=1, names=names)
 
 
 def inpainting() -> Parts:
@@ -252,7 +252,7 @@ def inpainting() -> Parts:
 
 
 def super_resolution() -> Parts:
-    """LDM's: three channels of latents, unscaled, beside as many of a small picture."""
+    """LDM's: three channels of latents, unscaled, beside as many of a small image."""
     config = autoencoder_config(kind="vq", codebook_size=32, scaling_factor=1.0, latent_channels=3)
     with torch.random.fork_rng():
         torch.manual_seed(4)

@@ -1,4 +1,4 @@
-"""From the start of a process to its first picture, and nothing kept from an earlier one."""
+"""From the start of a process to its first image, and nothing kept from an earlier one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.bench.workload import Run, Workload
-from ldm.checkpoint.diffusers import resolve
+from ldm.checkpoint.diffusers.pipeline import find_model
 
 PROMPT = "a corgi playing a trumpet"
 STEPS, SCALE, SEED = 30, 3.0, 0
@@ -36,10 +36,10 @@ pipe(prompt, height=side, width=side, **options).images[0].save(out)
 
 
 def cold_start(against: bool) -> Workload:
-    """One picture of the built-in model, by `ldm generate` and by a script with StableDiffusionPipeline."""
+    """One image of the built-in model, by `ldm generate` and by a script with StableDiffusionPipeline."""
     scratch = tempfile.TemporaryDirectory()
     ours, theirs = (Path(scratch.name) / f"{side}.png" for side in ("ours", "theirs"))
-    script = [sys.executable, "-c", THEIRS, str(resolve("emoji")), PROMPT, str(STEPS), str(SCALE), str(SEED)]
+    script = [sys.executable, "-c", THEIRS, str(find_model("emoji")), PROMPT, str(STEPS), str(SCALE), str(SEED)]
     return Workload(
         ours=_run([sys.executable, "-m", "ldm", "generate", PROMPT, *OURS, "--out", str(ours)], ours),
         theirs=_run([*script, str(theirs)], theirs) if against else None,

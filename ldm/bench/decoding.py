@@ -1,4 +1,4 @@
-"""Latents to a picture."""
+"""Latents to an image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ldm.checkpoint.pretrained import Autoencoder
 from ldm.devices import find_device
 from ldm.models import tiling
 
-TILE = 256  # pixels of a tile's side, where whole pictures are larger
+TILE = 256  # pixels of a tile's side, where whole images are larger
 
 
 def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workload:
-    """One picture of size x size out of its latents, by the autoencoder of a configuration.
+    """One image of size x size out of its latents, by the autoencoder of a configuration.
 
-    Pictures that are larger than a tile are made in tiles as well, but beside diffusers' defaults alone: each run takes
+    Images that are larger than a tile are made in tiles as well, but beside diffusers' defaults alone: each run takes
     many seconds on a CPU.
     """
     config, device = configuration.load(name, [f"data.size={size}"]), find_device()

@@ -1,4 +1,4 @@
-"""A whole picture of the built-in model, exact and as a draft."""
+"""A whole image of the built-in model, exact and as a draft."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from ldm.bench.workload import Run, Workload
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
 
 PROMPT = "a corgi playing a trumpet"
 
 
 def draft(against: bool) -> Workload:
-    """One guided picture from its prompt to its pixels: ours is a draft, in the place of theirs stands our exact one.
+    """One guided image from its prompt to its pixels: ours is a draft, in the place of theirs stands our exact one.
 
     So the row's ratio is what `--quality draft` gains, whether or not diffusers is there, and its error how far the
-    picture's bytes have moved. docs/presets.md has what that costs in FID.
+    image's bytes have moved. docs/presets.md has what that costs in FID.
     """
     pipe = TextToImage.from_pretrained()
 

@@ -1,4 +1,4 @@
-"""How the time of sampling grows with steps, pictures and their size, in numbers and as a picture."""
+"""How the time of sampling grows with steps, images and their size, in numbers and as an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm.chart import Chart, Point
 from ldm.checkpoint.pretrained import UNet
 from ldm.checkpoint.store import write
 from ldm.config import Config
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
 
 COLOURS = {torch.float32: "#2f6db5", torch.bfloat16: "#c8553d"}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -32,7 +32,7 @@ class Size:
     """What is sampled."""
 
     steps: int = 4
-    pictures: int = 1
+    images: int = 1
     side: int = 16  # of the latents
 
 
@@ -47,7 +47,7 @@ class Axis:
 
 AXES = (
     Axis("steps", tuple(Size(steps=steps) for steps in (5, 10, 15, 20, 25)), lambda size: size.steps),
-    Axis("pictures at a time", tuple(Size(pictures=count) for count in (1, 2, 3, 4, 6)), lambda size: size.pictures),
+    Axis("images at a time", tuple(Size(images=count) for count in (1, 2, 3, 4, 6)), lambda size: size.images),
     Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 20, 24, 32)), lambda size: size.side**2),
 )
 Curves = dict[torch.dtype, list[Point]]  # seconds by precision
@@ -74,8 +74,8 @@ def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: A
 
 
 def _work(pipe: TextToImage, config: Config, size: Size, device: torch.device) -> Run:
-    contexts = contexts_of(config, size.pictures + 1).to(device)
-    return our_sampling(pipe, size.steps, contexts, noise_of(config, size.pictures, size.side).to(device))
+    contexts = contexts_of(config, size.images + 1).to(device)
+    return our_sampling(pipe, size.steps, contexts, noise_of(config, size.images, size.side).to(device))
 
 
 def draw_growth(curves: list[Curves], out: Path, axes: tuple[Axis, ...] = AXES) -> None:

@@ -16,7 +16,7 @@ from ldm.devices import computes_bfloat16
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 10  # of which the best counts: a peak is what the machine can do undisturbed
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns
-PICTURES = {"cpu": 1, "cuda": 64}  # of the convolution, each 64x64
+IMAGES = {"cpu": 1, "cuda": 64}  # of the convolution, each 64x64
 CHANNELS = 320  # those of Stable Diffusion's finest level
 
 
@@ -76,11 +76,11 @@ def _matrix(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
 
 
 def _convolution(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    pictures = PICTURES[device.type]
-    maps = torch.randn(pictures, CHANNELS, 64, 64, device=device).to(dtype)
+    images = IMAGES[device.type]
+    maps = torch.randn(images, CHANNELS, 64, 64, device=device).to(dtype)
     weight = torch.randn(CHANNELS, CHANNELS, 3, 3, device=device).to(dtype)
     maps, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (maps, weight))
-    flops = 2 * pictures * 64**2 * CHANNELS**2 * 9
+    flops = 2 * images * 64**2 * CHANNELS**2 * 9
     return flops / _best(lambda: F.conv2d(maps, weight, padding=1), device, repeats)
 
 

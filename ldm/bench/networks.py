@@ -10,21 +10,21 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ldm.checkpoint.autoencoder_fields import autoencoder_to_fields
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.checkpoint.fields import EXTRA, Fields
-from ldm.checkpoint.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_to_fields
+from ldm.checkpoint.diffusers.fields import EXTRA, Fields
+from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.checkpoint.texts import save_text_encoder
-from ldm.checkpoint.unet_fields import unet_to_fields
 from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import Config, DiffusionConfig
+from ldm.generation.cuda_graphs import CUDAGraphUNet
 from ldm.info.cost import flops, make_networks
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.compiling import compile_blocks
-from ldm.models.prepared import prepare_for_sampling
+from ldm.models.fast import prepare_for_sampling
 from ldm.models.text import TextEncoder
-from ldm.models.unet import UNet
-from ldm.pipeline.recorded import RecordedUNet
+from ldm.models.unet.unet import UNet
 
 N = TypeVar("N", bound=nn.Module)
 M = TypeVar("M", UNet, Autoencoder)
@@ -107,9 +107,9 @@ def prepared(network: M, dtype: torch.dtype) -> M:
     return made
 
 
-def recorded(unet: UNet) -> UNet | RecordedUNet:
+def recorded(unet: UNet) -> UNet | CUDAGraphUNet:
     """On a GPU a U-Net by recordings of its calls."""
-    return RecordedUNet(unet) if next(unet.parameters()).device.type == "cuda" else unet
+    return CUDAGraphUNet(unet) if next(unet.parameters()).device.type == "cuda" else unet
 
 
 def operations(config: Config) -> dict[str, int]:

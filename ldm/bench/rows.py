@@ -11,7 +11,7 @@ import torch
 from ldm.bench.cold_start import cold_start
 from ldm.bench.decoding import decoding
 from ldm.bench.draft import draft
-from ldm.bench.sampling import picture, sampling, step
+from ldm.bench.sampling import image, sampling, step
 from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Maker
 from ldm.devices import computes_bfloat16, find_device
@@ -36,7 +36,7 @@ ROWS: dict[str, Maker] = {
 
 # Of real sizes, in which a CPU would take too long.
 GPU_ROWS: dict[str, Maker] = {
-    "sd15-picture-bf16": partial(picture, "published/sd1", BF16),
+    "sd15-image-bf16": partial(image, "published/sd1", BF16),
     "sd2-train-bf16": partial(train_step, "bench/sd2-256"),
 }
 

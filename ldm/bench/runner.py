@@ -28,7 +28,7 @@ class Row:
     errors: Mapping[str, float | None]  # None: nothing to compare
     memory: Mapping[str, int | None]  # bytes that its first run takes at most; None: not known
     flops: int | None  # of a run; None: not known
-    pictures: int | None  # of a run
+    images: int | None  # of a run
     peak: float  # floating-point operations a second that the machine reaches in the precision of ours
 
     def milliseconds(self, side: str) -> float:
@@ -54,8 +54,8 @@ class Row:
         errors = {side: error for side, error in self.errors.items() if side != "theirs"}  # which is the reference
         facts |= {"error" if side == "ours" else f"{side}_error": error for side, error in errors.items()}
         facts["share_of_peak"] = self.share_of_peak
-        if self.pictures is not None:
-            facts["pictures_per_second"] = self.pictures / median(self.seconds["ours"])
+        if self.images is not None:
+            facts["images_per_second"] = self.images / median(self.seconds["ours"])
         facts |= {f"{side}_peak_mib": held and held / 2**20 for side, held in self.memory.items()}
         return facts | {"runs": len(self.seconds["ours"])}
 
@@ -66,16 +66,16 @@ def measure(
     runs: int | None,
     peaks: Peaks,
     device: torch.device,
-    settle: Callable[[str], None] = lambda side: None,
+    resolve: Callable[[str], None] = lambda side: None,
 ) -> Row:
     """Run every side once, to be compared and for its memory, then all that are timed in turn, `runs` times.
 
     So whatever slows the machine for a while slows all sides alike. None: `RUNS` times, or as often as `LONG` allows,
-    but `FEWEST` times at least. `settle` is told whose run is next, to set the process up as it is where they run.
+    but `FEWEST` times at least. `resolve` is told whose run is next, to set the process up as it is where they run.
     """
     outputs, memory = {}, {}
     for side, run in workload.sides.items():
-        settle(side)
+        resolve(side)
         outputs[side], memory[side] = with_peak(run, device)
     if workload.elsewhere:
         memory = dict.fromkeys(memory)
@@ -89,9 +89,9 @@ def measure(
         if runs is None and number >= FEWEST and time.monotonic() - began > LONG:
             break
         for side, run in sides.items():
-            settle(side)
+            resolve(side)
             seconds[side].append(timed(run, device))
-    return Row(name, seconds, errors, memory, workload.flops, workload.pictures, peaks.of(workload.dtype))
+    return Row(name, seconds, errors, memory, workload.flops, workload.images, peaks.of(workload.dtype))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

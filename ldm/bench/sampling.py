@@ -1,4 +1,4 @@
-"""Guided sampling of latents, one call of the U-Net in it, and a whole picture."""
+"""Guided sampling of latents, one call of the U-Net in it, and a whole image."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ldm.bench.networks import (
     their_unet,
 )
 from ldm.bench.workload import Run, Workload
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import Config
 from ldm.devices import find_device
+from ldm.generation import Request, TextToImage
+from ldm.generation.condition import Condition
+from ldm.generation.seeded_noise import SeededNoise
 from ldm.models import tiling
-from ldm.pipeline import Request, TextToImage
-from ldm.pipeline.condition import Condition
-from ldm.pipeline.noise import SeededNoise
 
 SCALE = 3.0  # of guidance
 STEPS = 20
@@ -36,7 +36,7 @@ T = 601  # of the one call
 
 
 def sampling(name: str, dtype: torch.dtype, against: bool, steps: int = STEPS) -> Workload:
-    """The latents of one picture out of noise, by DDIM with guidance and the U-Net of a configuration."""
+    """The latents of one image out of noise, by DDIM with guidance and the U-Net of a configuration."""
     config, device = configuration.load(name), find_device()
     contexts, start = contexts_of(config, 2).to(device), noise_of(config, 1).to(device)
     scheduler = their_scheduler(config.diffusion) if against else None
@@ -51,7 +51,7 @@ def sampling(name: str, dtype: torch.dtype, against: bool, steps: int = STEPS) -
 
 
 def step(name: str, dtype: torch.dtype, against: bool) -> Workload:
-    """One call of a configuration's U-Net on the two rows of a guided picture, as it is in the midst of sampling."""
+    """One call of a configuration's U-Net on the two rows of a guided image, as it is in the midst of sampling."""
     config, device = configuration.load(name), find_device()
     contexts, latents = contexts_of(config, 2).to(device), noise_of(config, 2).to(device)
     t = torch.tensor([T], device=device)
@@ -93,8 +93,8 @@ def _with_unet(
     )
 
 
-def picture(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Workload:
-    """One picture of a configuration's size, from noise to pixels, given what its text encoder would say."""
+def image(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Workload:
+    """One image of a configuration's size, from noise to pixels, given what its text encoder would say."""
     config, device = configuration.load(name), find_device()
     unet = random_network(lambda: UNet(config.need_unet())).to(device)
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder)).to(device)
@@ -125,7 +125,7 @@ def picture(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Wo
         theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 else None,
         plain=None if against else ours(unet, autoencoder),
         flops=2 * steps * counted["unet"] + counted["decode"],
-        pictures=1,
+        images=1,
         dtype=dtype,
     )
 
@@ -137,7 +137,7 @@ def contexts_of(config: Config, count: int) -> Tensor:
 
 
 def noise_of(config: Config, count: int, side: int | None = None) -> Tensor:
-    """Noise (count, C, h, w) to start from, of pictures as the configuration has them or of another side."""
+    """Noise (count, C, h, w) to start from, of images as the configuration has them or of another side."""
     side = side or config.data.size // config.autoencoder.downsampling_factor
     shape = (count, config.autoencoder.latent_channels, side, side)
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))

@@ -32,24 +32,24 @@ from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import Config
 from ldm.data.cached import CachedData
-from ldm.data.draws import Draws
+from ldm.data.images import to_tensor
 from ldm.data.loader import Share, TrainingData
-from ldm.data.pictures import to_tensor
 from ldm.data.preparing import Batch
+from ldm.data.random import StepRandom
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.processes import ProcessShare
-from ldm.training.caching import CacheWriter
-from ldm.training.fingerprints import Encoders, facts_of
+from ldm.training.cache.caching import CacheWriter
+from ldm.training.cache.fingerprints import Encoders, facts_of
 from ldm.training.latents import sampled
 from ldm.training.loop import precision_of, start_accelerator
+from ldm.training.stages.unet import UNetStage
 from ldm.training.texts import TextCondition
-from ldm.training.unet import UNetStage
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # a step's latents (B, C, h, w) and contexts (B, L, D)
 
 
-class RandomPictures:
-    """Pictures of noise, each with a caption of its own."""
+class RandomImages:
+    """Images of noise, each with a caption of its own."""
 
     class_names: tuple[str, ...] = ()
 
@@ -59,7 +59,7 @@ class RandomPictures:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """Bytes (H, W, 3)."""
         return self.pixels[index]
 
@@ -69,7 +69,7 @@ class RandomPictures:
 
     def captions(self, index: int) -> list[str]:
         """One."""
-        return [f"picture number {index} of nothing but noise"]
+        return [f"image number {index} of nothing but noise"]
 
     def label(self, index: int) -> int:
         """There is one class."""
@@ -85,21 +85,21 @@ class Trainer:
     """A stage of ours on a cache, and its data."""
 
     config: Config
-    source: RandomPictures
+    source: RandomImages
     cache: CachedData
     parts: Parts
     stage: UNetStage
 
     @property
     def batch_size(self) -> int:
-        """Pictures of a step."""
+        """Images of a step."""
         return self.config.training.unet.batch_size
 
     @property
     def data(self) -> TrainingData:
         """The batch of each step, as the loop gets it."""
         share, seed = Share(self.batch_size), self.config.training.seed
-        return TrainingData(self.cache, self.config.data, share, seed, pictures=False)
+        return TrainingData(self.cache, self.config.data, share, seed, images=False)
 
 
 def train_step(name: str, against: bool) -> Workload:
@@ -108,7 +108,7 @@ def train_step(name: str, against: bool) -> Workload:
 
 
 def train_cached(name: str, against: bool) -> Workload:
-    """The same out of a cache, where theirs encodes pictures and captions in each step."""
+    """The same out of a cache, where theirs encodes images and captions in each step."""
     return _workload(configuration.load(name), against, encoding=True)
 
 
@@ -126,7 +126,7 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
         tuned=their_steps(trainer, unet, inputs, dtype) if against else None,
         plain=None if against else lambda: reference,
         flops=3 * trainer.batch_size * operations(config)["unet"],
-        pictures=trainer.batch_size,
+        images=trainer.batch_size,
         dtype=dtype,
         close=scratch.cleanup,
     )
@@ -139,7 +139,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     keep_freed_memory()  # as `ldm train-unet` does; diffusers' side has it too
     accelerator = start_accelerator(settings, config.training.seed)
     assert config.text is not None
-    text, source = config.text, RandomPictures(settings.batch_size, config.data.size)
+    text, source = config.text, RandomImages(settings.batch_size, config.data.size)
     captions = [caption for index in range(len(source)) for caption in source.captions(index)]
     parts = Parts(
         autoencoder=random_network(lambda: Autoencoder(config.autoencoder)),
@@ -178,7 +178,7 @@ def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dty
     from diffusers.training_utils import EMAModel
 
     config, device, tuned = trainer.config, trainer.stage.accelerator.device, autocast is not None
-    settings, draws, slots = config.training.unet, Draws(config.training.seed), range(trainer.batch_size)
+    settings, draws, slots = config.training.unet, StepRandom(config.training.seed), range(trainer.batch_size)
     layout = torch.channels_last if tuned else torch.contiguous_format
     network = their_unet(unet).to(device).to(memory_format=layout).train()
     decay = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
@@ -207,14 +207,14 @@ def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dty
 def _given(trainer: Trainer, first: Batch) -> Inputs:
     """The latents and contexts of the first step, in every step."""
     stage = trainer.stage
-    latents = sampled(first, trainer.parts.autoencoder, trainer.cache, stage.draws, stage.accelerator.device)
+    latents = sampled(first, trainer.parts.autoencoder, trainer.cache, stage.random, stage.accelerator.device)
     [(context,)] = [condition.inputs(first) for condition in stage.conditions]
     return lambda step: (latents, context)
 
 
 def _encoded(trainer: Trainer, folder: Path) -> Inputs:
-    """Pictures and captions of each step through networks of diffusers and transformers, in float32."""
-    device, data, draws = trainer.stage.accelerator.device, trainer.data, trainer.stage.draws
+    """Images and captions of each step through networks of diffusers and transformers, in float32."""
+    device, data, draws = trainer.stage.accelerator.device, trainer.data, trainer.stage.random
     autoencoder = their_autoencoder(deepcopy(trainer.parts.autoencoder)).to(memory_format=torch.contiguous_format)
     [(encoder, tokenizer)] = trainer.parts.texts
     their_encoder = their_text_encoder(encoder, folder / "text_encoder").to(device)
@@ -222,8 +222,8 @@ def _encoded(trainer: Trainer, folder: Path) -> Inputs:
     @torch.no_grad()
     def inputs(step: int) -> tuple[Tensor, Tensor]:
         batch = data[step, 0]
-        pictures = to_tensor(np.stack([trainer.source.picture(index) for index in batch.indices])).to(device)
-        posterior = autoencoder.encode(pictures).latent_dist
+        images = to_tensor(np.stack([trainer.source.image(index) for index in batch.indices])).to(device)
+        posterior = autoencoder.encode(images).latent_dist
         noise = draws.normal("posterior", step, batch.slots, posterior.mean.shape[1:]).to(device)
         latents = (posterior.mean + posterior.std * noise) * autoencoder.config.scaling_factor
         return latents, their_encoder(tokenizer(list(batch.captions))[0].to(device))[0]

@@ -28,7 +28,7 @@ class Workload:
     tiled: Run | None = None  # ours in bounded memory, which is measured and not its time
     plain: Run | None = None  # ours unprepared and in float32: what the others are compared with if not with `theirs`
     flops: int | None = None  # floating-point operations of one run, a multiplication and an addition being two
-    pictures: int | None = None  # of one run, where their rate is of interest
+    images: int | None = None  # of one run, where their rate is of interest
     dtype: torch.dtype = torch.float32  # in which ours computes: whose peak it can come near
     elsewhere: bool = False  # in processes of its own, whose memory is not this one's
     close: Callable[[], None] = nothing  # called when all is measured

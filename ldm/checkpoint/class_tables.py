@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
+from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.config import ClassesConfig, parse

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.class_tables import NAMES, STEM, class_facts, read_class_facts
-from ldm.checkpoint.diffusers import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
-from ldm.checkpoint.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
-from ldm.checkpoint.find import resolve
+from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
+from ldm.checkpoint.diffusers.pipeline import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
+from ldm.checkpoint.find import find_model
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.store import save_json
@@ -60,7 +60,7 @@ class TrainedClassifier:
 
 def find_classifier(model: str | Path) -> Path:
     """The folder of a run's newest classifier; UserError when there is none."""
-    folder = resolve(model)
+    folder = find_model(model)
     if not (folder / "classifier").is_dir():
         raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
     return folder
@@ -88,7 +88,7 @@ def save_classifier(network: Classifier, class_names: Sequence[str], folder: Pat
 
 
 def _identity(config: ClassifierConfig) -> Autoencoder:
-    """What stands for an autoencoder where pictures are their own latents."""
+    """What stands for an autoencoder where images are their own latents."""
     widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), config.in_channels)
     return Autoencoder(AutoencoderConfig(kind="identity", sample_size=config.sample_size, **widths))
 

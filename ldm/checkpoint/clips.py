@@ -41,8 +41,8 @@ def _transformers(model: str) -> Clip:
     processor = CLIPImageProcessor.from_pretrained(model)
     length = network.config.text_config.max_position_embeddings
 
-    def embed(pictures: Tensor) -> Tensor:
-        return network.visual_projection(network.vision_model(pixel_values=pictures).pooler_output)
+    def embed(images: Tensor) -> Tensor:
+        return network.visual_projection(network.vision_model(pixel_values=images).pooler_output)
 
     def read(texts: list[str]) -> Tensor:
         told = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
@@ -61,7 +61,7 @@ def _open_clip(architecture: str, weights: str | None) -> Clip:
     side = network.visual.image_size
     if isinstance(side, tuple):
         if side[0] != side[1]:
-            raise UserError(f"CLIP {architecture} takes pictures of {side[1]}x{side[0]}; ldm shows it squares")
+            raise UserError(f"CLIP {architecture} takes images of {side[1]}x{side[0]}; ldm shows it squares")
         side = side[0]
 
     def read(texts: list[str]) -> Tensor:

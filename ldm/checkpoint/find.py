@@ -9,7 +9,7 @@ from ldm.checkpoint.hub import fetch
 from ldm.errors import UserError
 
 
-def resolve(model: str | Path) -> Path:
+def find_model(model: str | Path) -> Path:
     """The folder of a model: a run, a directory in diffusers layout, a built-in name, or a Hub id.
 
     A run without `model_index.json` at its top means its newest step. Raises UserError when it is none of them.
@@ -37,7 +37,7 @@ def find_autoencoder(model: str | Path) -> Path:
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    resolved = resolve(model)
+    resolved = find_model(model)
     if (resolved / "config.json").is_file():
         return resolved
     for name in ("vae", "vqvae"):

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ldm.errors import UserError
 
-# Parts that say nothing about the pictures, and cost gigabytes.
+# Parts that say nothing about the images, and cost gigabytes.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 TEXTS = (".json", ".txt", ".model")  # configurations and vocabularies
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(?P<variant>\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")

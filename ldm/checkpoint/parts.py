@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import DiffusionConfig, OwnPictureConfig, T5Config
+from ldm.config import DiffusionConfig, OwnImageConfig, T5Config
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder, Spatial
-from ldm.models.pictures import PictureEncoder
+from ldm.models.image_encoders import ImageEncoder
 from ldm.models.text import TextEncoder, Tokenizer
 
 
 @dataclass
 class Parts:
-    """All that draws pictures: of text, of classes, like another picture, or of nothing but what it was trained on."""
+    """All that draws images: of text, of classes, like another image, or of nothing but what it was trained on."""
 
     autoencoder: Autoencoder
     unet: UNet
@@ -29,8 +29,8 @@ class Parts:
     text_encoder_2: TextEncoder | None = None  # its context is joined to the first's, and its pooled text is used
     tokenizer_2: Tokenizer | None = None
     classes: ClassEmbedder | None = None
-    picture_encoder: PictureEncoder | None = None
-    spatial: Spatial | None = None  # brings a picture beside the latents, to the U-Net's input
+    image_encoder: ImageEncoder | None = None
+    spatial: Spatial | None = None  # brings an image beside the latents, to the U-Net's input
     zeros_for_empty_prompt: bool = False  # without a negative prompt, guide away from zeros, not from the empty prompt
     class_names: tuple[str, ...] = ()  # by number; (): nobody named them
     empty_class: int | None = None  # that stands for none, to guide away from
@@ -44,7 +44,7 @@ class Parts:
     @property
     def networks(self) -> list[nn.Module]:
         """All that has weights."""
-        encoders = (self.text_encoder, self.text_encoder_2, self.picture_encoder)
+        encoders = (self.text_encoder, self.text_encoder_2, self.image_encoder)
         found = (self.autoencoder, self.unet, *encoders, self.classes, self.spatial)
         return [network for network in found if network is not None]
 
@@ -81,7 +81,7 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
         joined, inputs = parts.spatial.config.channels, "latent channels and those beside them"
     yield "the U-Net's input channels", unet.in_channels, inputs, latents + joined
     if parts.autoencoder.config.kind == "identity":
-        yield "the channels of pictures", latents, "those that can be drawn", 3
+        yield "the channels of images", latents, "those that can be drawn", 3
     channels, kinds = latents, "latent channels"
     if parts.diffusion.learned_variance:
         channels, kinds = 2 * latents, "latent channels and as many learned variances"
@@ -89,24 +89,24 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
     widths = [encoder.config.hidden_size for encoder, _ in parts.texts]
     widths += [] if parts.classes is None else [parts.classes.config.hidden_size]
     told = "the width of text" if parts.texts else "the width of classes"
-    if parts.picture_encoder is not None:
-        widths, told = [*widths, parts.picture_encoder.config.context_width], "the width of a picture's tokens"
-        if isinstance(parts.picture_encoder.config, OwnPictureConfig):
-            given = parts.picture_encoder.config.in_channels
-            yield "the picture encoder's input channels", given, "latent channels", latents
+    if parts.image_encoder is not None:
+        widths, told = [*widths, parts.image_encoder.config.context_width], "the width of an image's tokens"
+        if isinstance(parts.image_encoder.config, OwnImageConfig):
+            given = parts.image_encoder.config.in_channels
+            yield "the image encoder's input channels", given, "latent channels", latents
     yield "the U-Net's cross_attention_dim", unet.cross_attention_dim, told, sum(widths) or None
 
 
 def _of_spatial(parts: Parts) -> Iterator[Row]:
     if parts.spatial is None:
         return
-    yield "a picture to vary", parts.picture_encoder is not None, "beside those that join the latents", False
+    yield "an image to vary", parts.image_encoder is not None, "beside those that join the latents", False
     spatial, autoencoder = parts.spatial.config, parts.autoencoder.config
-    if spatial.kind == "rescaler":
+    if spatial.kind == "segmentation_map":
         factor = autoencoder.downsampling_factor
-        yield "the times a map becomes smaller", 2**spatial.stages, "those a picture does", factor
+        yield "the times a map becomes smaller", 2**spatial.stages, "those an image does", factor
         return
-    needed, inputs = spatial.in_channels, "channels of the picture"
+    needed, inputs = spatial.in_channels, "channels of the image"
     if spatial.kind == "inpainting":
         needed, inputs = needed + autoencoder.latent_channels, "channels of mask and latents"
     yield "the channels beside the latents", spatial.channels, inputs, needed
@@ -131,7 +131,7 @@ def _of_embeddings(parts: Parts) -> Iterator[Row]:
     if parts.class_names:
         yield "the names of classes", len(parts.class_names), "the classes but the empty one", known
     unet, told = parts.unet.config, bool(parts.texts) or parts.classes is not None
-    told = told or parts.picture_encoder is not None
+    told = told or parts.image_encoder is not None
     yield "the U-Net's class_embed_type", unet.class_embed_type, "what a pipeline gives it", None
     if told:
         yield "the U-Net's num_class_embeds", unet.num_class_embeds, "what a pipeline gives it", None

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.networks import read_autoencoder, read_unet, write_autoencoder, write_unet
-from ldm.models import autoencoder, unet
+from ldm.checkpoint.diffusers.networks import read_autoencoder, read_unet, write_autoencoder, write_unet
+from ldm.models.autoencoder import autoencoder
+from ldm.models.unet import unet
 
 
 class Autoencoder(autoencoder.Autoencoder):

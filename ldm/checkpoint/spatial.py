@@ -1,4 +1,4 @@
-"""What brings a picture beside the latents <-> its folder, in a layout of our own."""
+"""What brings an image beside the latents <-> its folder, in a layout of our own."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.class_tables import STEM
-from ldm.checkpoint.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
+from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.config import AutoencoderConfig, SpatialConfig, UNetConfig, parse
 from ldm.models.conditions import Spatial, SpatialIdentity, SpatialRescaler, make_spatial
 
-PIXELS = 3  # channels of a picture
+PIXELS = 3  # channels of an image
 MASK = 1  # of a mask
 
 
 def load_spatial(folder: Path, dtype: torch.dtype = torch.float32) -> Spatial:
-    """What brings a picture beside the latents, out of a folder; UserError if it is not whole."""
+    """What brings an image beside the latents, out of a folder; UserError if it is not whole."""
     config = spatial_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-    tensors = load_weights(folder, STEM) if config.kind == "rescaler" else {}
+    tensors = load_weights(folder, STEM) if config.kind == "segmentation_map" else {}
     return build(lambda: make_spatial(config), tensors, dtype, folder)
 
 
 def spatial_from_fields(fields: Fields, where: Path) -> SpatialConfig:
-    """The configuration of what brings a picture beside the latents; UserError names a field that cannot be had."""
+    """The configuration of what brings an image beside the latents; UserError names a field that cannot be had."""
     expect_class(fields, (SpatialRescaler.__name__, SpatialIdentity.__name__), where)
-    known = known_fields(fields, SpatialConfig(kind="rescaler").model_dump(mode="json"), {}, where)
+    known = known_fields(fields, SpatialConfig(kind="segmentation_map").model_dump(mode="json"), {}, where)
     return parse(known, SpatialConfig, str(where))
 
 
 def save_spatial(spatial: Spatial, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write what brings a picture beside the latents, its weights, if it has any, as `dtype` if given."""
+    """Write what brings an image beside the latents, its weights, if it has any, as `dtype` if given."""
     if tensors := spatial.state_dict():
         save_weights(folder, STEM, tensors, dtype)
     names = {"_class_name": type(spatial).__name__, "_diffusers_version": DIFFUSERS_VERSION}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.checkpoint.fields import EXTRA, Fields, Fixed, check_fixed, extra, refused
+from ldm.checkpoint.diffusers.fields import EXTRA, Fields, Fixed, check_fixed, extra, refused
 from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, T5Config, TextSection, parse
 from ldm.errors import UserError
 
@@ -198,7 +198,7 @@ def text_from_fields(fields: Fields, where: Path) -> TextSection:
 
 def _clip_text(fields: Fields) -> Fields:
     """The fields of the text encoder alone, with a `projection_dim` only where the text is projected."""
-    if isinstance(fields.get("text_config"), dict):  # a whole CLIP, pictures and all
+    if isinstance(fields.get("text_config"), dict):  # a whole CLIP, images and all
         return fields["text_config"] | {"projection_dim": fields.get("projection_dim", 512)}
     return fields if fields.get("architectures") == [PROJECTED] else fields | {"projection_dim": None}
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.fields import load_fields
+from ldm.checkpoint.diffusers.fields import load_fields
 from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.text_fields import text_from_fields, text_to_fields

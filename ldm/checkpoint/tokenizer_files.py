@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from ldm.checkpoint.fields import Fields, Fixed, check_fixed, load_fields
+from ldm.checkpoint.diffusers.fields import Fields, Fixed, check_fixed, load_fields
 from ldm.checkpoint.store import load_json, load_text, save_json, save_text
 from ldm.errors import UserError
 from ldm.models.text.tokenizers import CLIP_BRACKETS, SPECIAL_TOKENS, Tokenizer, byte_pairs, word_pieces

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ldm.checkpoint.fields import load_fields
+from ldm.checkpoint.diffusers.fields import load_fields
 from ldm.checkpoint.store import load_tensors, save_json, save_tensors
 from ldm.errors import UserError
 

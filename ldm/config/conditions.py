@@ -1,4 +1,4 @@
-"""What a U-Net is told about the picture: text or classes, which it attends to, and pictures joined to its input."""
+"""What a U-Net is told about the image: text or classes, which it attends to, and images joined to its input."""
 
 from __future__ import annotations
 
@@ -124,30 +124,30 @@ class ClassesConfig(Section):
 
 
 class SpatialConfig(Section):
-    """A picture beside the latents, joined to the U-Net's input channels (Rombach et al. 2022, section 4.3).
+    """An image beside the latents, joined to the U-Net's input channels (Rombach et al. 2022, section 4.3).
 
-    `rescaler`: a map of classes, made smaller `stages` times by half and brought to `channels` by a 1x1 convolution;
-    `inpainting`: the mask of what is to be filled, and the latents of the picture without it; `low_resolution`: a
-    small picture with as many pixels as there are latents.
+    `segmentation_map`: a class map, halved `stages` times and projected to `channels` by a 1x1 convolution;
+    `inpainting`: the mask of what is to be filled, and the latents of the image without it; `low_resolution`: a
+    small image with as many pixels as there are latents.
     """
 
-    kind: Literal["rescaler", "inpainting", "low_resolution"]
-    in_channels: int = Field(3, ge=1)  # classes of the map, or channels of the mask or the picture
+    kind: Literal["segmentation_map", "inpainting", "low_resolution"]
+    in_channels: int = Field(3, ge=1)  # classes of the map, or channels of the mask or the image
     channels: int = Field(3, ge=1)  # that join the latents
     stages: int = Field(0, ge=0)
     names: tuple[str, ...] = ()  # of the map's classes, in the order of their numbers; (): they have none
 
     @model_validator(mode="after")
     def _names_are_of_classes(self) -> SpatialConfig:
-        if self.names and self.kind != "rescaler":
+        if self.names and self.kind != "segmentation_map":
             raise ValueError(f"names are those of a map's classes: they mean nothing for kind {self.kind}")
         if self.names and len(self.names) != self.in_channels:
             raise ValueError(f"there are {len(self.names)} names and {self.in_channels} in_channels: one a class")
         return self
 
 
-class PictureSection(Section):
-    """What all encoders of a picture have, whose tokens the U-Net attends to instead of a text's."""
+class ImageSection(Section):
+    """What all encoders of an image have, whose tokens the U-Net attends to instead of a text's."""
 
     kind: str
     frozen: bool = False  # not trained together with the U-Net
@@ -158,14 +158,14 @@ class PictureSection(Section):
         raise NotImplementedError
 
 
-class OwnPictureConfig(PictureSection):
-    """A small network over the picture's latents that keeps what is to be seen, not where: positions are averaged."""
+class OwnImageConfig(ImageSection):
+    """A small network over the image's latents that keeps what is to be seen, not where: positions are averaged."""
 
     kind: Literal["own"] = "own"
     in_channels: Width = 4  # of the latents
     channels: tuple[Width, ...] = Field((64, 128, 256), min_length=1, max_length=8)  # each half as large as the last
     norm_num_groups: Width = 8
-    bottleneck: Width = 64  # numbers that are left of a picture
+    bottleneck: Width = 64  # numbers that are left of an image
     tokens: Width = 8  # made of them
     hidden_size: Width = 192  # width of the context
 
@@ -175,14 +175,14 @@ class OwnPictureConfig(PictureSection):
         return self.hidden_size
 
     @model_validator(mode="after")
-    def _groups_divide(self) -> OwnPictureConfig:
+    def _groups_divide(self) -> OwnImageConfig:
         for width in self.channels:
             check_divisible("channels", width, "norm_num_groups", self.norm_num_groups)
         return self
 
 
-class CLIPPictureConfig(PictureSection):
-    """CLIP's picture transformer (Radford et al. 2021), whose projected embedding is the one token of the context."""
+class CLIPImageConfig(ImageSection):
+    """CLIP's image transformer (Radford et al. 2021), whose projected embedding is the one token of the context."""
 
     kind: Literal["clip"] = "clip"
     source: str | None = None  # a directory or a Hub id to take weights from
@@ -203,16 +203,16 @@ class CLIPPictureConfig(PictureSection):
         return self.projection_dim
 
     @model_validator(mode="after")
-    def _width_divides(self) -> CLIPPictureConfig:
+    def _width_divides(self) -> CLIPImageConfig:
         check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         check_divisible("image_size", self.image_size, "patch_size", self.patch_size)
         return self
 
 
-def _picture_kind(value: Any) -> str:
+def _image_kind(value: Any) -> str:
     return value.get("kind", "own") if isinstance(value, dict) else getattr(value, "kind", "own")
 
 
-PictureConfig = Annotated[
-    Annotated[OwnPictureConfig, Tag("own")] | Annotated[CLIPPictureConfig, Tag("clip")], Discriminator(_picture_kind)
+ImageConfig = Annotated[
+    Annotated[OwnImageConfig, Tag("own")] | Annotated[CLIPImageConfig, Tag("clip")], Discriminator(_image_kind)
 ]

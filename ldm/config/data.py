@@ -1,4 +1,4 @@
-"""Where pictures come from and how they are made ready."""
+"""Where images come from and how they are made ready."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ class ShardsConfig(Section):
 
 
 class BucketsConfig(Section):
-    """Batches of pictures of one shape, about `data.size` x `data.size` pixels each."""
+    """Batches of images of one shape, about `data.size` x `data.size` pixels each."""
 
     max_aspect: float = Field(2.0, gt=1.0, le=16.0)  # of the longer side to the shorter; what is beyond is cropped
 
 
 class DataConfig(Section):
-    """How pictures are made ready."""
+    """How images are made ready."""
 
     size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
     caption_fields: tuple[str, ...] = ()  # columns or JSON fields (`a.b` is b in a); (): the first of the usual names
-    # Where a model of classes finds them: a column or JSON field, or `folder` for the folder that a picture lies in.
+    # Where a model of classes finds them: a column or JSON field, or `folder` for the folder that an image lies in.
     # None: the usual column, folder or `.cls`; of scenes, what the first thing in them is.
     class_field: str | None = None
     random_crop: bool = False
     random_flip: bool = False
     random_zoom: float = Field(1.0, ge=1.0)  # enlarged by up to this factor before the crop
-    buckets: BucketsConfig | None = None  # None: every picture is cut to a square
-    map_classes: int | None = Field(None, ge=1, le=256)  # of the maps beside the pictures; None: none are read
-    small_noise: float = Field(0.0, ge=0.0)  # most noise that small pictures get, for spatial.kind low_resolution
-    max_broken: float = Field(0.1, ge=0.0, le=1.0)  # share of pictures that may be unreadable before training stops
+    buckets: BucketsConfig | None = None  # None: every image is cut to a square
+    map_classes: int | None = Field(None, ge=1, le=256)  # of the maps beside the images; None: none are read
+    low_res_noise_std: float = Field(0.0, ge=0.0)  # most noise that small images get, for spatial.kind low_resolution
+    max_broken: float = Field(0.1, ge=0.0, le=1.0)  # share of images that may be unreadable before training stops
     workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
     scenes: ScenesConfig = ScenesConfig()
     shards: ShardsConfig = ShardsConfig()
 
     def sizes(self, multiple: int) -> tuple[Size, ...]:
-        """Shapes of the pictures in training, the square first; sides of the others are multiples of `multiple`.
+        """Shapes of the images in training, the square first; sides of the others are multiples of `multiple`.
 
         A width has the greatest height with which it covers no more than the square does.
         """

@@ -84,12 +84,12 @@ class DiffusionConfig(Section):
     def _eps_needs_signal(self) -> DiffusionConfig:
         if self.prediction == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError(
-                "prediction eps says nothing about the picture where alpha is 0: with schedule.zero_terminal_snr "
+                "prediction eps says nothing about the image where alpha is 0: with schedule.zero_terminal_snr "
                 "use prediction v, x0 or flow"
             )
         if self.prediction == "eps" and self.schedule.kind == "flow":
             raise ValueError(
-                "prediction eps says nothing about the picture where alpha is 0, as schedule.kind flow starts: "
+                "prediction eps says nothing about the image where alpha is 0, as schedule.kind flow starts: "
                 "use prediction flow, v or x0"
             )
         return self

@@ -10,7 +10,7 @@ from ldm.config.section import Section
 
 
 class ReconstructionLossConfig(Section):
-    """Distance between a picture and its reconstruction, per value."""
+    """Distance between an image and its reconstruction, per value."""
 
     kind: Literal["l1", "l2"] = "l1"
     learned_log_variance: bool = False  # divide by a learned variance, add its logarithm
@@ -62,23 +62,23 @@ class AdversarialLossConfig(Section):
     discriminator_channels: int = 64
     discriminator_norm: Literal["batch", "group", "spectral", "none"] = "batch"
     learning_rate: float | None = None  # None: that of the autoencoder
-    r1_weight: float = Field(0.0, ge=0.0)  # gamma of the gradient penalty at real pictures (Mescheder et al. 2018)
+    r1_weight: float = Field(0.0, ge=0.0)  # gamma of the gradient penalty at real images (Mescheder et al. 2018)
     r1_every: int = Field(16, ge=1)  # steps; weighed as many times as much (Karras et al. 2020, section 3.1)
 
     @model_validator(mode="after")
-    def _pictures_are_judged_apart(self) -> AdversarialLossConfig:
+    def _images_are_judged_apart(self) -> AdversarialLossConfig:
         if self.r1_weight and self.discriminator_norm == "batch":
             raise ValueError(
-                "r1_weight penalises the gradient of each picture's own logits, and batch normalisation mixes "
-                "pictures: set discriminator_norm to group, spectral or none"
+                "r1_weight penalises the gradient of each image's own logits, and batch normalisation mixes "
+                "images: set discriminator_norm to group, spectral or none"
             )
         return self
 
 
 class EquivarianceLossConfig(Section):
-    """Latents averaged over squares must decode to the picture averaged alike (Skorokhodov et al. 2025, section 4).
+    """Latents averaged over squares must decode to the image averaged alike (Skorokhodov et al. 2025, section 4).
 
-    It takes from latents the high frequencies that pictures do not have, which a U-Net would have to learn.
+    It takes from latents the high frequencies that images do not have, which a U-Net would have to learn.
     """
 
     weight: float = 0.0  # relative to the reconstruction; the paper has 0.25

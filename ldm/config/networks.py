@@ -10,9 +10,9 @@ from ldm.config.section import Count, Depth, Section, Width, check_divisible
 
 
 class AutoencoderConfig(Section):
-    """The first stage; every level but the last halves the picture, so f = 2 ** (levels - 1).
+    """The first stage; every level but the last halves the image, so f = 2 ** (levels - 1).
 
-    Of kind identity, which has no weights, pictures are their own latents: the U-Net works on pixels.
+    Of kind identity, which has no weights, images are their own latents: the U-Net works on pixels.
     """
 
     kind: Literal["kl", "vq", "identity"] = "kl"
@@ -27,7 +27,7 @@ class AutoencoderConfig(Section):
     mid_block_attention: bool = True
     norm_num_groups: Width = 32
     force_upcast: bool = True  # to float32 where float16 is asked for, in which large activations overflow
-    sample_size: Width = 64  # side of the pictures it was trained on, pixels
+    sample_size: Width = 64  # side of the images it was trained on, pixels
     # Latent statistics: latents = (z - shift_factor) * scaling_factor. None: not measured yet.
     scaling_factor: PositiveFloat | tuple[PositiveFloat, ...] | None = None
     shift_factor: float | tuple[float, ...] | None = None
@@ -72,11 +72,11 @@ class AutoencoderConfig(Section):
         if self.kind != "identity":
             return self
         if not self.latent_channels == self.in_channels == self.out_channels:
-            raise ValueError("kind identity: latent_channels must be in_channels and out_channels, the pictures' own")
+            raise ValueError("kind identity: latent_channels must be in_channels and out_channels, the images' own")
         own = {"kind", "in_channels", "out_channels", "latent_channels", "sample_size"}
         for name, option in type(self).model_fields.items():
             if name not in own and getattr(self, name) != option.get_default():
-                raise ValueError(f"{name} means nothing for kind identity, whose latents are the pictures")
+                raise ValueError(f"{name} means nothing for kind identity, whose latents are the images")
         return self
 
     @property

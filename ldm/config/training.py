@@ -11,9 +11,9 @@ from ldm.config.classifier import ClassifierConfig
 from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
-    CLIPPictureConfig,
-    OwnPictureConfig,
-    PictureConfig,
+    CLIPImageConfig,
+    ImageConfig,
+    OwnImageConfig,
     SpatialConfig,
     TextConfig,
 )
@@ -57,8 +57,8 @@ class StageConfig(Section):
     sample_every: int = Field(1_000, ge=1)
     keep: int = Field(2, ge=1)  # newest `step-N` directories kept
     keep_best: bool = True  # and the one of the lowest validation loss
-    # Pictures of the fixed draw on which the averaged weights are measured at every save; 0: they are not.
-    validation_pictures: int = Field(64, ge=0, multiple_of=16)
+    # Images of the fixed draw on which the averaged weights are measured at every save; 0: they are not.
+    validation_images: int = Field(64, ge=0, multiple_of=16)
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -77,21 +77,21 @@ class AutoencoderStageConfig(StageConfig):
 
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # muon has not been tried against a discriminator
     betas: tuple[float, float] = (0.5, 0.9)
-    statistics_pictures: int = Field(4096, ge=2)  # pictures over which latent statistics are measured at the end
+    statistics_images: int = Field(4096, ge=2)  # images over which latent statistics are measured at the end
 
 
 class UNetStageConfig(StageConfig):
     """Training of the U-Net and, with it, of the text encoder."""
 
     text_learning_rate: float | None = None  # of the text encoder; None: that of the U-Net
-    # Share of samples that are told nothing: the empty prompt, the empty class, zeros in place of a picture's tokens.
+    # Share of samples that are told nothing: the empty prompt, the empty class, zeros in place of an image's tokens.
     condition_dropout: float = Field(0.1, ge=0.0, le=1.0)
-    cache_latents: bool = False  # encode each picture once before training (no random crop, no flip)
+    cache_latents: bool = False  # encode each image once before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # drawn every `sample_every` steps, by a model of text
     sample_classes: tuple[int | str, ...] = ()  # drawn by one of classes: their numbers or names
-    # Drawn by one that is told nothing, that varies a picture, or that sees pictures beside its input.
-    sample_pictures: int = Field(0, ge=0)
-    sample_image: str | None = None  # the file of the picture that is varied
+    # Drawn by one that is told nothing, that varies an image, or that sees images beside its input.
+    sample_images: int = Field(0, ge=0)
+    sample_image: str | None = None  # the file of the image that is varied
     sample_guidance_scale: float = 3.0
     sample_steps: int = 30
 
@@ -116,10 +116,10 @@ class Config(Section):
     """One file: everything that both trainers need."""
 
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    text: TextConfig | None = BertConfig()  # null: the model is not told about the picture in words
+    text: TextConfig | None = BertConfig()  # null: the model is not told about the image in words
     text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
     classes: ClassesConfig | None = None  # in place of text
-    picture: PictureConfig | None = None  # in place of text: a picture whose variations are drawn
+    image: ImageConfig | None = None  # in place of text: an image whose variations are drawn
     spatial: SpatialConfig | None = None
     unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone, or a classifier
     classifier: ClassifierConfig | None = None  # of noisy latents, to guide a model by; in a file without a U-Net
@@ -152,7 +152,7 @@ class Config(Section):
             "text": self.text,
             "text_2": self.text_2,
             "classes": self.classes,
-            "picture": self.picture,
+            "image": self.image,
         }
         if self.spatial is not None:
             kinds[self.spatial.kind] = self.spatial
@@ -161,7 +161,7 @@ class Config(Section):
 
     @property
     def tells_classes(self) -> bool:
-        """Whether the class of each picture is needed, to tell it to the U-Net or to learn it."""
+        """Whether the class of each image is needed, to tell it to the U-Net or to learn it."""
         return self.classifier is not None or bool({"classes", "class_table"} & set(self.told))
 
     @model_validator(mode="after")
@@ -175,13 +175,13 @@ class Config(Section):
             self._classifier_fits(self.classifier)
         if self.spatial is not None:
             self._spatial_fits(self.spatial)
-        if isinstance(self.picture, OwnPictureConfig) and self.picture.in_channels != self.autoencoder.latent_channels:
+        if isinstance(self.image, OwnImageConfig) and self.image.in_channels != self.autoencoder.latent_channels:
             raise ValueError(
-                f"picture.in_channels is {self.picture.in_channels}, autoencoder.latent_channels is "
+                f"image.in_channels is {self.image.in_channels}, autoencoder.latent_channels is "
                 f"{self.autoencoder.latent_channels}: they must be equal"
             )
-        if self.picture is not None and self.spatial is not None:
-            raise ValueError("picture and spatial would need two pictures to draw one: set one of them to null")
+        if self.image is not None and self.spatial is not None:
+            raise ValueError("image and spatial would need two images to draw one: set one of them to null")
         self._data_is_told()
         self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
@@ -197,14 +197,14 @@ class Config(Section):
         return self
 
     @property
-    def picture_sizes(self) -> tuple[Size, ...]:
-        """Heights and widths of the pictures in training: the square, and the buckets that both networks can take."""
+    def image_sizes(self) -> tuple[Size, ...]:
+        """Heights and widths of the images in training: the square, and the buckets that both networks can take."""
         halvings = 1 if self.unet is None else 2 ** (len(self.unet.block_out_channels) - 1)
         squares = self.loss.equivariance.factor if self.loss.equivariance.weight else 1
         return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 
     def _nothing_is_conditioned(self) -> None:
-        for name in ("text", "text_2", "classes", "picture", "spatial"):
+        for name in ("text", "text_2", "classes", "image", "spatial"):
             if getattr(self, name) is not None:
                 raise ValueError(f"there is no unet that {name} could tell anything: set {name} to null as well")
 
@@ -246,18 +246,18 @@ class Config(Section):
         made, rule = {
             "inpainting": (latent + spatial.in_channels, f"autoencoder.latent_channels, {latent}, and its in_channels"),
             "low_resolution": (spatial.in_channels, "its in_channels"),
-            "rescaler": (spatial.channels, ""),
+            "segmentation_map": (spatial.channels, ""),
         }[spatial.kind]
         if spatial.channels != made:
             raise ValueError(
                 f"spatial.channels is {spatial.channels}; with kind {spatial.kind} it must be {rule}: {made}"
             )
-        if spatial.stages and spatial.kind != "rescaler":
-            raise ValueError(f"spatial.stages means something for kind rescaler alone, not for {spatial.kind}")
+        if spatial.stages and spatial.kind != "segmentation_map":
+            raise ValueError(f"spatial.stages means something for kind segmentation_map alone, not for {spatial.kind}")
         factor = self.autoencoder.downsampling_factor
         if spatial.kind == "low_resolution" and factor == 1:
-            raise ValueError("spatial.kind low_resolution needs an autoencoder: pixels are as many as in the picture")
-        if spatial.kind == "rescaler" and 2**spatial.stages != factor:
+            raise ValueError("spatial.kind low_resolution needs an autoencoder: pixels are as many as in the image")
+        if spatial.kind == "segmentation_map" and 2**spatial.stages != factor:
             raise ValueError(
                 f"spatial.stages is {spatial.stages}: a map must become {factor} times smaller, as latents"
             )
@@ -265,25 +265,27 @@ class Config(Section):
     def _data_is_told(self) -> None:
         """What is made ready of the data is what the U-Net is told."""
         kind = None if self.spatial is None else self.spatial.kind
-        classes = self.spatial.in_channels if self.spatial is not None and kind == "rescaler" else None
+        classes = self.spatial.in_channels if self.spatial is not None and kind == "segmentation_map" else None
         if self.data.map_classes not in (None, classes):
-            needed = "means something for spatial.kind rescaler alone" if classes is None else f"must be {classes}"
+            needed = (
+                "means something for spatial.kind segmentation_map alone" if classes is None else f"must be {classes}"
+            )
             raise ValueError(f"data.map_classes {needed}: it is {self.data.map_classes}")
-        if self.data.small_noise and kind != "low_resolution":
-            raise ValueError("data.small_noise means something for spatial.kind low_resolution alone")
+        if self.data.low_res_noise_std and kind != "low_resolution":
+            raise ValueError("data.low_res_noise_std means something for spatial.kind low_resolution alone")
 
     def _context_fits(self, unet: UNetConfig) -> None:
         given = {"text": self.text, "text_2": self.text_2, "classes": self.classes}
         widths = {name: section.hidden_size for name, section in given.items() if section is not None}
-        widths |= {} if self.picture is None else {"picture": self.picture.context_width}
-        for name in ("classes", "picture"):
+        widths |= {} if self.image is None else {"image": self.image.context_width}
+        for name in ("classes", "image"):
             if name in widths and len(widths) > 1:
                 others = " and ".join(other for other in widths if other != name)
                 raise ValueError(f"{name} takes the place of {others}: set {others} to null")
         if "text_2" in widths and "text" not in widths:
             raise ValueError("text_2 is a second text encoder: there must be text as well")
         if (sum(widths.values()) or None) != unet.cross_attention_dim:
-            options = {"picture": "projection_dim"} if isinstance(self.picture, CLIPPictureConfig) else {}
+            options = {"image": "projection_dim"} if isinstance(self.image, CLIPImageConfig) else {}
             told = (f"{name}.{options.get(name, 'hidden_size')} {width}" for name, width in widths.items())
             found = " + ".join(told) or "no text or classes"
             raise ValueError(

@@ -1,1 +1,1 @@
-"""Pictures and captions, made ready for training."""
+"""Images and captions, made ready for training."""

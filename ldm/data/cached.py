@@ -1,13 +1,13 @@
-"""Data that `ldm cache` made: latents and captions, perhaps contexts, in place of pictures.
+"""Data that `ldm cache` made: latents and captions, perhaps contexts, in place of images.
 
 A folder of safetensors shards, each of them the samples of one range of indices:
 
     moments (n, M, h, w)        what the autoencoder's encoder gives; float32
-    captions (bytes,)           each picture's list of captions as JSON, or null where they cannot be read, end to end
-    caption_ends (n,)           where each picture's JSON ends; int64
+    captions (bytes,)           each image's list of captions as JSON, or null where they cannot be read, end to end
+    caption_ends (n,)           where each image's JSON ends; int64
     context (k, L, D)           of every caption, and `pooled` (k, P), where the text encoder is frozen; float32
-    labels (n,)                 each picture's class, for a model of classes, -1 where it has none; int64
-    first (n,)                  the row in these of each picture's first caption; int64
+    labels (n,)                 each image's class, for a model of classes, -1 where it has none; int64
+    first (n,)                  the row in these of each image's first caption; int64
 
 Beside them `empty.safetensors` holds the context of the empty prompt, and `cache.json`, which is written last, what
 all of it was made of.
@@ -42,8 +42,8 @@ VERSION = 1
 class Facts:
     """What a cache was made of; two of the same facts hold the same numbers, up to rounding."""
 
-    pictures: int
-    size: int  # side of the pictures, cut in the middle
+    images: int
+    size: int  # side of the images, cut in the middle
     caption_fields: tuple[str, ...]
     per_shard: int
     data: str  # digest of names, sizes and captions
@@ -62,8 +62,8 @@ class Shard:
     """One file of a cache."""
 
     name: str
-    first: int  # index of its first picture
-    pictures: int
+    first: int  # index of its first image
+    images: int
     digest: str  # of the file's bytes
 
 
@@ -87,35 +87,35 @@ class CachedData:
         self._open: dict[str, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
-        return self.facts.pictures
+        return self.facts.images
 
     def summary(self) -> str:
         """A line on what it holds."""
         kinds = "latents and contexts" if self.has_context else "latents"
         size = sum(path.stat().st_size for path in self.folder.iterdir())
         broken = f"; {len(self.unreadable):,} cannot be read, which {INDEX} lists" if self.unreadable else ""
-        return f"{kinds} of {len(self):,} pictures in {self.folder}, {size / 2**20:,.1f} MiB{broken}"
+        return f"{kinds} of {len(self):,} images in {self.folder}, {size / 2**20:,.1f} MiB{broken}"
 
     @property
     def has_context(self) -> bool:
         """Whether it holds what a frozen text encoder made of the captions."""
         return self.facts.text is not None
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         """UserError: there are none."""
-        raise UserError(f"{self.folder} is a cache, which holds latents and no pictures: name the data it was made of")
+        raise UserError(f"{self.folder} is a cache, which holds latents and no images: name the data it was made of")
 
     def shape(self, index: int) -> Size:
         """UserError: it is not known."""
-        self.picture(index)
+        self.image(index)
         raise AssertionError
 
     def stamp(self, index: int) -> str:
-        """What tells one picture from another."""
+        """What tells one image from another."""
         return f"{self.facts.data} {index}"
 
     def captions(self, index: int) -> list[str]:
-        """The captions of a picture; UnreadableError where its data had none that could be read."""
+        """The captions of an image; UnreadableError where its data had none that could be read."""
         shard, row = self._place(index)
         ends = shard["caption_ends"]
         start = int(ends[row - 1]) if row else 0
@@ -125,11 +125,11 @@ class CachedData:
         return captions
 
     def label(self, index: int) -> int:
-        """The class of a picture; UserError where the cache was made for models that are told none."""
+        """The class of an image; UserError where the cache was made for models that are told none."""
         shard, row = self._place(index)
         if "labels" not in shard:
             raise self._without_classes()
-        return class_number(int(shard["labels"][row]), f"picture {index} of {self.folder}")
+        return class_number(int(shard["labels"][row]), f"image {index} of {self.folder}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -142,12 +142,12 @@ class CachedData:
         return UserError(f"{self.folder} is a cache without classes: make it with the configuration that is trained")
 
     def moments(self, indices: Sequence[int]) -> Tensor:
-        """Posterior moments (B, M, h, w) of pictures; M is 2C, or C for an autoencoder of kind vq."""
+        """Posterior moments (B, M, h, w) of images; M is 2C, or C for an autoencoder of kind vq."""
         places = [self._place(index) for index in indices]
         return torch.stack([shard["moments"][row] for shard, row in places])
 
     def embedded(self, kind: Literal["context", "pooled"], indices: Sequence[int], captions: Sequence[str]) -> Tensor:
-        """Contexts (B, L, D), or pooled texts (B, P), of a caption of each picture or of the empty prompt."""
+        """Contexts (B, L, D), or pooled texts (B, P), of a caption of each image or of the empty prompt."""
         return torch.stack([self._row(kind, *each) for each in zip(indices, captions, strict=True)])
 
     def _row(self, kind: str, index: int, caption: str) -> Tensor:
@@ -157,7 +157,7 @@ class CachedData:
         return shard[kind][int(shard["first"][row]) + self.captions(index).index(caption)]
 
     def _place(self, index: int) -> tuple[dict[str, Tensor], int]:
-        """The shard of a picture, and its row there."""
+        """The shard of an image, and its row there."""
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
         shard = self.shards[number]
         return self.file(shard.name), index - shard.first

@@ -1,4 +1,4 @@
-"""The captions of a picture, in whatever way people write them down."""
+"""The captions of an image, in whatever way people write them down."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def of_record(record: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
     return [str(text) for text in several if text is not None and str(text).strip()]
 
 
-def beside(picture: Path, asked: tuple[str, ...]) -> list[str]:
-    """The captions in the sidecars of a picture file, [""] where there are none; ValueError for unreadable ones."""
+def beside(image: Path, asked: tuple[str, ...]) -> list[str]:
+    """The captions in the sidecars of an image file, [""] where there are none; ValueError for unreadable ones."""
     contents = {}
     for suffix in (".txt", ".json"):
         try:
-            contents[suffix] = picture.with_suffix(suffix).read_bytes()
+            contents[suffix] = image.with_suffix(suffix).read_bytes()
         except FileNotFoundError:
             continue
     return of_contents(contents.get(".txt"), contents.get(".json"), asked)
 
 
 def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]) -> list[str]:
-    """The captions of a `.txt` (one a line) and a `.json` beside a picture, [""] where there are none.
+    """The captions of a `.txt` (one a line) and a `.json` beside an image, [""] where there are none.
 
     The JSON's fields come first. Raises ValueError for what is not UTF-8 or no JSON object, and where fields are asked
     for that are not there.

@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: with a table of metadata, with a text beside each picture, or bare."""
+"""Folders of captioned images: with a table of metadata, with a text beside each image, or bare."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ldm.config import Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.classes import FOLDER, Labels, choose_field, no_classes, of_folders
-from ldm.data.pictures import decode, decode_map, header_size
+from ldm.data.images import decode, decode_map, header_size
 from ldm.data.tables import load_table
 from ldm.errors import UserError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
-MAP_SUFFIX = ".map.png"  # in place of a picture's own
+MAP_SUFFIX = ".map.png"  # in place of an image's own
 MAP_FIELDS = ("map", "map_file_name")  # of metadata; the second is the name that Hugging Face's image folders know
 
 
 class FolderSource:
-    """Picture files below a folder; their captions lie in a table's rows or beside them."""
+    """Image files below a folder; their captions lie in a table's rows or beside them."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.names)
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture at `index`, upright and in RGB; UnreadableError when its file cannot be read."""
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`, upright and in RGB; UnreadableError when its file cannot be read."""
         return decode(self.folder / self._name(index), self._name(index))
 
     def map(self, index: int) -> Image.Image:
-        """The map at `index`, which its row names or `picture.map.png` is; UnreadableError when it cannot be read."""
+        """The map at `index`, which its row names or `image.map.png` is; UnreadableError when it cannot be read."""
         named = None if self.maps is None else self.maps[index]
         name = named or str(Path(self._name(index)).with_suffix(MAP_SUFFIX))
         return decode_map(self.folder / name, name)
 
     def shape(self, index: int) -> Size:
-        """Height and width of the picture at `index`."""
+        """Height and width of the image at `index`."""
         return header_size(self.folder / self._name(index), self._name(index))
 
     def captions(self, index: int) -> list[str]:
@@ -65,7 +65,7 @@ class FolderSource:
             raise UnreadableError(name, error) from error
 
     def label(self, index: int) -> int:
-        """The class at `index`; UnreadableError when it has none, UserError when no picture of the folder has."""
+        """The class at `index`; UnreadableError when it has none, UserError when no image of the folder has."""
         return self._classes().number(index, self._name(index))
 
     @property
@@ -91,18 +91,18 @@ class FolderSource:
 
 
 def open_folder(path: Path, caption_fields: tuple[str, ...], class_field: str | None = None) -> FolderSource:
-    """A folder with `metadata.jsonl` or `metadata.csv`, or with `picture.txt` beside `picture.png`, or bare."""
+    """A folder with `metadata.jsonl` or `metadata.csv`, or with `image.txt` beside `image.png`, or bare."""
     for name, kind, options in (("metadata.jsonl", "json", {}), ("metadata.csv", "csv", {"keep_default_na": False})):
         metadata = path / name
         if metadata.is_file():
             table = load_table(kind, str(metadata), data_files=str(metadata), **options)
             return _with_metadata(path, metadata, table, caption_fields, class_field)
-    relative = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
-    # Hidden files are thumbnails and what macOS leaves beside pictures on other disks.
-    pictures = (name for name in relative if not name.name.endswith(MAP_SUFFIX))
-    names = sorted(str(name) for name in pictures if not any(part.startswith(".") for part in name.parts))
+    relative = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    # Hidden files are thumbnails and what macOS leaves beside images on other disks.
+    images = (name for name in relative if not name.name.endswith(MAP_SUFFIX))
+    names = sorted(str(name) for name in images if not any(part.startswith(".") for part in name.parts))
     if not names:
-        raise UserError(f"no pictures in {path}: looked for {' '.join(PICTURE_SUFFIXES)}")
+        raise UserError(f"no images in {path}: looked for {' '.join(IMAGE_SUFFIXES)}")
     if class_field not in (None, FOLDER):
         raise UserError(f"data.class_field {class_field} needs {path}/metadata.jsonl or .csv, where it is a column")
     labels = of_folders(names, asked=class_field is not None)

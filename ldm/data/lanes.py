@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from ldm.data.draws import Draws
+from ldm.data.random import StepRandom
 
 Item = TypeVar("Item")
 
@@ -69,16 +69,16 @@ class Piece:
     positions: range
 
 
-class Deal:
+class ShardAssignment:
     """Epoch and lane -> pieces of shards and the order in which a shuffle buffer gives their samples."""
 
     def __init__(self, lanes: Lanes, counts: Sequence[int], buffer: int, seed: int) -> None:
-        self.lanes, self.counts, self._draws = lanes, np.asarray(counts), Draws(seed)
+        self.lanes, self.counts, self._random = lanes, np.asarray(counts), StepRandom(seed)
         self.buffer = max(1, buffer // lanes.count)  # samples that one lane holds
 
     def pieces(self, epoch: int, lane: int) -> list[Piece]:
         """What a lane reads in an epoch, in that order."""
-        shuffled = torch.randperm(len(self.counts), generator=self._draws.generator("shards", epoch)).numpy()
+        shuffled = torch.randperm(len(self.counts), generator=self._random.generator("shards", epoch)).numpy()
         ends = self.counts[shuffled].cumsum()
         part, pieces = self.lanes.part(epoch, lane), []
         for place in range(int(np.searchsorted(ends, part.start, side="right")), len(ends)):
@@ -96,7 +96,7 @@ class Deal:
         The buffer holds the next `buffer` samples that have not left; each draw takes one of them.
         """
         count = len(self.lanes.part(epoch, lane))
-        draws = torch.rand(count, dtype=torch.float64, generator=self._draws.generator("buffer", epoch, lane))
+        draws = torch.rand(count, dtype=torch.float64, generator=self._random.generator("buffer", epoch, lane))
         held, order = list(range(min(self.buffer, count))), []
         for left, draw in enumerate(draws.tolist()):
             chosen = int(draw * len(held))
@@ -113,7 +113,7 @@ class Deal:
 class Lane(Generic[Item]):
     """The samples of one lane, asked for in ascending order of their numbers; `read(shard)` gives those of a shard."""
 
-    def __init__(self, deal: Deal, read: Callable[[int], Iterator[Item]]) -> None:
+    def __init__(self, deal: ShardAssignment, read: Callable[[int], Iterator[Item]]) -> None:
         self.deal, self.read = deal, read
         self._epoch: _Epoch[Item] | None = None
 
@@ -129,7 +129,7 @@ class _Epoch(Generic[Item]):
     """One lane in one epoch, from a position on; shards of which nothing is left to give are not opened."""
 
     def __init__(
-        self, deal: Deal, read: Callable[[int], Iterator[Item]], number: int, lane: int, position: int
+        self, deal: ShardAssignment, read: Callable[[int], Iterator[Item]], number: int, lane: int, position: int
     ) -> None:
         self.number = number
         self._order, self._buffer, self._position = deal.shuffled(number, lane), deal.buffer, position

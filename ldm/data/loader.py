@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from ldm.config import Config, DataConfig, Size
 from ldm.data.broken import Broken, UnreadableError, first_readable
-from ldm.data.lanes import Deal, Lane, Lanes
+from ldm.data.lanes import Lane, Lanes, ShardAssignment
 from ldm.data.order import BucketOrder, Pick, SquareOrder, sort_into_buckets
 from ldm.data.preparing import Batch, Preparation, Sample, join, make_batch
 from ldm.data.progress import track
@@ -44,10 +44,10 @@ class Share:
 
 
 class TrainingData(Dataset[Batch]):
-    """Maps (step, micro-batch) to a Batch of pictures that can be read in any order.
+    """Maps (step, micro-batch) to a Batch of images that can be read in any order.
 
-    `sizes` are the shapes that pictures are cut to, one for each bucket; `unreadable` tells of samples that are known
-    to be broken where pictures are not read. `classes` says whether a class of each sample is asked for.
+    `sizes` are the shapes that images are cut to, one for each bucket; `unreadable` tells of samples that are known
+    to be broken where images are not read. `classes` says whether a class of each sample is asked for.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class TrainingData(Dataset[Batch]):
         config: DataConfig,
         share: Share,
         seed: int,
-        pictures: bool = True,
+        images: bool = True,
         sizes: Sequence[Size] = (),
         unreadable: Mapping[int, Broken] | None = None,
         classes: bool = False,
     ) -> None:
-        self.source, self.share, self.pictures, self.classes = source, share, pictures, classes
+        self.source, self.share, self.images, self.classes = source, share, images, classes
         self.unreadable = unreadable or {}
         self.maps = source if config.map_classes is not None and isinstance(source, MapSource) else None
         if config.map_classes is not None and self.maps is None:
-            raise UserError("data.map_classes: these data have no maps of classes; name pictures with maps beside them")
+            raise UserError("data.map_classes: these data have no maps of classes; name images with maps beside them")
         self._prepare = Preparation(config, seed)
         if len(sizes) > 1:
             members = sort_into_buckets(shapes_of(source), sizes, share.batch_size)
@@ -81,7 +81,7 @@ class TrainingData(Dataset[Batch]):
 
     def _fill(self, pick: Pick, step: int, slot: int) -> tuple[Sample, list[Broken]]:
         def another(attempt: int) -> int:
-            return int(pick.pool[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(pick.pool))])
+            return int(pick.pool[self._prepare.random.choice(f"fill/{attempt}", step, slot, len(pick.pool))])
 
         return first_readable(pick.indices[slot], another, lambda index: self._sample(index, pick.size, step, slot))
 
@@ -89,7 +89,7 @@ class TrainingData(Dataset[Batch]):
         if index in self.unreadable:
             raise UnreadableError(self.unreadable[index].name, self.unreadable[index].reason)
         caption = self._prepare.caption(self.source.captions(index), step, slot)
-        cut = self._prepare.picture(self.source.picture(index), size, step, slot) if self.pictures else None
+        cut = self._prepare.image(self.source.image(index), size, step, slot) if self.images else None
         drawn = None
         if self.maps is not None:
             drawn = self._prepare.map(self.maps.map(index), cut, size, step, slot, self.source.stamp(index))
@@ -97,7 +97,7 @@ class TrainingData(Dataset[Batch]):
 
 
 def shapes_of(source: Source) -> list[Size | None]:
-    """Heights and widths of all pictures, read from their headers; None for the unreadable."""
+    """Heights and widths of all images, read from their headers; None for the unreadable."""
 
     def shape(index: int) -> Size | None:
         try:
@@ -105,7 +105,7 @@ def shapes_of(source: Source) -> list[Size | None]:
         except UnreadableError:
             return None
 
-    return list(track(map(shape, range(len(source))), "looking up the shapes of pictures", len(source)))
+    return list(track(map(shape, range(len(source))), "looking up the shapes of images", len(source)))
 
 
 class StreamData(IterableDataset[Batch]):
@@ -128,7 +128,7 @@ class StreamData(IterableDataset[Batch]):
                 f"{len(shards.urls)} shards"
             )
         self.lanes = Lanes(share.batch_size, count, len(shards))
-        self._deal = Deal(self.lanes, shards.counts.tolist(), config.shards.shuffle_buffer, seed)
+        self._deal = ShardAssignment(self.lanes, shards.counts.tolist(), config.shards.shuffle_buffer, seed)
 
     def own_lanes(self) -> list[int]:
         """The lanes that fill slots of this process."""
@@ -149,7 +149,7 @@ class StreamData(IterableDataset[Batch]):
         def another(attempt: int) -> Packed:
             # Out of another shard, since where one sample is damaged its neighbours often are.
             full = self.shards.counts.nonzero()[0]
-            chosen = full[self._prepare.draws.choice(f"fill/{attempt}", step, slot, len(full))]
+            chosen = full[self._prepare.random.choice(f"fill/{attempt}", step, slot, len(full))]
             return next(self.shards.read(int(chosen)))
 
         asked = lane.sample((step - 1) * self.share.batch_size + slot)
@@ -157,7 +157,7 @@ class StreamData(IterableDataset[Batch]):
 
     def _sample(self, packed: Packed, step: int, slot: int) -> Sample:
         caption = self._prepare.caption(self.shards.captions(packed), step, slot)
-        cut = self._prepare.picture(self.shards.picture(packed), self.size, step, slot)
+        cut = self._prepare.image(self.shards.image(packed), self.size, step, slot)
         drawn = None
         if self._prepare.config.map_classes is not None:
             drawn = self._prepare.map(self.shards.map(packed), cut, self.size, step, slot, packed.name)
@@ -219,22 +219,20 @@ def training_batches(
     share: Share,
     start: int,
     end: int,
-    pictures: bool = True,
+    images: bool = True,
     unreadable: Mapping[int, Broken] | None = None,
 ) -> Generator[Batch, None, None]:
     """The micro-batches of this process in optimiser steps `start` to `end`, in order.
 
-    UserError for what shards cannot do: buckets, and training without reading pictures.
+    UserError for what shards cannot do: buckets, and training without reading images.
     """
     data, seed = config.data, config.training.seed
     if isinstance(source, Shards):
         if data.buckets is not None:
-            raise UserError(
-                "data.buckets needs the shapes of all pictures beforehand, which streamed shards do not tell"
-            )
+            raise UserError("data.buckets needs the shapes of all images beforehand, which streamed shards do not tell")
         return stream(StreamData(source, data, share, seed, start, end, config.tells_classes), data.workers)
-    sizes, classes = config.picture_sizes, config.tells_classes
-    made = TrainingData(source, data, share, seed, pictures, sizes, unreadable, classes)
+    sizes, classes = config.image_sizes, config.tells_classes
+    made = TrainingData(source, data, share, seed, images, sizes, unreadable, classes)
     return make_loader(made, start, end, data.workers)
 
 

@@ -11,16 +11,16 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm.config import Size
-from ldm.data.draws import Draws
+from ldm.data.random import StepRandom
 
-EVERYTHING = 0.25  # share of masks that hide the whole picture, as for Stable Diffusion's inpainting model
+EVERYTHING = 0.25  # share of masks that hide the whole image, as for Stable Diffusion's inpainting model
 STROKES, VERTICES = (1, 5), (4, 13)  # numbers of strokes, and of points in each; the upper ends excluded
-WIDTH = (0.05, 0.16)  # of the brush, in sides of the picture
+WIDTH = (0.05, 0.16)  # of the brush, in sides of the image
 TURN, SPREAD = 2 * math.pi / 5, 2 * math.pi / 15  # mean angle between the parts of a stroke, and the most beside it
-BOXES, SIDES = (1, 4), (0.12, 0.6)  # number of boxes, and their sides in sides of the picture
+BOXES, SIDES = (1, 4), (0.12, 0.6)  # number of boxes, and their sides in sides of the image
 
 
-def free_form_masks(draws: Draws, step: int, slots: Sequence[int], size: Size) -> Tensor:
+def free_form_masks(draws: StepRandom, step: int, slots: Sequence[int], size: Size) -> Tensor:
     """A mask (B, 1, H, W) a slot, 1 where to fill, a function of (seed, step, slot).
 
     Strokes turn as in algorithm 1 of Yu et al. 2019; one mask has strokes, boxes or both, as in Suvorov et al. 2022.

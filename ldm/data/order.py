@@ -1,4 +1,4 @@
-"""Which pictures stand in which step: a pure function of the seed, for data that can be read in any order.
+"""Which images stand in which step: a pure function of the seed, for data that can be read in any order.
 
 So a run continues where it stopped, and any number of processes share the work, without any state.
 """
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ldm.config import Size
-from ldm.data.draws import Draws
+from ldm.data.random import StepRandom
 
 
 @dataclass(frozen=True)
 class Pick:
-    """The pictures of one global batch."""
+    """The images of one global batch."""
 
     size: Size  # that all of them are cut to
     indices: Sequence[int]  # one for each slot
@@ -26,18 +26,18 @@ class Pick:
 
 
 class Order:
-    """Sample number n of a run -> index of a picture: each epoch is its own permutation."""
+    """Sample number n of a run -> index of an image: each epoch is its own permutation."""
 
     def __init__(self, count: int, seed: int, bucket: int = 0) -> None:
         self.count, self.bucket = count, bucket
-        self._draws = Draws(seed)
+        self._random = StepRandom(seed)
         self._epoch = lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return torch.randperm(self.count, generator=self._draws.generator("order", epoch, self.bucket)).numpy()
+        return torch.randperm(self.count, generator=self._random.generator("order", epoch, self.bucket)).numpy()
 
     def __call__(self, number: int) -> int:
-        """Index of the picture that is the run's sample `number`."""
+        """Index of the image that is the run's sample `number`."""
         epoch, position = divmod(number, self.count)
         return int(self._epoch(epoch)[position])
 
@@ -58,10 +58,10 @@ class SquareOrder:
 class BucketOrder:
     """Global batches of one bucket each.
 
-    Every bucket is an endless row of permutations of its own pictures, cut into batches; what an epoch leaves over in
-    a bucket, less than a batch, opens that bucket's first batch of the next epoch. So no picture comes again before
+    Every bucket is an endless row of permutations of its own images, cut into batches; what an epoch leaves over in
+    a bucket, less than a batch, opens that bucket's first batch of the next epoch. So no image comes again before
     all others of its bucket have come, and none is dropped. Epoch e holds the floor((e + 1) n / B) - floor(e n / B)
-    batches that a bucket of n pictures has filled by then, those of all buckets in a random order.
+    batches that a bucket of n images has filled by then, those of all buckets in a random order.
     """
 
     def __init__(self, members: Mapping[Size, np.ndarray], batch_size: int, seed: int) -> None:
@@ -97,15 +97,15 @@ class BucketOrder:
             for bucket in range(len(self._counts))
             for batch in range(self._batches_before(bucket, epoch), self._batches_before(bucket, epoch + 1))
         ]
-        shuffled = torch.randperm(len(batches), generator=Draws(self.seed).generator("buckets", epoch))
+        shuffled = torch.randperm(len(batches), generator=StepRandom(self.seed).generator("buckets", epoch))
         return [batches[number] for number in shuffled.tolist()]
 
 
 def sort_into_buckets(shapes: Sequence[Size | None], sizes: Sequence[Size], batch_size: int) -> dict[Size, np.ndarray]:
-    """Indices of the pictures in each bucket: the one of the nearest aspect ratio, by the ratio's logarithm.
+    """Indices of the images in each bucket: the one of the nearest aspect ratio, by the ratio's logarithm.
 
-    A bucket that would not fill one batch is dissolved and its pictures go to the nearest that is left, so that a
-    small set does not see the same picture twice in a batch. Pictures of unknown shape go to the fullest bucket.
+    A bucket that would not fill one batch is dissolved and its images go to the nearest that is left, so that a
+    small set does not see the same image twice in a batch. Images of unknown shape go to the fullest bucket.
     """
     known = np.array([index for index, shape in enumerate(shapes) if shape is not None], dtype=int)
     aspects = np.log([shape[1] / shape[0] for shape in shapes if shape is not None])

@@ -1,4 +1,4 @@
-"""Some pictures and captions of a source, apart from the order of training; unreadable ones are passed over."""
+"""Some images and captions of a source, apart from the order of training; unreadable ones are passed over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.config import Size
 from ldm.data.broken import UnreadableError
-from ldm.data.pictures import fit
+from ldm.data.images import fit
 from ldm.data.shards import Packed, Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
@@ -25,18 +25,18 @@ class HeldSource:
         self._samples: list[tuple[Image.Image, list[str], Packed]] = []
         for packed in shards.spread(count):
             try:
-                self._samples.append((shards.picture(packed), shards.captions(packed), packed))
+                self._samples.append((shards.image(packed), shards.captions(packed), packed))
             except UnreadableError:
                 continue
         if not self._samples:
-            raise UserError("none of the pictures of the data can be read")
+            raise UserError("none of the images of the data can be read")
 
     def __len__(self) -> int:
         """Number of samples held."""
         return len(self._samples)
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture of a sample."""
+    def image(self, index: int) -> Image.Image:
+        """The image of a sample."""
         return self._samples[index][0]
 
     def map(self, index: int) -> Image.Image:
@@ -61,40 +61,40 @@ class HeldSource:
         return str(index)
 
 
-def some_pictures(
+def some_images(
     source: Source | Shards, count: int, size: int, rank: int = 0, processes: int = 1
 ) -> Iterator[np.ndarray]:
-    """`count` pictures spread evenly over the source, or this process' part of them, as bytes (size, size, 3)."""
+    """`count` images spread evenly over the source, or this process' part of them, as bytes (size, size, 3)."""
     if isinstance(source, Shards):
         for packed in source.spread(count, rank, processes):
             try:
-                yield fit(source.picture(packed), size)
+                yield fit(source.image(packed), size)
             except UnreadableError:
                 continue
         return
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
     for index in chosen[rank::processes]:
         try:
-            yield fit(source.picture(int(index)), size)
+            yield fit(source.image(int(index)), size)
         except UnreadableError:
             continue
 
 
-def first_pictures(source: Source | Shards, count: int, size: int) -> np.ndarray:
-    """The first readable pictures of a source, bytes (n, size, size, 3); UserError where there is none."""
+def first_images(source: Source | Shards, count: int, size: int) -> np.ndarray:
+    """The first readable images of a source, bytes (n, size, size, 3); UserError where there is none."""
     found: list[np.ndarray] = []
     if isinstance(source, Shards):
-        found = list(some_pictures(source, count, size))
+        found = list(some_images(source, count, size))
     else:
         for index in range(len(source)):
             if len(found) == count:
                 break
             try:
-                found.append(fit(source.picture(index), size))
+                found.append(fit(source.image(index), size))
             except UnreadableError:
                 continue
     if not found:
-        raise UserError("none of the pictures of the data can be read")
+        raise UserError("none of the images of the data can be read")
     return np.stack(found)
 
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of pictures and captions, here or behind http(s), read as streams."""
+"""WebDataset shards: tar files of images and captions, here or behind http(s), read as streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.cache import default_cache
 from ldm.data.classes import class_number
-from ldm.data.pictures import decode, decode_map
+from ldm.data.images import decode, decode_map
 from ldm.data.progress import track
 from ldm.data.remote import fetch_if_there, is_remote, open_remote, version_of
 from ldm.errors import UserError
@@ -81,14 +81,14 @@ class Shards:
         for position in range(found, count):
             yield Packed(start + position, f"{url}:{position}", {}, fault)
 
-    def picture(self, packed: Packed) -> Image.Image:
-        """The picture of a sample, upright and in RGB; UnreadableError when there is none or it cannot be read."""
+    def image(self, packed: Packed) -> Image.Image:
+        """The image of a sample, upright and in RGB; UnreadableError when there is none or it cannot be read."""
         if packed.fault:
             raise UnreadableError(packed.name, packed.fault)
         for suffix, content in packed.members.items():
             if suffix != MAP and suffix.rsplit(".", 1)[-1] in SUFFIXES:
                 return decode(content, packed.name)
-        raise UnreadableError(packed.name, f"it has no picture, only {', '.join(packed.members) or 'nothing'}")
+        raise UnreadableError(packed.name, f"it has no image, only {', '.join(packed.members) or 'nothing'}")
 
     def map(self, packed: Packed) -> Image.Image:
         """The map of classes of a sample, its `.map.png`; UnreadableError when there is none or it cannot be read."""
@@ -161,7 +161,7 @@ def shards_of(data: str) -> list[str] | None:
 
 
 def _folder_of_shards(folder: Path) -> list[str] | None:
-    """The shards in a folder; None where pictures lie beside them, of which a .tar may be somebody's backup."""
+    """The shards in a folder; None where images lie beside them, of which a .tar may be somebody's backup."""
     paths = sorted(folder.iterdir())
     if any(path.suffix[1:].lower() in SUFFIXES or path.stem == "metadata" for path in paths):
         return None

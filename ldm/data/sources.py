@@ -1,4 +1,4 @@
-"""Where captioned pictures come from: sources that answer by index, and shards that are read as streams."""
+"""Where captioned images come from: sources that answer by index, and shards that are read as streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm.data.broken import UnreadableError
 from ldm.data.cached import CachedData, is_cache
 from ldm.data.classes import Labels, choose_field, no_classes
 from ldm.data.folders import FolderSource, open_folder
-from ldm.data.pictures import decode, decode_map, header_size
+from ldm.data.images import decode, decode_map, header_size
 from ldm.data.shards import Shards, open_shards, shards_of
 from ldm.data.tables import load_table
 from ldm.errors import UserError
@@ -24,29 +24,29 @@ MAP_COLUMN = "map"
 
 
 class Source(Protocol):
-    """A finite, indexable collection of captioned pictures.
+    """A finite, indexable collection of captioned images.
 
     Each answer about a sample that cannot be used is an UnreadableError, which names it.
     """
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         ...
 
-    def picture(self, index: int) -> Image.Image | np.ndarray:
-        """An RGB picture; a source of ready-made bytes gives uint8 (H, W, 3)."""
+    def image(self, index: int) -> Image.Image | np.ndarray:
+        """An RGB image; a source of ready-made bytes gives uint8 (H, W, 3)."""
         ...
 
     def shape(self, index: int) -> Size:
-        """Height and width of a picture, found without decoding it."""
+        """Height and width of an image, found without decoding it."""
         ...
 
     def captions(self, index: int) -> list[str]:
-        """All captions of a picture, at least one; one of them is drawn each time it is used."""
+        """All captions of an image, at least one; one of them is drawn each time it is used."""
         ...
 
     def label(self, index: int) -> int:
-        """The class of a picture; UserError where the data tells no classes."""
+        """The class of an image; UserError where the data tells no classes."""
         ...
 
     @property
@@ -55,21 +55,21 @@ class Source(Protocol):
         ...
 
     def stamp(self, index: int) -> str:
-        """What tells a picture from others and from an older version of it, found without decoding it."""
+        """What tells an image from others and from an older version of it, found without decoding it."""
         ...
 
 
 @runtime_checkable
 class MapSource(Protocol):
-    """A source with a map of classes beside each picture."""
+    """A source with a map of classes beside each image."""
 
     def map(self, index: int) -> Image.Image | np.ndarray:
-        """Classes of the pixels of a picture, of mode L or uint8 (H, W)."""
+        """Classes of the pixels of an image, of mode L or uint8 (H, W)."""
         ...
 
 
 class TableSource:
-    """Pictures of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
+    """Images of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class TableSource:
     ) -> None:
         from datasets import Image as ImageFeature
 
-        # Not decoded by `datasets`, whose errors would not say which picture is broken.
+        # Not decoded by `datasets`, whose errors would not say which image is broken.
         self._images = table.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
         self._column, self._fields, self._data = image_column, caption_fields, data
         self._texts = table.select_columns(captions_of.columns_of(table.features, caption_fields))
@@ -94,8 +94,8 @@ class TableSource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture at `index`, upright and in RGB; UnreadableError when it cannot be read."""
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`, upright and in RGB; UnreadableError when it cannot be read."""
         return decode(*self._content(self._images, self._column, index))
 
     def map(self, index: int) -> Image.Image:
@@ -105,7 +105,7 @@ class TableSource:
         return decode_map(*self._content(self._maps, MAP_COLUMN, index))
 
     def shape(self, index: int) -> Size:
-        """Height and width of the picture at `index`."""
+        """Height and width of the image at `index`."""
         return header_size(*self._content(self._images, self._column, index))
 
     def captions(self, index: int) -> list[str]:
@@ -136,18 +136,18 @@ class TableSource:
         return f"{self._fingerprint} {index}"
 
     def _content(self, images: Any, column: str, index: int) -> tuple[bytes | Path, str]:
-        """A picture's bytes or file, and what to call it."""
+        """An image's bytes or file, and what to call it."""
         image = images[index][column] or {}
         name = image.get("path") or f"{self._data}, row {index}"
         if image.get("bytes") is not None:
             return image["bytes"], f"{name} (row {index})" if image.get("path") else name
         if not image.get("path"):
-            raise UnreadableError(name, "there is no picture in it")
+            raise UnreadableError(name, "there is no image in it")
         return Path(image["path"]), name
 
 
 def open_source(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source | Shards:
-    """What `--data` names: `scenes`, a folder of pictures, a cache, .tar shards, parquet files, or a Hub data set id.
+    """What `--data` names: `scenes`, a folder of images, a cache, .tar shards, parquet files, or a Hub data set id.
 
     Only `scenes` has a `split`; other data is taken as it is.
     """
@@ -172,16 +172,16 @@ def open_source(data: str, config: DataConfig, split: Literal["train", "test"] =
         return open_folder(path, config.caption_fields, config.class_field)
     if path.suffix or path.is_absolute() or data.startswith(".") or data.count("/") != 1:
         raise UserError(
-            f"no data at {data!r}: expected `scenes`, a folder of pictures, .tar shards, a .parquet file or a Hub id"
+            f"no data at {data!r}: expected `scenes`, a folder of images, .tar shards, a .parquet file or a Hub id"
         )
     return _table(load_table(data, data), data, config)
 
 
 def open_indexed(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source:
-    """As `open_source`, for work that needs pictures in any order; UserError for shards."""
+    """As `open_source`, for work that needs images in any order; UserError for shards."""
     source = open_source(data, config, split)
     if isinstance(source, Shards):
-        raise UserError(f"{data} is read as a stream; this needs pictures by number: a folder, parquet or scenes")
+        raise UserError(f"{data} is read as a stream; this needs images by number: a folder, parquet or scenes")
     return source
 
 
@@ -192,9 +192,9 @@ def _table(table: Any, data: str, config: DataConfig) -> TableSource:
     columns = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
     images = [name for name in columns if name != MAP_COLUMN]
     if not images:
-        raise UserError(f"data {data!r} has no column of pictures, only {', '.join(table.features)}")
+        raise UserError(f"data {data!r} has no column of images, only {', '.join(table.features)}")
     if not len(table):
-        raise UserError(f"data {data!r} holds no pictures")
+        raise UserError(f"data {data!r} holds no images")
     fields = captions_of.choose_fields(table.features, config.caption_fields, data)
     named = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
     column = choose_field(table.features, config.class_field, data) if config.class_field or not named else named[0]

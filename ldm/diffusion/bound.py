@@ -49,10 +49,10 @@ def variational_bound(
     step has the variance that the denoiser learned, or else `variance`: "large" is right in the last steps for data
     that varies by much more than the first noise, where "small" stays a bit above it however many steps there are.
 
-    Decoder "discretised" is for pictures whose values are among 256 from -1 to 1, and bounds the bits that storing
+    Decoder "discretised" is for images whose values are among 256 from -1 to 1, and bounds the bits that storing
     them takes. "gaussian" is for latents and other real numbers: it bounds the negative logarithm of their density,
     which may be below 0 and is comparable only between models of the same latents. Raises UserError for a grid that
-    does not end at the picture itself.
+    does not end at the image itself.
     """
     if grid.levels[-1].sigma != 0:
         raise UserError("the variational bound needs a grid that ends without noise: a chain, or set_alpha_to_one")
@@ -72,7 +72,7 @@ def variational_bound(
 def bound_term(posterior: Posterior, denoised: Denoised, x0: Tensor, decoder: Decoder) -> Tensor:
     """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,), for a denoiser's word with a variance.
 
-    In steps to the picture itself, which other samples of the batch may not be at, it is the decoder's L_0.
+    In steps to the image itself, which other samples of the batch may not be at, it is the decoder's L_0.
     """
     assert denoised.log_variance is not None
     # Both means have the same share of x_t, so the difference needs no x_t, and no digits are lost.

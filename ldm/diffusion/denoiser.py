@@ -13,9 +13,9 @@ from ldm.diffusion.prediction import Prediction
 
 
 class Denoised(NamedTuple):
-    """What a denoiser says about a noisy `x`: the picture it sees, and the network's output behind that.
+    """What a denoiser says about a noisy `x`: the image it sees, and the network's output behind that.
 
-    Guidance that changes the picture alone leaves the output what it was: samplers read `x0`.
+    Guidance that changes the image alone leaves the output what it was: samplers read `x0`.
     `log_variance` is that of the step's noise at eta 1, from networks that learn it.
     """
 

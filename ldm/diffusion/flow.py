@@ -1,4 +1,4 @@
-"""Rectified flow: the straight path from picture to noise, in continuous time."""
+"""Rectified flow: the straight path from image to noise, in continuous time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RectifiedFlow:
         return Grid((*(self.level(at, torch.float64) for at in t), clean_level()))
 
     def chain(self) -> Grid:
-        """Levels at num_train_timesteps evenly spaced times from 1, shifted, and the picture itself."""
+        """Levels at num_train_timesteps evenly spaced times from 1, shifted, and the image itself."""
         total = self.config.num_train_timesteps
         return self._grid(torch.arange(total, 0, -1, dtype=torch.float64) / total)
 

@@ -1,6 +1,6 @@
 """Guidance by gradients: a denoiser is drawn to where a probability, known besides the network, is larger.
 
-By Tweedie's formula the picture seen at a level is x0 = (x + sigma^2 score(x)) / alpha, and by Bayes' rule the score
+By Tweedie's formula the image seen at a level is x0 = (x + sigma^2 score(x)) / alpha, and by Bayes' rule the score
 given y is score(x) + grad log p(y | x). So guidance adds sigma^2 / alpha * grad log p(y | x) to x0, which is to take
 sigma * grad log p(y | x) from the noise, for every prediction and every sampler. At a level without signal x tells
 nothing of y, and nothing is added.
@@ -21,7 +21,7 @@ Likeness = Callable[[Tensor], Tensor]  # x0 (B, ...) -> log p(y | x0) (B,), up t
 
 
 def by_classifier(denoiser: Denoiser, log_probability: LogProbability, scale: float) -> Denoiser:
-    """Classifier guidance (Dhariwal and Nichol 2021, algorithm 2), by a classifier of noisy pictures.
+    """Classifier guidance (Dhariwal and Nichol 2021, algorithm 2), by a classifier of noisy images.
 
     `scale` multiplies the gradient of `log_probability` with respect to x; 1 is Bayes' rule. At eta 1 a step is that of
     their algorithm 1 with the large variance, but for a factor of sqrt(1 - beta). Not for use in inference mode.
@@ -39,10 +39,10 @@ def by_classifier(denoiser: Denoiser, log_probability: LogProbability, scale: fl
     return denoise
 
 
-def by_picture(denoiser: Denoiser, likeness: Likeness, scale: float) -> Denoiser:
-    """Guidance by a judge of clean pictures, who is shown x0: p(y | x) is taken to be p(y | x0(x)).
+def by_image(denoiser: Denoiser, likeness: Likeness, scale: float) -> Denoiser:
+    """Guidance by a judge of clean images, who is shown x0: p(y | x) is taken to be p(y | x0(x)).
 
-    That is CLIP guidance on the predicted picture (Crowson 2021) and, for other judges, Chung et al. 2023, eq. 11. The
+    That is CLIP guidance on the predicted image (Crowson 2021) and, for other judges, Chung et al. 2023, eq. 11. The
     gradient with respect to x goes back through the judge and through the network. Not for use in inference mode.
     """
 
@@ -59,7 +59,7 @@ def by_picture(denoiser: Denoiser, likeness: Likeness, scale: float) -> Denoiser
 
 
 def _moved(denoised: Denoised, gradient: Tensor, level: Level) -> Denoised:
-    """The picture that is seen with this gradient of log p(y | x), (B, ...), added to the score."""
+    """The image that is seen with this gradient of log p(y | x), (B, ...), added to the score."""
     return denoised._replace(x0=denoised.x0 + level.sigma**2 / level.alpha * gradient)
 
 

@@ -12,7 +12,7 @@ from ldm.diffusion.denoiser import Denoised, Denoiser
 from ldm.diffusion.level import Level, per_sample
 from ldm.diffusion.prediction import Prediction
 
-C = TypeVar("C")  # what a network is told of a picture, whatever it is
+C = TypeVar("C")  # what a network is told of an image, whatever it is
 
 
 def classifier_free(
@@ -57,9 +57,9 @@ def composed(
     scale: float,
     rescale: float = 0.0,
 ) -> Denoiser:
-    """Several conditions for each picture: without + sum_i w_i (conditional_i - without) (Liu et al. 2022, eq. 11).
+    """Several conditions for each image: without + sum_i w_i (conditional_i - without) (Liu et al. 2022, eq. 11).
 
-    `parts` has the conditions of all pictures behind each other, `owners` (R,) the picture that each belongs to, and
+    `parts` has the conditions of all images behind each other, `owners` (R,) the image that each belongs to, and
     `weights` (R,) what it counts; `negative` has B. All share one network call. That sum takes the place of the
     conditional output in classifier-free guidance, to which `scale` and `rescale` belong; a learned variance is that of
     `negative`.
@@ -94,10 +94,10 @@ def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denois
 
 
 def thresholded(denoiser: Denoiser, share: float, limit: float) -> Denoiser:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): what is too large in a picture is cut, and all shrinks.
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): what is too large in an image is cut, and all shrinks.
 
-    s is the smallest magnitude that a `share` of the numbers of a picture x0 do not exceed. Where it is above `limit`,
-    which the data seldom exceed, x0 is cut to [-s, s] and multiplied by limit / s; other pictures are cut to
+    s is the smallest magnitude that a `share` of the numbers of an image x0 do not exceed. Where it is above `limit`,
+    which the data seldom exceed, x0 is cut to [-s, s] and multiplied by limit / s; other images are cut to
     [-limit, limit].
     """
 
@@ -110,8 +110,8 @@ def thresholded(denoiser: Denoiser, share: float, limit: float) -> Denoiser:
     return denoise
 
 
-def keeping(denoiser: Denoiser, picture: Tensor, mask: Tensor) -> Denoiser:
-    """See `picture` (B, C, h, w) where `mask` (B, 1, h, w) is 0, so that a sampler ends with it there.
+def keeping(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
+    """See `image` (B, C, h, w) where `mask` (B, 1, h, w) is 0, so that a sampler ends with it there.
 
     What is known is put into every x0, and any sampler carries it along (the replacement of Song et al. 2021, appendix
     I.2, in terms of x0); the rest is drawn to suit it, by a model that was not trained for it.
@@ -119,7 +119,7 @@ def keeping(denoiser: Denoiser, picture: Tensor, mask: Tensor) -> Denoiser:
 
     def denoise(x: Tensor, level: Level) -> Denoised:
         denoised = denoiser(x, level)
-        return denoised._replace(x0=mask * denoised.x0 + (1 - mask) * picture)
+        return denoised._replace(x0=mask * denoised.x0 + (1 - mask) * image)
 
     return denoise
 

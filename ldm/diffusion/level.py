@@ -1,4 +1,4 @@
-"""A level: one point of the path from picture to noise, and the grid of levels that a sampler walks."""
+"""A level: one point of the path from image to noise, and the grid of levels that a sampler walks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Level:
 
 
 def clean_level() -> Level:
-    """The level of the picture itself, in float64; no network is called there, so its t means nothing."""
+    """The level of the image itself, in float64; no network is called there, so its t means nothing."""
     one = torch.ones((), dtype=torch.float64)
     return Level(one, one - 1, torch.tensor(-1))
 

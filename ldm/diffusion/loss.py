@@ -39,7 +39,7 @@ class VarianceLoss:
     """What a learned variance adds to L_simple in L_hybrid = L_simple + 0.001 L_vlb (Nichol and Dhariwal 2021, eq. 16).
 
     L_vlb is in bits per dimension, as in the paper's tables and its released code, and is estimated from one timestep
-    a sample, so it counts as often as there are timesteps. The picture that the network sees is taken as given: only
+    a sample, so it counts as often as there are timesteps. The image that the network sees is taken as given: only
     the variance learns from it (section 3.1). `decoder` is that of `variational_bound`.
     """
 

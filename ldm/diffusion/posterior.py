@@ -17,7 +17,7 @@ class Posterior:
     The tensors have the shape of the level of x_t, () or (B,). `small` and `large` are the logarithms of the least
     and the greatest variance that a step of the model can need: that of this posterior, right for data that is known,
     and that of q(x_t | x_s), right for standard normal data (Ho et al. 2020, section 3.2). `last` says whether x_s is
-    the picture itself: there the posterior has no variance, and `small` is that of the step before.
+    the image itself: there the posterior has no variance, and `small` is that of the step before.
     """
 
     of_x: Tensor
@@ -27,7 +27,7 @@ class Posterior:
     last: Tensor
 
     def mean(self, x: Tensor, x0: Tensor) -> Tensor:
-        """The mean given x_t and the picture, both (B, ...)."""
+        """The mean given x_t and the image, both (B, ...)."""
         return per_sample(self.of_x, x) * x + per_sample(self.of_x0, x) * x0
 
     def learned(self, output: Tensor) -> Tensor:

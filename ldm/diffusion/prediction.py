@@ -1,4 +1,4 @@
-"""What the network regresses, and how the picture and the noise follow from it."""
+"""What the network regresses, and how the image and the noise follow from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Prediction:
         return a * x0 + b * noise
 
     def to_x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        """The noise-free picture that `output` at noisy `x` stands for."""
+        """The noise-free image that `output` at noisy `x` stands for."""
         level = level.like(x)
         a, b = self._row(level)
         determinant = level.alpha * b - level.sigma * a

@@ -33,7 +33,7 @@ class NoiseSchedule(Protocol):
         """The levels that sampling visits at given falling timesteps, in float64."""
 
     def chain(self) -> Grid:
-        """All steps of the diffusion process, the last of which ends at the picture itself, in float64."""
+        """All steps of the diffusion process, the last of which ends at the image itself, in float64."""
 
 
 def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
@@ -67,7 +67,7 @@ class Schedule:
         return self.level((uniform * total).long().clamp(max=total - 1))  # the product may round up to the total
 
     def chain(self) -> Grid:
-        """Every training timestep, noisiest first, and the picture itself: the Markov chain of Ho et al. 2020."""
+        """Every training timestep, noisiest first, and the image itself: the Markov chain of Ho et al. 2020."""
         timesteps = torch.arange(self.config.num_train_timesteps).flip(0)
         return Grid((*(self.level(t, torch.float64) for t in timesteps), clean_level()))
 

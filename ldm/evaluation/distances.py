@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, each known by its features."""
+"""Distances between two sets of images, each known by its features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Moments(NamedTuple):
 
 
 class FeatureSet:
-    """Features (N, D) of pictures, and the moments of the normal distribution fitted to them."""
+    """Features (N, D) of images, and the moments of the normal distribution fitted to them."""
 
     def __init__(self, features: Tensor, moments: Moments | None = None) -> None:
         self.features, self._moments = features, moments
@@ -46,10 +46,10 @@ class FeatureSet:
 def fid(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     """Frechet distance of the normal distributions fitted to both (Heusel et al. 2017), through torch-fidelity.
 
-    Its estimate is too high for few pictures, the more so for few pictures a dimension: compare equal numbers only.
+    Its estimate is too high for few images, the more so for few images a dimension: compare equal numbers only.
     """
     if min(len(ours), len(reference)) < 2:
-        raise UserError("FID needs at least two pictures on each side")
+        raise UserError("FID needs at least two images on each side")
     both = [
         {"mu": found.moments.mean.numpy(), "sigma": found.moments.covariance.numpy()} for found in (ours, reference)
     ]
@@ -57,11 +57,11 @@ def fid(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
 
 
 def kid(ours: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, float]:
-    """Kernel distance, unbiased also for few pictures, and its spread over subsets (Binkowski et al. 2018)."""
+    """Kernel distance, unbiased also for few images, and its spread over subsets (Binkowski et al. 2018)."""
     size = min(KID_SUBSET_SIZE, len(ours), len(reference))
     if size < 2:
-        raise UserError("KID needs at least two pictures on each side")
-    subsets = 1 if size == len(ours) == len(reference) else KID_SUBSETS  # there is but one of all pictures
+        raise UserError("KID needs at least two images on each side")
+    subsets = 1 if size == len(ours) == len(reference) else KID_SUBSETS  # there is but one of all images
     make = _torchmetrics().image.kid.KernelInceptionDistance
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that features are kept, which they are anyway
@@ -75,9 +75,9 @@ def kid(ours: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, flo
 
 
 def precision_recall(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-    """Share of pictures within the reference's manifold and the reverse (Kynkaanniemi et al. 2019), k = 3."""
+    """Share of images within the reference's manifold and the reverse (Kynkaanniemi et al. 2019), k = 3."""
     if min(len(ours), len(reference)) <= NEIGHBOURHOOD:
-        raise UserError(f"precision and recall need more than {NEIGHBOURHOOD} pictures on each side")
+        raise UserError(f"precision and recall need more than {NEIGHBOURHOOD} images on each side")
     options = {"prc_neighborhood": NEIGHBOURHOOD, "prc_batch_size": 10_000, "save_cpu_ram": True, "verbose": False}
     find = _torch_fidelity("metric_prc").prc_features_to_metric
     found = find(ours.features, reference.features, **options)
@@ -89,7 +89,7 @@ distances: dict[str, Distance] = {"fid": fid, "kid": kid, "precision": precision
 
 
 class _Given(nn.Module):
-    """Stands where torchmetrics expects a network from pictures to features: it is handed the features."""
+    """Stands where torchmetrics expects a network from images to features: it is handed the features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A model's samples and reconstructions against the pictures of a data set."""
+"""A model's samples and reconstructions against the images of a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.pictures import RESIZING, fit
+from ldm.data.images import RESIZING, fit
 from ldm.data.sources import Source
 from ldm.diffusion.samplers import sampler_eta
 from ldm.errors import UserError
@@ -19,11 +19,11 @@ from ldm.evaluation.neighbours import as_vectors, nearest, neighbour_sheet
 from ldm.evaluation.plan import DISTANCES, RECONSTRUCTED, Plan, Report, Sampling
 from ldm.evaluation.reading import FeatureReader, PixelReader, Reader, as_tensor, read_through
 from ldm.evaluation.reconstructions import Reconstructions
+from ldm.evaluation.reference_statistics import read_reference
 from ldm.evaluation.samples import CaptionScores, FirstSamples, clip_score, draw_through, request_of
 from ldm.evaluation.scenes.scores import SceneJudges, scenes_of
-from ldm.evaluation.statistics import read_reference
-from ldm.models.autoencoder import Autoencoder
-from ldm.pipeline import Request, TextToImage
+from ldm.generation import Request, TextToImage
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 
 NEIGHBOURS, SHOWN = 3, 8  # of each kind beside a sample, and samples shown
@@ -36,14 +36,14 @@ def evaluate(
     share: ProcessShare | None = None,
     features: Features | None = None,
 ) -> Report:
-    """Measure what the plan names against the first pictures of a source.
+    """Measure what the plan names against the first images of a source.
 
     An autoencoder is enough where no samples are drawn. Every process of `share` draws and encodes its part, and all of
     them get the whole report. `features` are those of the plan if they have been made already.
     """
     needed = max(plan.samples, plan.references)
     if len(source) < needed:
-        raise UserError(f"{needed} pictures asked for, but the data has {len(source)}")
+        raise UserError(f"{needed} images asked for, but the data has {len(source)}")
     began = time.perf_counter()
     work = _Work(model, source, plan, share or ProcessShare(), features or plan.make_features())
     work.read()
@@ -54,13 +54,13 @@ def evaluate(
     return Report(results, work.settings() | {"seconds": round(time.perf_counter() - began, 1)}, sheet, scenes)
 
 
-def picture_side(model: TextToImage | Autoencoder) -> int:
-    """Side in pixels of the pictures that a model draws, or that an autoencoder was trained on."""
+def image_side(model: TextToImage | Autoencoder) -> int:
+    """Side in pixels of the images that a model draws, or that an autoencoder was trained on."""
     return model.size(Request())[0] if isinstance(model, TextToImage) else model.config.sample_size
 
 
 class _Work:
-    """This process' part of the pictures, and the gathering of all parts."""
+    """This process' part of the images, and the gathering of all parts."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class _Work:
         self.device = next(autoencoder.parameters()).device
         self.features = None if features is None else features.to(self.device)
         self.request = self._request()
-        self.size = picture_side(model)
+        self.size = image_side(model)
         self.copies = None
         if plan.wants(RECONSTRUCTED):
             self.copies = Reconstructions(plan, autoencoder, self.features, self.device)
@@ -97,7 +97,7 @@ class _Work:
         compared = [name for name in ("clip", "scenes") if name in self.plan.metrics]
         if compared and not request.prompts:
             raise UserError(
-                f"{' and '.join(compared)} compare pictures with their captions: this model draws none of captions"
+                f"{' and '.join(compared)} compare images with their captions: this model draws none of captions"
             )
         return request
 
@@ -114,7 +114,7 @@ class _Work:
         )
 
     def of_reconstructions(self) -> dict[str, float]:
-        """How near the autoencoder's reconstructions come to the pictures."""
+        """How near the autoencoder's reconstructions come to the images."""
         if self.copies is None:
             return {}
         results = self.copies.results(self.share)
@@ -145,14 +145,14 @@ class _Work:
         return results if captions is None else results | {"clip": captions.mean(self.share)}
 
     def neighbours(self) -> Image.Image:
-        """The first samples beside the pictures of the data that are nearest in pixels, then in features."""
+        """The first samples beside the images of the data that are nearest in pixels, then in features."""
         assert self.vectors is not None
         assert self.features is not None
         assert self.reference is not None
         shown = self.shown.gathered(self.share)
         by_pixels = nearest(as_vectors(shown), self.vectors.gathered(self.share), NEIGHBOURS)
         by_features = nearest(self.features(as_tensor(shown)).cpu(), self.reference.features, NEIGHBOURS)
-        return neighbour_sheet(shown, self._picture, by_pixels, by_features)
+        return neighbour_sheet(shown, self._image, by_pixels, by_features)
 
     def settings(self) -> dict[str, Any]:
         """How the numbers came about."""
@@ -174,7 +174,7 @@ class _Work:
         dimensions = reference.features.shape[1]
         file = self.plan.statistics
         return {
-            "pictures": len(reference),
+            "images": len(reference),
             "statistics": None if file is None else str(file),
             "statistics_reused": self.reused,
             "features": features.name,
@@ -193,13 +193,13 @@ class _Work:
         fewest = min(self.plan.samples, self.plan.references)
         if self.plan.wants(("fid", "rfid")) and fewest <= dimensions:
             notes.append(
-                f"{fewest} pictures in {dimensions} dimensions have a singular covariance: FID comes out too high, "
-                "compare it with that of as many pictures only; KID is unbiased"
+                f"{fewest} images in {dimensions} dimensions have a singular covariance: FID comes out too high, "
+                "compare it with that of as many images only; KID is unbiased"
             )
         return notes
 
     def _sampling(self, request: Request) -> dict[str, Any]:
-        assert request.sampler is not None  # a settled request has one
+        assert request.sampler is not None  # a resolved request has one
         eta = sampler_eta(request.sampler) if request.eta is None else request.eta
         sampling = replace(self.plan.sampling or Sampling(), guidance_scale=request.guidance_scale, eta=eta)
         return asdict(replace(sampling, num_inference_steps=request.steps, sampler=request.sampler))
@@ -210,5 +210,5 @@ class _Work:
         captions = [str(self.request.prompts[number]) for number in self.share.of(self.plan.samples)]
         return CaptionScores(clip_score(self.plan.clip, self.device), captions)
 
-    def _picture(self, number: int) -> np.ndarray:
-        return fit(self.source.picture(number), self.size)
+    def _image(self, number: int) -> np.ndarray:
+        return fit(self.source.image(number), self.size)

@@ -1,4 +1,4 @@
-"""Pictures to feature vectors: what FID, KID, precision and recall, and nearest neighbours are measured in.
+"""Images to feature vectors: what FID, KID, precision and recall, and nearest neighbours are measured in.
 
 Published FIDs are measured in Inception's features. Other networks give other numbers, to be compared only with numbers
 of the same network; `Features.comparable` tells which is which.
@@ -23,9 +23,9 @@ RESIZING = "bicubic, antialiased, rounded to bytes"  # what `resize` does
 
 
 class Features(nn.Module):
-    """A frozen network from pictures, uint8 (B, 3, H, W), to features (B, D) in float32.
+    """A frozen network from images, uint8 (B, 3, H, W), to features (B, D) in float32.
 
-    Pictures are resized to `side` pixels with antialiased bicubic interpolation and rounded to bytes again, as files of
+    Images are resized to `side` pixels with antialiased bicubic interpolation and rounded to bytes again, as files of
     that size would hold them (Parmar et al. 2022); a `side` of None leaves the resizing to the network.
     """
 
@@ -48,21 +48,21 @@ class Features(nn.Module):
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, D) of pictures (B, 3, H, W) of bytes, on the network's device."""
-        pictures = pictures.to(self.mean.device)
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, 3, H, W) of bytes, on the network's device."""
+        images = images.to(self.mean.device)
         if self.side is None:
-            return self.network(pictures).float()
-        resized = resize(pictures, self.side).float() / 255
+            return self.network(images).float()
+        resized = resize(images, self.side).float() / 255
         return self.network((resized - self.mean) / self.std).float()
 
     @property
     def resizing(self) -> str:
-        """How pictures are made the size that the network takes, in words."""
+        """How images are made the size that the network takes, in words."""
         return "the network's own" if self.side is None else f"{RESIZING} to {self.side} pixels"
 
     def digest(self) -> str:
-        """Of the network's weights, and of the mean and deviation that pictures are normalised with."""
+        """Of the network's weights, and of the mean and deviation that images are normalised with."""
         found = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.state_dict().items()):
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -70,11 +70,11 @@ class Features(nn.Module):
         return found.hexdigest()
 
 
-def resize(pictures: Tensor, side: int) -> Tensor:
-    """Pictures of bytes (B, 3, H, W) as bytes (B, 3, side, side)."""
-    if pictures.shape[-2:] == (side, side):
-        return pictures
-    sized = F.interpolate(pictures.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
+def resize(images: Tensor, side: int) -> Tensor:
+    """Images of bytes (B, 3, H, W) as bytes (B, 3, side, side)."""
+    if images.shape[-2:] == (side, side):
+        return images
+    sized = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
     return sized.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -162,19 +162,19 @@ class _First(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.network(pictures)[0]
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
 
 
 class _ImageEmbeds(nn.Module):
-    """What a CLIP's image tower projects a picture to."""
+    """What a CLIP's image tower projects an image to."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.network(pictures).image_embeds
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).image_embeds
 
 
 _makers: dict[str, Callable[[str], Features]] = {

@@ -1,4 +1,4 @@
-"""How near reconstructions come to their pictures, one number a picture."""
+"""How near reconstructions come to their images, one number an image."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from ldm.errors import UserError
 
 PSNR_LIMIT = 100.0
 SSIM_BORDER = 5  # half of its window of 11 pixels
-SSIM_PIXELS = 2**20  # compared at a time, so that memory stays bounded whatever the picture's size
+SSIM_PIXELS = 2**20  # compared at a time, so that memory stays bounded whatever the image's size
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # bytes (B, 3, H, W), bytes (B, 3, H, W) -> (B,)
 
 
-def psnr(pictures: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of bytes in dB, (B,); at most 100, which equal pictures have.
+def psnr(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of bytes in dB, (B,); at most 100, which equal images have.
 
     Their own would be infinite, and so would any mean that they enter.
     """
-    error = (pictures.double() - references.double()).square().flatten(1).mean(1)
+    error = (images.double() - references.double()).square().flatten(1).mean(1)
     return (10 * torch.log10(255**2 / error)).clamp(max=PSNR_LIMIT)
 
 
-def ssim(pictures: Tensor, references: Tensor) -> Tensor:
+def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity with a Gaussian window of sigma 1.5 (Wang et al. 2004), through torchmetrics, (B,).
 
-    The mean is over windows that lie in the picture altogether, as in scikit-image and the original.
+    The mean is over windows that lie in the image altogether, as in scikit-image and the original.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     if min(height, width) < 2 * SSIM_BORDER + 1:
-        raise UserError(f"SSIM compares windows of {2 * SSIM_BORDER + 1} pixels: a picture is smaller than that")
+        raise UserError(f"SSIM compares windows of {2 * SSIM_BORDER + 1} pixels: an image is smaller than that")
     measure = _functional().structural_similarity_index_measure
     options = {"reduction": "none", "data_range": 255.0, "return_full_image": True}
     inside, rows = slice(SSIM_BORDER, -SSIM_BORDER), max(1, SSIM_PIXELS // width)
-    count, parts = pictures[0, :, inside, inside].numel(), []
+    count, parts = images[0, :, inside, inside].numel(), []
     for top in range(0, height - 2 * SSIM_BORDER, rows):
         band = slice(top, top + rows + 2 * SSIM_BORDER)
-        _, whole = measure(pictures[..., band, :].float(), references[..., band, :].float(), **options)
+        _, whole = measure(images[..., band, :].float(), references[..., band, :].float(), **options)
         parts.append(whole[..., inside, inside].flatten(1).sum(1) / count)
     return torch.stack(parts).sum(0)
 
@@ -51,9 +51,9 @@ def lpips(net: str = "vgg") -> Metric:
 
     distance = PerceptualDistance(net)
 
-    def measure(pictures: Tensor, references: Tensor) -> Tensor:
+    def measure(images: Tensor, references: Tensor) -> Tensor:
         with torch.inference_mode():
-            return distance.to(pictures.device)(pictures / 127.5 - 1, references / 127.5 - 1)
+            return distance.to(images.device)(images / 127.5 - 1, references / 127.5 - 1)
 
     return measure
 

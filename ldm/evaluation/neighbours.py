@@ -1,4 +1,4 @@
-"""The pictures of a data set that are nearest to each sample: what a model that remembers its data would show."""
+"""The images of a data set that are nearest to each sample: what a model that remembers its data would show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.pictures import contact_sheet
+from ldm.data.images import contact_sheet
 
 
 def nearest(features: Tensor, references: Tensor, count: int) -> Tensor:
@@ -19,22 +19,22 @@ def nearest(features: Tensor, references: Tensor, count: int) -> Tensor:
     return torch.cat([part.topk(count, largest=False).indices for part in distances])
 
 
-def as_vectors(pictures: np.ndarray, side: int = 32) -> Tensor:
+def as_vectors(images: np.ndarray, side: int = 32) -> Tensor:
     """Bytes (N, H, W, 3) as vectors of pixels (N, 3 side^2) in [0, 1], averaged down where they are larger."""
-    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     if values.shape[-1] > side:
         values = torch.nn.functional.adaptive_avg_pool2d(values, side)
     return values.flatten(1)
 
 
-def neighbour_sheet(samples: np.ndarray, picture: Callable[[int], np.ndarray], *numbers: Tensor) -> Image.Image:
+def neighbour_sheet(samples: np.ndarray, image: Callable[[int], np.ndarray], *numbers: Tensor) -> Image.Image:
     """A row a sample: the sample, then its neighbours by each of the `numbers` (N, count), bytes (N, H, W, 3).
 
-    `picture` gives the picture of the data with a number, bytes (H, W, 3).
+    `image` gives the image of the data with a number, bytes (H, W, 3).
     """
     rows = []
     for index, sample in enumerate(samples):
         rows.append(sample)
         for found in numbers:
-            rows += [picture(number) for number in found[index].tolist()]
+            rows += [image(number) for number in found[index].tolist()]
     return contact_sheet(np.stack(rows), columns=1 + sum(found.shape[1] for found in numbers))

@@ -1,4 +1,4 @@
-"""What is to be measured, on how many pictures, and what came out."""
+"""What is to be measured, on how many images, and what came out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ldm.evaluation.features import Features, make_features
 from ldm.evaluation.scenes.scores import SceneScores
 
 DISTANCES = ("fid", "kid", "precision")  # of samples from the data
-SAMPLED = (*DISTANCES, "clip", "scenes", "neighbours")  # what pictures are drawn for
-FIDELITY = ("psnr", "ssim", "lpips")  # of each reconstruction to its picture
+SAMPLED = (*DISTANCES, "clip", "scenes", "neighbours")  # what images are drawn for
+FIDELITY = ("psnr", "ssim", "lpips")  # of each reconstruction to its image
 RECONSTRUCTED = ("rfid", *FIDELITY, "codebook")  # what the autoencoder is asked for
 METRICS = (*DISTANCES, "clip", "scenes", *RECONSTRUCTED, "neighbours")
 IN_FEATURES = (*DISTANCES, "rfid", "neighbours")
@@ -27,7 +27,7 @@ class Sampling:
     """How samples are drawn; their seeds are `seed`, `seed + 1`, ..."""
 
     guidance_scale: float | None = None  # None: the model's own
-    quality: str = "exact"  # what else is chosen for the next two; see `ldm.pipeline.quality`
+    quality: str = "exact"  # what else is chosen for the next two; see `ldm.generation.quality`
     num_inference_steps: int | None = None
     sampler: str | None = None
     eta: float | None = None  # for ddim alone; None: that of the sampler
@@ -36,14 +36,14 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure, on how many pictures, and how the samples are drawn; UserError for what means nothing."""
+    """What to measure, on how many images, and how the samples are drawn; UserError for what means nothing."""
 
     metrics: tuple[str, ...] = ("fid", "kid", "precision", "rfid", "psnr", "ssim")
-    samples: int = 1000  # pictures drawn, and pictures reconstructed
-    pictures: int | None = None  # of the data, that they are compared with as a whole; None: as many as samples
+    samples: int = 1000  # images drawn, and images reconstructed
+    images: int | None = None  # of the data, that they are compared with as a whole; None: as many as samples
     statistics: Path | None = None  # file of the data's features: read if it is there, else written
     features: str | None = None  # None: Inception's
-    clip: str | None = None  # a CLIP of transformers for the score of text and picture
+    clip: str | None = None  # a CLIP of transformers for the score of text and image
     sampling: Sampling | None = None  # None: as `Sampling` has it
     batch_size: int = 32
 
@@ -53,7 +53,7 @@ class Plan:
             raise UserError(f"no measure {', '.join(map(repr, unknown)) or 'given'}: there are {', '.join(METRICS)}")
         if min(self.samples, self.references) < 2 or self.batch_size < 1:
             raise UserError(
-                f"{self.samples} samples and {self.references} pictures of the data in batches of {self.batch_size}: "
+                f"{self.samples} samples and {self.references} images of the data in batches of {self.batch_size}: "
                 "give at least 2, and at least 1 at a time"
             )
         if "clip" in self.metrics and self.clip is None:
@@ -65,7 +65,7 @@ class Plan:
         )
         self._refuse_unused(self.features, IN_FEATURES, f"--features {self.features}")
         self._refuse_unused(self.statistics, IN_FEATURES, f"--statistics {self.statistics}")
-        self._refuse_unused(self.pictures, IN_FEATURES, f"--pictures {self.pictures}")
+        self._refuse_unused(self.images, IN_FEATURES, f"--images {self.images}")
 
         if self.statistics is not None and not self.statistics.absolute().parent.is_dir():
             raise UserError(f"no folder {self.statistics.parent} to write the statistics to")
@@ -81,8 +81,8 @@ class Plan:
 
     @property
     def references(self) -> int:
-        """Pictures of the data that samples and reconstructions are compared with as a whole."""
-        return self.samples if self.pictures is None else self.pictures
+        """Images of the data that samples and reconstructions are compared with as a whole."""
+        return self.samples if self.images is None else self.images
 
     @property
     def draws(self) -> bool:
@@ -96,7 +96,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers, how they came about, and a picture of samples beside their nearest pictures of the data."""
+    """The numbers, how they came about, and a picture of samples beside their nearest images of the data."""
 
     results: dict[str, float]
     settings: dict[str, Any]
@@ -104,6 +104,6 @@ class Report:
     scenes: SceneScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the picture."""
+        """Everything but the image."""
         whole: dict[str, Any] = {"results": self.results, "settings": self.settings}
         return whole if self.scenes is None else whole | {"scenes": self.scenes.as_dict()}

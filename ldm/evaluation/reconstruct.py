@@ -1,4 +1,4 @@
-"""Single pictures through an autoencoder and back, at their own size."""
+"""Single images through an autoencoder and back, at their own size."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import torch
 from PIL import Image
 
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.data.pictures import to_bytes, to_tensor
+from ldm.data.images import to_bytes, to_tensor
 from ldm.errors import UserError
+from ldm.generation.init_image import cut
 from ldm.models import tiling
-from ldm.pipeline.given import cut
 
 
-def cut_to_multiple(picture: Image.Image, multiple: int, name: str) -> np.ndarray:
-    """A picture as bytes (H, W, 3), cut in the middle to sides that `multiple` divides; UserError if none is left."""
-    width, height = (side // multiple * multiple for side in picture.size)
+def cut_to_multiple(image: Image.Image, multiple: int, name: str) -> np.ndarray:
+    """An image as bytes (H, W, 3), cut in the middle to sides that `multiple` divides; UserError if none is left."""
+    width, height = (side // multiple * multiple for side in image.size)
     if not height or not width:
         raise UserError(f"{name} is smaller than {multiple} pixels, the least that this autoencoder takes")
-    return np.array(cut(picture, (width, height)))
+    return np.array(cut(image, (width, height)))
 
 
 @torch.inference_mode()
-def reconstruction(autoencoder: Autoencoder, picture: np.ndarray, tile: int | None = None) -> np.ndarray:
-    """What comes back of a picture, bytes (H, W, 3), through the posterior's mode; `tile` as in `ldm.models.tiling`."""
+def reconstruction(autoencoder: Autoencoder, image: np.ndarray, tile: int | None = None) -> np.ndarray:
+    """What comes back of an image, bytes (H, W, 3), through the posterior's mode; `tile` as in `ldm.models.tiling`."""
     device = next(autoencoder.parameters(), torch.empty(0)).device  # on the CPU without weights
-    latents = tiling.encode(autoencoder, to_tensor(picture[None]).to(device), tile).mode()
+    latents = tiling.encode(autoencoder, to_tensor(image[None]).to(device), tile).mode()
     return to_bytes(tiling.decode(autoencoder, latents, tile))[0]

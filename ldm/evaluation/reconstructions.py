@@ -1,4 +1,4 @@
-"""Pictures through an autoencoder and back: how near they come, and how its codebook is used."""
+"""Images through an autoencoder and back: how near they come, and how its codebook is used."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.pictures import to_bytes, to_tensor
+from ldm.data.images import to_bytes, to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.features import Features
 from ldm.evaluation.fidelity import Metric, metrics
 from ldm.evaluation.plan import FIDELITY, Plan
 from ldm.evaluation.reading import FeatureReader, as_tensor
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 
 
 class Reconstructions:
-    """Measures of the first `plan.samples` pictures of the data as they come back from the posterior's mode."""
+    """Measures of the first `plan.samples` images of the data as they come back from the posterior's mode."""
 
     def __init__(self, plan: Plan, autoencoder: Autoencoder, features: Features | None, device: torch.device) -> None:
         self.count, self.autoencoder, self.device = plan.samples, autoencoder, device
@@ -30,11 +30,11 @@ class Reconstructions:
         self._codebook = _Codebook(autoencoder) if "codebook" in plan.metrics else None
 
     @torch.inference_mode()
-    def see(self, pictures: np.ndarray) -> None:
+    def see(self, images: np.ndarray) -> None:
         """Bytes (n, H, W, 3)."""
-        latents = self.autoencoder.encode(to_tensor(pictures).to(self.device)).mode()
+        latents = self.autoencoder.encode(to_tensor(images).to(self.device)).mode()
         copies = to_bytes(self.autoencoder.decode(latents))
-        ours, theirs = as_tensor(copies).to(self.device), as_tensor(pictures).to(self.device)
+        ours, theirs = as_tensor(copies).to(self.device), as_tensor(images).to(self.device)
         for name, measure in self.measures.items():
             self._values[name] += measure(ours, theirs).tolist()
         if self._copies is not None:
@@ -43,7 +43,7 @@ class Reconstructions:
             self._codebook.see(latents)
 
     def results(self, share: ProcessShare) -> dict[str, float]:
-        """Means over all processes' pictures with their standard errors, and the codebook's use."""
+        """Means over all processes' images with their standard errors, and the codebook's use."""
         results: dict[str, float] = {}
         for name, values in self._values.items():
             whole = np.array(share.gather(values))

@@ -15,9 +15,9 @@ from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config import Config, UNetConfig
 from ldm.info.describe import Description
 from ldm.info.parameters import of_network
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.unet import Added, UNet
+from ldm.models.unet.unet import Added, UNet
 
 PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.conv1d, F.conv_transpose2d}
 PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm}
@@ -34,7 +34,7 @@ def make_networks(contents: Contents, but: Collection[str] = ()) -> dict[str, nn
 
 
 def flops(contents: Contents, networks: dict[str, nn.Module], side: int, tokens: int) -> dict[str, int]:
-    """Floating-point operations of one U-Net call, and of a picture's way to latents and back.
+    """Floating-point operations of one U-Net call, and of an image's way to latents and back.
 
     Latents have `side` positions along each side, the context has `tokens`, and batches are of one; a multiplication
     and an addition are two.
@@ -48,9 +48,9 @@ def flops(contents: Contents, networks: dict[str, nn.Module], side: int, tokens:
     if contents.autoencoder is not None:
         autoencoder, config = networks["autoencoder"], contents.autoencoder
         assert isinstance(autoencoder, Autoencoder)
-        pictures = _empty(1, config.in_channels, *(2 * [side * config.downsampling_factor]))
+        images = _empty(1, config.in_channels, *(2 * [side * config.downsampling_factor]))
         latents = _empty(1, config.latent_channels, side, side)
-        counted["encode"] = _count(lambda: autoencoder.encode(pictures))
+        counted["encode"] = _count(lambda: autoencoder.encode(images))
         counted["decode"] = _count(lambda: autoencoder.decode(latents))
     return counted
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ldm import config as configuration
-from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields
 from ldm.checkpoint.class_tables import classes_from_fields
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import read_original
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
-from ldm.checkpoint.fields import Fields, load_fields
-from ldm.checkpoint.find import built_in, resolve, step_folders
-from ldm.checkpoint.scheduler_fields import scheduler_from_fields
+from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_from_fields
+from ldm.checkpoint.diffusers.fields import Fields, load_fields
+from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
+from ldm.checkpoint.diffusers.unet_fields import unet_from_fields
+from ldm.checkpoint.find import built_in, find_model, step_folders
 from ldm.checkpoint.spatial import spatial_from_fields
 from ldm.checkpoint.text_fields import text_from_fields
 from ldm.checkpoint.texts import network_tensors
-from ldm.checkpoint.unet_fields import unet_from_fields
 from ldm.config import Config, Section, TextSection
 from ldm.errors import UserError
 from ldm.info.headers import Header, read_folder, read_headers
@@ -143,7 +143,7 @@ def _contents(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], path
 
 
 def _folder(target: str, folder: Path) -> Description:
-    newest, steps = resolve(folder), step_folders(folder)
+    newest, steps = find_model(folder), step_folders(folder)
     networks = _networks(newest)
     if not networks:
         raise UserError(f"{folder} holds no model: neither config.json, model_index.json nor a finished step")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder, save_autoencoder
+from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, save_autoencoder
 from ldm.checkpoint.weights import DTYPES
 from ldm.config import DataConfig, ScenesConfig
 from ldm.data.sources import open_source
@@ -16,8 +16,8 @@ from ldm.info.report import statistics
 from ldm.training.latents import channel_statistics
 
 
-def measure(description: Description, data: str, pictures: int, write: bool) -> dict[str, Any]:
-    """Measure over so many pictures of `data`, by all processes; the statistics before and after, and their moments.
+def measure(description: Description, data: str, images: int, write: bool) -> dict[str, Any]:
+    """Measure over so many images of `data`, by all processes; the statistics before and after, and their moments.
 
     With `write` the autoencoder's folder gets them. UserError where there are no weights in a folder, and where a
     U-Net stands beside it, which was trained on latents of the old statistics.
@@ -35,15 +35,15 @@ def measure(description: Description, data: str, pictures: int, write: bool) -> 
     before, size = statistics(autoencoder.config), autoencoder.config.sample_size
     accelerator = Accelerator()
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done
-        source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=pictures)))
-    means, deviations = channel_statistics(autoencoder.to(accelerator.device), source, size, pictures, accelerator)
+        source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=images)))
+    means, deviations = channel_statistics(autoencoder.to(accelerator.device), source, size, images, accelerator)
     autoencoder.set_statistics(means, deviations)
     if write and accelerator.is_main_process:
         stored = {header.dtype for header in read_folder(folder).values()}
         save_autoencoder(autoencoder.cpu(), folder, DTYPES.get(stored.pop()) if len(stored) == 1 else None)
     return {
         "data": data,
-        "pictures": min(pictures, len(source)),
+        "images": min(images, len(source)),
         "mean": means.tolist(),
         "std": deviations.tolist(),
         "before": before,

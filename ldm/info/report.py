@@ -55,7 +55,7 @@ def _shapes(description: Description, side: int) -> Report:
     shapes: Report = {}
     if contents.autoencoder is not None:
         config = contents.autoencoder
-        shapes["picture"] = [config.in_channels, *(2 * [side * config.downsampling_factor])]
+        shapes["image"] = [config.in_channels, *(2 * [side * config.downsampling_factor])]
         shapes["latents"] = [config.latent_channels, side, side]
     elif contents.unet is not None:
         shapes["latents"] = [min(contents.unet.in_channels, contents.unet.out_channels), side, side]

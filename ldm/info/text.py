@@ -10,7 +10,7 @@ NAMES = {
     "text": "text encoder",
     "text_2": "second text encoder",
     "classes": "table of classes",
-    "spatial": "spatial rescaler",
+    "spatial": "spatial segmentation_map",
     "ema": "averages (EMA)",
 }
 
@@ -47,7 +47,7 @@ def _rows(facts: Report) -> list[tuple[str, str]]:
         f"{size(count)} for the {NAMES.get(stage, stage)}" for stage, count in facts["memory"]["training"].items()
     ]
     rows = [
-        ("picture", shape(facts.get("picture"))),
+        ("image", shape(facts.get("image"))),
         ("latents", shape(facts.get("latents")) + _scaling(facts.get("latent_statistics"))),
         ("context", shape(facts.get("context"))),
         ("FLOPs", ", ".join(flops) + " (batch of one; multiply and add are two)" if flops else ""),
@@ -85,9 +85,9 @@ def _trained(training: Report | None) -> str:
         return ""
     stage = NAMES.get(training["stage"], training["stage"])
     done = f"step {training['step']:,} of " if "step" in training else ""
-    pictures = f"{training['batch_size']:,} pictures of {training['size']}x{training['size']}"
+    images = f"{training['batch_size']:,} images of {training['size']}x{training['size']}"
     rate = f"learning rate {training['learning_rate']:g}"
-    return f"{stage}, {done}{training['max_steps']:,} steps of {pictures}, {rate}"
+    return f"{stage}, {done}{training['max_steps']:,} steps of {images}, {rate}"
 
 
 def _measured(measured: Report | None) -> list[tuple[str, str]]:
@@ -95,7 +95,7 @@ def _measured(measured: Report | None) -> list[tuple[str, str]]:
         return []
     written = "written" if measured["written"] else "not written: --write does"
     return [
-        ("measured", f"{measured['pictures']:,} pictures of {measured['data']}"),
+        ("measured", f"{measured['images']:,} images of {measured['data']}"),
         ("  mean of z", number(measured["mean"])),
         ("  std of z", number(measured["std"])),
         ("  before", _scaling(measured["before"]).removeprefix(", ")),

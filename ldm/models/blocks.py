@@ -17,12 +17,12 @@ from ldm.models.attention import KeysValues
 from ldm.models.layers import (
     NOTHING,
     BlockOptions,
-    DoublingBlock,
     Downsample,
-    HalvingBlock,
+    DownsampleResBlock,
     ResNetBlock,
     Shifts,
     Upsample,
+    UpsampleResBlock,
 )
 
 MakeAttention = Callable[[], nn.Module]
@@ -41,7 +41,7 @@ class DownBlock(nn.Module):
         layers: int,
         options: BlockOptions,
         attention: MakeAttention | None = None,
-        downsample: Downsample | HalvingBlock | None = None,
+        downsample: Downsample | DownsampleResBlock | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * (layers - 1)
@@ -95,7 +95,7 @@ class UpBlock(nn.Module):
         skip_channels: Sequence[int],
         options: BlockOptions,
         attention: MakeAttention | None = None,
-        upsample: Upsample | DoublingBlock | None = None,
+        upsample: Upsample | UpsampleResBlock | None = None,
     ) -> None:
         super().__init__()
         layers = len(skip_channels)

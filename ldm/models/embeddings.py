@@ -22,7 +22,7 @@ class Added(NamedTuple):
     sizes: Tensor  # (B, 6): original height and width, top and left of the crop, target height and width, in pixels
 
 
-class TwoLayers(nn.Module):
+class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between them."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -55,9 +55,9 @@ def class_embedding(config: UNetConfig, channels: int) -> nn.Module | None:
     given = config.projection_class_embeddings_input_dim or 0
     match config.class_embed_type:
         case "timestep":
-            return TwoLayers(config.block_out_channels[0], channels)
+            return TimestepEmbedding(config.block_out_channels[0], channels)
         case "projection":
-            return TwoLayers(given, channels)
+            return TimestepEmbedding(given, channels)
         case "simple_projection":
             return nn.Linear(given, channels)
         case "identity":

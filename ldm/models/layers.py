@@ -70,7 +70,7 @@ class ResNetBlock(nn.Module):
         return self.norm2(h) * (1 + scale) + shift
 
 
-class HalvingBlock(ResNetBlock):
+class DownsampleResBlock(ResNetBlock):
     """A ResNet block that halves both sides by averages, before its first convolution and beside it."""
 
     def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
@@ -78,7 +78,7 @@ class HalvingBlock(ResNetBlock):
         return self._add(halve(x), halve(F.silu(self.norm1(x))), shift)
 
 
-class DoublingBlock(ResNetBlock):
+class UpsampleResBlock(ResNetBlock):
     """A ResNet block that repeats every position twice, before its first convolution and beside it."""
 
     def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:

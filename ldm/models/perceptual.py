@@ -19,7 +19,7 @@ from ldm.errors import UserError
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS between pictures in [-1, 1]; frozen, but its gradient reaches both pictures.
+    """LPIPS between images in [-1, 1]; frozen, but its gradient reaches both images.
 
     Raises UserError when the backbone's weights are neither on this machine nor to be downloaded.
     """
@@ -39,9 +39,9 @@ class PerceptualDistance(nn.Module):
         """Stay in evaluation mode: the dropout of LPIPS' linear layers belongs to its own training only."""
         return super().train(False)
 
-    def forward(self, pictures: Tensor, references: Tensor) -> Tensor:
-        """Distances (B,) of pictures from references, both (B, 3, H, W) in [-1, 1]."""
-        return self.network(pictures, references).flatten()
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:
+        """Distances (B,) of images from references, both (B, 3, H, W) in [-1, 1]."""
+        return self.network(images, references).flatten()
 
 
 def backbone_path(net: str) -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 
 
-def wide(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Values in float32 at least: half precision is lifted, float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

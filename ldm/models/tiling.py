@@ -1,7 +1,7 @@
-"""Pictures of any size through an autoencoder in bounded memory: tile by tile, with overlaps that are blended.
+"""Images of any size through an autoencoder in bounded memory: tile by tile, with overlaps that are blended.
 
-What makes tiles differ from the whole picture is normalisation: a group norm that sees one tile alone gives it a
-brightness and a contrast of its own, and seams. Here all tiles are normalised by the statistics of the whole picture,
+What makes tiles differ from the whole image is normalisation: a group norm that sees one tile alone gives it a
+brightness and a contrast of its own, and seams. Here all tiles are normalised by the statistics of the whole image,
 which a first pass over the tiles measures. In that pass the norms still stand on each tile's own statistics but for
 the first one, so that every further pass makes more of them exact; one is enough to hide the seams.
 """
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder
-from ldm.models.posterior import PointPosterior, Posterior, unscale
+from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.posterior import PointPosterior, Posterior, unscale
 
-TOGETHER = 2**16  # latent positions of the pictures that go through an autoencoder at a time
-WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole picture
+TOGETHER = 2**16  # latent positions of the images that go through an autoencoder at a time
+WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole image
 SMALLEST = 16  # latent positions along the side of a tile that is asked for
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut, in latent positions."""
+    """How images are cut, in latent positions."""
 
     size: int = 64  # side of a tile
     overlap: int = 16  # of neighbouring tiles
@@ -61,10 +61,10 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
 
 
 def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Tiling | None:
-    """How pictures of so many latent positions are cut: None for whole ones.
+    """How images of so many latent positions are cut: None for whole ones.
 
-    `tile` is the side of a tile in pixels, 0 for whole pictures whatever memory they take, None for tiles of the usual
-    size where pictures are large. Raises UserError for a side that is no multiple of the downsampling factor or that is
+    `tile` is the side of a tile in pixels, 0 for whole images whatever memory they take, None for tiles of the usual
+    size where images are large. Raises UserError for a side that is no multiple of the downsampling factor or that is
     too small for tiles to overlap by a quarter of it.
     """
     if autoencoder.config.kind == "identity":
@@ -79,21 +79,21 @@ def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Til
     if tile < SMALLEST * factor or tile % factor:
         raise UserError(
             f"tile {tile}: this autoencoder's tiles have sides of {SMALLEST * factor} pixels or more, multiples of "
-            f"{factor}; 0 means the whole picture"
+            f"{factor}; 0 means the whole image"
         )
     return Tiling(tile // factor, tile // factor // 4)
 
 
 @torch.inference_mode()
-def encode(autoencoder: Autoencoder, pictures: Tensor, tile: int | None = None) -> Posterior | PointPosterior:
-    """What `Autoencoder.encode` gives for pictures (B, 3, H, W), a few at a time and large ones in tiles.
+def encode(autoencoder: Autoencoder, images: Tensor, tile: int | None = None) -> Posterior | PointPosterior:
+    """What `Autoencoder.encode` gives for images (B, 3, H, W), a few at a time and large ones in tiles.
 
     `tile` as in `tiling_of`.
     """
-    positions = pictures[0, 0].numel() // autoencoder.config.downsampling_factor**2
+    positions = images[0, 0].numel() // autoencoder.config.downsampling_factor**2
     tiling = tiling_of(autoencoder, positions, tile)
     one = autoencoder.encode if tiling is None else partial(encode_tiled, autoencoder, tiling=tiling)
-    parts = [one(part).moments for part in pictures.split(max(1, TOGETHER // positions))]
+    parts = [one(part).moments for part in images.split(max(1, TOGETHER // positions))]
     return autoencoder.posterior(torch.cat(parts))
 
 
@@ -110,10 +110,8 @@ def decode(autoencoder: Autoencoder, latents: Tensor, tile: int | None = None) -
 
 
 @torch.inference_mode()
-def encode_tiled(
-    autoencoder: Autoencoder, pictures: Tensor, tiling: Tiling | None = None
-) -> Posterior | PointPosterior:
-    """What `Autoencoder.encode` gives for pictures (B, 3, H, W), in memory that grows by little more than theirs."""
+def encode_tiled(autoencoder: Autoencoder, images: Tensor, tiling: Tiling | None = None) -> Posterior | PointPosterior:
+    """What `Autoencoder.encode` gives for images (B, 3, H, W), in memory that grows by little more than theirs."""
     encoder, factor = autoencoder.encoder, autoencoder.config.downsampling_factor
 
     def fine(tile: Tensor) -> Tensor:
@@ -126,11 +124,11 @@ def encode_tiled(
         h = encoder.mid_block(h)
         return autoencoder.quant_conv(encoder.conv_out(F.silu(encoder.conv_norm_out(h))))
 
-    positions = (pictures.shape[2] // factor) * (pictures.shape[3] // factor)
+    positions = (images.shape[2] // factor) * (images.shape[3] // factor)
     over_tiles = _OverTiles(encoder, tiling or Tiling(), inputs=factor, outputs=1)
     if positions <= WHOLE:
-        return autoencoder.posterior(coarse(over_tiles(fine, pictures)))
-    return autoencoder.posterior(over_tiles(lambda tile: coarse(fine(tile)), pictures))
+        return autoencoder.posterior(coarse(over_tiles(fine, images)))
+    return autoencoder.posterior(over_tiles(lambda tile: coarse(fine(tile)), images))
 
 
 @torch.inference_mode()

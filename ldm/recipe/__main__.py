@@ -9,10 +9,10 @@ from pathlib import Path
 from ldm import config as configuration
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan
-from ldm.recipe.cells import Curves
+from ldm.recipe.build_model import Order, make
+from ldm.recipe.sweep import Curves
 from ldm.recipe.timetable import Timetable
-from ldm.recipe.whole import Order, make
-from ldm.training.stop import parse_duration
+from ldm.training.runs.stop import parse_duration
 
 
 def main() -> int:
@@ -58,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--total-time", help="of all commands together, such as 27m: schedules end with it")
     parser.add_argument("--max-time", help="of this command, such as 9m")
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
-    parser.add_argument("--samples", type=int, default=1000, help="pictures of the test")
-    parser.add_argument("--curve-samples", type=int, default=250, help="pictures at each point of the curves")
+    parser.add_argument("--samples", type=int, default=1000, help="images of the test")
+    parser.add_argument("--curve-samples", type=int, default=250, help="images at each point of the curves")
     parser.add_argument("--metrics", default="scenes,fid,rfid,psnr,ssim", help="of the test, as in `ldm evaluate`")
     parser.add_argument("--prompts", type=Path, help="file of prompts for grid.png, one a line")
     parser.add_argument("--shard-size", type=int, default=15, help="MiB of a file of weights")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures drawn at a time")
+    parser.add_argument("--batch-size", type=int, default=32, help="images drawn at a time")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="A.B=C", help="as for training")
     return parser
 

@@ -1,4 +1,4 @@
-"""Scores over guidance and over steps, as pictures."""
+"""Scores over guidance and over steps, as images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from ldm.chart import Chart, Point
 from ldm.checkpoint.store import write
 from ldm.evaluation.scenes.judging import MEASURES
-from ldm.recipe.cells import SAMPLERS, Curves, Scores
+from ldm.recipe.sweep import SAMPLERS, Curves, Scores
 
 COLOURS = ("#2f6db5", "#c8553d", "#4ca63a", "#8e52cc", "#d19a1f", "#3fa7a0", "#333333")
 
@@ -34,7 +34,7 @@ def _draw(curves: dict[str, list[Point]], across: str, out: Path) -> None:
     points = [point for curve in curves.values() for point in curve]
     if len({x for x, _ in points}) < 2:
         return
-    chart = Chart(points, across, "share of pictures that are right")
+    chart = Chart(points, across, "share of images that are right")
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=True):
         chart.curve(curve, name, colour, smooth=False)
     write(out, lambda work: chart.finished().save(work, format="png"))

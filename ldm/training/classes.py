@@ -1,7 +1,7 @@
 """Classes, as a token each that the U-Net attends to, or as a table that the U-Net has itself.
 
 With condition dropout the last class of the table stands for none, as in the original's model of ImageNet, whose table
-has 1001 rows (configs/published/cin256-v2.yaml): a share of the pictures is told it, and guidance goes away from it.
+has 1001 rows (configs/published/cin256-v2.yaml): a share of the images is told it, and guidance goes away from it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.config import Config
 from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
+from ldm.training.compatibility import differing
 from ldm.training.conditions import Condition, Fields, Teller
-from ldm.training.same import differing
 from ldm.training.transfer import moved
 
 
 class ClassCondition(Condition):
-    """The class of each picture; a share of them is the empty class, which is the last."""
+    """The class of each image; a share of them is the empty class, which is the last."""
 
     options = ("condition_dropout", "sample_classes", "sample_guidance_scale")
     option: str  # of the configuration, that says how many classes there are
@@ -79,7 +79,7 @@ class ClassCondition(Condition):
         known = rows if empty is None else empty
         for index, label in zip(batch.indices, batch.labels, strict=True):
             if label >= known:
-                raise UserError(f"picture {index} of the data has class {label}; {self.option} {rows} {self._reach()}")
+                raise UserError(f"image {index} of the data has class {label}; {self.option} {rows} {self._reach()}")
         dropped = self.dropped(batch) if empty is not None else [False] * len(batch.labels)
         found = [empty if drop else label for label, drop in zip(batch.labels, dropped, strict=True)]
         return moved(torch.tensor(found), self.accelerator.device)
@@ -89,7 +89,7 @@ class ClassCondition(Condition):
         return (self.labels(batch),)
 
     def examples(self) -> Fields | None:
-        """A picture of each of `sample_classes`."""
+        """An image of each of `sample_classes`."""
         classes = list(self.settings.sample_classes)
         if not classes:
             return None

@@ -1,7 +1,7 @@
-"""What a U-Net is told of a batch in training: the seam between its stage and text, classes, pictures or nothing.
+"""What a U-Net is told of a batch in training: the seam between its stage and text, classes, images or nothing.
 
-A *condition* is one kind of it. Several stand beside each other, such as a text to attend to and a picture joined to
-the input: the stage knows none of them by name, and `ldm.build` makes them as the configuration says.
+A *condition* is one kind of it. Several stand beside each other, such as a text to attend to and an image joined to
+the input: the stage knows none of them by name, and `ldm.training.stages.build` makes them as the configuration says.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.config import Config, UNetStageConfig
 from ldm.data.cached import CachedData
-from ldm.data.draws import Draws
 from ldm.data.loader import Batch
+from ldm.data.random import StepRandom
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.unet import UNet
+from ldm.models.unet.unet import UNet
 
 Teller = Callable[..., dict[str, Tensor]]  # (the network of all parts, a condition's inputs) -> what the U-Net is told
-Draw = Callable[..., list[Image.Image]]  # arguments of `TextToImage` -> pictures
+Draw = Callable[..., list[Image.Image]]  # arguments of `TextToImage` -> images
 Fields = dict[str, Any]  # of Parts, by name
 
 
 # Of `training.unet`, that mean something for some kinds alone.
 OPTIONS = {"text_learning_rate", "condition_dropout", "sample_guidance_scale"}
-OPTIONS |= {"sample_prompts", "sample_classes", "sample_pictures", "sample_image"}
+OPTIONS |= {"sample_prompts", "sample_classes", "sample_images", "sample_image"}
 
 
 class Conditioned(nn.Module):
@@ -65,12 +65,12 @@ class Condition(ABC):
     """
 
     options: tuple[str, ...] = ()  # those of OPTIONS that mean something for this kind
-    needs_pictures = False  # even where latents are cached
+    needs_images = False  # even where latents are cached
     data: Source | Shards | None = None  # that is trained on, for what `show` takes from it
 
     def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: CachedData | None) -> None:
         self.parts, self.config, self.accelerator, self.cache = parts, config, accelerator, cache
-        self.settings, self.draws = config.training.unet, Draws(config.training.seed)
+        self.settings, self.random = config.training.unet, StepRandom(config.training.seed)
 
     @classmethod
     @abstractmethod
@@ -119,11 +119,11 @@ class Condition(ABC):
         """
 
     def examples(self) -> Fields | None:
-        """Arguments of `TextToImage` for the pictures that show how far training has come; None for no pictures."""
+        """Arguments of `TextToImage` for the images that show how far training has come; None for no images."""
         return {}
 
     def show(self, draw: Draw) -> list[Image.Image] | None:
-        """Pictures in threes: what is told of a sample of the data, what is drawn of it, and the sample itself.
+        """Images in threes: what is told of a sample of the data, what is drawn of it, and the sample itself.
 
         None for a kind that needs no data to show what it does.
         """
@@ -131,7 +131,7 @@ class Condition(ABC):
 
     def dropped(self, batch: Batch) -> list[bool]:
         """Which samples are told nothing, for guidance without a classifier (Ho and Salimans 2022)."""
-        draws = self.draws.uniform("condition", batch.step, batch.slots).tolist()
+        draws = self.random.uniform("condition", batch.step, batch.slots).tolist()
         return [draw < self.settings.condition_dropout for draw in draws]
 
 
@@ -153,7 +153,7 @@ def check_options(config: Config, kinds: Sequence[type[Condition]]) -> None:
 class Nothing(Condition):
     """A U-Net that is told nothing."""
 
-    options = ("sample_pictures",)
+    options = ("sample_images",)
 
     @classmethod
     def check(cls, config: Config, new: bool) -> None:
@@ -169,8 +169,8 @@ class Nothing(Condition):
         return tell_nothing
 
     def examples(self) -> Fields | None:
-        """`sample_pictures` of them."""
-        return {"num_images": self.settings.sample_pictures} if self.settings.sample_pictures else None
+        """`sample_images` of them."""
+        return {"num_images": self.settings.sample_images} if self.settings.sample_images else None
 
 
 def tell_nothing(network: nn.Module) -> dict[str, Tensor]:

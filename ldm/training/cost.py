@@ -11,20 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.config import Config, StageConfig
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.conditions import ClassEmbedder, make_spatial
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.pictures import make_picture_encoder
+from ldm.models.image_encoders import make_image_encoder
 from ldm.models.text import make_text_encoder
-from ldm.models.unet import UNet
-from ldm.training import pictures
-from ldm.training.autoencoder import Reconstruction
+from ldm.models.unet.unet import UNet
+from ldm.training import image_embedding
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.classes import tell_classes, tell_token
 from ldm.training.conditions import Conditioned, Teller, tell_nothing
-from ldm.training.optimizer import freeze, inner_matrices
+from ldm.training.optim.groups import freeze, inner_matrices
 from ldm.training.spatial import rescale_and_tell, tell_joined
+from ldm.training.stages.autoencoder import Reconstruction
 from ldm.training.texts import encode_and_tell, tell_context
 
 # Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
@@ -35,7 +35,7 @@ UTILISATION = 0.35  # share of the peak that training such networks reaches, as 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one picture in one step."""
+    """Of one image in one step."""
 
     parameters: dict[str, int]  # of each network
     trained: int  # parameters that have gradients
@@ -88,7 +88,7 @@ def _unet_cost(config: Config) -> StepCost:
 
 @dataclass(frozen=True)
 class Told:
-    """A condition of one picture, without weights or data."""
+    """A condition of one image, without weights or data."""
 
     teller: Teller
     inputs: tuple[Tensor, ...] = ()
@@ -113,8 +113,8 @@ def _rescaler(config: Config) -> Told:
 
 
 def _inpainting(config: Config) -> Told:
-    autoencoder, pictures = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
-    flops = _forward(lambda: autoencoder.encode(pictures).mode())[0]
+    autoencoder, images = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
+    flops = _forward(lambda: autoencoder.encode(images).mode())[0]
     return replace(_low_resolution(config), flops=flops)
 
 
@@ -129,24 +129,24 @@ def _token(config: Config) -> Told:
     return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
 
 
-def _picture(config: Config) -> Told:
-    assert config.picture is not None
-    encoder, side = make_picture_encoder(config.picture), config.data.size
+def _image(config: Config) -> Told:
+    assert config.image is not None
+    encoder, side = make_image_encoder(config.image), config.data.size
     small = side // config.autoencoder.downsampling_factor
     given = torch.empty(1, config.autoencoder.latent_channels, small, small)
     given, kept = given if encoder.takes_latents else torch.empty(1, 3, side, side), torch.ones(1, 1, 1)
-    if config.picture.frozen:
+    if config.image.frozen:
         flops, context = _forward(lambda: encoder(given))
-        return Told(pictures.tell_what_is_kept, (context, kept), flops=flops)
-    return Told(pictures.encode_and_tell, (given, kept), {"picture_encoder": encoder})
+        return Told(image_embedding.tell_what_is_kept, (context, kept), flops=flops)
+    return Told(image_embedding.encode_and_tell, (given, kept), {"image_encoder": encoder})
 
 
 CONDITIONS: dict[str, Callable[[Config], Told]] = {
     "text": _text,
     "classes": _token,
     "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
-    "picture": _picture,
-    "rescaler": _rescaler,
+    "image": _image,
+    "segmentation_map": _rescaler,
     "inpainting": _inpainting,
     "low_resolution": _low_resolution,
     "nothing": lambda config: Told(tell_nothing),
@@ -165,7 +165,7 @@ def _classifier_cost(config: Config) -> StepCost:
 
 
 def _encoding(config: Config) -> int:
-    """Operations of a picture's way through the encoder."""
+    """Operations of an image's way through the encoder."""
     autoencoder, given = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
     return _forward(lambda: autoencoder.encode(given).mode())[0]
 
@@ -175,14 +175,14 @@ def _autoencoder_cost(config: Config) -> StepCost:
     network = Reconstruction(Autoencoder(config.autoencoder), config.loss)
     freeze(network, settings.freeze)
     side = config.data.size // config.autoencoder.downsampling_factor
-    pictures = torch.empty(1, config.autoencoder.in_channels, config.data.size, config.data.size)
+    images = torch.empty(1, config.autoencoder.in_channels, config.data.size, config.data.size)
     noise = torch.empty(1, config.autoencoder.latent_channels, side, side)
-    flops, activations = _measured(network, lambda: network(pictures, noise)[0], settings)
+    flops, activations = _measured(network, lambda: network(images, noise)[0], settings)
     parts, trained = {"autoencoder": network.autoencoder}, _trained(network)
     if adversarial.weight:
         discriminator = PatchDiscriminator(adversarial, config.autoencoder.in_channels)
-        one, kept = _measured(discriminator, lambda: discriminator(pictures)[0], settings)
-        # Real and made pictures forward and backward, and made ones once more for the generator.
+        one, kept = _measured(discriminator, lambda: discriminator(images)[0], settings)
+        # Real and made images forward and backward, and made ones once more for the generator.
         flops, activations = flops + 3 * one, activations + kept
         if adversarial.r1_weight:  # a gradient as a forward pass of its own, and backward through both
             flops += 2 * one // adversarial.r1_every

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.training.sharding import divided, is_shard, local
+from ldm.training.parallel.sharding import divided, is_shard, local
 
 
 class EMA:

@@ -1,4 +1,4 @@
-"""An autoencoder over many pictures: the latents of a batch, and the statistics of all."""
+"""An autoencoder over many images: the latents of a batch, and the statistics of all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.data.cached import CachedData
-from ldm.data.draws import Draws
+from ldm.data.images import to_tensor
 from ldm.data.loader import Batch
-from ldm.data.pictures import to_tensor
-from ldm.data.preview import some_pictures
+from ldm.data.preview import some_images
+from ldm.data.random import StepRandom
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.training.transfer import moved
@@ -26,26 +26,26 @@ BATCH = 64
 
 @torch.no_grad()
 def sampled(
-    batch: Batch, autoencoder: Autoencoder, cache: CachedData | None, draws: Draws, device: torch.device
+    batch: Batch, autoencoder: Autoencoder, cache: CachedData | None, draws: StepRandom, device: torch.device
 ) -> Tensor:
-    """A sample of the posterior of each picture of a batch, scaled, (B, C, h, w), from the cache if there is one."""
+    """A sample of the posterior of each image of a batch, scaled, (B, C, h, w), from the cache if there is one."""
     if cache is not None:
         posterior = autoencoder.posterior(moved(cache.moments(batch.indices), device))
     else:
-        assert batch.pictures is not None
-        posterior = autoencoder.encode(moved(batch.pictures, device))
+        assert batch.images is not None
+        posterior = autoencoder.encode(moved(batch.images, device))
     noise = draws.normal("posterior", batch.step, batch.slots, posterior.mode().shape[1:])
     return posterior.sample(noise=moved(noise, device))
 
 
 def measure(
-    autoencoder: Autoencoder, source: Source | Shards, size: int, pictures: int, accelerator: Accelerator
+    autoencoder: Autoencoder, source: Source | Shards, size: int, images: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Set the autoencoder's latent statistics to those of `pictures` pictures spread evenly over the source.
+    """Set the autoencoder's latent statistics to those of `images` images spread evenly over the source.
 
     Returns mean and standard deviation of z over all channels together and of each channel.
     """
-    means, deviations = channel_statistics(autoencoder, source, size, pictures, accelerator)
+    means, deviations = channel_statistics(autoencoder, source, size, images, accelerator)
     autoencoder.set_statistics(means, deviations)
     spread = (deviations.square().mean() + means.var(correction=0)).sqrt()
     return {
@@ -62,13 +62,13 @@ def _round(value: float) -> float:
 
 @torch.no_grad()
 def channel_statistics(
-    autoencoder: Autoencoder, source: Source, size: int, pictures: int, accelerator: Accelerator
+    autoencoder: Autoencoder, source: Source, size: int, images: int, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of z over `pictures` pictures spread evenly over the source, in float64.
+    """Mean and standard deviation (C,) of z over `images` images spread evenly over the source, in float64.
 
-    They are those of posterior samples, summed over the positions of all pictures and over all processes.
+    They are those of posterior samples, summed over the positions of all images and over all processes.
     """
-    mine = some_pictures(source, pictures, size, accelerator.process_index, accelerator.num_processes)
+    mine = some_images(source, images, size, accelerator.process_index, accelerator.num_processes)
     channels = autoencoder.config.latent_channels
     sums = torch.zeros(2, channels, dtype=torch.float64)
     positions = torch.zeros((), dtype=torch.float64)
@@ -83,13 +83,13 @@ def channel_statistics(
     return means, (seconds - means.square()).sqrt()
 
 
-def encode(autoencoder: Autoencoder, pictures: np.ndarray, device: torch.device) -> Tensor:
+def encode(autoencoder: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
     """Posterior moments (B, M, h, w) of bytes (B, H, W, 3)."""
     with torch.no_grad():
-        return autoencoder.encode(to_tensor(pictures).to(device)).moments
+        return autoencoder.encode(to_tensor(images).to(device)).moments
 
 
-def _moments(autoencoder: Autoencoder, pictures: Iterable[np.ndarray], accelerator: Accelerator) -> Iterator[Tensor]:
-    rest = iter(pictures)
+def _moments(autoencoder: Autoencoder, images: Iterable[np.ndarray], accelerator: Accelerator) -> Iterator[Tensor]:
+    rest = iter(images)
     while batch := list(islice(rest, BATCH)):
         yield encode(autoencoder, np.stack(batch), accelerator.device)

@@ -18,18 +18,18 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
-from ldm.training import zero
-from ldm.training.broken import BrokenReport
-from ldm.training.curves import draw_curves
-from ldm.training.log import Log
-from ldm.training.meter import Meter
-from ldm.training.run import Run, SaveError
-from ldm.training.saving import Saver
-from ldm.training.stage import Stage
-from ldm.training.stop import Limits, Stop
-from ldm.training.trackers import Trackers
+from ldm.training.diagnostics.watch import Watch
+from ldm.training.logging.broken import BrokenReport
+from ldm.training.logging.curves import draw_curves
+from ldm.training.logging.log import Log
+from ldm.training.logging.meter import Meter
+from ldm.training.logging.trackers import Trackers
+from ldm.training.parallel import deepspeed
+from ldm.training.runs.run import Run, SaveError
+from ldm.training.runs.saving import Saver
+from ldm.training.runs.stop import Limits, Stop
+from ldm.training.stages.stage import Stage
 from ldm.training.transfer import on_device
-from ldm.training.watch import Watch
 
 
 def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limits: Limits) -> None:
@@ -47,8 +47,8 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     limits = replace(limits, seconds=clock.left(limits.seconds))
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
-    end, pictures = settings.max_steps, stage.needs_pictures
-    read = training_batches(source, config, share, step + 1, end, pictures, stage.unreadable)
+    end, images = settings.max_steps, stage.needs_images
+    read = training_batches(source, config, share, step + 1, end, images, stage.unreadable)
     loader = on_device(read, accelerator.device)
     broken = BrokenReport(run.path / "broken.jsonl", accelerator, config.data.max_broken, len(source))
     trackers = Trackers(accelerator, config)
@@ -161,13 +161,13 @@ def _publish(run: Run, log: Log) -> None:
 
 def _sample(stage: Stage, run: Run, step: int, log: Log, trackers: Trackers) -> None:
     with stage.averaged():
-        picture = stage.sample() if stage.accelerator.is_main_process else None
-        if picture is not None:
-            trackers.picture(picture, step)
+        image = stage.sample() if stage.accelerator.is_main_process else None
+        if image is not None:
+            trackers.image(image, step)
             path = run.path / "samples" / f"step-{step:06d}.png"
             with log.excused(f"{path} could not be written"):
                 path.parent.mkdir(exist_ok=True)
-                picture.save(path)
+                image.save(path)
     stage.accelerator.wait_for_everyone()
 
 
@@ -179,16 +179,16 @@ def start_accelerator(
     `trackers` are told what is logged, and keep what they keep on this machine in `folder`. UserError for ways to
     divide a network among processes that ldm does not know.
     """
-    deepspeed = zero.is_asked_for()
-    precision = "no" if deepspeed else precision_of(settings)  # DeepSpeed's own configuration is told of it below
+    sharded = deepspeed.is_asked_for()
+    precision = "no" if sharded else precision_of(settings)  # DeepSpeed's own configuration is told of it below
     accelerator = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
     kind = accelerator.distributed_type
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError(f"ldm does not train with {kind.value}: FSDP of version 2 does the same, see docs/training.md")
     if kind == DistributedType.FSDP and settings.optimizer == "adamw8bit":
         raise UserError("optimizer adamw8bit cannot step weights that FSDP2 divides: set optimizer=adamw")
-    if deepspeed:
-        zero.configure(accelerator, settings.model_copy(update={"mixed_precision": precision_of(settings)}))
+    if sharded:
+        deepspeed.configure(accelerator, settings.model_copy(update={"mixed_precision": precision_of(settings)}))
     if settings.mixed_precision != "no":  # then no more is asked of what is left in float32
         torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(seed)

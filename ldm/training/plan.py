@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm.config import Config, Size, StageConfig
 from ldm.data.cached import CachedData
-from ldm.data.folders import PICTURE_SUFFIXES
+from ldm.data.folders import IMAGE_SUFFIXES
 from ldm.data.loader import TrainingData
 from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
@@ -21,8 +21,8 @@ from ldm.data.sources import MapSource, Source, open_source
 from ldm.errors import UserError
 from ldm.training.cost import PEAK, UTILISATION, StepCost, memory, seconds_on, step_cost
 from ldm.training.loop import precision_of, share_of, start_accelerator
-from ldm.training.run import Run
-from ldm.training.stage import Stage
+from ldm.training.runs.run import Run
+from ldm.training.stages.stage import Stage
 
 TRIAL_STEPS, TRIAL_SECONDS = 5, 20.0
 SLOW = 2e12  # operations of a step that are not tried out on a CPU: about half a minute
@@ -44,57 +44,57 @@ def plan(
     settings: StageConfig = getattr(config.training, stage)
     cost = step_cost(stage, config)
     source = None if data == "scenes" else open_source(data, config.data)
-    pictures = config.data.scenes.num if source is None else len(source)
-    facts = _size(settings, config, cost, pictures)
+    images = config.data.scenes.num if source is None else len(source)
+    facts = _size(settings, config, cost, images)
     facts["time here"] = _time(stage, config, source, make, cost)
     if gpu is not None:
-        facts |= _reckoned(stage, config, data, pictures, cost, gpus or 1, gpu)
+        facts |= _reckoned(stage, config, data, images, cost, gpus or 1, gpu)
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
-def _size(settings: StageConfig, config: Config, cost: StepCost, pictures: int) -> dict[str, str]:
+def _size(settings: StageConfig, config: Config, cost: StepCost, images: int) -> dict[str, str]:
     samples = settings.max_steps * settings.batch_size
     micro = settings.batch_size // settings.gradient_accumulation
     width = 4 if precision_of(settings) == "no" else 2
     return {
         **{f"parameters of the {name}": f"{count:,}" for name, count in cost.parameters.items()},
-        "pictures": f"{pictures:,} of {config.data.size}x{config.data.size}",
-        "steps": f"{settings.max_steps:,} of {settings.batch_size} pictures",
-        "epochs": f"{samples / pictures:.1f}",
+        "images": f"{images:,} of {config.data.size}x{config.data.size}",
+        "steps": f"{settings.max_steps:,} of {settings.batch_size} images",
+        "epochs": f"{samples / images:.1f}",
         "memory of weights, gradients, optimiser, averages": f"{memory(settings, cost) / 2**20:,.0f} MiB a process",
         "memory of activations": f"about {cost.activations * width / 4 * micro / 2**20:,.0f} MiB, shared by processes",
         "work": f"{cost.flops * settings.batch_size / 1e12:.3g} TFLOP a step, {cost.flops * samples / 1e15:,.3g} PFLOP",
         "saves": f"every {settings.save_every:,} steps, the newest {settings.keep} kept"
-        + (", and the best" if settings.keep_best and settings.validation_pictures else ""),
+        + (", and the best" if settings.keep_best and settings.validation_images else ""),
     }
 
 
 def _reckoned(
-    stage: str, config: Config, data: str, pictures: int, cost: StepCost, gpus: int, gpu: str
+    stage: str, config: Config, data: str, images: int, cost: StepCost, gpus: int, gpu: str
 ) -> dict[str, str]:
     settings: StageConfig = getattr(config.training, stage)
     samples = settings.max_steps * settings.batch_size
     needed = seconds_on(cost.flops * samples, gpus, gpu)
     rate = samples / needed
-    per_picture = _bytes_read(stage, config, data, pictures)
+    per_image = _bytes_read(stage, config, data, images)
     return {
         f"time on {gpus} {gpu}": f"{_long(needed)}, {_long(gpus * needed)} of one, at {UTILISATION:.0%} of "
         f"{PEAK[gpu]} TFLOP/s each",
-        "data read": f"{rate * per_picture / 2**20:,.1f} MiB/s in all, {rate:,.0f} pictures/s",
+        "data read": f"{rate * per_image / 2**20:,.1f} MiB/s in all, {rate:,.0f} images/s",
     }
 
 
-def _bytes_read(stage: str, config: Config, data: str, pictures: int) -> float:
-    """Bytes of one picture as it is stored: cached moments, a file, or, where that is not known, plain pixels."""
+def _bytes_read(stage: str, config: Config, data: str, images: int) -> float:
+    """Bytes of one image as it is stored: cached moments, a file, or, where that is not known, plain pixels."""
     if stage != "autoencoder" and getattr(config.training, stage).cache_latents:
         side = config.data.size // config.autoencoder.downsampling_factor
         return 4 * 2 * config.autoencoder.latent_channels * side**2
     path = Path(data)
     if path.is_file():
-        return path.stat().st_size / pictures
+        return path.stat().st_size / images
     found: Iterable[Path] = path.rglob("*") if path.is_dir() else ()
-    sizes = [file.stat().st_size for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
+    sizes = [file.stat().st_size for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     return sum(sizes) / len(sizes) if sizes else 3 * config.data.size**2
 
 
@@ -125,7 +125,7 @@ def _timed(stage: Stage, source: Source, config: Config) -> tuple[float, int]:
     settings = stage.config
     share = share_of(stage.accelerator, settings.batch_size, settings.gradient_accumulation)
     seed, classes = config.training.seed, config.tells_classes
-    data = TrainingData(source, config.data, share, seed, pictures=stage.needs_pictures, classes=classes)
+    data = TrainingData(source, config.data, share, seed, images=stage.needs_images, classes=classes)
     times: list[float] = []
     while len(times) < 2 or (len(times) <= TRIAL_STEPS and sum(times) < TRIAL_SECONDS):
         began, step = time.monotonic(), settings.max_steps  # the last one, in which every loss takes part
@@ -151,29 +151,29 @@ def _few_scenes(config: Config, folder: Path, count: int) -> Source:
 
 
 class Few:
-    """The first pictures of a source."""
+    """The first images of a source."""
 
     def __init__(self, source: Source, count: int) -> None:
         if not len(source):
-            raise UserError("the data holds no pictures")
+            raise UserError("the data holds no images")
         self.source, self.count = source, min(count, len(source))
 
     def __len__(self) -> int:
         """Their number."""
         return self.count
 
-    def picture(self, index: int) -> Image.Image | np.ndarray:
+    def image(self, index: int) -> Image.Image | np.ndarray:
         """That of the source."""
-        return self.source.picture(index)
+        return self.source.image(index)
 
     def map(self, index: int) -> Image.Image | np.ndarray:
-        """That of the source's picture; UserError where it has none."""
+        """That of the source's image; UserError where it has none."""
         if not isinstance(self.source, MapSource):
-            raise UserError("data.map_classes: these data have no maps of classes; name pictures with maps beside them")
+            raise UserError("data.map_classes: these data have no maps of classes; name images with maps beside them")
         return self.source.map(index)
 
     def shape(self, index: int) -> Size:
-        """That of the source's picture."""
+        """That of the source's image."""
         return self.source.shape(index)
 
     def captions(self, index: int) -> list[str]:
@@ -181,7 +181,7 @@ class Few:
         return self.source.captions(index)
 
     def label(self, index: int) -> int:
-        """That of the source's picture."""
+        """That of the source's image."""
         return self.source.label(index)
 
     @property
@@ -190,5 +190,5 @@ class Few:
         return self.source.class_names
 
     def stamp(self, index: int) -> str:
-        """That of the source's picture."""
+        """That of the source's image."""
         return self.source.stamp(index)

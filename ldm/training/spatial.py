@@ -1,4 +1,4 @@
-"""Pictures that join the U-Net's input: maps of classes, what is left of pictures to be filled, small pictures."""
+"""Images that join the U-Net's input: maps of classes, what is left of images to be filled, small images."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.config import Config, SpatialConfig
 from ldm.data.cached import CachedData
-from ldm.data.degrading import small_pictures
+from ldm.data.degrading import small_images
+from ldm.data.images import paint, to_bytes
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.masks import free_form_masks
-from ldm.data.pictures import paint, to_bytes
 from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.conditions import hidden, inpainting_channels, make_spatial, one_hot
+from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Draw, Fields, Teller
-from ldm.training.same import check_same
 from ldm.training.transfer import moved
 
 
 class SpatialCondition(Condition):
-    """A picture beside the latents; it is told always, where other conditions are dropped too."""
+    """An image beside the latents; it is told always, where other conditions are dropped too."""
 
-    options = ("sample_pictures",)
+    options = ("sample_images",)
 
     def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: CachedData | None) -> None:
         super().__init__(parts, config, accelerator, cache)
@@ -41,17 +41,17 @@ class SpatialCondition(Condition):
 
     @classmethod
     def check(cls, config: Config, new: bool) -> None:
-        """Refuse prompts and classes to show how far training has come: each would need a picture that fits it."""
+        """Refuse prompts and classes to show how far training has come: each would need an image that fits it."""
         for name in ("sample_prompts", "sample_classes"):
             if getattr(config.training.unet, name):
                 raise UserError(
-                    f"training.unet.{name}: a U-Net that is told pictures draws training.unet.sample_pictures of "
+                    f"training.unet.{name}: a U-Net that is told images draws training.unet.sample_images of "
                     "the data, with their captions or classes"
                 )
 
     @classmethod
     def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
-        """What brings the picture beside the latents."""
+        """What brings the image beside the latents."""
         return {"spatial": make_spatial(_section(config))}
 
     @classmethod
@@ -68,18 +68,18 @@ class SpatialCondition(Condition):
         return tell_joined
 
     def show(self, draw: Draw) -> list[Image.Image] | None:
-        """The condition, what is drawn of it and the picture itself, for each of `sample_pictures` in turn."""
-        if not self.settings.sample_pictures:
+        """The condition, what is drawn of it and the image itself, for each of `sample_images` in turn."""
+        if not self.settings.sample_images:
             return []
         batch, shown = self._example_batch(), []
-        assert batch.pictures is not None
-        for row, (caption, picture) in enumerate(zip(batch.captions, to_bytes(batch.pictures), strict=True)):
+        assert batch.images is not None
+        for row, (caption, image) in enumerate(zip(batch.captions, to_bytes(batch.images), strict=True)):
             told, fields = self.example(batch, row)
             subject: Fields = {} if self.config.text is None else {"prompt": caption}
             subject |= {"classes": batch.labels[row]} if self.config.tells_classes else {}
             away = self.config.text is not None or self.parts.empty_class is not None  # something to guide away from
             guided = {"guidance_scale": self.settings.sample_guidance_scale} if away else {}
-            shown += [told.convert("RGB"), *draw(**subject, **guided, **fields), Image.fromarray(picture)]
+            shown += [told.convert("RGB"), *draw(**subject, **guided, **fields), Image.fromarray(image)]
         return shown
 
     @abstractmethod
@@ -90,7 +90,7 @@ class SpatialCondition(Condition):
         """Those of the draw of step 0, which is not trained on."""
         if self._examples is None:
             assert self.data is not None  # whoever made the condition set it
-            count = self.settings.sample_pictures
+            count = self.settings.sample_images
             held = HeldSource(self.data, count) if isinstance(self.data, Shards) else self.data
             data, seed, classes = self.config.data, self.config.training.seed, self.config.tells_classes
             self._examples = TrainingData(held, data, Share(count), seed, classes=classes)[0, 0]
@@ -98,7 +98,7 @@ class SpatialCondition(Condition):
 
 
 class MapCondition(SpatialCondition):
-    """A map of classes, through a rescaler that is trained together with the U-Net."""
+    """A map of classes, through a segmentation_map that is trained together with the U-Net."""
 
     @classmethod
     def check(cls, config: Config, new: bool) -> None:
@@ -106,11 +106,13 @@ class MapCondition(SpatialCondition):
         super().check(config, new)
         if config.data.map_classes is None:
             classes = _section(config).in_channels
-            raise UserError(f"spatial.kind rescaler needs maps with the pictures: set data.map_classes to {classes}")
+            raise UserError(
+                f"spatial.kind segmentation_map needs maps with the images: set data.map_classes to {classes}"
+            )
 
     @property
     def trained(self) -> Mapping[str, nn.Module]:
-        """The rescaler."""
+        """The segmentation_map."""
         return {"spatial": self.spatial}
 
     @property
@@ -131,52 +133,52 @@ class MapCondition(SpatialCondition):
 
 
 class InpaintingCondition(SpatialCondition):
-    """A free-form mask, and the latents of the picture without what the mask hides."""
+    """A free-form mask, and the latents of the image without what the mask hides."""
 
-    needs_pictures = True
+    needs_images = True
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Mask and latents (B, 1 + C, h, w)."""
-        assert batch.pictures is not None
+        assert batch.images is not None
         device = self.accelerator.device
-        pictures, masks = moved(batch.pictures, device), moved(self._masks(batch), device)
+        images, masks = moved(batch.images, device), moved(self._masks(batch), device)
         with torch.no_grad():
-            latents = self.parts.autoencoder.encode(hidden(pictures, masks)).mode()
+            latents = self.parts.autoencoder.encode(hidden(images, masks)).mode()
         return (inpainting_channels(masks, latents),)
 
     def example(self, batch: Batch, row: int) -> tuple[Image.Image, Fields]:
-        """The picture with grey where it is hidden."""
-        assert batch.pictures is not None
+        """The image with grey where it is hidden."""
+        assert batch.images is not None
         masks = self._masks(batch)
-        told, whole = (Image.fromarray(to_bytes(each)[row]) for each in (hidden(batch.pictures, masks), batch.pictures))
+        told, whole = (Image.fromarray(to_bytes(each)[row]) for each in (hidden(batch.images, masks), batch.images))
         return told, {"image": whole, "mask": Image.fromarray((255 * masks[row, 0]).byte().numpy())}
 
     def _masks(self, batch: Batch) -> Tensor:
-        assert batch.pictures is not None
-        height, width = batch.pictures.shape[-2:]
-        return free_form_masks(self.draws, batch.step, batch.slots, (height, width))
+        assert batch.images is not None
+        height, width = batch.images.shape[-2:]
+        return free_form_masks(self.random, batch.step, batch.slots, (height, width))
 
 
 class LowResolutionCondition(SpatialCondition):
-    """A picture made so small that it has as many pixels as there are latents, with a little noise if asked."""
+    """An image made so small that it has as many pixels as there are latents, with a little noise if asked."""
 
-    needs_pictures = True
+    needs_images = True
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The small pictures (B, 3, h, w)."""
+        """The small images (B, 3, h, w)."""
         return (self._small(batch, self.accelerator.device),)
 
     def example(self, batch: Batch, row: int) -> tuple[Image.Image, Fields]:
-        """The small picture, enlarged without smoothing."""
+        """The small image, enlarged without smoothing."""
         small = Image.fromarray(to_bytes(self._small(batch, torch.device("cpu")))[row])
         factor = self.parts.autoencoder.config.downsampling_factor
         large = small.resize((factor * small.width, factor * small.height), Image.Resampling.NEAREST)
         return large, {"image": small}
 
     def _small(self, batch: Batch, device: torch.device) -> Tensor:
-        assert batch.pictures is not None
-        pictures, factor = moved(batch.pictures, device), self.parts.autoencoder.config.downsampling_factor
-        return small_pictures(pictures, factor, self.draws, batch.step, batch.slots, self.config.data.small_noise)
+        assert batch.images is not None
+        images, factor = moved(batch.images, device), self.parts.autoencoder.config.downsampling_factor
+        return small_images(images, factor, self.random, batch.step, batch.slots, self.config.data.low_res_noise_std)
 
 
 def rescale_and_tell(network: Any, maps: Tensor) -> dict[str, Tensor]:

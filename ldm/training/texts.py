@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import saved_config
 from ldm.config import BertConfig, Config, LDMBertConfig, TextSection
@@ -20,14 +20,14 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
+from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Fields, Teller
-from ldm.training.observations import of_contexts
-from ldm.training.same import check_same
+from ldm.training.diagnostics.observations import of_contexts
 from ldm.training.transfer import moved
 
 
 class TextCondition(Condition):
-    """The context of one caption of each picture; a share of the captions is the empty prompt."""
+    """The context of one caption of each image; a share of the captions is the empty prompt."""
 
     options = ("text_learning_rate", "condition_dropout", "sample_prompts", "sample_guidance_scale")
 
@@ -116,7 +116,7 @@ class TextCondition(Condition):
         return ["" if dropped else caption for caption, dropped in pairs]
 
     def examples(self) -> Fields | None:
-        """A picture of each of `sample_prompts`."""
+        """An image of each of `sample_prompts`."""
         prompts = list(self.settings.sample_prompts)
         return {"prompt": prompts, "guidance_scale": self.settings.sample_guidance_scale} if prompts else None
 

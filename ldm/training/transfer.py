@@ -29,9 +29,9 @@ def moved(given: T, device: torch.device) -> T:
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """The batches, their pictures on the device.
+    """The batches, their images on the device.
 
-    A GPU copies them beside its computing, on a stream of its own: the loop asks for the pictures of a step while the
+    A GPU copies them beside its computing, on a stream of its own: the loop asks for the images of a step while the
     step before is still being computed.
     """
     if device.type != "cuda":
@@ -39,11 +39,11 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch
         return
     copying = torch.cuda.Stream(device)
     for batch in batches:
-        if batch.pictures is not None:
+        if batch.images is not None:
             with torch.cuda.stream(copying):
-                pictures = moved(batch.pictures, device)
+                images = moved(batch.images, device)
             computing = torch.cuda.current_stream(device)
             computing.wait_stream(copying)
-            pictures.record_stream(computing)  # else their memory would be free for the next copy too early
-            batch = replace(batch, pictures=pictures)
+            images.record_stream(computing)  # else their memory would be free for the next copy too early
+            batch = replace(batch, images=images)
         yield batch

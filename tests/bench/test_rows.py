@@ -15,7 +15,7 @@ from ldm.bench.growth import Axis, Size, draw_growth, measure_growth
 from ldm.bench.machine import Peaks, measure_peaks
 from ldm.bench.rows import GPU_ROWS, ROWS, chosen
 from ldm.bench.runner import Row, measure
-from ldm.bench.sampling import picture, sampling, step
+from ldm.bench.sampling import image, sampling, step
 from ldm.bench.training import train_cached, train_step
 from ldm.bench.workload import Workload
 from ldm.devices import computes_bfloat16
@@ -64,7 +64,7 @@ def toy(tmp_path: Path) -> str:
 MAKERS = {
     "sampling": lambda toy, dtype, against: sampling(toy, dtype, against, steps=3),
     "step": step,
-    "picture": lambda toy, dtype, against: picture(toy, dtype, against, steps=2),
+    "image": lambda toy, dtype, against: image(toy, dtype, against, steps=2),
     "decoding": lambda toy, dtype, against: decoding(toy, 32, dtype, against),
 }
 
@@ -87,8 +87,8 @@ def test_a_training_step_has_the_loss_that_diffusers_has(maker: Callable[..., Wo
     workload.close()
     assert row.errors["ours"] < 1e-4
     assert row.seconds.keys() == {"ours", "theirs", "tuned"}
-    assert row.pictures == 2
-    assert row.as_dict()["pictures_per_second"] == pytest.approx(2 / row.seconds["ours"][0])
+    assert row.images == 2
+    assert row.as_dict()["images_per_second"] == pytest.approx(2 / row.seconds["ours"][0])
 
 
 @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
@@ -121,8 +121,8 @@ def test_rows_in_bfloat16_are_for_processors_with_instructions_for_it(monkeypatc
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_rows_of_real_sizes_are_for_gpus() -> None:
-    with pytest.raises(UserError, match="sd15-picture-bf16: it needs a CUDA device"):
-        chosen(["sd15-picture-bf16"])
+    with pytest.raises(UserError, match="sd15-image-bf16: it needs a CUDA device"):
+        chosen(["sd15-image-bf16"])
 
 
 @pytest.mark.gpu
@@ -140,7 +140,7 @@ def test_rows_of_real_sizes_come_near_the_gpus_peak(name: str) -> None:
 def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path) -> None:
     axes = (
         Axis("steps", (Size(1), Size(8)), lambda size: size.steps),
-        Axis("pictures", (Size(1, 1, 8), Size(1, 16, 8)), lambda size: size.pictures),
+        Axis("images", (Size(1, 1, 8), Size(1, 16, 8)), lambda size: size.images),
     )
     curves = measure_growth(toy, CPU, 1, axes)
     assert [[place for place, _ in found[FP32]] for found in curves] == [[1, 8], [1, 16]]
@@ -148,9 +148,9 @@ def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path)
         for (_, few), (_, many) in found.values():
             assert 0 < few < many
     draw_growth(curves, tmp_path / "growth.png", axes)
-    picture = Image.open(tmp_path / "growth.png")
-    assert picture.width > 2 * picture.height
-    assert len(picture.getcolors(2**20)) > 10
+    image = Image.open(tmp_path / "growth.png")
+    assert image.width > 2 * image.height
+    assert len(image.getcolors(2**20)) > 10
 
 
 @pytest.mark.slow

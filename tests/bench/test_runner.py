@@ -73,7 +73,7 @@ def test_tiles_are_compared_and_their_memory_measured_but_not_their_time() -> No
 
 def row(**seconds: list[float]) -> Row:
     return Row(
-        "x", seconds, dict.fromkeys(seconds, 0.5), dict.fromkeys(seconds, 2**21), flops=10**9, pictures=None, peak=2e9
+        "x", seconds, dict.fromkeys(seconds, 0.5), dict.fromkeys(seconds, 2**21), flops=10**9, images=None, peak=2e9
     )
 
 

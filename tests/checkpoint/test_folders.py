@@ -11,9 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.checkpoint import diffusers
-from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, resolve, save_pipeline
-from ldm.checkpoint.networks import write_unet
+from ldm.checkpoint.diffusers import pipeline as diffusers_pipeline
+from ldm.checkpoint.diffusers.networks import write_unet
+from ldm.checkpoint.diffusers.pipeline import (
+    Parts,
+    find_autoencoder,
+    find_model,
+    load_pipeline,
+    save_pipeline,
+)
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.texts import load_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer
@@ -291,7 +297,7 @@ def test_the_index_is_gone_while_a_pipeline_is_written(
         assert not (pipeline / "model_index.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(diffusers, "save_scheduler", interrupted)
+    monkeypatch.setattr(diffusers_pipeline, "save_scheduler", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_pipeline(parts, pipeline)
     with pytest.raises(UserError, match="no whole pipeline"):
@@ -301,10 +307,10 @@ def test_the_index_is_gone_while_a_pipeline_is_written(
 def test_a_run_means_its_top_or_else_its_newest_step(tmp_path: Path) -> None:
     for step in ("step-000500", "step-002000", "step-1000", ".step-003000.tmp", "step-x"):
         (tmp_path / step / "vae").mkdir(parents=True)
-    assert resolve(tmp_path) == tmp_path / "step-002000"
+    assert find_model(tmp_path) == tmp_path / "step-002000"
     assert find_autoencoder(tmp_path) == tmp_path / "step-002000" / "vae"
     (tmp_path / "model_index.json").write_text("{}")
-    assert resolve(tmp_path) == tmp_path
+    assert find_model(tmp_path) == tmp_path
 
 
 def test_an_autoencoder_is_found_in_its_own_folder_and_in_a_pipeline(pipeline: Path) -> None:
@@ -320,7 +326,7 @@ def test_an_unknown_model_is_an_error_that_names_the_possibilities(name: str, mo
     if name in ("../up", ""):
         monkeypatch.setattr(Path, "is_dir", lambda self: False)
     with pytest.raises(UserError, match=r"neither a run, a diffusers directory, a built-in model .* nor a Hub id"):
-        resolve(name)
+        find_model(name)
 
 
 def test_a_tokenizer_that_is_no_bert_tokenizer_is_refused(tmp_path: Path) -> None:

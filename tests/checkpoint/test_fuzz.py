@@ -16,7 +16,7 @@ import torch
 from tiny_models import random_parts
 
 from ldm.checkpoint import store
-from ldm.checkpoint.diffusers import load_pipeline, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.errors import UserError
 
 STRANGE: list[Any] = [None, True, -1, 0, 1, 3, 2**31, 2**64, 1e30, 1.5, float("nan"), float("inf"), "", "x", "é\u0000"]

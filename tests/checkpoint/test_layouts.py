@@ -14,8 +14,8 @@ import tiny_pipelines as tiny
 import torch
 from torch import nn
 
-from ldm.checkpoint.diffusers import Parts, find_autoencoder, load_pipeline, save_pipeline
-from ldm.checkpoint.layouts import LAYOUTS, pipeline_class, read_index
+from ldm.checkpoint.diffusers.layouts import LAYOUTS, pipeline_class, read_index
+from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, load_pipeline, save_pipeline
 from ldm.config import ClassesConfig, DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
@@ -117,8 +117,8 @@ def test_the_parts_of_our_own_pipeline_load_singly_in_diffusers(saved: Callable[
     with torch.no_grad():
         output, expected = parts.unet(latents, t, context), unet(latents, t, context).sample
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-        pictures = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
-        torch.testing.assert_close(parts.autoencoder.eval().decode(latents), pictures, rtol=1e-4, atol=1e-5)
+        images = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
+        torch.testing.assert_close(parts.autoencoder.eval().decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
 def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
@@ -152,7 +152,7 @@ def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
             {"spatial": ["ldm", "SpatialIdentity"]},
             "the part spatial is SpatialIdentity, its .* SpatialRescaler",
         ),
-        ("classes", {"vae": "absent"}, "do not fit: the channels of pictures: 4, those that can be drawn: 3"),
+        ("classes", {"vae": "absent"}, "do not fit: the channels of images: 4, those that can be drawn: 3"),
         ("classes", {"id2label": {"0": "ant", "2": "bee"}}, "id2label does not map 0, 1, ... to names"),
         ("classes", {"id2label": ["ant"]}, "id2label does not map"),
         ("classes", {"empty_class": "last"}, "empty_class is 'last', not a class"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ldm.checkpoint import unet_condition_fields, unet_plain_fields
-from ldm.checkpoint.fields import EXTRA
+from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
+from ldm.checkpoint.diffusers.fields import EXTRA
+from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
 from ldm.checkpoint.pretrained import UNet
-from ldm.checkpoint.unet_fields import unet_from_fields, unet_to_fields
 from ldm.config import UNetConfig
 from ldm.errors import UserError
 

@@ -16,7 +16,7 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.folders import read_folder, write_folder
 from ldm.checkpoint.compvis.original_config import check_expressible
 from ldm.checkpoint.compvis.rules import interleaved
-from ldm.checkpoint.diffusers import load_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config import (
     BertConfig,
     DiffusionConfig,
@@ -54,7 +54,7 @@ def test_every_kind_of_unet_comes_back_bit_by_bit(unet: UNetConfig, tmp_path: Pa
 
 def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
     unet = UNetConfig(**PLAIN | {"in_channels": 5}, block_out_channels=(32, 32), attention_layers=(0, 1))
-    spatial = SpatialConfig(kind="rescaler", in_channels=9, channels=2, stages=1)
+    spatial = SpatialConfig(kind="segmentation_map", in_channels=9, channels=2, stages=1)
     model = with_weights(Contents(unet=unet, autoencoder=NARROW, spatial=spatial, diffusion=DiffusionConfig()))
     write_single_file(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "model.safetensors")["cond_stage_model.channel_mapper.weight"].shape == (2, 9, 1, 1)
@@ -64,10 +64,12 @@ def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spatial",
     [
-        SpatialConfig(kind="rescaler", in_channels=9, channels=3, stages=NARROW.downsampling_factor.bit_length() - 1),
+        SpatialConfig(
+            kind="segmentation_map", in_channels=9, channels=3, stages=NARROW.downsampling_factor.bit_length() - 1
+        ),
         SpatialConfig(kind="low_resolution"),
     ],
-    ids=["rescaler", "low resolution"],
+    ids=["segmentation_map", "low resolution"],
 )
 def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: SpatialConfig, tmp_path: Path) -> None:
     unet = UNetConfig(
@@ -118,9 +120,9 @@ def test_what_the_original_cannot_express_is_refused_by_name(message: str, tmp_p
 
 def test_text_beside_a_map_is_refused() -> None:
     unet = UNetConfig(block_out_channels=(32,), attention_layers=(1,), in_channels=5, out_channels=3)
-    spatial = SpatialConfig(kind="rescaler", channels=2)
+    spatial = SpatialConfig(kind="segmentation_map", channels=2)
     told = Contents(unet=unet, autoencoder=NARROW, text=LDMBertConfig(hidden_size=256), spatial=spatial)
-    with pytest.raises(UserError, match="spatial is rescaler"):
+    with pytest.raises(UserError, match="spatial is segmentation_map"):
         check_expressible(told)
 
 

@@ -1,4 +1,4 @@
-"""Pictures as nobody should make them: those that are understood all the same, and those that cannot be."""
+"""Images as nobody should make them: those that are understood all the same, and those that cannot be."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image
 
 
 def noise(size: tuple[int, int] = (48, 40), seed: int = 0) -> Image.Image:
-    """A picture with detail, so that its file has something to lose."""
+    """An image with detail, so that its file has something to lose."""
     width, height = size
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
-    """A picture file's bytes."""
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    """An image file's bytes."""
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -37,7 +37,7 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def unreadable() -> dict[str, bytes]:
-    """Files, by name, of which no picture can be made."""
+    """Files, by name, of which no image can be made."""
     png, jpeg = encoded(noise(), "PNG"), encoded(noise(), "JPEG", quality=95)
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF

@@ -28,11 +28,11 @@ def test_buckets_have_about_the_area_of_the_square_and_sides_that_divide() -> No
 
 def test_the_sides_suit_both_networks() -> None:
     loaded = config.load("tiny", ["data.buckets={max_aspect: 3}"])
-    assert len(loaded.picture_sizes) > 2
-    assert all(side % (4 * 2) == 0 for size in loaded.picture_sizes for side in size)
+    assert len(loaded.image_sizes) > 2
+    assert all(side % (4 * 2) == 0 for size in loaded.image_sizes for side in size)
 
 
-def test_a_picture_goes_to_the_nearest_aspect_and_a_bucket_of_few_to_another() -> None:
+def test_a_image_goes_to_the_nearest_aspect_and_a_bucket_of_few_to_another() -> None:
     sizes = BUCKETS.sizes(8)
     shapes = [(100, 100)] * 20 + [(100, 200)] * 20 + [(200, 101)] * 3 + [None]
     members = sort_into_buckets(shapes, sizes, batch_size=8)
@@ -52,7 +52,7 @@ def bucket_order(counts: list[int], batch_size: int) -> BucketOrder:
 
 
 @pytest.mark.parametrize(("counts", "batch_size"), [([100, 37, 9], 8), ([5000, 3000, 2511], 2048), ([8], 8)])
-def test_no_picture_comes_again_before_the_rest_of_its_bucket_and_none_is_dropped(
+def test_no_image_comes_again_before_the_rest_of_its_bucket_and_none_is_dropped(
     counts: list[int], batch_size: int
 ) -> None:
     order, total = bucket_order(counts, batch_size), sum(counts)
@@ -76,7 +76,7 @@ def test_the_buckets_of_an_epoch_come_in_a_random_order() -> None:
 
 
 class Shapes:
-    """Pictures of two shapes, bright on the left."""
+    """Images of two shapes, bright on the left."""
 
     def __len__(self) -> int:
         return 40
@@ -84,7 +84,7 @@ class Shapes:
     def shape(self, index: int) -> tuple[int, int]:
         return (40, 80) if index % 2 else (50, 50)
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         pixels = np.zeros((*self.shape(index), 3), dtype=np.uint8)
         pixels[:, : pixels.shape[1] // 2] = 255
         return Image.fromarray(pixels)
@@ -101,12 +101,12 @@ def batches(share: Share, workers: int = 0) -> list:
 
 def test_every_global_batch_is_of_one_bucket_for_any_number_of_processes() -> None:
     whole = batches(Share(8))
-    assert {tuple(batch.pictures.shape[2:]) for batch in whole} == {(64, 64), (48, 80)}
+    assert {tuple(batch.images.shape[2:]) for batch in whole} == {(64, 64), (48, 80)}
     parts = [batches(Share(8, rank, 2)) for rank in range(2)]
     for step, batch in enumerate(whole):
         assert len({int(caption) % 2 for caption in batch.captions}) == 1
         assert [c for part in parts for c in part[step].captions] == batch.captions
-        assert parts[0][step].pictures.shape[2:] == parts[1][step].pictures.shape[2:] == batch.pictures.shape[2:]
+        assert parts[0][step].images.shape[2:] == parts[1][step].images.shape[2:] == batch.images.shape[2:]
 
 
 def test_sizes_and_crops_are_told() -> None:
@@ -118,8 +118,8 @@ def test_sizes_and_crops_are_told() -> None:
 
 
 def test_a_stage_with_cached_latents_refuses_buckets(tmp_path) -> None:
-    from ldm import build
-    from ldm.training.run import Run
+    from ldm.training.runs.run import Run
+    from ldm.training.stages import build
 
     loaded = config.load("tiny", ["data.buckets={}"])
     with pytest.raises(UserError, match=r"not together with data\.buckets"):

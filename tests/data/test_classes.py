@@ -1,4 +1,4 @@
-"""Where the class of a picture is found, and what is said where there is none."""
+"""Where the class of an image is found, and what is said where there is none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANIMALS = ("zebra", "ant", "bee", "ant")
 BY_NAME = [2, 0, 1, 0]  # in alphabetical order
 
 
-def picture() -> bytes:
+def image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(buffer, "PNG")
     return buffer.getvalue()
@@ -44,7 +44,7 @@ def with_metadata(folder: Path, rows: list[dict[str, object]]) -> Path:
     folder.mkdir()
     lines = []
     for number, row in enumerate(rows):
-        (folder / f"{number}.png").write_bytes(picture())
+        (folder / f"{number}.png").write_bytes(image())
         lines.append(json.dumps({"file_name": f"{number}.png", **row}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
@@ -76,19 +76,19 @@ def test_a_missing_class_is_a_broken_sample_that_is_named(tmp_path: Path) -> Non
 def test_each_class_may_have_a_folder(tmp_path: Path) -> None:
     for name in (*ANIMALS[:3], "bee/young"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.png").write_bytes(picture())
+        (tmp_path / name / "1.png").write_bytes(image())
     source = opened(tmp_path)
     assert labels(source) == [0, 1, 1, 2]
     assert source.class_names == ("ant", "bee", "zebra")
-    (tmp_path / "alone.png").write_bytes(picture())
+    (tmp_path / "alone.png").write_bytes(image())
     with pytest.raises(UserError, match=r"tells no classes"):
         opened(tmp_path).label(0)
-    with pytest.raises(UserError, match=r"the picture alone.png lies in no folder of a class"):
+    with pytest.raises(UserError, match=r"the image alone.png lies in no folder of a class"):
         opened(tmp_path, "folder")
 
 
 def test_a_table_has_a_column_of_names_numbers_or_datasets_own_labels(tmp_path: Path) -> None:
-    images = [{"bytes": picture(), "path": None}] * 4
+    images = [{"bytes": image(), "path": None}] * 4
     own = datasets.Features({"image": datasets.Image(), "animal": datasets.ClassLabel(names=["zebra", "bee", "ant"])})
     table = datasets.Dataset.from_dict({"image": images, "animal": [0, 2, -1, 2]}, features=own)
     table.to_parquet(tmp_path / "own.parquet")
@@ -104,15 +104,15 @@ def test_a_table_has_a_column_of_names_numbers_or_datasets_own_labels(tmp_path: 
     assert labels(opened(tmp_path / "n.parquet", "name")) == BY_NAME
 
 
-def test_a_shard_has_a_number_beside_each_picture_or_in_its_json(tmp_path: Path) -> None:
+def test_a_shard_has_a_number_beside_each_image_or_in_its_json(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
         for number in range(4):
             members = {
-                "png": picture(),
+                "png": image(),
                 "cls": str(number).encode(),
                 "json": json.dumps({"a": {"b": 9 - number}}).encode(),
             }
-            for suffix, content in members.items() if number < 3 else [("png", picture())]:
+            for suffix, content in members.items() if number < 3 else [("png", image())]:
                 info = tarfile.TarInfo(f"{number}.{suffix}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))

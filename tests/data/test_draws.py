@@ -2,28 +2,28 @@
 
 import torch
 
-from ldm.data.draws import Draws
+from ldm.data.random import StepRandom
 
 
 def test_a_slot_draws_the_same_whoever_else_draws() -> None:
-    together = Draws(3).normal("noise", 5, range(8), (4, 2))
-    alone = torch.cat([Draws(3).normal("noise", 5, [slot], (4, 2)) for slot in range(8)])
+    together = StepRandom(3).normal("noise", 5, range(8), (4, 2))
+    alone = torch.cat([StepRandom(3).normal("noise", 5, [slot], (4, 2)) for slot in range(8)])
     assert torch.equal(together, alone)
 
 
 def test_seed_step_slot_and_purpose_each_change_the_numbers() -> None:
-    base = Draws(0).normal("noise", 1, [0], (16,))
+    base = StepRandom(0).normal("noise", 1, [0], (16,))
     others = [
-        Draws(1).normal("noise", 1, [0], (16,)),
-        Draws(0).normal("noise", 2, [0], (16,)),
-        Draws(0).normal("noise", 1, [1], (16,)),
-        Draws(0).normal("posterior", 1, [0], (16,)),
+        StepRandom(1).normal("noise", 1, [0], (16,)),
+        StepRandom(0).normal("noise", 2, [0], (16,)),
+        StepRandom(0).normal("noise", 1, [1], (16,)),
+        StepRandom(0).normal("posterior", 1, [0], (16,)),
     ]
     assert all(not torch.equal(base, other) for other in others)
 
 
 def test_numbers_have_the_moments_of_their_distribution() -> None:
-    draws = Draws(0)
+    draws = StepRandom(0)
     normal = draws.normal("noise", 0, range(64), (1024,)).double()
     count = normal.numel()
     assert abs(normal.mean()) < 4 / count**0.5
@@ -35,4 +35,4 @@ def test_numbers_have_the_moments_of_their_distribution() -> None:
 
 
 def test_choice_reaches_every_value() -> None:
-    assert {Draws(0).choice("caption", 0, slot, 3) for slot in range(64)} == {0, 1, 2}
+    assert {StepRandom(0).choice("caption", 0, slot, 3) for slot in range(64)} == {0, 1, 2}

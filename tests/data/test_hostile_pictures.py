@@ -1,4 +1,4 @@
-"""What damaged and unusual pictures come to: understood, or skipped by name, with another in their places."""
+"""What damaged and unusual images come to: understood, or skipped by name, with another in their places."""
 
 import json
 import warnings
@@ -12,14 +12,14 @@ from PIL import Image
 
 from ldm.config import DataConfig
 from ldm.data.broken import UnreadableError
+from ldm.data.images import decode, header_size
 from ldm.data.loader import Share, TrainingData, make_loader
-from ldm.data.pictures import decode, header_size
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 
 
 @pytest.mark.parametrize("name", unreadable())
-def test_no_picture_is_made_of_damaged_files(name: str, tmp_path: Path) -> None:
+def test_no_image_is_made_of_damaged_files(name: str, tmp_path: Path) -> None:
     content = unreadable()[name]
     (tmp_path / name).write_bytes(content)
     for given in (content, tmp_path / name):
@@ -59,7 +59,7 @@ def test_an_animation_is_its_first_frame() -> None:
         assert np.abs(red - (255, 0, 0)).max() <= 6, form
 
 
-def test_a_picture_lies_as_its_camera_was_held() -> None:
+def test_a_image_lies_as_its_camera_was_held() -> None:
     wide = Image.new("RGB", (40, 20), "white")
     wide.paste("black", (0, 0, 20, 20))
     exif = Image.Exif()
@@ -73,15 +73,15 @@ def test_a_picture_lies_as_its_camera_was_held() -> None:
 
 
 def test_a_transparent_palette_lies_on_white() -> None:
-    picture = Image.new("P", (8, 8), 1)
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.paste(0, (0, 0, 8, 4))
-    made = np.asarray(decode(encoded(picture, "PNG", transparency=0), "palette"))
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(0, (0, 0, 8, 4))
+    made = np.asarray(decode(encoded(image, "PNG", transparency=0), "palette"))
     assert made[:4].min() == 255
     assert made[4:].reshape(-1, 3).tolist() == [[0, 0, 255]] * 32
 
 
-def test_a_large_picture_below_the_limit_is_read_without_a_word() -> None:
+def test_a_large_image_below_the_limit_is_read_without_a_word() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = decode(encoded(Image.new("1", (10_000, 9_200)), "PNG"), "large")
@@ -89,7 +89,7 @@ def test_a_large_picture_below_the_limit_is_read_without_a_word() -> None:
 
 
 class Half:
-    """Pictures of which those of odd number cannot be read."""
+    """Images of which those of odd number cannot be read."""
 
     def __init__(self, broken: Sequence[int]) -> None:
         self.broken = broken
@@ -97,7 +97,7 @@ class Half:
     def __len__(self) -> int:
         return 24
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         if index in self.broken:
             raise UnreadableError(f"{index}.png", "it is odd")
         return np.full((8, 8, 3), index, dtype=np.uint8)
@@ -133,7 +133,7 @@ def test_data_of_which_nothing_can_be_read_stops_at_once() -> None:
         assert "\n" not in str(error.value)
 
 
-def test_captions_of_every_kind_are_read_beside_the_pictures(tmp_path: Path) -> None:
+def test_captions_of_every_kind_are_read_beside_the_images(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d", "e"):
         (tmp_path / f"{name}.png").write_bytes(encoded(noise((8, 8)), "PNG"))
     (tmp_path / "a.txt").write_text("one\n\n two \n", encoding="utf-8-sig")
@@ -160,7 +160,7 @@ def test_captions_are_read_from_the_fields_that_are_asked_for(tmp_path: Path) ->
     assert source.captions(0) == ["a long one", "s", "t", "d"]
     assert source.captions(1) == [""]
     with pytest.raises(UnreadableError, match=r"gone\.png cannot be read: No such file"):
-        source.picture(1)
+        source.image(1)
     with pytest.raises(UserError, match=r"no field 'lnog' \(data\.caption_fields\), only .*long"):
         open_source(str(tmp_path), DataConfig(caption_fields=("lnog",)))
     (tmp_path / "metadata.jsonl").unlink()

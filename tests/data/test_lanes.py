@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ldm.data.lanes import Deal, Lane, Lanes
+from ldm.data.lanes import Lane, Lanes, ShardAssignment
 from ldm.data.loader import Share, _most_lanes
 from ldm.data.order import Order
 
@@ -26,7 +26,7 @@ def test_512_processes_of_4_workers_give_each_streamed_sample_once_an_epoch(
     counts: list[int], batch_size: int, accumulation: int
 ) -> None:
     lanes = Lanes(batch_size, _most_lanes(batch_size, len(counts)), sum(counts))
-    deal = Deal(lanes, counts, buffer=8192, seed=1)
+    deal = ShardAssignment(lanes, counts, buffer=8192, seed=1)
     starts = np.cumsum(counts) - counts
     takers: dict[int, set[tuple[int, int]]] = {}
     slots: Counter[int] = Counter()
@@ -105,7 +105,7 @@ UNEVEN = [7, 1, 12, 0, 30, 5, 9]
 
 def test_every_epoch_of_a_stream_gives_each_sample_once_in_an_order_of_its_own() -> None:
     lanes = Lanes(8, 4, sum(UNEVEN))
-    deal = Deal(lanes, UNEVEN, buffer=20, seed=0)
+    deal = ShardAssignment(lanes, UNEVEN, buffer=20, seed=0)
     readers = [Lane(deal, Reading(UNEVEN)) for _ in range(4)]
     given = [readers[lanes.of_slot(number % 8)].sample(number) for number in range(4 * 64)]
     epochs = [given[at : at + 64] for at in range(0, 256, 64)]
@@ -116,7 +116,7 @@ def test_every_epoch_of_a_stream_gives_each_sample_once_in_an_order_of_its_own()
 def test_a_stream_taken_up_anywhere_goes_on_the_same_and_opens_no_shard_in_vain() -> None:
     counts = [10] * 20
     lanes = Lanes(8, 2, 200)
-    deal = Deal(lanes, counts, buffer=30, seed=5)
+    deal = ShardAssignment(lanes, counts, buffer=30, seed=5)
     numbers = numbers_of(lanes, 1, 500)
     whole = Lane(deal, Reading(counts))
     expected = [whole.sample(number) for number in numbers]
@@ -135,7 +135,7 @@ def test_a_stream_taken_up_anywhere_goes_on_the_same_and_opens_no_shard_in_vain(
 
 def test_what_other_slots_of_a_lane_hold_is_passed_over() -> None:
     lanes = Lanes(8, 2, 64)
-    deal = Deal(lanes, UNEVEN, buffer=10, seed=2)
+    deal = ShardAssignment(lanes, UNEVEN, buffer=10, seed=2)
     numbers = numbers_of(lanes, 0, 300)
     every, half = Lane(deal, Reading(UNEVEN)), Lane(deal, Reading(UNEVEN))
     expected = [every.sample(number) for number in numbers]
@@ -143,7 +143,7 @@ def test_what_other_slots_of_a_lane_hold_is_passed_over() -> None:
 
 
 def test_the_buffer_mixes_and_never_reads_further_than_it_holds() -> None:
-    deal = Deal(Lanes(1, 1, 1000), [1000], buffer=50, seed=0)
+    deal = ShardAssignment(Lanes(1, 1, 1000), [1000], buffer=50, seed=0)
     order = deal.shuffled(0, 0)
     assert sorted(order) == list(range(1000))
     assert all(position < left + 50 for left, position in enumerate(order))

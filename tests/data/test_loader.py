@@ -10,16 +10,16 @@ from ldm.data.order import Order
 
 
 class Numbers:
-    """A source whose picture number i is i everywhere."""
+    """A source whose image number i is i everywhere."""
 
     def __len__(self) -> int:
         return 20
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.full((8, 8, 3), index, dtype=np.uint8)
 
     def captions(self, index: int) -> list[str]:
-        return [f"picture {index}", f"number {index}"]
+        return [f"image {index}", f"number {index}"]
 
 
 def batches(share: Share, start: int = 1, end: int = 6, workers: int = 0) -> list:
@@ -27,7 +27,7 @@ def batches(share: Share, start: int = 1, end: int = 6, workers: int = 0) -> lis
     return list(make_loader(data, start, end, workers))
 
 
-def test_each_epoch_holds_every_picture_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
     order = Order(20, seed=0)
     epochs = [[order(20 * epoch + n) for n in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
@@ -43,7 +43,7 @@ def test_processes_and_micro_batches_together_take_what_one_process_takes(proces
         assert [i for batch in mine for i in batch.indices] == list(whole[step].indices)
         assert [s for batch in mine for s in batch.slots] == list(whole[step].slots)
         assert [c for batch in mine for c in batch.captions] == list(whole[step].captions)
-        assert torch.equal(torch.cat([batch.pictures for batch in mine]), whole[step].pictures)
+        assert torch.equal(torch.cat([batch.images for batch in mine]), whole[step].images)
 
 
 def test_a_run_continues_where_it_stopped() -> None:
@@ -55,11 +55,11 @@ def test_loader_processes_change_nothing() -> None:
     for here, there in zip(batches(Share(4)), batches(Share(4), workers=2), strict=True):
         assert here.indices == there.indices
         assert here.captions == there.captions
-        assert torch.equal(here.pictures, there.pictures)
+        assert torch.equal(here.images, there.images)
 
 
-def test_all_captions_of_a_picture_are_used() -> None:
-    data = TrainingData(Numbers(), DataConfig(size=8), Share(20), seed=0, pictures=False)
+def test_all_captions_of_a_image_are_used() -> None:
+    data = TrainingData(Numbers(), DataConfig(size=8), Share(20), seed=0, images=False)
     captions = {caption for batch in make_loader(data, 1, 20) for caption in batch.captions}
     assert len(captions) == 40
-    assert next(iter(make_loader(data, 1, 1))).pictures is None
+    assert next(iter(make_loader(data, 1, 1))).images is None

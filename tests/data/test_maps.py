@@ -1,4 +1,4 @@
-"""Maps of classes: of scenes, and beside pictures in folders, tables and shards; they are cut as their pictures are."""
+"""Maps of classes: of scenes, and beside images in folders, tables and shards; they are cut as their images are."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from ldm.config import DataConfig, ScenesConfig
+from ldm.data.images import decode_map, paint
 from ldm.data.loader import Batch, Share, StreamData, TrainingData, stream
-from ldm.data.pictures import decode_map, paint
 from ldm.data.scenes import ScenesDataset, concepts, make_scene, render_mask, write_folder, write_webdataset
 from ldm.data.scenes.maps import kind_names, kind_of, render_map
 from ldm.data.shards import Shards
@@ -83,7 +83,7 @@ def test_what_ldm_data_writes_is_read_back_from_a_folder_and_from_shards(tmp_pat
         assert archive.getnames()[:4] == ["000000.png", "000000.txt", "000000.json", "000000.map.png"]
     without = batch_of(tmp_path / "shards", map_classes=None)
     assert without.maps is None
-    assert without.pictures is not None  # the map is never taken for the picture
+    assert without.images is not None  # the map is never taken for the image
 
 
 def test_a_table_of_hugging_face_has_the_map_in_a_column(tmp_path: Path) -> None:
@@ -99,12 +99,12 @@ def test_a_table_of_hugging_face_has_the_map_in_a_column(tmp_path: Path) -> None
     assert batch.maps is not None
     expected = [render_map(make_scene(0, index, "train", CONCEPTS), 32) for index in batch.indices]
     assert np.array_equal(batch.maps.numpy(), np.stack(expected))
-    assert batch.pictures is not None
-    assert batch.pictures.shape == (4, 3, 32, 32)
+    assert batch.images is not None
+    assert batch.images.shape == (4, 3, 32, 32)
 
 
 def bare(folder: Path, classes: np.ndarray, name: str = "a.map.png", **row: str) -> Path:
-    """One picture that shows its classes in its first channel, and its map."""
+    """One image that shows its classes in its first channel, and its map."""
     folder.mkdir()
     pixels = np.stack([classes * 20, classes * 0, classes * 0], axis=-1)
     Image.fromarray(pixels).save(folder / "a.png")
@@ -118,7 +118,7 @@ CLASSES = np.random.default_rng(0).integers(KINDS, size=(24, 40), dtype=np.uint8
 
 
 @pytest.mark.parametrize("row", [{}, {"map": "classes.png"}, {"map_file_name": "classes.png"}], ids=str)
-def test_a_map_lies_beside_its_picture_or_where_metadata_says(row: dict[str, str], tmp_path: Path) -> None:
+def test_a_map_lies_beside_its_image_or_where_metadata_says(row: dict[str, str], tmp_path: Path) -> None:
     folder = bare(tmp_path / "data", CLASSES, "classes.png" if row else "a.map.png", **row)
     source = open_source(str(folder), DataConfig())
     assert len(source) == 1 or not row
@@ -126,12 +126,12 @@ def test_a_map_lies_beside_its_picture_or_where_metadata_says(row: dict[str, str
     assert np.array_equal(np.asarray(source.map(0)), CLASSES)
 
 
-def test_crops_and_flips_of_a_map_are_those_of_its_picture(tmp_path: Path) -> None:
+def test_crops_and_flips_of_a_map_are_those_of_its_image(tmp_path: Path) -> None:
     folder = bare(tmp_path / "data", CLASSES)
     batch = batch_of(folder, size=24, random_crop=True, random_flip=True)
-    assert batch.pictures is not None
+    assert batch.images is not None
     assert batch.maps is not None
-    shown = ((batch.pictures[:, 0] + 1) * 127.5 / 20).round()
+    shown = ((batch.images[:, 0] + 1) * 127.5 / 20).round()
     assert torch.equal(shown, batch.maps.float())
     assert len({found.numpy().tobytes() for found in batch.maps}) > 2  # they differ
     larger = batch_of(folder, size=48, random_zoom=1.5)
@@ -144,7 +144,7 @@ def test_crops_and_flips_of_a_map_are_those_of_its_picture(tmp_path: Path) -> No
     [
         (lambda path: path.unlink(), "No such file"),
         (lambda path: Image.new("RGB", (40, 24)).save(path), "of mode RGB"),
-        (lambda path: Image.new("L", (20, 24)).save(path), "its map is 20x24, the picture 40x24"),
+        (lambda path: Image.new("L", (20, 24)).save(path), "its map is 20x24, the image 40x24"),
         (lambda path: Image.new("L", (40, 24), KINDS).save(path), f"has class {KINDS}; data.map_classes is {KINDS}"),
     ],
     ids=["missing", "colours", "size", "class"],

@@ -27,12 +27,12 @@ def test_a_scene_is_a_pure_function_of_its_arguments(made):
     assert make_scene(3, 0, "train", CONCEPTS) != make_scene(4, 0, "train", CONCEPTS)
 
 
-def test_a_picture_has_the_same_bytes_each_time(made):
+def test_a_image_has_the_same_bytes_each_time(made):
     for scene in made["train"][:8]:
-        picture = render(scene, 48)
-        assert picture.shape == (48, 48, 3)
-        assert picture.dtype == np.uint8
-        np.testing.assert_array_equal(picture, render(scene, 48))
+        image = render(scene, 48)
+        assert image.shape == (48, 48, 3)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, render(scene, 48))
 
 
 def test_records_go_through_json_and_back(made):

@@ -94,12 +94,12 @@ def test_the_data_set_holds_the_scenes_and_is_rendered_once(tmp_path, capsys):
     data = ScenesDataset(config, 16, processes=1, cache=tmp_path)
     assert len(data) == 10
     scene = make_scene(2, 7, "train", CONCEPTS)
-    np.testing.assert_array_equal(data.picture(7), render(scene, 16))
+    np.testing.assert_array_equal(data.image(7), render(scene, 16))
     assert data.captions(7) == scene.captions()
     assert capsys.readouterr().err == "rendering scenes, once: 10\n"
     again = ScenesDataset(config, 16, cache=tmp_path)
     assert capsys.readouterr().err == ""
-    np.testing.assert_array_equal(again.picture(9), data.picture(9))
+    np.testing.assert_array_equal(again.image(9), data.image(9))
     assert ScenesDataset(config, 16, "test", processes=1, cache=tmp_path).folder != data.folder
 
 

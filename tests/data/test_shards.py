@@ -18,7 +18,7 @@ from ldm.config import DataConfig
 from ldm.data import remote
 from ldm.data.loader import Share, StreamData, stream, training_batches
 from ldm.data.preparing import Batch
-from ldm.data.preview import all_captions, some_pictures
+from ldm.data.preview import all_captions, some_images
 from ldm.data.remote import open_remote
 from ldm.data.shards import Shards
 from ldm.data.sources import open_indexed, open_source
@@ -28,7 +28,7 @@ COUNTS = (7, 12, 3, 9, 1, 8)
 
 
 def write_shards(folder: Path, counts: tuple[int, ...] = COUNTS, side: int = 8, broken: tuple[int, ...] = ()) -> str:
-    """Shards of flat pictures, number n of brightness n, captioned `n`; a brace pattern that names them."""
+    """Shards of flat images, number n of brightness n, captioned `n`; a brace pattern that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for shard, count in enumerate(counts):
@@ -65,8 +65,8 @@ def test_an_epoch_has_each_sample_once_with_its_own_caption(tmp_path: Path) -> N
     assert sorted(numbers[:40]) == sorted(numbers[40:80]) == sorted(numbers[80:120]) == list(range(40))
     assert numbers[:40] != numbers[40:80]
     assert numbers[:40] != sorted(numbers[:40])
-    pictures = torch.cat([batch.pictures for batch in found])
-    assert ((pictures[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == numbers
+    images = torch.cat([batch.images for batch in found])
+    assert ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == numbers
     assert [index for batch in found for index in batch.indices] == numbers
 
 
@@ -84,7 +84,7 @@ def test_processes_and_workers_together_see_the_batches_of_one(
         mine = [part[step * accumulation + micro] for micro in range(accumulation) for part in parts]
         assert [slot for part in mine for slot in part.slots] == list(batch.slots)
         assert captions(mine) == captions([batch])
-        assert torch.equal(torch.cat([part.pictures for part in mine]), batch.pictures)
+        assert torch.equal(torch.cat([part.images for part in mine]), batch.images)
         assert torch.equal(torch.cat([part.crops for part in mine]), batch.crops)
         told = [broken for part in mine for broken in part.broken]
         assert sorted(b.name for b in told) == sorted(b.name for b in batch.broken)
@@ -142,7 +142,7 @@ def test_shards_are_named_by_folder_pattern_or_path_and_what_is_none_is_refused(
     for data, count in ((tmp_path / "shards", 40), (pattern, 40), (tmp_path / "shards" / "001.tar", 12)):
         assert len(open_source(str(data), settings())) == count
     Image.new("RGB", (8, 8)).save(tmp_path / "shards" / "a.png")
-    assert len(open_source(str(tmp_path / "shards"), settings())) == 1  # a picture beside somebody's backup
+    assert len(open_source(str(tmp_path / "shards"), settings())) == 1  # an image beside somebody's backup
     (tmp_path / "no.tar").write_bytes(b"no tar" * 1000)
     (tmp_path / "empty.tar").write_bytes(bytes(10240))
     for data, words in (
@@ -158,10 +158,10 @@ def test_shards_are_named_by_folder_pattern_or_path_and_what_is_none_is_refused(
         open_indexed(pattern, settings())
 
 
-def test_pictures_and_captions_spread_over_all_shards_are_to_be_had(tmp_path: Path) -> None:
+def test_images_and_captions_spread_over_all_shards_are_to_be_had(tmp_path: Path) -> None:
     source = open_source(write_shards(tmp_path, broken=(0,)), settings())
-    halves = [list(some_pictures(source, 12, 8, rank, 2)) for rank in range(2)]
-    values = sorted(int(picture[0, 0, 0]) for half in halves for picture in half)
+    halves = [list(some_images(source, 12, 8, rank, 2)) for rank in range(2)]
+    values = sorted(int(image[0, 0, 0]) for half in halves for image in half)
     assert len(values) == 11
     assert min(values) < 7 < 31 < max(values)
     assert sorted(map(int, all_captions(source))) == list(range(40))

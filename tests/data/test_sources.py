@@ -1,4 +1,4 @@
-"""Folders of captioned pictures of the kinds that people have."""
+"""Folders of captioned images of the kinds that people have."""
 
 import json
 from pathlib import Path
@@ -8,37 +8,37 @@ import pytest
 from PIL import Image
 
 from ldm.config import DataConfig
-from ldm.data.pictures import contact_sheet, cut_out, to_bytes, to_rgb, to_tensor
+from ldm.data.images import contact_sheet, cut_out, to_bytes, to_rgb, to_tensor
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 
 
-def picture(path: Path, colour: tuple[int, ...] = (255, 0, 0)) -> None:
+def image(path: Path, colour: tuple[int, ...] = (255, 0, 0)) -> None:
     Image.new("RGB", (12, 8), colour).save(path)
 
 
 def test_a_folder_with_metadata(tmp_path: Path) -> None:
     rows = []
     for number in range(3):
-        picture(tmp_path / f"{number}.png", (number, 0, 0))
-        rows.append({"file_name": f"{number}.png", "text": f"picture {number}"})
+        image(tmp_path / f"{number}.png", (number, 0, 0))
+        rows.append({"file_name": f"{number}.png", "text": f"image {number}"})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = open_source(str(tmp_path), DataConfig())
     assert len(source) == 3
-    assert [source.captions(i) for i in range(3)] == [["picture 0"], ["picture 1"], ["picture 2"]]
-    assert np.asarray(source.picture(2))[0, 0].tolist() == [2, 0, 0]
+    assert [source.captions(i) for i in range(3)] == [["image 0"], ["image 1"], ["image 2"]]
+    assert np.asarray(source.image(2))[0, 0].tolist() == [2, 0, 0]
 
 
-def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
-    picture(tmp_path / "a.jpg")
+def test_a_folder_with_a_text_beside_each_image(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_text("a red field\n")
-    picture(tmp_path / "b.png")
+    image(tmp_path / "b.png")
     source = open_source(str(tmp_path), DataConfig())
     assert [source.captions(i) for i in range(2)] == [["a red field"], [""]]
 
 
-def test_a_folder_of_bare_pictures(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_folder_of_bare_images(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
     assert open_source(str(tmp_path), DataConfig()).captions(0) == [""]
 
 
@@ -46,18 +46,18 @@ def test_a_parquet_file_with_lists_of_captions(tmp_path: Path) -> None:
     from datasets import Dataset
     from datasets import Image as ImageFeature
 
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     table = Dataset.from_dict({"image": [str(tmp_path / "a.png")], "captions": [["one", "two"]]})
     table.cast_column("image", ImageFeature()).to_parquet(tmp_path / "data.parquet")
     source = open_source(str(tmp_path / "data.parquet"), DataConfig())
     assert source.captions(0) == ["one", "two"]
-    assert source.picture(0).size == (12, 8)
+    assert source.image(0).size == (12, 8)
 
 
 def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
     for data, words in (
         (tmp_path / "none", "no data at"),
-        (tmp_path, "no pictures in"),
+        (tmp_path, "no images in"),
         ("nobody/nothing", "cannot be opened"),
     ):
         with pytest.raises(UserError, match=words) as error:
@@ -72,7 +72,7 @@ def test_transparent_parts_lie_on_white_and_every_mode_becomes_rgb() -> None:
         assert to_rgb(Image.new(mode, (2, 2))).mode == "RGB"
 
 
-def test_the_picture_is_scaled_to_cover_and_cut_where_asked() -> None:
+def test_the_image_is_scaled_to_cover_and_cut_where_asked() -> None:
     ramp = np.zeros((10, 20, 3), dtype=np.uint8)
     ramp[:, 10:] = 200
     wide = Image.fromarray(ramp)
@@ -87,17 +87,17 @@ def test_the_picture_is_scaled_to_cover_and_cut_where_asked() -> None:
 @pytest.mark.parametrize("at", [(0.0, 0.0), (0.3, 0.7), (1.0, 1.0)])
 def test_cutting_while_resizing_is_resizing_and_then_cutting(size: tuple[int, int], at: tuple[float, float]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    cut = cut_out(picture, size, at, zoom=1.3)
+    image = Image.fromarray(noise)
+    cut = cut_out(image, size, at, zoom=1.3)
     height, width = cut.resized
-    whole = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    whole = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     top, left = cut.crop
     expected = np.asarray(whole)[top : top + size[0], left : left + size[1]]
     assert np.abs(expected.astype(int) - cut.pixels).max() <= 2
     assert cut.original == (90, 130)
 
 
-def test_a_flipped_cut_lies_where_the_flipped_picture_has_it() -> None:
+def test_a_flipped_cut_lies_where_the_flipped_image_has_it() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
     cut = cut_out(Image.fromarray(noise), (16, 16), at=(0.25, 0.0)).flipped()
     top, left = cut.crop
@@ -105,7 +105,7 @@ def test_a_flipped_cut_lies_where_the_flipped_picture_has_it() -> None:
     assert np.array_equal(noise[:, ::-1][:, left : left + 16], cut.pixels)
 
 
-def test_an_extremely_long_picture_takes_no_more_memory_than_it_has() -> None:
+def test_an_extremely_long_image_takes_no_more_memory_than_it_has() -> None:
     assert cut_out(Image.new("RGB", (60_000, 1)), (512, 512)).pixels.shape == (512, 512, 3)
 
 
@@ -117,7 +117,7 @@ def test_bytes_survive_the_way_to_numbers_and_back() -> None:
     assert to_bytes(tensor * 3).max() == 255
 
 
-def test_a_contact_sheet_holds_every_picture_in_order() -> None:
+def test_a_contact_sheet_holds_every_image_in_order() -> None:
     bright = np.stack([np.full((4, 6, 3), level, dtype=np.uint8) for level in (10, 20, 30)])
     sheet = np.asarray(contact_sheet(bright, columns=2, gap=1))
     assert sheet.shape == (9, 13, 3)

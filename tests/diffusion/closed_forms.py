@@ -1,4 +1,4 @@
-"""Data whose ideal denoiser, and with it the path from noise to picture, is known."""
+"""Data whose ideal denoiser, and with it the path from noise to image, is known."""
 
 from __future__ import annotations
 

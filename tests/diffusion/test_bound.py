@@ -95,7 +95,7 @@ def test_a_schedule_that_leaves_signal_pays_for_it_in_the_prior_term() -> None:
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
-def test_the_terms_are_those_of_ddpm_for_pictures_of_8_bits(variance: str) -> None:
+def test_the_terms_are_those_of_ddpm_for_images_of_8_bits(variance: str) -> None:
     """Ho et al. 2020, eq. 5, 7, 8 and 13, from betas, one sample and one timestep at a time."""
     betas = torch.linspace(0.01, 0.3, 10, dtype=torch.float64)
     bar = (1 - betas).cumprod(0)
@@ -122,9 +122,9 @@ def test_the_terms_are_those_of_ddpm_for_pictures_of_8_bits(variance: str) -> No
             nats = -(upper - lower).log()
         else:
             means = [
-                before.sqrt() * betas[t] / (1 - bar[t]) * picture
+                before.sqrt() * betas[t] / (1 - bar[t]) * image
                 + (1 - betas[t]).sqrt() * (1 - before) / (1 - bar[t]) * x
-                for picture in (x0, seen(x))
+                for image in (x0, seen(x))
             ]
             nats = torch.distributions.kl_divergence(normal(means[0], small.sqrt()), normal(means[1], deviation))
         bits = nats.flatten(1).mean(1) / math.log(2)

@@ -78,7 +78,7 @@ def test_samples_from_zero_signal_have_the_datas_mean_and_variance(eta: float) -
 
 
 def test_the_first_step_from_zero_signal_is_exact() -> None:
-    """Without signal x is the noise itself: DDIM mixes it with the picture, DDPM replaces all but a share of it."""
+    """Without signal x is the noise itself: DDIM mixes it with the image, DDPM replaces all but a share of it."""
     config = ScheduleConfig(spacing="trailing", zero_terminal_snr=True)
     schedule = Schedule(config)
     levels = tuple(schedule.level(torch.tensor(t), torch.float64) for t in (999, 949))
@@ -92,7 +92,7 @@ def test_the_first_step_from_zero_signal_is_exact() -> None:
 
 
 @pytest.mark.parametrize("sampler", [FirstOrder(), FirstOrder(1.0), FirstOrder(1.0, "large")])
-def test_the_last_step_to_no_noise_gives_the_picture_itself(sampler: FirstOrder) -> None:
+def test_the_last_step_to_no_noise_gives_the_image_itself(sampler: FirstOrder) -> None:
     grid = Schedule(ScheduleConfig(set_alpha_to_one=True)).grid(1)
     (step,) = sampler(ideal, random(2, 3, 4, 4), grid, no_noise)
     assert torch.equal(step.x, step.denoised.x0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.config import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised
-from ldm.diffusion.gradient_guidance import by_classifier, by_picture
+from ldm.diffusion.gradient_guidance import by_classifier, by_image
 from ldm.diffusion.level import Grid, Level
 from ldm.diffusion.samplers import Heun
 from ldm.diffusion.samplers.first_order import coefficients
@@ -39,7 +39,7 @@ def of_part(x: Tensor, level: Level, part: int) -> Tensor:
 
 @pytest.mark.parametrize("part", [0, 1, 2])
 @pytest.mark.parametrize("ratio", [0.05, 0.5, 2.0, 20.0])
-def test_at_scale_1_the_picture_seen_is_that_of_the_class_alone(part: int, ratio: float) -> None:
+def test_at_scale_1_the_image_seen_is_that_of_the_class_alone(part: int, ratio: float) -> None:
     level = at_ratio(ratio)
     guided = by_classifier(mixture, log_probability(part), 1.0)(X, level)
     torch.testing.assert_close(guided.x0, of_part(X, level, part), rtol=1e-9, atol=1e-9)
@@ -73,9 +73,9 @@ def test_a_step_at_eta_1_moves_as_algorithm_1_says_but_for_a_factor() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.1, 1.0, 5.0])
-def test_a_judge_of_the_picture_adds_the_gradient_through_the_denoiser(ratio: float) -> None:
+def test_a_judge_of_the_image_adds_the_gradient_through_the_denoiser(ratio: float) -> None:
     level, measured, error = at_ratio(ratio), 1.1, 0.3
-    guided = by_picture(gaussian, lambda x0: -((x0 - measured) ** 2).sum(1) / error**2 / 2, 2.0)(X, level)
+    guided = by_image(gaussian, lambda x0: -((x0 - measured) ** 2).sum(1) / error**2 / 2, 2.0)(X, level)
     seen = gaussian(X, level).x0
     through = level.alpha * DEVIATION**2 / (level.alpha**2 * DEVIATION**2 + level.sigma**2)  # d x0 / d x
     expected = seen - 2 * level.sigma**2 / level.alpha * (seen - measured) / error**2 * through
@@ -84,7 +84,7 @@ def test_a_judge_of_the_picture_adds_the_gradient_through_the_denoiser(ratio: fl
 
 
 def test_without_signal_nothing_is_added() -> None:
-    for guide in (by_classifier(gaussian, log_probability(0), 3.0), by_picture(gaussian, lambda x0: x0.sum(1), 3.0)):
+    for guide in (by_classifier(gaussian, log_probability(0), 3.0), by_image(gaussian, lambda x0: x0.sum(1), 3.0)):
         assert torch.equal(guide(X, NO_SIGNAL).x0, gaussian(X, NO_SIGNAL).x0)
 
 
@@ -92,7 +92,7 @@ def test_gradients_leave_x_and_the_log_variance_alone() -> None:
     def learned(x: Tensor, level: Level) -> Denoised:
         return gaussian(x, level)._replace(log_variance=x.sin())
 
-    for guide in (by_classifier(learned, log_probability(1), 1.0), by_picture(learned, lambda x0: x0.sum(1), 1.0)):
+    for guide in (by_classifier(learned, log_probability(1), 1.0), by_image(learned, lambda x0: x0.sum(1), 1.0)):
         made = guide(X, at_ratio(1.0))
         assert torch.equal(made.log_variance, X.sin())
         assert not X.requires_grad

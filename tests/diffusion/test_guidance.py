@@ -71,7 +71,7 @@ def test_full_rescaling_gives_the_output_the_unguided_standard_deviation() -> No
     torch.testing.assert_close(guided.output.std((1, 2, 3)), model.output(X, CONTEXT).std((1, 2, 3)))
 
 
-def test_rescaling_in_part_mixes_both_and_its_picture_follows_the_output() -> None:
+def test_rescaling_in_part_mixes_both_and_its_image_follows_the_output() -> None:
     model = Counted()
     rescaled, full, plain = (
         classifier_free(model.condition, CONTEXT, NEGATIVE, model.prediction, 7.5, rescale=share)(X, LEVEL)
@@ -107,19 +107,19 @@ def test_one_condition_of_weight_1_is_classifier_free_guidance() -> None:
     torch.testing.assert_close(made.output, guided.output, rtol=1e-5, atol=1e-5)
 
 
-def picture(x0: Tensor) -> Denoiser:
+def image(x0: Tensor) -> Denoiser:
     return lambda x, level: Denoised(x0, x0)
 
 
 def test_what_a_share_of_the_numbers_exceeds_is_cut_and_the_rest_shrinks() -> None:
     numbers = torch.linspace(-10, 10, 201).reshape(1, 1, 3, 67)
-    made = thresholded(picture(numbers), 0.5, 2.0)(numbers, LEVEL).x0  # half of them are within 5
+    made = thresholded(image(numbers), 0.5, 2.0)(numbers, LEVEL).x0  # half of them are within 5
     torch.testing.assert_close(made, numbers.clamp(-5, 5) * 2 / 5)
 
 
-def test_pictures_within_the_limit_stay_and_each_has_its_own_threshold() -> None:
+def test_images_within_the_limit_stay_and_each_has_its_own_threshold() -> None:
     calm = random(1, 4, 8, 8).clamp(-1.5, 1.5)
-    made = thresholded(picture(torch.cat([calm, 4 * calm])), 0.9, 1.5)(X[:2], LEVEL).x0
+    made = thresholded(image(torch.cat([calm, 4 * calm])), 0.9, 1.5)(X[:2], LEVEL).x0
     assert torch.equal(made[:1], calm)
     bound = torch.quantile(4 * calm.abs().flatten(), 0.9).item()
     torch.testing.assert_close(made[1:], (4 * calm).clamp(-bound, bound) * (1.5 / bound))
@@ -127,5 +127,5 @@ def test_pictures_within_the_limit_stay_and_each_has_its_own_threshold() -> None
 
 @pytest.mark.parametrize(("low", "high", "inside"), [(0.0, 1.0, False), (1.0, 2.0, True), (4 / 3 + 1e-9, 9.0, False)])
 def test_an_interval_guides_at_its_levels_alone(low: float, high: float, inside: bool) -> None:
-    guided, plain = picture(X), picture(-X)  # sigma / alpha of the level is 4 / 3
+    guided, plain = image(X), image(-X)  # sigma / alpha of the level is 4 / 3
     assert torch.equal(within(guided, plain, low, high)(X, LEVEL).x0, X if inside else -X)

@@ -133,7 +133,7 @@ def improved_ddpm(eps: Tensor, variance: Tensor, x0: Tensor, noise: Tensor) -> t
 
 
 def outputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noise that is nearly right, a variance, picture and noise."""
+    """Noise that is nearly right, a variance, image and noise."""
     noise = random(5, 3, 4, 4, seed=3)
     return noise + 0.1 * random(5, 3, 4, 4), random(5, 3, 4, 4, seed=1), random(5, 3, 4, 4, seed=2), noise
 

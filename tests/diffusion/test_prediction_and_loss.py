@@ -45,7 +45,7 @@ def test_targets_are_the_published_ones(kind: str, expected) -> None:  # type: i
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", [levels(), levels(zero=True), straight_levels()])
-def test_picture_and_noise_come_back_from_the_output(kind: str, path: Level) -> None:
+def test_image_and_noise_come_back_from_the_output(kind: str, path: Level) -> None:
     if kind == "eps" and path.alpha[-1] == 0:
         path = Level(path.alpha[:3], path.sigma[:3], path.t[:3])
     x0, noise = random(0)[: len(path.t)], random(1)[: len(path.t)]

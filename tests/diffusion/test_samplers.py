@@ -38,22 +38,22 @@ def whole_grid(steps: int, spacing: str = "trailing", **options: Any) -> Grid:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("kind", ["scaled_linear", "cosine"])
-def test_every_sampler_ends_exactly_at_a_picture_that_never_changes(name: str, spacing: str, kind: str) -> None:
+def test_every_sampler_ends_exactly_at_a_image_that_never_changes(name: str, spacing: str, kind: str) -> None:
     """From zero signal; those without noise of their own also keep the noise that they began with, all the way."""
-    picture, x = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1)
+    image, x = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1)
     for steps in (1, 2, 3, 10):
         grid = whole_grid(steps, spacing, kind=kind)
         if spacing == "linspace" and steps == 1:
             continue  # it consists of timestep 0
         assert grid.levels[0].alpha == 0
-        walk = list(SAMPLERS[name](lambda x, level: Denoised(picture, picture), x, grid, noise_of(0)))
+        walk = list(SAMPLERS[name](lambda x, level: Denoised(image, image), x, grid, noise_of(0)))
         assert len(walk) == steps
         for step in walk if name in DETERMINISTIC else ():
-            torch.testing.assert_close(step.x, step.level.noisy(picture, x), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(step.x, step.level.noisy(image, x), rtol=1e-9, atol=1e-9)
         if name == "lcm" and spacing != "trailing":
             continue  # at t = 0 its boundary condition gives back the input
         tolerance = 1e-6 if name == "lcm" else 1e-11  # that is its boundary condition at t = 99
-        torch.testing.assert_close(walk[-1].x, picture, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(walk[-1].x, image, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -68,7 +68,7 @@ def test_every_sampler_is_finite_from_zero_signal_and_over_steps_of_no_length(na
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc"])
-def test_the_last_step_to_no_noise_is_the_picture_last_seen(name: str) -> None:
+def test_the_last_step_to_no_noise_is_the_image_last_seen(name: str) -> None:
     *_, last = SAMPLERS[name](mixture, random(50), whole_grid(10), noise_of(0))
     assert torch.equal(last.x, last.denoised.x0)
 
@@ -154,14 +154,14 @@ def test_heun_is_the_published_algorithm() -> None:
         torch.testing.assert_close(step.x, following.alpha * y, rtol=1e-12, atol=1e-12)
 
 
-def test_inversion_from_a_clean_picture_to_no_signal_is_finite_and_leads_back() -> None:
-    picture, errors = torch.linspace(-1.5, 1.5, 21, dtype=torch.float64), []
+def test_inversion_from_a_clean_image_to_no_signal_is_finite_and_leads_back() -> None:
+    image, errors = torch.linspace(-1.5, 1.5, 21, dtype=torch.float64), []
     for steps in (50, 100, 200):
         grid = whole_grid(steps)
-        walk = list(invert(mixture, picture, grid))
+        walk = list(invert(mixture, image, grid))
         assert [step.level for step in walk] == list(reversed(grid.levels[:-1]))
         *_, back = FirstOrder()(mixture, walk[-1].x, grid, noise_of(0))
-        errors.append((back.x - picture).abs().mean().item())
+        errors.append((back.x - image).abs().mean().item())
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.05
 

@@ -1,4 +1,4 @@
-"""Every weighting in its published forms, for a network that predicts noise, picture or velocity."""
+"""Every weighting in its published forms, for a network that predicts noise, image or velocity."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_soft_min_snr_has_its_published_forms(prediction: str, published: Callab
 def test_soft_min_snr_is_that_of_k_diffusion() -> None:
     """There the output's error counts (s d)^2 / (s^2 + d^2)^2, s = sigma / alpha, gamma = 1 / d^2.
 
-    The output moves the picture by s d / sqrt(s^2 + d^2) (Karras et al. 2022, table 1); at d = 1 it is -v.
+    The output moves the image by s d / sqrt(s^2 + d^2) (Karras et al. 2022, table 1); at d = 1 it is -v.
     """
     s = LEVELS.sigma / LEVELS.alpha
     for d in (0.5, 1.0):

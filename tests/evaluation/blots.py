@@ -10,20 +10,20 @@ SIDE = 32
 
 
 class Blots:
-    """A source of smooth random pictures, which counts how often one is taken out."""
+    """A source of smooth random images, which counts how often one is taken out."""
 
     def __init__(self, count: int = 12, seed: int = 0) -> None:
         coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 255
         smooth = nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic").clamp(0, 255)
-        self.pictures = smooth.round().byte().permute(0, 2, 3, 1).numpy()
+        self.images = smooth.round().byte().permute(0, 2, 3, 1).numpy()
         self.seed, self.taken = seed, 0
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         self.taken += 1
-        return self.pictures[index]
+        return self.images[index]
 
     def shape(self, index: int) -> tuple[int, int]:
         return SIDE, SIDE

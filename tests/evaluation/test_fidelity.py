@@ -15,9 +15,9 @@ from ldm.evaluation.neighbours import as_vectors, nearest
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(3, 3, 8, 8, generator=generator) * 255
-    picture = torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 255)
-    noisy = (picture + 20 * torch.randn(picture.shape, generator=generator)).clamp(0, 255)
-    return noisy.round().byte(), picture.round().byte()
+    image = torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 255)
+    noisy = (image + 20 * torch.randn(image.shape, generator=generator)).clamp(0, 255)
+    return noisy.round().byte(), image.round().byte()
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -32,7 +32,7 @@ def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("rows", [1, 20, 53])
-def test_ssim_of_a_large_picture_is_put_together_from_bands(
+def test_ssim_of_a_large_image_is_put_together_from_bands(
     pair: tuple[torch.Tensor, torch.Tensor], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ssim(*pair)
@@ -41,11 +41,11 @@ def test_ssim_of_a_large_picture_is_put_together_from_bands(
 
 
 def test_an_exact_copy_has_the_limit_and_no_infinity(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    _, picture = pair
-    assert psnr(picture, picture).tolist() == [PSNR_LIMIT] * 3
-    one_value = picture[:, :, :2, :2].clone()
+    _, image = pair
+    assert psnr(image, image).tolist() == [PSNR_LIMIT] * 3
+    one_value = image[:, :, :2, :2].clone()
     one_value[:, 0, 0, 0] ^= 1
-    assert (psnr(one_value, picture[:, :, :2, :2]) < PSNR_LIMIT).all()
+    assert (psnr(one_value, image[:, :, :2, :2]) < PSNR_LIMIT).all()
 
 
 def test_unknown_measures_are_refused() -> None:
@@ -53,9 +53,9 @@ def test_unknown_measures_are_refused() -> None:
         metrics(["mse"])
 
 
-def test_the_nearest_picture_of_a_picture_in_the_data_is_itself() -> None:
-    pictures = np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8)
-    vectors = as_vectors(pictures)
+def test_the_nearest_image_of_a_image_in_the_data_is_itself() -> None:
+    images = np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8)
+    vectors = as_vectors(images)
     assert vectors.shape == (20, 3 * 32 * 32)
     found = nearest(vectors[[4, 7]], vectors, 3)
     assert found[:, 0].tolist() == [4, 7]

@@ -15,7 +15,7 @@ from tiny_pipelines import ZERO_SNR_V, V, bert
 from ldm.config import DiffusionConfig
 from ldm.evaluation.distances import FeatureSet, fid
 from ldm.evaluation.reading import as_tensor
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def options(script: ModuleType, folder: Path, study: str, *words: str) -> argparse.Namespace:
     places = [f"--{name}={folder / name}" for name in ("model", "results", "table", "statistics")]
-    sizes = ["--samples=4", "--pictures=4", "--batch-size=3", "--calls=2"]
+    sizes = ["--samples=4", "--images=4", "--batch-size=3", "--calls=2"]
     return script.parser().parse_args([study, *places, *sizes, *words])
 
 
@@ -52,8 +52,8 @@ def test_the_table_is_measured_cell_by_cell_and_taken_up_again(
     captions = [f"a dog {number}" for number in range(4)]
     drawn = pipe(captions, guidance_scale=1, num_inference_steps=2, eta=0.5, seed=0)
     features = blot_features()
-    pictures = np.stack([np.asarray(picture) for picture in drawn]), Blots().pictures[:4]
-    both = [features(as_tensor(each)) for each in pictures]
+    images = np.stack([np.asarray(image) for image in drawn]), Blots().images[:4]
+    both = [features(as_tensor(each)) for each in images]
     assert found[cell]["fid"] == pytest.approx(fid(*map(FeatureSet, both))["fid"], rel=1e-3)
 
     measured = []

@@ -1,4 +1,4 @@
-"""The scene score: what is wrong with a picture lowers the measures that are of it, and no others."""
+"""The scene score: what is wrong with an image lowers the measures that are of it, and no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCENES = [make_scene(5, index, "test", 80) for index in range(150)]
 
 
 def seen(scene: Scene) -> list[Found]:
-    """What a perfect probe finds in the real picture."""
+    """What a perfect probe finds in the real image."""
     return [Found(thing.name, thing.colour or "red", thing.box, 1.0) for thing in scene.things]
 
 
@@ -75,24 +75,24 @@ def test_a_missing_and_a_strange_thing_lower_objects():
         assert wrong(scene, [*found, replace(found[0], name=strange)]) == {"objects", "whole"}
 
 
-def test_a_model_that_returns_the_real_pictures_scores_as_the_probe():
+def test_a_model_that_returns_the_real_images_scores_as_the_probe():
     scenes = SCENES[:40]
-    pictures = np.stack([render(scene, 64) for scene in scenes])
+    images = np.stack([render(scene, 64) for scene in scenes])
     readers = [SceneReader(load_probe(), scenes, len(scenes)) for _ in range(2)]
     for reader in readers:
-        reader.see(pictures)
+        reader.see(images)
     scores = SceneScores.of(scenes, *(reader.gathered(ProcessShare()) for reader in readers))
     assert scores.samples == scores.real
     assert scores.real["all"]["objects"].share > 0.95
-    for wrong_pictures in (np.roll(pictures, 1, axis=0), np.full_like(pictures, 128)):  # other scenes', nothing
+    for wrong_images in (np.roll(images, 1, axis=0), np.full_like(images, 128)):  # other scenes', nothing
         reader = SceneReader(load_probe(), scenes, len(scenes))
-        reader.see(wrong_pictures)
+        reader.see(wrong_images)
         assert not any(right["objects"] for right in reader.gathered(ProcessShare()))
 
 
 def test_the_probes_examples_are_its_own_and_the_same_each_time():
     one, again = (make_examples(3, 12, 32, 20, processes=1) for _ in range(2))
-    np.testing.assert_array_equal(one.pictures, again.pictures)
+    np.testing.assert_array_equal(one.images, again.images)
     np.testing.assert_array_equal(one.things, again.things)
     assert one.things.shape == (12, MOST, 6)
     assert one.things[..., 0].max() < 20
@@ -115,6 +115,6 @@ def test_the_loss_falls_when_maps_come_to_show_the_things():
 
 
 @pytest.mark.parametrize("side", [64, 96])
-def test_the_probe_takes_pictures_of_any_size(side):
+def test_the_probe_takes_images_of_any_size(side):
     found = SceneProbe().eval().find(np.zeros((2, side, side, 3), dtype=np.uint8))
     assert len(found) == 2

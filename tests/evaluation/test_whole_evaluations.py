@@ -9,12 +9,12 @@ import torch
 from blots import SIDE, Blots, blot_features
 from tiny_pipelines import bert, of_classes, unconditional, vq
 
-from ldm.data.pictures import to_tensor
+from ldm.data.images import to_tensor
 from ldm.errors import UserError
-from ldm.evaluation.evaluate import evaluate, picture_side
+from ldm.evaluation.evaluate import evaluate, image_side
 from ldm.evaluation.plan import Plan, Sampling
 from ldm.evaluation.samples import request_of
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
 
 FEW_STEPS = Sampling(num_inference_steps=2, seed=5)
 
@@ -24,10 +24,10 @@ def plan(*metrics: str, **options: object) -> Plan:
     return Plan(metrics=metrics, **given | options)
 
 
-def test_a_codebook_s_use_is_that_of_all_positions_of_all_pictures() -> None:
+def test_a_codebook_s_use_is_that_of_all_positions_of_all_images() -> None:
     autoencoder, source = vq(), Blots()
     with torch.inference_mode():
-        latents = autoencoder.encode(to_tensor(source.pictures)).mode()
+        latents = autoencoder.encode(to_tensor(source.images)).mode()
         counts = torch.bincount(autoencoder.indices(latents).flatten(), minlength=32).double()
     frequencies = counts[counts > 0] / counts.sum()
     found = evaluate(autoencoder, source, plan("codebook", "psnr")).results
@@ -39,7 +39,7 @@ def test_a_codebook_s_use_is_that_of_all_positions_of_all_pictures() -> None:
 
 def test_an_autoencoder_alone_is_measured_as_it_is_in_its_pipeline() -> None:
     pipe, source, asked = TextToImage(bert()), Blots(), plan("psnr", "ssim", "rfid")
-    assert picture_side(pipe) == picture_side(pipe.parts.autoencoder) == SIDE
+    assert image_side(pipe) == image_side(pipe.parts.autoencoder) == SIDE
     whole, alone = (
         evaluate(model, source, asked, features=blot_features()) for model in (pipe, pipe.parts.autoencoder)
     )
@@ -51,13 +51,13 @@ def test_an_autoencoder_alone_is_measured_as_it_is_in_its_pipeline() -> None:
         evaluate(pipe.parts.autoencoder, source, plan("codebook"))
 
 
-def test_pictures_are_decoded_once_however_much_is_measured_on_them() -> None:
+def test_images_are_decoded_once_however_much_is_measured_on_them() -> None:
     source = Blots()
-    evaluate(vq(), source, plan("psnr", "rfid", "codebook", samples=9, pictures=12), features=blot_features())
+    evaluate(vq(), source, plan("psnr", "rfid", "codebook", samples=9, images=12), features=blot_features())
     assert source.taken == 12
 
 
-def test_statistics_are_written_and_then_stand_for_the_pictures(tmp_path: Path) -> None:
+def test_statistics_are_written_and_then_stand_for_the_images(tmp_path: Path) -> None:
     pipe, source, features = TextToImage(bert()), Blots(), blot_features()
     asked = plan("fid", "kid", "precision", sampling=FEW_STEPS)
     kept = replace(asked, statistics=tmp_path / "blots.safetensors")
@@ -68,7 +68,7 @@ def test_statistics_are_written_and_then_stand_for_the_pictures(tmp_path: Path) 
     assert source.taken == 0
     assert without.results == made.results == used.results
     assert [report.settings["statistics_reused"] for report in (without, made, used)] == [False, False, True]
-    assert len(used.settings["notes"]) == 1  # 12 pictures in 6 dimensions are enough
+    assert len(used.settings["notes"]) == 1  # 12 images in 6 dimensions are enough
     assert used.settings["statistics"] == str(kept.statistics)
 
 
@@ -79,7 +79,7 @@ def test_statistics_of_anything_else_are_refused_by_what_differs(tmp_path: Path)
     wide.config = wide.config.model_copy(update={"sample_size": 64})
     for autoencoder, source, asked, features, words in (
         (vq(), Blots(seed=1), kept, blot_features(), "data "),
-        (vq(), Blots(), replace(kept, pictures=11), blot_features(), "pictures 12, not 11"),
+        (vq(), Blots(), replace(kept, images=11), blot_features(), "images 12, not 11"),
         (wide, Blots(), kept, blot_features(), "size 32, not 64"),
         (vq(), Blots(), kept, blot_features(1), "features blot-0, not blot-1; weights "),
     ):
@@ -102,14 +102,14 @@ def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
         (of_classes(), [0, 1, 2, 3], 1.0),
     ):
         pipe = TextToImage(parts)
-        assert request_of(pipe, source, asked).pictures == list(zip(subjects, range(5, 9), strict=True))
+        assert request_of(pipe, source, asked).images == list(zip(subjects, range(5, 9), strict=True))
         report = evaluate(pipe, source, asked, features=blot_features())
         levels = {"quality": "exact", "num_inference_steps": 2, "sampler": "ddim", "eta": 0.0}
         told = {"guidance_scale": scale, **levels, "seed": 5}
         assert report.settings["sampling"] == told
         ours, few = report.settings["notes"]
         assert "features blot-0: compare with numbers of the same features only" in ours
-        assert few.startswith("4 pictures in 6 dimensions have a singular covariance")
+        assert few.startswith("4 images in 6 dimensions have a singular covariance")
         assert np.isfinite(report.results["fid"])
 
 
@@ -119,21 +119,21 @@ def test_a_clip_score_needs_captions_to_compare_with() -> None:
             evaluate(TextToImage(parts), Blots(4), plan("clip", samples=4, clip="somewhere"))
 
 
-def test_neighbours_are_looked_for_in_all_pictures_of_the_data() -> None:
+def test_neighbours_are_looked_for_in_all_images_of_the_data() -> None:
     pipe, source = TextToImage(bert()), Blots(12)
-    asked = plan("neighbours", samples=2, pictures=12, sampling=FEW_STEPS)
+    asked = plan("neighbours", samples=2, images=12, sampling=FEW_STEPS)
     sheet = evaluate(pipe, source, asked, features=blot_features()).neighbours
     assert sheet is not None
     assert sheet.size == (7 * SIDE + 6 * 2, 2 * SIDE + 2)
     shown = np.asarray(sheet)[:SIDE, SIDE + 2 : 2 * SIDE + 2]  # beside the first sample
-    assert any(np.array_equal(shown, picture) for picture in source.pictures)
+    assert any(np.array_equal(shown, image) for image in source.images)
 
 
 def test_what_nothing_asks_for_is_refused() -> None:
     for options, words in (
         ({"sampling": FEW_STEPS}, "--steps"),
         ({"features": "inception"}, "--features inception means nothing to psnr"),
-        ({"pictures": 20}, "--pictures 20"),
+        ({"images": 20}, "--images 20"),
         ({"statistics": Path("x.safetensors")}, "--statistics x"),
         ({"samples": 1}, "at least 2"),
     ):
@@ -141,5 +141,5 @@ def test_what_nothing_asks_for_is_refused() -> None:
             plan("psnr", **options)
     with pytest.raises(UserError, match="no folder"):
         plan("fid", statistics=Path("nowhere/x.safetensors"))
-    with pytest.raises(UserError, match="20 pictures asked for, but the data has 12"):
+    with pytest.raises(UserError, match="20 images asked for, but the data has 12"):
         evaluate(vq(), Blots(), plan("psnr", samples=20))

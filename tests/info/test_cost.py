@@ -41,7 +41,7 @@ def test_operations_of_an_autoencoder_are_those_counted_by_hand() -> None:
         latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, mid_block_attention=True
     )
     contents = Contents(autoencoder=config)
-    counted = flops(contents, make_networks(contents), side=8, tokens=1)  # pictures of 16x16
+    counted = flops(contents, make_networks(contents), side=8, tokens=1)  # images of 16x16
     mid = 2 * resnet(8, 8, 8) + 4 * linear(64, 8, 8) + attention(64, 64, 8)
     down = resnet(16, 4, 4) + convolution(8, 4, 4) + resnet(8, 4, 8)
     encode = convolution(16, 3, 4) + down + mid + convolution(8, 8, 4) + convolution(8, 4, 4, 1)

@@ -12,7 +12,7 @@ from tiny_models import random_parts
 from ldm import config
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile, write_single_file
-from ldm.checkpoint.diffusers import load_autoencoder, save_autoencoder, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_autoencoder, save_autoencoder, save_pipeline
 from ldm.checkpoint.store import save_tensors
 from ldm.config import AutoencoderConfig
 from ldm.errors import UserError
@@ -47,7 +47,7 @@ def test_a_pipeline_has_the_parameters_of_its_networks(pipeline: Path) -> None:
         "text": {"total": count(parts.text_encoder)},
         "total": count(autoencoder) + count(parts.unet) + count(parts.text_encoder),
     }
-    assert facts["picture"] == [3, 16, 16]
+    assert facts["image"] == [3, 16, 16]
     assert facts["latents"] == [4, 8, 8]
     assert facts["context"] == [8, 16]
     assert facts["latent_statistics"] == {"scaling_factor": 0.8, "shift_factor": None}
@@ -74,7 +74,7 @@ def test_a_run_tells_its_step_and_what_it_was_trained_with(tmp_path: Path) -> No
         assert facts["training"]["step"] == 400
         assert facts["training"]["max_steps"] == 400
         assert facts["training"]["learning_rate"] == 1e-3
-    assert "U-Net, step 400 of 400 steps of 32 pictures of 32x32, learning rate 0.001" in as_text(facts)
+    assert "U-Net, step 400 of 400 steps of 32 images of 32x32, learning rate 0.001" in as_text(facts)
 
 
 def test_a_name_of_a_model_and_of_a_configuration_means_the_model() -> None:
@@ -136,7 +136,7 @@ def test_a_file_of_a_published_model_is_known_by_its_shapes(tmp_path: Path) -> N
     sparse(tmp_path / "model.safetensors", shapes)
     facts, expected = report(describe(str(tmp_path / "model.safetensors"))), report(of_config("", loaded))
     assert facts["kind"] == "single file"
-    for name in ("parameters", "flops", "picture", "latents", "context", "latent_statistics", "diffusion"):
+    for name in ("parameters", "flops", "image", "latents", "context", "latent_statistics", "diffusion"):
         assert facts[name] == expected[name], name
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_we_wrote_tells_its_configuration_in_its_header(tmp_path: Pa
     write_single_file(SingleFile(contents, {"autoencoder": autoencoder}), tmp_path / "vae.safetensors")
     facts = report(describe(str(tmp_path / "vae.safetensors")))
     assert facts["parameters"]["autoencoder"]["total"] == count(autoencoder)
-    assert facts["picture"] == [3, 16, 16]
+    assert facts["image"] == [3, 16, 16]
     assert facts["flops"].keys() == {"encode", "decode"}
 
 

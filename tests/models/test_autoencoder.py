@@ -7,8 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from ldm.config import AutoencoderConfig
-from ldm.models.autoencoder import Autoencoder
-from ldm.models.posterior import Posterior
+from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.posterior import Posterior
 
 TINY = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=3)
 
@@ -49,18 +49,18 @@ def test_measured_statistics_give_latents_zero_mean_and_unit_variance(statistics
 
 def test_decode_undoes_the_scaling_of_encode() -> None:
     autoencoder = Autoencoder(TINY).double()
-    pictures = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        before = autoencoder.decode(autoencoder.encode(pictures).mode())
+        before = autoencoder.decode(autoencoder.encode(images).mode())
         autoencoder.config = TINY.model_copy(update={"scaling_factor": (0.5, 3.0, 1.5), "shift_factor": (1.0, 0.0, -2)})
-        after = autoencoder.decode(autoencoder.encode(pictures).mode())
+        after = autoencoder.decode(autoencoder.encode(images).mode())
     torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
 
 
 def test_forward_reconstructs_from_the_given_noise_and_reaches_every_weight() -> None:
     autoencoder = Autoencoder(TINY)
-    pictures, noise = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
-    reconstructions, posterior = autoencoder(pictures, noise)
+    images, noise = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
+    reconstructions, posterior = autoencoder(images, noise)
     assert torch.equal(reconstructions, autoencoder.decode(posterior.sample(noise=noise)))
     (reconstructions.square().sum() + posterior.kl().sum()).backward()
     assert all(weight.grad is not None for weight in autoencoder.parameters())

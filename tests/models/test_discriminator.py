@@ -18,12 +18,12 @@ def test_its_parameters_number_those_of_pix2pix() -> None:
 
 def test_a_logit_sees_70_by_70_pixels() -> None:
     network = PatchDiscriminator(AdversarialLossConfig(discriminator_channels=4, discriminator_norm="none"))
-    pictures = torch.rand(1, 3, 128, 128, requires_grad=True)
-    logits, _ = network(pictures)
+    images = torch.rand(1, 3, 128, 128, requires_grad=True)
+    logits, _ = network(images)
     assert logits.shape == (1, 1, 14, 14)
     logits[0, 0, 7, 7].backward()
-    assert pictures.grad is not None
-    seen = pictures.grad[0].abs().sum(0).nonzero()
+    assert images.grad is not None
+    seen = images.grad[0].abs().sum(0).nonzero()
     assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [70, 70]
 
 
@@ -37,26 +37,26 @@ def test_each_normalisation_follows_all_but_the_first_and_last_convolutions(kind
 
 def test_spectral_normalisation_makes_every_convolution_one_of_norm_one() -> None:
     network = discriminator("spectral")
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     for _ in range(300):  # a step of power iteration each
-        network(pictures)
+        network(images)
     convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
     norms = [torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() for layer in convolutions]
     assert norms == pytest.approx([1.0] * 4, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["group", "spectral", "none"])
-def test_penalties_are_the_squared_gradients_of_each_picture(kind: str) -> None:
+def test_penalties_are_the_squared_gradients_of_each_image(kind: str) -> None:
     network = discriminator(kind).eval().double()
-    pictures = torch.rand(3, 3, 32, 32, dtype=torch.float64)
-    logits, penalties = network(pictures, 2)
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    logits, penalties = network(images, 2)
     assert logits.shape == (3, 1, 6, 6)
-    for picture, penalty in zip(pictures, penalties, strict=False):
-        seen = picture[None].clone().requires_grad_()
+    for image, penalty in zip(images, penalties, strict=False):
+        seen = image[None].clone().requires_grad_()
         [gradient] = torch.autograd.grad(network(seen)[0].sum(), seen)
         assert penalty.item() == pytest.approx(gradient.square().sum().item() / 36, rel=1e-9)
     assert penalties.shape == (2,)
-    assert network(pictures)[1].shape == (0,)
+    assert network(images)[1].shape == (0,)
 
 
 def test_the_penalty_of_a_linear_discriminator_is_the_norm_of_its_weights() -> None:
@@ -71,12 +71,12 @@ def test_the_penalty_of_a_linear_discriminator_is_the_norm_of_its_weights() -> N
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_penalties_and_spectral_norms_know_no_half_precision(precision: torch.dtype) -> None:
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     found = []
     for enabled in (False, True):
         network = discriminator("spectral")
         with torch.autocast("cpu", precision, enabled=enabled):
-            logits, penalties = network(pictures, 2)
+            logits, penalties = network(images, 2)
         assert logits.dtype == (precision if enabled else torch.float32)
         buffers = torch.cat([buffer.flatten() for buffer in network.buffers()])
         found.append(
@@ -85,7 +85,7 @@ def test_penalties_and_spectral_norms_know_no_half_precision(precision: torch.dt
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_penalty_is_refused_where_pictures_are_mixed() -> None:
+def test_a_penalty_is_refused_where_images_are_mixed() -> None:
     with pytest.raises(ValueError, match="set discriminator_norm to group, spectral or none"):
         AdversarialLossConfig(r1_weight=1.0)
 

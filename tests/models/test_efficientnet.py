@@ -39,11 +39,11 @@ def test_the_distance_is_made_of_the_original_packages_features() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_it_grows_with_blur_and_is_zero_for_equal_pictures() -> None:
+def test_it_grows_with_blur_and_is_zero_for_equal_images() -> None:
     distance = EfficientNetDistance().train()
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    blurred = [F.interpolate(F.avg_pool2d(picture, factor), scale_factor=factor) for factor in (1, 2, 8)]
-    found = distance(torch.cat(blurred), picture.expand(3, -1, -1, -1)).tolist()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = [F.interpolate(F.avg_pool2d(image, factor), scale_factor=factor) for factor in (1, 2, 8)]
+    found = distance(torch.cat(blurred), image.expand(3, -1, -1, -1)).tolist()
     assert found[0] == pytest.approx(0, abs=1e-6)
     assert found[0] < found[1] < found[2]
 
@@ -51,9 +51,9 @@ def test_it_grows_with_blur_and_is_zero_for_equal_pictures() -> None:
 def test_the_loss_takes_it_by_name_and_its_gradient_arrives() -> None:
     config = LossConfig.model_validate({"perceptual": {"weight": 0.5, "net": "efficientnet-lite0"}})
     loss = AutoencoderLoss(config, torch.device("cpu"))
-    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
-    made = (pictures * 0.5).requires_grad_()
-    terms = loss.terms(pictures, made, torch.zeros(2), torch.tensor(0.0))
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    made = (images * 0.5).requires_grad_()
+    terms = loss.terms(images, made, torch.zeros(2), torch.tensor(0.0))
     expected = terms["reconstruction"] + 0.5 * terms["perceptual"]
     assert terms["total"].item() == pytest.approx(expected.item())
     terms["perceptual"].backward()

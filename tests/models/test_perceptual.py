@@ -9,7 +9,7 @@ from torchvision import models
 
 from ldm.config import AutoencoderConfig, LossConfig
 from ldm.errors import UserError
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.perceptual import PerceptualDistance, backbone_path
 from ldm.training.losses import AutoencoderLoss
 
@@ -67,9 +67,9 @@ def test_its_gradient_reaches_the_autoencoder_and_its_own_weights_stay(squeeze_b
     loss = AutoencoderLoss(config, torch.device("cpu"))
     widths = {"block_out_channels": (8, 8), "norm_num_groups": 4, "mid_block_attention": False, "layers_per_block": 1}
     autoencoder = Autoencoder(AutoencoderConfig(**widths))
-    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
-    reconstructions, posterior = autoencoder(pictures, torch.randn(2, 4, 32, 32))
-    terms = loss.terms(pictures, reconstructions, posterior.kl(), torch.tensor(0.0))
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    reconstructions, posterior = autoencoder(images, torch.randn(2, 4, 32, 32))
+    terms = loss.terms(images, reconstructions, posterior.kl(), torch.tensor(0.0))
     terms["perceptual"].backward()
     gradients = {name: weight.grad for name, weight in autoencoder.named_parameters()}
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values()), gradients

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ldm.config import AutoencoderConfig
 from ldm.models import tiling
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.fast import blocks, packed, prepare_for_sampling
 from ldm.models.layers import Upsample
-from ldm.models.prepared import blocks, packed, prepare_for_sampling
-from ldm.models.unet import UNet
+from ldm.models.unet.unet import UNet
 
 Network = TypeVar("Network", UNet, Autoencoder)
 
@@ -68,12 +68,12 @@ def test_a_prepared_unet_of_any_kind_gives_the_same_output(kind: str, size: tupl
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", AUTOENCODERS)
-def test_a_prepared_autoencoder_gives_the_same_latents_and_pictures(kind: str) -> None:
+def test_a_prepared_autoencoder_gives_the_same_latents_and_images(kind: str) -> None:
     autoencoder = random_autoencoder(kind)
     prepared = prepare_for_sampling(autoencoder)
-    pictures = torch.rand(2, 3, 16, 24) * 2 - 1
-    latents = autoencoder.encode(pictures).mode()
-    assert difference(prepared.encode(pictures).mode(), latents) < 1e-5
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    latents = autoencoder.encode(images).mode()
+    assert difference(prepared.encode(images).mode(), latents) < 1e-5
     assert difference(prepared.decode(latents), autoencoder.decode(latents)) < 1e-5
     cut = tiling.Tiling(8, 2)
     large = torch.randn(1, latents.shape[1], 11, 16)
@@ -108,10 +108,10 @@ def test_in_bfloat16_a_prepared_autoencoder_is_as_near(summed: bool, monkeypatch
     monkeypatch.setitem(blocks.PRODUCTS, torch.bfloat16, 0 if summed else 2**60)
     exact = random_autoencoder("kl")
     z = torch.randn(4, 3, 24, 24)
-    pictures = copy.deepcopy(exact).double().decode(z)
+    images = copy.deepcopy(exact).double().decode(z)
     prepared = prepare_for_sampling(exact, torch.bfloat16)
-    found = difference(prepared.decode(z), pictures)
-    assert found <= difference(copy.deepcopy(exact).bfloat16().decode(z), pictures)
+    found = difference(prepared.decode(z), images)
+    assert found <= difference(copy.deepcopy(exact).bfloat16().decode(z), images)
     doubling = [block for block in prepared.modules() if isinstance(block, blocks.PreparedUpsample)]
     assert [len(block.places) for block in doubling] == [4 if summed else 0]
 

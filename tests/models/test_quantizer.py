@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ldm.config import AutoencoderConfig
-from ldm.models import quantizer
-from ldm.models.autoencoder import Autoencoder
-from ldm.models.quantizer import Quantizer, nearest
+from ldm.models.autoencoder import quantizer
+from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.quantizer import Quantizer, nearest
 
 VQ = AutoencoderConfig(
     kind="vq", codebook_size=12, latent_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
@@ -54,13 +54,13 @@ def test_latents_are_what_was_not_quantised_yet_and_decode_quantises_them_in_the
     torch.manual_seed(0)
     autoencoder = Autoencoder(VQ)
     torch.nn.init.normal_(autoencoder.quantize.embedding.weight, 0.0, 0.1)
-    pictures = torch.rand(2, 3, 8, 8) * 2 - 1
-    plain = autoencoder.encode(pictures)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    plain = autoencoder.encode(images)
     assert torch.equal(plain.sample(noise=torch.randn(2, 3, 4, 4)), plain.mode())
     assert plain.moments.shape == (2, 3, 4, 4)
     indices, expected = autoencoder.indices(plain.mode()), autoencoder.decode(plain.mode())
     autoencoder.config = VQ.model_copy(update={"scaling_factor": 4.0, "shift_factor": 0.5})
-    latents = autoencoder.encode(pictures).mode()
+    latents = autoencoder.encode(images).mode()
     torch.testing.assert_close(latents, (plain.moments - 0.5) * 4)
     assert torch.equal(autoencoder.indices(latents), indices)
     torch.testing.assert_close(autoencoder.decode(latents), expected)

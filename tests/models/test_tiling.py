@@ -1,4 +1,4 @@
-"""Tiles give the picture that the whole gives, in memory that does not grow with the picture."""
+"""Tiles give the image that the whole gives, in memory that does not grow with the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.config import AutoencoderConfig
 from ldm.errors import UserError
 from ldm.models import tiling as tiled
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.tiling import SharedNorms, Tiling, decode_tiled, encode_tiled, spans
 
 SMALL = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_attention=False)
@@ -27,7 +27,7 @@ def network(**changes: object) -> Autoencoder:
         return Autoencoder(SMALL.model_copy(update=changes)).double().eval()
 
 
-def pictures(height: int, width: int) -> Tensor:
+def images(height: int, width: int) -> Tensor:
     """Smooth, and darker on one side than on the other, so that tiles differ in what their norms see."""
     down, across = torch.linspace(-1, 1, height).double()[:, None], torch.linspace(-1, 1, width).double()
     wave = torch.sin(7 * down + 3 * across) * across
@@ -47,8 +47,8 @@ def test_tiles_cover_a_side_and_own_every_position_once(length: int, size: int, 
         assert after.start <= after.own_start <= before.stop
 
 
-def test_a_picture_of_one_tile_is_the_whole_bit_by_bit() -> None:
-    vae, x = network(), pictures(32, 48)
+def test_a_image_of_one_tile_is_the_whole_bit_by_bit() -> None:
+    vae, x = network(), images(32, 48)
     latents = vae.encode(x).mode()
     assert torch.equal(encode_tiled(vae, x, Tiling(24, 8)).mode(), latents)
     assert torch.equal(decode_tiled(vae, latents, Tiling(24, 8)), vae.decode(latents))
@@ -60,7 +60,7 @@ def test_tiles_come_to_the_whole_as_their_norms_are_measured(
     coarsest_is_whole: bool, left: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "WHOLE", 10**6 if coarsest_is_whole else 0)
-    vae, x = network(scaling_factor=0.7), pictures(64, 96)
+    vae, x = network(scaling_factor=0.7), images(64, 96)
     latents = vae.encode(x).mode()
     whole = vae.decode(latents).detach()
 
@@ -73,7 +73,7 @@ def test_tiles_come_to_the_whole_as_their_norms_are_measured(
 
 
 def test_a_codebook_and_odd_sides_go_through_tiles() -> None:
-    vae, x = network(kind="vq", codebook_size=16), pictures(90, 134)
+    vae, x = network(kind="vq", codebook_size=16), images(90, 134)
     posterior = encode_tiled(vae, x, Tiling(24, 12))
     assert posterior.mode().shape == (1, 4, 45, 67)
     assert decode_tiled(vae, posterior.mode(), Tiling(24, 12)).shape == x.shape
@@ -81,9 +81,9 @@ def test_a_codebook_and_odd_sides_go_through_tiles() -> None:
 
 def test_norms_are_their_own_again_afterwards() -> None:
     vae = network()
-    before = vae.encode(pictures(64, 64)).mode()
-    encode_tiled(vae, pictures(64, 64), Tiling(16, 8))
-    assert torch.equal(vae.encode(pictures(64, 64)).mode(), before)
+    before = vae.encode(images(64, 64)).mode()
+    encode_tiled(vae, images(64, 64), Tiling(16, 8))
+    assert torch.equal(vae.encode(images(64, 64)).mode(), before)
     shared = SharedNorms(vae)
     with pytest.raises(RuntimeError, match="broken"), shared.installed():
         raise RuntimeError("broken")
@@ -100,12 +100,12 @@ def test_tiles_that_cannot_be_are_refused(options: dict[str, int]) -> None:
 def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None:
     from PIL import Image
 
-    from ldm.checkpoint.diffusers import find_autoencoder, load_autoencoder
-    from ldm.data.pictures import fit, to_tensor
+    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder
+    from ldm.data.images import fit, to_tensor
 
     vae = load_autoencoder(find_autoencoder("emoji"))
-    picture = Image.open("docs/grid.png").convert("RGB").crop((0, 0, 262, 262))
-    x = to_tensor(fit(picture.resize((1024, 1024), Image.Resampling.LANCZOS), 1024)[None])
+    image = Image.open("docs/grid.png").convert("RGB").crop((0, 0, 262, 262))
+    x = to_tensor(fit(image.resize((1024, 1024), Image.Resampling.LANCZOS), 1024)[None])
     with torch.inference_mode():
         whole = vae.decode(vae.encode(x).mode())
     there_and_back = decode_tiled(vae, encode_tiled(vae, x).mode())
@@ -115,25 +115,25 @@ def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None
 MEMORY = """
 import torch
 from ldm.config import AutoencoderConfig
-from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 torch.set_num_threads(2)
 vae = Autoencoder(AutoencoderConfig(block_out_channels=(2, 4, 4), layers_per_block=1, norm_num_groups=2)).eval()
-picture = torch.rand(1, 3, 4096, 4096) * 2 - 1
-decoded = decode_tiled(vae, encode_tiled(vae, picture, Tiling(passes=0)).mode(), Tiling(passes=0))
-assert decoded.shape == picture.shape
+image = torch.rand(1, 3, 4096, 4096) * 2 - 1
+decoded = decode_tiled(vae, encode_tiled(vae, image, Tiling(passes=0)).mode(), Tiling(passes=0))
+assert decoded.shape == image.shape
 print(peak())
 """
 
 
 @pytest.mark.slow
-def test_a_picture_of_4096_pixels_takes_less_than_4_gibibytes() -> None:
+def test_a_image_of_4096_pixels_takes_less_than_4_gibibytes() -> None:
     done = subprocess.run([sys.executable, "-c", PEAK + MEMORY], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4 * 2**30
 
 
-def test_many_pictures_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae, x = network(), torch.cat([pictures(32, 32), -pictures(32, 32), pictures(32, 32) / 2])
+def test_many_images_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x = network(), torch.cat([images(32, 32), -images(32, 32), images(32, 32) / 2])
     latents = vae.encode(x).mode()
     monkeypatch.setattr(tiled, "TOGETHER", 2 * 16 * 16)
     assert torch.allclose(tiled.encode(vae, x).mode(), latents, rtol=0, atol=1e-12)
@@ -145,7 +145,7 @@ def test_many_pictures_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: p
 
 
 def test_the_side_of_a_tile_is_the_callers_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae, x = network(), pictures(64, 96)
+    vae, x = network(), images(64, 96)
     latents = vae.encode(x).mode()
     assert torch.equal(tiled.encode(vae, x, tile=40).mode(), encode_tiled(vae, x, Tiling(20, 5)).mode())
     assert torch.equal(tiled.decode(vae, latents, tile=40), decode_tiled(vae, latents, Tiling(20, 5)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import UNetConfig
-from ldm.models.unet import Added, UNet
+from ldm.models.unet.unet import Added, UNet
 
 CONFIG = UNetConfig(
     block_out_channels=(16, 24, 32),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.models.prepared import winograd
-from ldm.models.prepared.packed import PackedConv2d, channels_last
+from ldm.models.fast import winograd
+from ldm.models.fast.packed import PackedConv2d, channels_last
 
 
 def error(found: Tensor, exact: Tensor) -> float:

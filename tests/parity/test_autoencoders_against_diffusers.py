@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.autoencoder_fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
+from ldm.checkpoint.diffusers.autoencoder_fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.store import load_tensors, save_tensors
 from ldm.config import AutoencoderConfig
@@ -100,16 +100,16 @@ def assert_close(made: Tensor, expected: Tensor) -> None:
 
 @torch.no_grad()
 def assert_same_numbers(ours: Autoencoder, theirs: Any) -> None:
-    """The same latents as theirs times scaling_factor, or less shift_factor, and the same pictures from them.
+    """The same latents as theirs times scaling_factor, or less shift_factor, and the same images from them.
 
     Ours are in float32, theirs in float64: in float32 theirs is up to 1e-5 off itself.
     """
     theirs = theirs.double()
     generator = torch.Generator().manual_seed(2)
-    pictures = torch.rand(2, ours.config.in_channels, *SIDES, generator=generator) * 2 - 1
+    images = torch.rand(2, ours.config.in_channels, *SIDES, generator=generator) * 2 - 1
     factor, shift = theirs.config.scaling_factor, theirs.config.get("shift_factor") or 0.0
-    latents = ours.eval().encode(pictures).mode()
-    found = theirs.eval().encode(pictures.double())
+    latents = ours.eval().encode(images).mode()
+    found = theirs.eval().encode(images.double())
     z = found.latents if ours.config.kind == "vq" else found.latent_dist.mean
     assert_close(latents, (z - shift) * factor)
     if ours.config.kind == "vq":  # near codebook vectors, so that no rounding decides between two
@@ -246,7 +246,7 @@ def test_what_ours_does_not_have_is_refused_by_name(kind: str, field: str, value
 def test_every_argument_of_their_constructors_is_followed_or_refused() -> None:
     import inspect
 
-    from ldm.checkpoint.autoencoder_fields import DEFAULTS, FIXED
+    from ldm.checkpoint.diffusers.autoencoder_fields import DEFAULTS, FIXED
 
     for kind, name in CLASSES.items():
         arguments = inspect.signature(getattr(diffusers, name).__init__).parameters

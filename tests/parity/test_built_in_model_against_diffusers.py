@@ -1,20 +1,20 @@
-"""The built-in model draws the same picture through diffusers."""
+"""The built-in model draws the same image through diffusers."""
 
 import numpy as np
 import pytest
 import torch
 
 from ldm import TextToImage
-from ldm.checkpoint.diffusers import resolve
+from ldm.checkpoint.diffusers.pipeline import find_model
 
 PROMPT, NEGATIVE = "a corgi playing a trumpet", "a cat"
 
 
 @pytest.mark.parametrize("steps", [20, 25])
-def test_stable_diffusion_pipeline_draws_the_same_picture(steps: int) -> None:
+def test_stable_diffusion_pipeline_draws_the_same_image(steps: int) -> None:
     from diffusers import StableDiffusionPipeline
 
-    theirs = StableDiffusionPipeline.from_pretrained(resolve("emoji"), dtype=torch.float32)
+    theirs = StableDiffusionPipeline.from_pretrained(find_model("emoji"), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     options = {"negative_prompt": NEGATIVE, "guidance_scale": 3.0, "num_inference_steps": steps, "latents": latents}

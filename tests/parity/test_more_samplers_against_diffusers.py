@@ -267,7 +267,7 @@ def test_inversion(prediction: str, spacing: str, steps: int) -> None:
     assert error(found, theirs_inverted(schedule, prediction, spacing, steps)) < 1e-6
 
 
-def test_inversion_of_a_clean_picture_differs_in_where_v_is_looked_at() -> None:
+def test_inversion_of_a_clean_image_differs_in_where_v_is_looked_at() -> None:
     """Theirs takes v as if at the clean level, ours at the noisier one that the network is told; x0 has no other."""
     schedule = make_schedule(set_alpha_to_one=True)
     grid = schedule.grid(50, "trailing")

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ldm.checkpoint.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
+from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
+from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.checkpoint.scheduler_fields import scheduler_from_fields, scheduler_to_fields
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig
@@ -51,9 +51,9 @@ def test_autoencoders_have_the_names_the_fields_and_the_numbers_of_diffusers(con
     ours = Autoencoder(config).eval()
     randomise(theirs, 0)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    pictures = torch.rand(2, config.in_channels, 16, 24) * 2 - 1
+    images = torch.rand(2, config.in_channels, 16, 24) * 2 - 1
     with torch.no_grad():
-        posterior, reference = ours.encode(pictures), theirs.encode(pictures).latent_dist
+        posterior, reference = ours.encode(images), theirs.encode(images).latent_dist
         assert_close(posterior.moments, reference.parameters)
         assert_close(posterior.kl(), reference.kl())
         noise = torch.randn(2, config.latent_channels, *posterior.moments.shape[2:])
@@ -74,7 +74,7 @@ def test_autoencoders_have_the_names_the_fields_and_the_numbers_of_diffusers(con
         (1.3, (3.0, -2.0, 0.1)),
     ],
 )
-def test_statistics_are_folded_so_that_a_scaling_factor_alone_gives_our_latents_and_pictures(
+def test_statistics_are_folded_so_that_a_scaling_factor_alone_gives_our_latents_and_images(
     scaling: float | tuple[float, ...] | None, shift: float | tuple[float, ...] | None, tmp_path: Path
 ) -> None:
     config = AUTOENCODERS[1].model_copy(update={"scaling_factor": scaling, "shift_factor": shift})
@@ -87,13 +87,13 @@ def test_statistics_are_folded_so_that_a_scaling_factor_alone_gives_our_latents_
     again = Autoencoder.from_pretrained(tmp_path)
     assert (again.config.scaling_factor is None) is (scaling is None)
     factor = theirs.config.scaling_factor
-    pictures, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 3, 8, 8)
+    images, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        latents = ours.encode(pictures).sample(noise=noise)
-        posterior = theirs.encode(pictures).latent_dist
+        latents = ours.encode(images).sample(noise=noise)
+        posterior = theirs.encode(images).latent_dist
         assert_close((posterior.mean + posterior.std * noise) * factor, latents)
         assert_close(theirs.decode(latents / factor).sample, ours.decode(latents))
-        assert_close(again.encode(pictures).sample(noise=noise), latents)
+        assert_close(again.encode(images).sample(noise=noise), latents)
         assert_close(again.decode(latents), ours.decode(latents))
 
 

@@ -9,11 +9,11 @@ import diffusers
 import pytest
 import torch
 
-from ldm.checkpoint.diffusers import Parts, load_pipeline, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
+from ldm.generation import TextToImage
 from ldm.models.text import BertTextEncoder, Tokenizer
-from ldm.pipeline import TextToImage
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
 
@@ -90,12 +90,12 @@ def test_it_loads_and_draws_there_with_no_word_about_keys_or_fields(folder: Path
     # Its annotation says CLIPTextModel; a BertModel is used all the same.
     assert [m for m in complaints.messages if not m.startswith("Expected types for text_encoder")] == []
     pipe.set_progress_bar_config(disable=True)
-    pictures = pipe("a dog", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
-    assert pictures.shape == (1, 16, 16, 3)
-    assert pictures.std() > 0
+    images = pipe("a dog", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    assert images.shape == (1, 16, 16, 3)
+    assert images.std() > 0
 
 
-def test_its_prompts_latents_outputs_and_pictures_are_ours(folder: Path, parts: Parts) -> None:
+def test_its_prompts_latents_outputs_and_images_are_ours(folder: Path, parts: Parts) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     for network in (parts.unet, parts.autoencoder, parts.text_encoder):
         network.eval()
@@ -108,8 +108,8 @@ def test_its_prompts_latents_outputs_and_pictures_are_ours(folder: Path, parts: 
         latents, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
         output = pipe.unet(latents, t, context).sample
         torch.testing.assert_close(parts.unet(latents, t, context), output, rtol=1e-5, atol=1e-5)
-        pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-        torch.testing.assert_close(parts.autoencoder.decode(latents), pictures, rtol=1e-4, atol=1e-5)
+        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        torch.testing.assert_close(parts.autoencoder.decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
 def test_what_diffusers_saves_again_is_ours(folder: Path, tmp_path: Path) -> None:

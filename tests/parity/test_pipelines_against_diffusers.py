@@ -1,4 +1,4 @@
-"""Whole pipelines of every published kind: what we save draws the same pictures there, and what they save here."""
+"""Whole pipelines of every published kind: what we save draws the same images there, and what they save here."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 
-from ldm.checkpoint.diffusers import Parts
-from ldm.pipeline import Framing, TextToImage
+from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.generation import SizeConditioning, TextToImage
 
 STEPS = 5
 NEGATIVE = "two dogs"
@@ -74,7 +74,7 @@ def drawn(theirs: Any, latents: torch.Tensor, **options: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_same_pictures_come_from_the_same_latents(name: str, folders: Callable[[str], Path]) -> None:
+def test_the_same_images_come_from_the_same_latents(name: str, folders: Callable[[str], Path]) -> None:
     theirs = loaded(name, folders(name))
     ours = TextToImage.from_pretrained(folders(name), device="cpu")
     side = ours.parts.unet.config.sample_size
@@ -104,8 +104,10 @@ def test_what_diffusers_saves_is_the_same_pipeline_here(
 def test_sizes_and_crops_are_told_as_there(folders: Callable[[str], Path]) -> None:
     theirs, ours = loaded("sdxl", folders("sdxl")), TextToImage.from_pretrained(folders("sdxl"), device="cpu")
     wide = noise(2, 4, 16, 24)
-    framing = Framing(original=(96, 64), corner=(8, 2), target=(40, 36))
-    images = ours(tiny.CAPTIONS, latents=wide, num_inference_steps=STEPS, guidance_scale=4.0, framing=framing)
+    size_conditioning = SizeConditioning(original=(96, 64), corner=(8, 2), target=(40, 36))
+    images = ours(
+        tiny.CAPTIONS, latents=wide, num_inference_steps=STEPS, guidance_scale=4.0, size_conditioning=size_conditioning
+    )
     told = {"original_size": (64, 96), "crops_coords_top_left": (2, 8), "target_size": (36, 40)}
     expected = drawn(theirs, wide, guidance_scale=4.0, height=32, width=48, **told)
     assert images[0].size == (48, 32)
@@ -133,7 +135,7 @@ def test_an_empty_negative_prompt_is_zeros_where_the_pipeline_says_so(zeros: boo
 
 
 @pytest.mark.parametrize("kind", ["vq", pytest.param("kl", marks=SLOW)])
-def test_unconditional_pictures_are_the_same(kind: str, tmp_path: Path) -> None:
+def test_unconditional_images_are_the_same(kind: str, tmp_path: Path) -> None:
     TextToImage(tiny.unconditional(kind)).save_pretrained(tmp_path)
     theirs = diffusers.LDMPipeline.from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)
@@ -150,7 +152,7 @@ def test_unconditional_pictures_are_the_same(kind: str, tmp_path: Path) -> None:
     assert first.tobytes() == second.tobytes()
 
 
-def test_pictures_of_a_model_on_pixels_are_the_same(tmp_path: Path) -> None:
+def test_images_of_a_model_on_pixels_are_the_same(tmp_path: Path) -> None:
     TextToImage(tiny.pixels()).save_pretrained(tmp_path)
     theirs = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from oracle import ratios
 
-from ldm.checkpoint.diffusers import load_scheduler
-from ldm.checkpoint.scheduler_fields import scheduler_from_fields
-from ldm.checkpoint.schedulers import SCHEDULERS
+from ldm.checkpoint.diffusers.pipeline import load_scheduler
+from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
+from ldm.checkpoint.diffusers.schedulers import SCHEDULERS
 from ldm.diffusion.level import Grid
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError

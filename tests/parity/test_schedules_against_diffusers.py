@@ -10,8 +10,8 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from ldm.checkpoint.diffusers import load_scheduler, save_scheduler
-from ldm.checkpoint.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.diffusers.pipeline import load_scheduler, save_scheduler
+from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.config import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.posterior import Posteriors

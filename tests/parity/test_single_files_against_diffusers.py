@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from single_files import SMALL_MODELS, same_networks, with_weights
 from torch import Tensor
 
-from ldm.checkpoint.autoencoder_fields import autoencoder_to_fields
 from ldm.checkpoint.compvis import read_single_file, write_single_file
 from ldm.checkpoint.compvis.convert import Conversion, convert
-from ldm.checkpoint.unet_fields import unet_to_fields
+from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_to_fields
+from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 
 
 @pytest.fixture(scope="module", params=SMALL_MODELS)

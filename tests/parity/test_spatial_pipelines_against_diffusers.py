@@ -1,4 +1,4 @@
-"""Pipelines that see a picture beside the latents: ours draw there what they draw here, and theirs load here."""
+"""Pipelines that see an image beside the latents: ours draw there what they draw here, and theirs load here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import tiny_pipelines as tiny
 import torch
 from PIL import Image
 
-from ldm.checkpoint.diffusers import Parts, load_pipeline
-from ldm.pipeline import TextToImage
+from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline
+from ldm.generation import TextToImage
 
 STEPS = 5
 PROMPT = "a red dog"
@@ -31,7 +31,7 @@ def both(name: str, folder: Path) -> tuple[TextToImage, Any]:
     return TextToImage.from_pretrained(folder, device="cpu"), theirs
 
 
-def picture(width: int, height: int) -> Image.Image:
+def random_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
 
 
@@ -42,7 +42,7 @@ def psnr(image: Image.Image, expected: Image.Image) -> float:
 
 def test_what_a_mask_hides_is_filled_alike(tmp_path: Path) -> None:
     ours, theirs = both("StableDiffusionInpaintPipeline", tmp_path)
-    image, hole = picture(48, 32), np.zeros((32, 48), dtype=np.uint8)
+    image, hole = random_image(48, 32), np.zeros((32, 48), dtype=np.uint8)
     hole[5:21, 7:30], hole[20:, 40:] = 255, 128  # white from the middle grey on
     mask = Image.fromarray(hole)
     noise = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
@@ -56,9 +56,9 @@ def test_what_a_mask_hides_is_filled_alike(tmp_path: Path) -> None:
         assert psnr(drawn, Image.composite(expected, image, mask)) > 50
 
 
-def test_a_small_picture_becomes_the_same_large_one(tmp_path: Path) -> None:
+def test_a_small_image_becomes_the_same_large_one(tmp_path: Path) -> None:
     ours, theirs = both("LDMSuperResolutionPipeline", tmp_path)
-    image = picture(64, 32)
+    image = random_image(64, 32)
     noise = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(5))
     [drawn] = ours(image=image, latents=noise, num_inference_steps=STEPS)
     generator = torch.Generator().manual_seed(5)

@@ -14,8 +14,8 @@ from running import PEAK
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ldm.checkpoint.diffusers import save_scheduler
-from ldm.checkpoint.networks import write_autoencoder, write_unet
+from ldm.checkpoint.diffusers.networks import write_autoencoder, write_unet
+from ldm.checkpoint.diffusers.pipeline import save_scheduler
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import save_text_encoder
@@ -92,7 +92,7 @@ def size_of(folder: Path) -> int:
 
 
 def test_it_loads_in_15_seconds_and_little_more_memory_than_its_files(folder: Path) -> None:
-    before = int(_run(PEAK + "import ldm.pipeline; print(peak())"))
+    before = int(_run(PEAK + "import ldm.generation; print(peak())"))
     found = json.loads(_run(PEAK + LOADED, str(folder)))
     assert found["peak"] > size_of(folder)  # every weight was read
     size = size_of(folder)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.checkpoint.diffusers import Parts
+from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig
+from ldm.generation import TextToImage
 from ldm.models.text import BertTextEncoder, Tokenizer
-from ldm.pipeline import TextToImage
 
 PROMPTS = ["a red dog playing a trumpet", "two blue cats"]
 PLAIN = DiffusionConfig()
@@ -85,7 +85,7 @@ def latents(seed: int = 0) -> torch.Tensor:
     ],
     ids=["no guidance", "guidance", "negative prompt", "rescaled"],
 )
-def test_the_same_pictures_come_from_the_same_latents(both: Any, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def test_the_same_images_come_from_the_same_latents(both: Any, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     pipe, diffusers_pipe = both
     images = pipe(PROMPTS, num_inference_steps=10, latents=latents(), **ours)
     expected = diffusers_pipe(PROMPTS, num_inference_steps=10, latents=latents(), **theirs).images
@@ -94,7 +94,7 @@ def test_the_same_pictures_come_from_the_same_latents(both: Any, ours: dict[str,
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
 
 
-def test_thirty_steps_give_the_same_pictures(both: Any) -> None:
+def test_thirty_steps_give_the_same_images(both: Any) -> None:
     """The default; 30 does not divide 1000, so that with trailing spacing their strides miss their next timestep."""
     pipe, diffusers_pipe = both
     images = pipe(PROMPTS, latents=latents(1))
@@ -102,7 +102,7 @@ def test_thirty_steps_give_the_same_pictures(both: Any) -> None:
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
 
 
-def test_other_sizes_give_the_same_pictures(both: Any) -> None:
+def test_other_sizes_give_the_same_images(both: Any) -> None:
     pipe, diffusers_pipe = both
     wide = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
     (image,) = pipe(PROMPTS[0], num_inference_steps=5, latents=wide)

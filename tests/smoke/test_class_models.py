@@ -9,7 +9,7 @@ from PIL import Image
 from running import Command
 from test_data import here, losses
 
-from ldm.checkpoint.diffusers import load_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.errors import UserError
 
 FEW = ("--batch-size", 8, "--max-steps", 4, "--set", "training.unet.log_every=1", "--set", "data.scenes.num=64")
@@ -18,7 +18,7 @@ PIXELS = (
     "data.size=16",
     "data.scenes.num=64",
     "data.scenes.concepts=12",
-    "training.unet.sample_pictures=0",
+    "training.unet.sample_images=0",
     "training.unet.mixed_precision=no",  # tests in one process share an accelerator
 )
 
@@ -62,14 +62,14 @@ def test_pixels_need_no_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixtur
     here(*train, "--out", tmp_path / "run")
     index = json.loads((tmp_path / "run" / "model_index.json").read_text())
     assert index["_class_name"] == "DDPMPipeline"
-    here("generate", "--num", 4, "--model", tmp_path / "run", "--steps", 2, "--out", tmp_path / "pictures")
-    assert [Image.open(path).size for path in (tmp_path / "pictures").iterdir()] == [(16, 16)] * 4
+    here("generate", "--num", 4, "--model", tmp_path / "run", "--steps", 2, "--out", tmp_path / "images")
+    assert [Image.open(path).size for path in (tmp_path / "images").iterdir()] == [(16, 16)] * 4
     capsys.readouterr()
     here(*train, "--out", tmp_path / "x", "--dry-run")
     assert "tried for" in capsys.readouterr().out
     here("info", tmp_path / "run")
     assert "4,437,699" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"pictures are their own latents, --vae .* has no use"):
+    with pytest.raises(UserError, match=r"images are their own latents, --vae .* has no use"):
         here(*train, "--out", tmp_path / "y", "--vae", tmp_path / "run")
     with pytest.raises(UserError, match=r"identity has nothing to train"):
         here("train-vae", "pixels", "--data", "scenes", "--out", tmp_path / "z")

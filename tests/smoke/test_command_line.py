@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from running import SMALL, Command
 
-from ldm.checkpoint.diffusers import load_autoencoder, load_pipeline, save_autoencoder
+from ldm.checkpoint.diffusers.pipeline import load_autoencoder, load_pipeline, save_autoencoder
 from ldm.checkpoint.store import load_tensors
 
 
@@ -122,7 +122,7 @@ def test_two_processes_have_the_losses_of_one(
 
 
 @pytest.mark.slow
-def test_processes_divide_the_pictures_among_them(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_processes_divide_the_images_among_them(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     prompts = ["a dog", "a cat", "a red apple"]
     options = ["--model", str(tiny_pipeline), "--steps", "2", "--seed", "5"]
     for extra in ((), ("--grid",)):
@@ -169,10 +169,10 @@ def test_an_autoencoder_starts_from_a_trained_one(ldm: Command, tiny_vae: Path, 
     # The statistics, measured anew, are folded into these two.
     inner = [name for name in given if not name.startswith(("quant_conv", "post_quant_conv"))]
     assert all(torch.equal(given[name], kept[name]) for name in inner)
-    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         networks = [load_autoencoder(run / "vae") for run in (tiny_vae, tmp_path / "more")]
-        copies = [network.decode(network.encode(pictures).mode()) for network in networks]
+        copies = [network.decode(network.encode(images).mode()) for network in networks]
     torch.testing.assert_close(copies[1], copies[0], rtol=1e-4, atol=1e-4)
     other = ("--set", "autoencoder.layers_per_block=2", "--out", tmp_path / "x")
     done = ldm("train-vae", "tiny", *options, *other, check=False)
@@ -202,7 +202,7 @@ def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused
 def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:
     options = ("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run")
     done = ldm(*options, "--dry-run", "--gpus", 8, "--gpu", "h100")
-    for told in ("400 of 32 pictures", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
+    for told in ("400 of 32 images", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
         assert told in done.stdout
     assert not (tmp_path / "run").exists()
     refused = ldm(*options, "--gpus", 8, check=False)

@@ -16,7 +16,7 @@ from serving import serving
 from ldm.cli.main import app
 from ldm.errors import UserError
 
-SHUFFLED = ("--set", "data.shards.shuffle_buffer=64", "--set", "training.autoencoder.statistics_pictures=32")
+SHUFFLED = ("--set", "data.shards.shuffle_buffer=64", "--set", "training.autoencoder.statistics_images=32")
 LOGGED = ("--set", "training.autoencoder.log_every=1")
 
 
@@ -30,18 +30,18 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]  # the others tell of saves
 
 
-def good_pictures(folder: Path, count: int) -> None:
-    """Readable pictures, some of them of unusual kinds."""
+def good_images(folder: Path, count: int) -> None:
+    """Readable images, some of them of unusual kinds."""
     for number in range(count):
-        picture, form = noise((40 + number % 7, 36), seed=number), "PNG"
+        image, form = noise((40 + number % 7, 36), seed=number), "PNG"
         if number % 10 == 1:
-            picture, form = picture.convert("CMYK"), "JPEG"
+            image, form = image.convert("CMYK"), "JPEG"
         elif number % 10 == 2:
-            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
         elif number % 10 == 3:
-            picture, form = picture.convert("P"), "GIF"
+            image, form = image.convert("P"), "GIF"
         path = folder / f"good{number:03d}.{form.lower()}"
-        path.write_bytes(encoded(picture, form))
+        path.write_bytes(encoded(image, form))
         path.with_suffix(".txt").write_text(f"number {number}\n")
 
 
@@ -53,19 +53,19 @@ def report(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder of 500 pictures and the names of the 40 among them that cannot be used."""
+    """A folder of 500 images and the names of the 40 among them that cannot be used."""
     folder = tmp_path_factory.mktemp("damaged")
     names = write_hostile(folder)
     assert len(names) == 40
-    good_pictures(folder, 460)
+    good_images(folder, 460)
     return folder, sorted(names)
 
 
-FEW = ("--batch-size", 50, "--set", "training.autoencoder.statistics_pictures=64")
+FEW = ("--batch-size", 50, "--set", "training.autoencoder.statistics_images=64")
 
 
 @pytest.mark.slow
-def test_500_pictures_of_which_40_are_hostile_train_through_and_the_report_names_just_those(
+def test_500_images_of_which_40_are_hostile_train_through_and_the_report_names_just_those(
     damaged: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, names = damaged
@@ -84,7 +84,7 @@ def test_500_pictures_of_which_40_are_hostile_train_through_and_the_report_names
 
 
 @pytest.mark.slow
-def test_cached_and_uncached_training_put_the_same_in_the_places_of_hostile_pictures(
+def test_cached_and_uncached_training_put_the_same_in_the_places_of_hostile_images(
     damaged: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     folder, names = damaged
@@ -98,7 +98,7 @@ def test_cached_and_uncached_training_put_the_same_in_the_places_of_hostile_pict
 
 
 @pytest.mark.slow
-def test_more_broken_pictures_than_are_allowed_stop_the_training_in_one_line(
+def test_more_broken_images_than_are_allowed_stop_the_training_in_one_line(
     damaged: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     options = ("train-vae", "tiny", "--data", damaged[0], "--max-steps", 12, *FEW, *LOGGED)
@@ -173,7 +173,7 @@ def test_a_unet_trains_on_shards_and_says_what_it_cannot_keep(shards: Path, tiny
 
 @pytest.mark.slow
 def test_both_stages_train_in_buckets(ldm: Command, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(48):
         noise((48, 48) if number % 2 else (80, 48), seed=number).save(folder / f"{number}.png")

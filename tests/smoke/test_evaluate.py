@@ -57,8 +57,8 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         (("--metrics", "clip"), "--clip"),
         (("--metrics", "neighbours"), "--out"),
         (("--metrics", "psnr", "--clip", "x"), "add clip"),
-        (("--data", "pictures/", "--concepts", 3), "an option of scenes"),
-        (("--data", "pictures/", "--split", "train"), "an option of scenes"),
+        (("--data", "images/", "--concepts", 3), "an option of scenes"),
+        (("--data", "images/", "--split", "train"), "an option of scenes"),
         (("--metrics", "psnr", "--split", "all"), "train or test"),
         (("--metrics", "psnr", "--steps", 3), "how samples are drawn"),
         (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "no folder"),
@@ -72,16 +72,16 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_pictures_come_back_with_their_measures(here: Command, tmp_path: Path) -> None:
-    picture = tmp_path / "flat.png"
-    Image.new("RGB", (70, 66), "red").save(picture)
-    done = here("reconstruct", picture, "--out", tmp_path / "back")
+def test_images_come_back_with_their_measures(here: Command, tmp_path: Path) -> None:
+    image = tmp_path / "flat.png"
+    Image.new("RGB", (70, 66), "red").save(image)
+    done = here("reconstruct", image, "--out", tmp_path / "back")
     assert Image.open(tmp_path / "back" / "flat.png").size == (68, 64)
     assert "psnr" in done.stdout
     assert "ssim" in done.stdout
-    here("reconstruct", picture, "--tile", 64, "--out", tmp_path / "tiles")
+    here("reconstruct", image, "--tile", 64, "--out", tmp_path / "tiles")
     assert Image.open(tmp_path / "tiles" / "flat.png").size == (68, 64)
-    done = here("reconstruct", picture, "--tile", 66, "--out", tmp_path / "tiles", check=False)
+    done = here("reconstruct", image, "--tile", 66, "--out", tmp_path / "tiles", check=False)
     assert done.returncode == 2
     assert "tile 66: this autoencoder's tiles have sides of 64 pixels or more, multiples of 4" in done.stderr
     done = here("reconstruct", tmp_path / "nothing.png", check=False)
@@ -92,7 +92,7 @@ def test_options_that_a_walk_has_no_use_for_are_refused(here: Command, tmp_path:
     for options, words in (
         (("a.png", "b.png", "--cfg", 2), "without guidance"),
         (("3", "4", "--prompt", "a dog", "--seed", 1), "seeds are ends themselves"),
-        (("a.png", "a dog"), "two pictures"),
+        (("a.png", "a dog"), "two images"),
     ):
         done = here("interpolate", *options, "--out", tmp_path / "x.gif", check=False)
         assert done.returncode == 2

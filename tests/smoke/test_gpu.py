@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from running import SMALL, Command, overrides
 
-from ldm.training.log import read_log
+from ldm.training.logging.log import read_log
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,15 +21,13 @@ pytestmark = [
 DIVIDED = [("fsdp2", "no"), ("fsdp2", "bf16"), ("fsdp2", "fp16"), ("zero2", "no"), ("zero3", "no"), ("zero3", "bf16")]
 
 
-def test_a_picture_drawn_on_the_gpu_is_that_of_the_cpu(
-    interpreter: Command, tiny_pipeline: Path, tmp_path: Path
-) -> None:
-    pictures = []
+def test_a_image_drawn_on_the_gpu_is_that_of_the_cpu(interpreter: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+    images = []
     for device in ("cpu", "cuda"):
         out = tmp_path / f"{device}.png"
         interpreter("generate", "a dog", "--model", tiny_pipeline, "--device", device, "--steps", 5, "--out", out)
-        pictures.append(np.asarray(Image.open(out)).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+        images.append(np.asarray(Image.open(out)).astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 2
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

@@ -7,7 +7,7 @@ import pytest
 from running import Command
 from tiny_models import random_parts
 
-from ldm.checkpoint.diffusers import load_autoencoder, save_autoencoder
+from ldm.checkpoint.diffusers.pipeline import load_autoencoder, save_autoencoder
 
 
 def test_json_is_one_document_of_raw_integers(here: Command) -> None:
@@ -21,7 +21,7 @@ def test_json_is_one_document_of_raw_integers(here: Command) -> None:
 def test_what_a_person_can_mend_is_one_line_and_status_2(here: Command) -> None:
     done = here("info", "emoji", "--write", check=False)
     assert done.returncode == 2
-    assert (done.stdout, done.stderr) == ("", "ldm: --write and --pictures belong to --measure DATA\n")
+    assert (done.stdout, done.stderr) == ("", "ldm: --write and --images belong to --measure DATA\n")
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_two_processes_measure_what_one_does_and_write_it_once(ldm: Command, tmp
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         save_autoencoder(random_parts().autoencoder, folder)
-        words = ["info", folder, "--measure", "scenes", "--pictures", 33, "--write", "--json"]
+        words = ["info", folder, "--measure", "scenes", "--images", 33, "--write", "--json"]
         found[processes] = json.loads(ldm(*words, processes=processes).stdout)["measured"]
         assert load_autoencoder(folder).config.scaling_factor == found[processes]["after"]["scaling_factor"]
     for name in ("mean", "std"):

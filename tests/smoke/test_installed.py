@@ -12,7 +12,7 @@ from PIL import Image
 from running import Command
 
 import ldm
-from ldm.checkpoint.diffusers import resolve
+from ldm.checkpoint.diffusers.pipeline import find_model
 from ldm.data.scenes import is_held_out
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +34,9 @@ def test_the_console_script_draws_with_the_built_in_model_from_anywhere(tmp_path
     command = [SCRIPT, "generate", "a corgi playing a trumpet", "--steps", "4", "--out", "corgi.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    picture = Image.open(tmp_path / "corgi.png")
-    assert picture.size == (64, 64)
-    facts = json.loads(picture.text["parameters"])
+    image = Image.open(tmp_path / "corgi.png")
+    assert image.size == (64, 64)
+    facts = json.loads(image.text["parameters"])
     assert (facts["model"], facts["steps"], facts["ldm_version"]) == ("emoji", 4, ldm.__version__)
 
 
@@ -48,7 +48,7 @@ def test_named_configurations_are_installed(tmp_path: Path) -> None:
     assert "parameters of the U-Net" in done.stdout
 
 
-def test_the_same_seeds_make_the_same_pictures_together_and_alone(here: Command, tmp_path: Path) -> None:
+def test_the_same_seeds_make_the_same_images_together_and_alone(here: Command, tmp_path: Path) -> None:
     options = ("generate", "three strawberries", "--steps", 5)
     here(*options, "--seed", 3, "--num", 4, "--out", tmp_path / "together.png")
     together = [np.asarray(Image.open(tmp_path / f"together-{i}.png")).astype(int) for i in range(4)]
@@ -61,7 +61,7 @@ def test_the_same_seeds_make_the_same_pictures_together_and_alone(here: Command,
 
 
 def test_the_built_in_model_is_small_credited_and_has_not_seen_the_readmes_prompt() -> None:
-    folder = resolve("emoji")
+    folder = find_model("emoji")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size < 40 * 2**20
     card = (folder / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Models that see a picture beside the latents through the real command line."""
+"""Models that see an image beside the latents through the real command line."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from test_data import here
 
 from ldm.errors import UserError
 
-FEW = ("data.scenes.num=64", "training.unet.sample_prompts=[]", "training.unet.sample_pictures=2")
-LAYOUT = ("unet.in_channels=8", "spatial={kind: rescaler, in_channels: 10, channels: 4, stages: 2}")
-LARGER = ("unet.in_channels=7", "spatial={kind: low_resolution}", "data.small_noise=0.1")
+FEW = ("data.scenes.num=64", "training.unet.sample_prompts=[]", "training.unet.sample_images=2")
+LAYOUT = ("unet.in_channels=8", "spatial={kind: segmentation_map, in_channels: 10, channels: 4, stages: 2}")
+LARGER = ("unet.in_channels=7", "spatial={kind: low_resolution}", "data.low_res_noise_std=0.1")
 
 
 def train(tiny_pipeline: Path, out: Path, *options: str) -> None:
@@ -42,11 +42,11 @@ def test_a_layout_that_ldm_data_wrote_is_drawn_from(
             here(*draw, *words)
     capsys.readouterr()
     here("info", tmp_path / "run")
-    assert "spatial rescaler" in capsys.readouterr().out
+    assert "spatial segmentation_map" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_small_picture_is_made_larger(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_small_image_is_made_larger(tiny_pipeline: Path, tmp_path: Path) -> None:
     train(tiny_pipeline, tmp_path / "run", *LARGER)
     Image.fromarray(np.full((8, 16, 3), 90, dtype=np.uint8)).save(tmp_path / "small.png")
     draw = ("generate", "a dog", "--model", tmp_path / "run", "--steps", 2, "--out", tmp_path / "large.png")

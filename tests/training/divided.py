@@ -19,14 +19,14 @@ from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from test_scaling import Grey, assert_close, settings
 
-from ldm import build
 from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
 from ldm.config import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.training import loop
 from ldm.training.loop import start_accelerator
-from ldm.training.run import Run
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
+from ldm.training.stages.unet import UNetStage
 
 CONFIGURATIONS = Path(__file__).parents[2] / "configs" / "accelerate"
 OPTIONS = ("cache_latents=false", "ema_others=[0.5]", "gradient_accumulation=2", "gradient_clip=0.5")

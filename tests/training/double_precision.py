@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ldm import build, config
+from ldm import config
 from ldm.config import Config
 from ldm.data.loader import Share, TrainingData
-from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.run import Run
-from ldm.training.saving import Saver
+from ldm.training.runs.run import Run
+from ldm.training.runs.saving import Saver
+from ldm.training.stages import build
+from ldm.training.stages.autoencoder import AutoencoderStage
 
 STEPS, SAVED = 50, 6
-BATCH, PICTURES = 4, 10
+BATCH, IMAGES = 4, 10
 SMALL = (
     "autoencoder.block_out_channels=[8,8]",
     "autoencoder.norm_num_groups=4",
@@ -30,7 +31,7 @@ SMALL = (
     "data.size=16",
     "data.random_flip=true",
     f"training.autoencoder.batch_size={BATCH}",
-    f"training.autoencoder.statistics_pictures={PICTURES}",
+    f"training.autoencoder.statistics_images={IMAGES}",
     "training.autoencoder.learning_rate=1e-3",
     "loss.reconstruction.learned_log_variance=true",
     "loss.adversarial.weight=0.5",
@@ -50,12 +51,12 @@ CASES = {
 
 
 class Noise:
-    """Pictures of noise, each of a brightness of its own."""
+    """Images of noise, each of a brightness of its own."""
 
     def __len__(self) -> int:
-        return PICTURES
+        return IMAGES
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         draw = np.random.default_rng(index)
         return draw.normal(25 * index, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
 

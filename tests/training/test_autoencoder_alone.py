@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ldm import build, config
+from ldm import config
 from ldm.errors import UserError
 from ldm.training.plan import plan
-from ldm.training.run import Run
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
 
 
 def test_a_published_autoencoder_can_be_planned() -> None:

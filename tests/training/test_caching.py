@@ -1,4 +1,4 @@
-"""Caches: what they hold, that training from one is training from the pictures, and that a stale one is refused."""
+"""Caches: what they hold, that training from one is training from the images, and that a stale one is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from test_stages import Colours
 from test_text_sources import CLIP, clip_tokenizer
 
-from ldm import build, config
+from ldm import config
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
@@ -23,23 +23,24 @@ from ldm.data.cached import INDEX, CachedData
 from ldm.data.loader import Share, TrainingData
 from ldm.data.sources import Source, open_source
 from ldm.errors import UserError
+from ldm.generation import find_device
 from ldm.models.text import Tokenizer, make_text_encoder
-from ldm.pipeline import find_device
 from ldm.processes import ProcessShare
-from ldm.training.caching import CacheWriter, check_folder
-from ldm.training.encoders import load_encoders
-from ldm.training.fingerprints import Encoders, check_cache, facts_of, text_digest
-from ldm.training.run import Run, with_text_source
-from ldm.training.unet import UNetStage
+from ldm.training.cache.caching import CacheWriter, check_folder
+from ldm.training.cache.encoders import load_encoders
+from ldm.training.cache.fingerprints import Encoders, check_cache, facts_of, text_digest
+from ldm.training.runs.run import Run, with_text_source
+from ldm.training.stages import build
+from ldm.training.stages.unet import UNetStage
 
 CPU = find_device("cpu")
 DATA = DataConfig(size=32)
 
 
 class Painted(Colours):
-    """Noise with two captions each; picture 4 cannot be read, nor can the caption of picture 7."""
+    """Noise with two captions each; image 4 cannot be read, nor can the caption of image 7."""
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         if index == 4:
             raise UnreadableError("four.png", "it is empty")
         return np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -47,7 +48,7 @@ class Painted(Colours):
     def captions(self, index: int) -> list[str]:
         if index == 7:
             raise UnreadableError("seven.txt", "not in UTF-8")
-        return [f"colour number {index}", f"a flat picture, the {index}th"]
+        return [f"colour number {index}", f"a flat image, the {index}th"]
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +98,13 @@ def test_a_cache_has_the_moments_the_captions_and_the_contexts_of_every_caption(
 ) -> None:
     encoder, tokenizer = encoders.text
     assert len(cache) == 12
-    assert [shard.pictures for shard in cache.shards] == [5, 5, 2]
+    assert [shard.images for shard in cache.shards] == [5, 5, 2]
     for index in sorted({*range(12)} - {4, 7}):
-        picture = torch.from_numpy(Painted().picture(index)).permute(2, 0, 1)[None] / 127.5 - 1
+        image = torch.from_numpy(Painted().image(index)).permute(2, 0, 1)[None] / 127.5 - 1
         assert cache.captions(index) == Painted().captions(index)
         for caption in (*Painted().captions(index), ""):
             with torch.no_grad():
-                moments, told = encoders.autoencoder.encode(picture).moments, encoder(*tokenizer([caption]))
+                moments, told = encoders.autoencoder.encode(image).moments, encoder(*tokenizer([caption]))
             torch.testing.assert_close(cache.moments([index]), moments, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(cache.embedded("context", [index], [caption]), told.context)
             torch.testing.assert_close(cache.embedded("pooled", [index], [caption]), told.pooled)
@@ -111,8 +112,8 @@ def test_a_cache_has_the_moments_the_captions_and_the_contexts_of_every_caption(
     assert cache.captions(4) == Painted().captions(4)
     with pytest.raises(UnreadableError, match="seven"):
         cache.captions(7)
-    with pytest.raises(UserError, match="holds latents and no pictures"):
-        open_source(str(cache.folder), DATA).picture(0)
+    with pytest.raises(UserError, match="holds latents and no images"):
+        open_source(str(cache.folder), DATA).image(0)
 
 
 def stage_on(source: Source, configuration: Config, vae: Path, run: Path) -> UNetStage:
@@ -121,11 +122,11 @@ def stage_on(source: Source, configuration: Config, vae: Path, run: Path) -> UNe
 
 
 def losses(stage: UNetStage, source: Source) -> list[float]:
-    data = TrainingData(source, DATA, Share(8), 0, stage.needs_pictures, unreadable=stage.unreadable)
+    data = TrainingData(source, DATA, Share(8), 0, stage.needs_images, unreadable=stage.unreadable)
     return [stage.losses([data[step, 0]], step)["loss"].item() for step in range(1, 6)]
 
 
-def test_training_from_a_cache_runs_no_encoder_and_has_the_losses_of_training_from_pictures(
+def test_training_from_a_cache_runs_no_encoder_and_has_the_losses_of_training_from_images(
     cache: CachedData, clip: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, kept = (settings(clip, f"training.unet.cache_latents={word}") for word in ("false", "true"))
@@ -152,10 +153,10 @@ def test_a_text_encoder_in_training_reads_the_captions_of_the_cache(
 
 
 class Interrupted(Painted):
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         if index == 8:
             raise KeyboardInterrupt
-        return super().picture(index)
+        return super().image(index)
 
 
 def test_interrupted_caching_leaves_whole_files_alone_and_goes_on_with_the_others(
@@ -189,7 +190,7 @@ def stale(cache: CachedData, encoders: Encoders, data: DataConfig = DATA) -> str
 
 def test_a_stale_cache_is_refused_by_what_differs(cache: CachedData, encoders: Encoders, tmp_path: Path) -> None:
     check_cache(cache, DATA, encoders, ProcessShare())
-    assert "its pictures are 32 pixels wide, data.size is 64" in stale(cache, encoders, DataConfig(size=64))
+    assert "its images are 32 pixels wide, data.size is 64" in stale(cache, encoders, DataConfig(size=64))
     fields = DataConfig(size=32, caption_fields=("prompt",))
     assert "data.caption_fields are [], not ['prompt']" in stale(cache, encoders, fields)
     other = Autoencoder(encoders.autoencoder.config)

@@ -10,14 +10,15 @@ from accelerate import Accelerator
 from test_stages import changed, weights
 from test_tasks import NAMES, Kinds, vae
 
-from ldm import build, config
+from ldm import config
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.config import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
-from ldm.training.classifier import ClassifierStage
 from ldm.training.plan import plan
-from ldm.training.run import Run
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
+from ldm.training.stages.classifier import ClassifierStage
 
 __all__ = ["vae"]  # a fixture
 
@@ -28,7 +29,7 @@ NETWORK = (
 
 
 class Shades(Kinds):
-    """The flat pictures, in four classes of neighbouring colours."""
+    """The flat images, in four classes of neighbouring colours."""
 
     def label(self, index: int) -> int:
         return index // 3
@@ -46,7 +47,7 @@ def make(run: Path, vae: str | None, *overrides: str, init: str | None = None) -
 
 
 def batch(stage: ClassifierStage, step: int) -> list[Batch]:
-    return [TrainingData(Shades(), settings().data, Share(8), 0, stage.needs_pictures, classes=True)[step, 0]]
+    return [TrainingData(Shades(), settings().data, Share(8), 0, stage.needs_images, classes=True)[step, 0]]
 
 
 def test_it_is_trained_and_saved_and_goes_on_exactly(vae: str, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_accuracies_are_those_of_their_quarter_of_the_steps(vae: str, tmp_path: 
 
 def test_cached_latents_train_as_encoded_ones_do(vae: str, tmp_path: Path) -> None:
     cached, encoding = make(tmp_path / "a", vae), make(tmp_path / "b", vae, "training.classifier.cache_latents=false")
-    assert (cached.needs_pictures, encoding.needs_pictures) == (False, True)
+    assert (cached.needs_images, encoding.needs_images) == (False, True)
     for step in (1, 2):
         quick, slow = (stage.losses(batch(stage, step), step)["loss"].item() for stage in (cached, encoding))
         assert quick == pytest.approx(slow, rel=1e-5)

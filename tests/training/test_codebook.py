@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from test_stages import Colours, autoencoder_stage, micro_batches, settings, unet_stage
 
-from ldm.checkpoint.diffusers import load_autoencoder
+from ldm.checkpoint.diffusers.pipeline import load_autoencoder
 from ldm.config import CodebookConfig
-from ldm.data.draws import Draws
+from ldm.data.random import StepRandom
 from ldm.errors import UserError
-from ldm.models.quantizer import Quantizer, nearest
-from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.codebook import CodebookTrainer, choose, k_means, quantise, totals
+from ldm.models.autoencoder.quantizer import Quantizer, nearest
+from ldm.training.stages.autoencoder import AutoencoderStage
+from ldm.training.stages.codebook import CodebookTrainer, choose, k_means, quantise, totals
 
 VQ = ("autoencoder.kind=vq", "autoencoder.codebook_size=16", "loss.codebook.window=5", "loss.codebook.start_steps=2")
 
@@ -34,7 +34,7 @@ def trainer(**options: object) -> CodebookTrainer:
     with torch.no_grad():
         quantizer.embedding.weight.copy_(random(8, 2, seed=1))
     config = CodebookConfig(**options)
-    return CodebookTrainer(quantizer, [copy.deepcopy(quantizer)], config, Accelerator(cpu=True), Draws(0))
+    return CodebookTrainer(quantizer, [copy.deepcopy(quantizer)], config, Accelerator(cpu=True), StepRandom(0))
 
 
 def test_totals_are_those_of_a_product_with_one_hot_vectors() -> None:
@@ -173,15 +173,15 @@ def test_its_latents_are_measured_saved_and_trained_on(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         stage.losses(micro_batches(step), step)
     stage.finish(Colours())
-    pictures = micro_batches(1)[0].pictures
+    images = micro_batches(1)[0].images
     with torch.no_grad():
-        latents = torch.cat([stage.average.encode(micro_batches(step)[0].pictures).mode() for step in (1, 2, 3)])[:12]
+        latents = torch.cat([stage.average.encode(micro_batches(step)[0].images).mode() for step in (1, 2, 3)])[:12]
         assert latents.mean().item() == pytest.approx(0, abs=1e-3)
         assert latents.std().item() == pytest.approx(1, rel=1e-3)
         stage.save(tmp_path)
         loaded = load_autoencoder(tmp_path / "vae")
         assert loaded.config.shift_factor is None
-        torch.testing.assert_close(loaded.encode(pictures).mode(), latents[:8], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loaded.encode(images).mode(), latents[:8], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(loaded.decode(latents[:8]), stage.average.decode(latents[:8]), rtol=1e-4, atol=1e-5)
     of = ("autoencoder.kind=vq", "autoencoder.codebook_size=16")
     stages = [

@@ -23,15 +23,15 @@ from test_stages import PLAYING, Colours, autoencoder_stage, micro_batches, sett
 from torch import Tensor
 from torchvision import models
 
-from ldm import build
-from ldm.data.pictures import to_tensor
+from ldm.data.images import to_tensor
 from ldm.models.perceptual import backbone_path
 from ldm.training import latents, loop
-from ldm.training.autoencoder import AutoencoderStage
 from ldm.training.loop import start_accelerator
 from ldm.training.losses import AutoencoderLoss, adaptive_weight
-from ldm.training.run import Run
-from ldm.training.saving import Saver
+from ldm.training.runs.run import Run
+from ldm.training.runs.saving import Saver
+from ldm.training.stages import build
+from ldm.training.stages.autoencoder import AutoencoderStage
 
 LAUNCHERS = {"one": (), "two": ("-m", "torch.distributed.run", "--nproc_per_node", "2")}
 
@@ -58,10 +58,10 @@ def test_perceptual_loss_without_gradient(tmp_path: Path, monkeypatch: pytest.Mo
     torch.manual_seed(0)
     torch.save(models.squeezenet1_1(weights=None).state_dict(), path)  # the pretrained one cannot be had everywhere
     chosen = settings("loss.perceptual={weight: 1, net: squeeze}", "loss.reconstruction.kind=l2").loss
-    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
-    made = pictures.flip(0).requires_grad_()
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    made = images.flip(0).requires_grad_()
     loss = AutoencoderLoss(chosen, torch.device("cpu"))
-    terms = loss.terms(pictures, made, torch.zeros(2), torch.tensor(0.0))
+    terms = loss.terms(images, made, torch.zeros(2), torch.tensor(0.0))
     whole, reconstruction = (
         torch.autograd.grad(terms[n], made, retain_graph=True)[0] for n in ("nll", "reconstruction")
     )
@@ -140,7 +140,7 @@ def test_generator_and_discriminator_on_alternating_batches() -> None:
         [batch] = micro_batches(step)
         assert stage.losses([batch], step).keys() >= {"generator", "discriminator"}
         generated, both = seen
-        assert torch.equal(both, torch.cat([batch.pictures, generated]))
+        assert torch.equal(both, torch.cat([batch.images, generated]))
         seen.clear()
 
 
@@ -184,10 +184,10 @@ def test_adaptive_weight_zero_under_fp16(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_scale_factor_from_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "BATCH", 4)
-    stage, source = autoencoder_stage("training.autoencoder.statistics_pictures=12"), Colours()
-    pictures = torch.cat([to_tensor(source.picture(index)[None]) for index in range(12)])
+    stage, source = autoencoder_stage("training.autoencoder.statistics_images=12"), Colours()
+    images = torch.cat([to_tensor(source.image(index)[None]) for index in range(12)])
     with torch.no_grad():
-        posterior = stage.average.encode(pictures)
+        posterior = stage.average.encode(images)
     expected, first = (deviation(posterior.mean[:n], posterior.variance[:n]) for n in (12, 4))
     assert abs(first / expected - 1) > 0.01  # the first batch would give something else
     stage.finish(source)

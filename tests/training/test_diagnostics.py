@@ -12,12 +12,12 @@ import torch
 
 from ldm import config
 from ldm.config import AutoencoderConfig, Config
-from ldm.models.posterior import Posterior
-from ldm.training import observations
-from ldm.training.diagnostics import KEPT, diagnose
-from ldm.training.log import Log, read_log
-from ldm.training.symptoms import Report
-from ldm.training.watch import FORGOTTEN, Watch
+from ldm.models.autoencoder.posterior import Posterior
+from ldm.training.diagnostics import observations
+from ldm.training.diagnostics.symptoms import Report
+from ldm.training.diagnostics.unet import KEPT, diagnose
+from ldm.training.diagnostics.watch import FORGOTTEN, Watch
+from ldm.training.logging.log import Log, read_log
 
 VQ = ("autoencoder.kind=vq", "autoencoder.codebook_size=1000")
 GAN = ("loss.adversarial.weight=0.5", "training.autoencoder.max_steps=2000")
@@ -104,7 +104,7 @@ SICK = [
         GAN,
         {"discriminator_accuracy": 0.998, "logits_real": 5.2, "logits_fake": -4.9},
         "the discriminator wins",
-        "99.8% of the patches right; mean logits are 5.2 for pictures and -4.9",
+        "99.8% of the patches right; mean logits are 5.2 for images and -4.9",
     ),
     (
         "autoencoder",

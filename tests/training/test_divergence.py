@@ -14,15 +14,16 @@ from nursery import Nursery
 from test_saving import OPTIONS, SMALLER, Grey, start
 from test_stages import Colours, autoencoder_stage, settings, unet_stage
 
-from ldm import build, config
+from ldm import config
 from ldm.config import StageConfig
 from ldm.data.loader import Batch
 from ldm.training import loop
-from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.divergence import PATIENCE, DivergedError, Divergence, not_finite
-from ldm.training.log import read_log
-from ldm.training.run import Run
-from ldm.training.stop import Limits
+from ldm.training.diagnostics.divergence import PATIENCE, DivergedError, Divergence, not_finite
+from ldm.training.logging.log import read_log
+from ldm.training.runs.run import Run
+from ldm.training.runs.stop import Limits
+from ldm.training.stages import build
+from ldm.training.stages.autoencoder import AutoencoderStage
 
 NAN, INF = float("nan"), float("inf")
 GOOD = {"reconstruction": 0.1, "kl": 2.0, "nll": 0.1, "loss": 0.2, "gradient_norm": 0.5}
@@ -185,7 +186,7 @@ def test_what_is_not_finite_is_found_before_it_is_saved(tmp_path: Path, monkeypa
 def test_a_huge_kl_weight_collapses_the_posterior_and_is_told_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("batch_size=4", "max_steps=130", "learning_rate=0.05", "validation_pictures=0", "statistics_pictures=4")
+    options = ("batch_size=4", "max_steps=130", "learning_rate=0.05", "validation_images=0", "statistics_images=4")
     overrides = [*SMALLER, "loss.kl.weight=100", *(f"training.autoencoder.{option}" for option in options)]
     asked, run = config.load("tiny", overrides), Run(tmp_path, resume=True)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ldm.config import StageConfig
 from ldm.training.ema import EMA
-from ldm.training.stage import learning_rate_factor
+from ldm.training.stages.stage import learning_rate_factor
 
 
 def test_the_average_follows_its_recurrence() -> None:

@@ -20,11 +20,11 @@ OPTIONS = ("data.scenes.num=16", "data.scenes.concepts=5")
 OPTIONS += tuple(
     f"training.{part}.{option}"
     for part in ("autoencoder", "unet")
-    for option in ("validation_pictures=16", "log_every=1", "ema_others=[0.5]")
+    for option in ("validation_images=16", "log_every=1", "ema_others=[0.5]")
 )
 PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=3", "loss.adversarial.discriminator_channels=4")
 VAE = (*PLAYING, "autoencoder.block_out_channels=[8,8]", "autoencoder.norm_num_groups=4")
-VAE += ("unet.sample_size=16", "training.autoencoder.statistics_pictures=16", "unet.block_out_channels=[8,16]")
+VAE += ("unet.sample_size=16", "training.autoencoder.statistics_images=16", "unet.block_out_channels=[8,16]")
 # Dropout draws from torch's own generator, unlike all else.
 UNET = ("unet.dropout=0.1", "training.unet.sample_prompts=[]", "unet.norm_num_groups=4")
 
@@ -50,7 +50,7 @@ def finish(nursery: Nursery, line: list[object], said: Path, processes: int = 1)
 def logged(run: Path) -> list[dict]:
     lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
     reports = [json.loads(line) for line in lines if line.endswith("}")]
-    timing = ("seconds", "seconds_per_step", "pictures_per_second", "memory_mib")
+    timing = ("seconds", "seconds_per_step", "images_per_second", "memory_mib")
     return [{name: fact for name, fact in facts.items() if name not in timing} for facts in reports]
 
 

@@ -18,36 +18,36 @@ def loss(**reconstruction) -> AutoencoderLoss:
 
 @pytest.mark.parametrize(("kind", "expected"), [("l1", 0.5), ("l2", 0.25)])
 def test_reconstruction_is_the_mean_distance_of_a_value(kind: str, expected: float) -> None:
-    pictures = torch.zeros(2, 3, 4, 4)
-    terms = loss(kind=kind).terms(pictures, pictures + 0.5, torch.zeros(2), torch.tensor(0.0))
+    images = torch.zeros(2, 3, 4, 4)
+    terms = loss(kind=kind).terms(images, images + 0.5, torch.zeros(2), torch.tensor(0.0))
     assert terms["reconstruction"].item() == pytest.approx(expected)
     assert terms["total"].item() == pytest.approx(expected)
 
 
-def test_kl_counts_as_published_relative_to_the_sum_over_a_picture() -> None:
-    pictures, kl = torch.zeros(2, 3, 4, 4), torch.tensor([10.0, 20.0])
-    terms = loss().terms(pictures, pictures + 0.5, kl, torch.tensor(0.0))
+def test_kl_counts_as_published_relative_to_the_sum_over_a_image() -> None:
+    images, kl = torch.zeros(2, 3, 4, 4), torch.tensor([10.0, 20.0])
+    terms = loss().terms(images, images + 0.5, kl, torch.tensor(0.0))
     values = 3 * 4 * 4
     published = 0.5 * values + 0.25 * 15.0
     assert terms["total"].item() * values == pytest.approx(published)
 
 
-def test_equivariance_is_the_distance_to_the_averaged_picture() -> None:
+def test_equivariance_is_the_distance_to_the_averaged_image() -> None:
     config = LossConfig.model_validate(
         {"perceptual": {"weight": 0}, "reconstruction": {"kind": "l2"}, "equivariance": {"weight": 0.25}}
     )
-    pictures = torch.arange(16.0).view(1, 1, 4, 4).expand(2, 3, 4, 4)
+    images = torch.arange(16.0).view(1, 1, 4, 4).expand(2, 3, 4, 4)
     averages = torch.tensor([[2.5, 4.5], [10.5, 12.5]]).expand(2, 3, 2, 2)
     nothing = torch.zeros(2), torch.tensor(0.0)
-    terms = AutoencoderLoss(config, torch.device("cpu")).terms(pictures, pictures, *nothing, averages + 2)
+    terms = AutoencoderLoss(config, torch.device("cpu")).terms(images, images, *nothing, averages + 2)
     assert terms["equivariance"].item() == pytest.approx(4.0)
     assert terms["total"].item() == pytest.approx(0.25 * 4.0)
 
 
 def test_the_learned_log_variance_is_least_at_the_logarithm_of_the_distance() -> None:
-    pictures = torch.zeros(2, 3, 4, 4)
+    images = torch.zeros(2, 3, 4, 4)
     log_variance = torch.tensor(math.log(0.5), requires_grad=True)
-    loss().terms(pictures, pictures + 0.5, torch.zeros(2), log_variance)["nll"].backward()
+    loss().terms(images, images + 0.5, torch.zeros(2), log_variance)["nll"].backward()
     assert log_variance.grad.item() == pytest.approx(0.0, abs=1e-6)
 
 

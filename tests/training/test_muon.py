@@ -11,8 +11,8 @@ from ldm import config as configuration
 from ldm.config import (
     AutoencoderStageConfig,
     BertConfig,
-    CLIPPictureConfig,
-    OwnPictureConfig,
+    CLIPImageConfig,
+    OwnImageConfig,
     SpatialConfig,
     StageConfig,
     UNetConfig,
@@ -21,11 +21,11 @@ from ldm.config import (
 from ldm.errors import UserError
 from ldm.models.classifier import Classifier
 from ldm.models.conditions import make_spatial
-from ldm.models.pictures import make_picture_encoder
+from ldm.models.image_encoders import make_image_encoder
 from ldm.models.text import make_text_encoder
-from ldm.models.unet import UNet
-from ldm.training.muon import COEFFICIENTS, ITERATIONS, orthogonalised
-from ldm.training.optimizer import inner_matrices, make_optimizer, parameter_groups
+from ldm.models.unet.unet import UNet
+from ldm.training.optim.groups import inner_matrices, make_optimizer, parameter_groups
+from ldm.training.optim.muon import COEFFICIENTS, ITERATIONS, orthogonalised
 
 DEVICE = torch.device("cpu")
 
@@ -196,9 +196,9 @@ def test_many_matrices_are_orthogonalised_in_parts(monkeypatch: pytest.MonkeyPat
         calls.append(len(given))
         return orthogonalised(given)
 
-    monkeypatch.setattr("ldm.training.muon.orthogonalised", counted)
+    monkeypatch.setattr("ldm.training.optim.muon.orthogonalised", counted)
     for net, at_once in zip(nets, (2**25, 1), strict=True):
-        monkeypatch.setattr("ldm.training.muon.AT_ONCE", at_once)
+        monkeypatch.setattr("ldm.training.optim.muon.AT_ONCE", at_once)
         config = UNetStageConfig(optimizer="muon")
         optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
         gradients(net, 0)
@@ -214,9 +214,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "told numbers": (lambda: UNet(UNetConfig(**TOLD)), {"conv_in", "conv_out", "class_embedding"}),
     "classifier": (lambda: Classifier(configuration.load("classifier").need_classifier()), {"conv_in", "head"}),
     "BERT": (lambda: make_text_encoder(BertConfig()), set()),
-    "own picture encoder": (lambda: make_picture_encoder(OwnPictureConfig()), {"conv_in"}),
-    "CLIP's pictures": (lambda: make_picture_encoder(CLIPPictureConfig()), {"vision_model.embeddings.patch_embedding"}),
-    "maps": (lambda: make_spatial(SpatialConfig(kind="rescaler")), {"channel_mapper"}),
+    "own image encoder": (lambda: make_image_encoder(OwnImageConfig()), {"conv_in"}),
+    "CLIP's images": (lambda: make_image_encoder(CLIPImageConfig()), {"vision_model.embeddings.patch_embedding"}),
+    "maps": (lambda: make_spatial(SpatialConfig(kind="segmentation_map")), {"channel_mapper"}),
 }
 
 

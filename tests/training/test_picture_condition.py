@@ -1,4 +1,4 @@
-"""Training a U-Net that is told of the picture which it draws."""
+"""Training a U-Net that is told of the image which it draws."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ldm import build, config
-from ldm.checkpoint.diffusers import load_pipeline
-from ldm.checkpoint.picture_encoders import save_picture_encoder
+from ldm import config
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.checkpoint.image_encoders import save_image_encoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import CLIPPictureConfig, Config
+from ldm.config import CLIPImageConfig, Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
-from ldm.models.pictures import make_picture_encoder
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
+from ldm.models.image_encoders import make_image_encoder
 from ldm.training.cost import step_cost
-from ldm.training.run import Run
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
+from ldm.training.stages.unet import UNetStage
 
-OWN = ("text=null", "picture.kind=own", "picture.channels=[8, 16]", "picture.tokens=2", "picture.hidden_size=64")
+OWN = ("text=null", "image.kind=own", "image.channels=[8, 16]", "image.tokens=2", "image.hidden_size=64")
 
 
 class Colours:
-    """Flat pictures, each of a colour of its own."""
+    """Flat images, each of a colour of its own."""
 
     def __len__(self) -> int:
         return 12
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.full((32, 32, 3), (20 * index, 255 - 20 * index, 128), dtype=np.uint8)
 
     def captions(self, index: int) -> list[str]:
@@ -63,29 +64,29 @@ def stage(vae: Path, run: Path, *overrides: str, init: str | None = None) -> UNe
     return build.unet_stage(asked, Colours(), Accelerator(cpu=True), place, None if init else str(vae), init)
 
 
-def batch(step: int, pictures: bool = True) -> Batch:
-    return TrainingData(Colours(), settings().data, Share(8), 0, pictures)[step, 0]
+def batch(step: int, images: bool = True) -> Batch:
+    return TrainingData(Colours(), settings().data, Share(8), 0, images)[step, 0]
 
 
 def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_path: Path) -> None:
     trained = stage(vae, tmp_path / "run", *OWN)
-    before = [weight.detach().clone() for weight in trained.parts.picture_encoder.parameters()]
+    before = [weight.detach().clone() for weight in trained.parts.image_encoder.parameters()]
     for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
         trained.losses([batch(step)], step)
-    moved = [not torch.equal(a, b) for a, b in zip(before, trained.parts.picture_encoder.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(before, trained.parts.image_encoder.parameters(), strict=True)]
     assert all(moved)
     trained.save(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["picture_encoder"] == [
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["image_encoder"] == [
         "ldm",
-        "PictureEncoder",
+        "ImageEncoder",
     ]
-    back, average = load_pipeline(tmp_path / "saved").picture_encoder, trained.average.picture_encoder
+    back, average = load_pipeline(tmp_path / "saved").image_encoder, trained.average.image_encoder
     assert back is not None
     assert all(torch.equal(average.state_dict()[name], weight) for name, weight in back.state_dict().items())
     goes_on = stage(vae, tmp_path / "run", *OWN, init=str(tmp_path / "saved"))
-    assert torch.equal(goes_on.parts.picture_encoder.conv_in.weight, back.conv_in.weight)
+    assert torch.equal(goes_on.parts.image_encoder.conv_in.weight, back.conv_in.weight)
     [image] = TextToImage.from_pretrained(tmp_path / "saved", device="cpu")(
-        image=Image.fromarray(Colours().picture(3)), num_inference_steps=2
+        image=Image.fromarray(Colours().image(3)), num_inference_steps=2
     )
     assert image.size == (32, 32)
 
@@ -94,7 +95,7 @@ def test_cached_latents_tell_the_same(vae: Path, tmp_path: Path) -> None:
     cached = stage(vae, tmp_path / "cached", *OWN, "training.unet.cache_latents=true")
     encoding = stage(vae, tmp_path / "encoding", *OWN, "training.unet.cache_latents=false")
     for step in (1, 2):
-        quick = cached.losses([batch(step, pictures=False)], step)["loss"]
+        quick = cached.losses([batch(step, images=False)], step)["loss"]
         assert quick.item() == pytest.approx(encoding.losses([batch(step)], step)["loss"].item(), rel=1e-5)
 
 
@@ -108,15 +109,15 @@ def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path
             given, kept = condition.inputs(batch(step))
             context = condition.teller(network, given, kept)["context"]
             assert torch.equal((context != 0).any(dim=2).any(dim=1), kept.flatten())
-            torch.testing.assert_close(context[kept.flatten()], network.picture_encoder(given)[kept.flatten()])
+            torch.testing.assert_close(context[kept.flatten()], network.image_encoder(given)[kept.flatten()])
             shares.append(kept.float().mean())
-        posterior = one.autoencoder.encode(batch(8).pictures)
+        posterior = one.autoencoder.encode(batch(8).images)
     assert torch.equal(given, posterior.mode())
     assert torch.stack(shares).mean().item() == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.slow
-def test_the_picture_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
+def test_the_image_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
     built_in = ("autoencoder.block_out_channels=[32, 64, 128]", "training.unet.learning_rate=2e-3")
     one = stage(Path("emoji"), tmp_path / "run", *OWN, *built_in, "training.unet.condition_dropout=0.2")
     for step in range(1, 151):
@@ -131,14 +132,14 @@ def test_the_picture_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
 
 def test_a_frozen_clip_of_a_source_is_told_and_not_trained(vae: Path, tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 64}
-    clip = make_picture_encoder(CLIPPictureConfig(image_size=16, patch_size=8, **sizes))
+    clip = make_image_encoder(CLIPImageConfig(image_size=16, patch_size=8, **sizes))
     torch.nn.init.normal_(clip.visual_projection.weight)
-    save_picture_encoder(clip, tmp_path / "clip")
-    words = ("text=null", "picture.kind=clip", f"picture.source={tmp_path / 'clip'}", "picture.projection_dim=64")
+    save_image_encoder(clip, tmp_path / "clip")
+    words = ("text=null", "image.kind=clip", f"image.source={tmp_path / 'clip'}", "image.projection_dim=64")
     one = stage(vae, tmp_path / "run", *words, "training.unet.cache_latents=false")
-    assert one.needs_pictures
+    assert one.needs_images
     one.losses([batch(1)], 1)
-    found = one.average.picture_encoder.state_dict()
+    found = one.average.image_encoder.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in clip.state_dict().items())
     one.save(tmp_path / "saved")
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
@@ -149,26 +150,26 @@ def test_a_model_of_text_is_a_beginning(vae: Path, tmp_path: Path) -> None:
     stage(vae, tmp_path / "text").save(tmp_path / "text" / "saved")
     one = stage(vae, tmp_path / "run", *OWN, init=str(tmp_path / "text" / "saved"))
     assert one.average.texts == []
-    assert one.average.picture_encoder is not None
+    assert one.average.image_encoder is not None
 
 
 def test_the_cost_of_a_step_counts_the_encoder() -> None:
     cost = step_cost("unet", settings(*OWN))
-    encoder = make_picture_encoder(settings(*OWN).picture)
-    assert cost.parameters["picture encoder"] == sum(weight.numel() for weight in encoder.parameters())
+    encoder = make_image_encoder(settings(*OWN).image)
+    assert cost.parameters["image encoder"] == sum(weight.numel() for weight in encoder.parameters())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["picture.kind=own", "picture.hidden_size=64"], "picture takes the place of text: set text to null"),
-        (["text=null", "picture.kind=own", "picture.hidden_size=32"], r"picture\.hidden_size 32"),
-        ([*OWN, "picture.in_channels=3"], r"picture\.in_channels is 3, autoencoder\.latent_channels is 4"),
-        ([*OWN, "picture.frozen=true"], r"picture\.frozen without picture\.source"),
-        ([*OWN, "training.unet.sample_pictures=2"], "sample_image and sample_pictures go together"),
-        ([*OWN, "training.unet.sample_pictures=2", "training.unet.sample_image=no.png"], r"no\.png"),
-        ([*OWN, "training.unet.text_learning_rate=0.1"], "text_learning_rate means nothing for a U-Net that is told p"),
-        (["text=null", "picture.kind=clip", "picture.projection_dim=64"], "set training.unet.cache_latents to false"),
+        (["image.kind=own", "image.hidden_size=64"], "image takes the place of text: set text to null"),
+        (["text=null", "image.kind=own", "image.hidden_size=32"], r"image\.hidden_size 32"),
+        ([*OWN, "image.in_channels=3"], r"image\.in_channels is 3, autoencoder\.latent_channels is 4"),
+        ([*OWN, "image.frozen=true"], r"image\.frozen without image\.source"),
+        ([*OWN, "training.unet.sample_images=2"], "sample_image and sample_images go together"),
+        ([*OWN, "training.unet.sample_images=2", "training.unet.sample_image=no.png"], r"no\.png"),
+        ([*OWN, "training.unet.text_learning_rate=0.1"], "text_learning_rate means nothing for a U-Net that is told i"),
+        (["text=null", "image.kind=clip", "image.projection_dim=64"], "set training.unet.cache_latents to false"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: list[str], message: str, vae: Path, tmp_path: Path) -> None:

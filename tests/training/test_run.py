@@ -8,10 +8,10 @@ import torch
 
 from ldm import config
 from ldm.errors import UserError
-from ldm.training.log import Log
+from ldm.training.logging.log import Log
 from ldm.training.loop import share_of
-from ldm.training.run import Run, SaveError
-from ldm.training.stop import parse_duration
+from ldm.training.runs.run import Run, SaveError
+from ldm.training.runs.stop import parse_duration
 
 CONFIG = config.load("tiny")
 

@@ -17,29 +17,30 @@ import torch
 from accelerate import Accelerator
 from running import Command
 
-from ldm import build, config
+from ldm import config
 from ldm.checkpoint.store import save_tensors
 from ldm.config import Config
 from ldm.errors import UserError
 from ldm.training import loop
-from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.log import read_log
-from ldm.training.run import Run, SaveError
-from ldm.training.saving import Saver
-from ldm.training.stop import Limits
+from ldm.training.logging.log import read_log
+from ldm.training.runs.run import Run, SaveError
+from ldm.training.runs.saving import Saver
+from ldm.training.runs.stop import Limits
+from ldm.training.stages import build
+from ldm.training.stages.autoencoder import AutoencoderStage
 
-OPTIONS = ("batch_size=4", "max_steps=4", "save_every=1", "validation_pictures=16", "statistics_pictures=4")
+OPTIONS = ("batch_size=4", "max_steps=4", "save_every=1", "validation_images=16", "statistics_images=4")
 
 SMALLER = ("autoencoder.block_out_channels=[8,8]", "autoencoder.norm_num_groups=4", "unet.sample_size=16")
 
 
 class Grey:
-    """Flat pictures."""
+    """Flat images."""
 
     def __len__(self) -> int:
         return 6
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.full((32, 32, 3), 30 * index, dtype=np.uint8)
 
     def captions(self, index: int) -> list[str]:
@@ -148,7 +149,7 @@ def test_a_save_is_not_begun_where_there_is_no_room(tmp_path: Path, monkeypatch:
     run, tensors = Run(tmp_path, resume=False), {"weight": torch.zeros(2**20)}
     writes: list[Path] = []
     usage = type("usage", (), {"free": 2**20})
-    monkeypatch.setattr("ldm.training.run.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("ldm.training.runs.run.shutil.disk_usage", lambda path: usage)
     with pytest.raises(SaveError, match=r"the disk has 1 MiB free, 5 MiB are needed; no step has been saved yet"):
         run.save(1, writes.append, tensors, settings())
     assert not writes
@@ -270,7 +271,7 @@ def test_what_is_not_exact_is_told_in_one_line_and_nothing_where_all_is(
     train(tmp_path, "max_steps=2")
     for more, told in (
         (("max_steps=2", "keep=3", "log_every=1", "save_every=2"), None),
-        (("max_steps=2", "batch_size=2"), "batch_size 2, was 4 (some pictures of this epoch come twice or not at all)"),
+        (("max_steps=2", "batch_size=2"), "batch_size 2, was 4 (some images of this epoch come twice or not at all)"),
         (("max_steps=2", "batch_size=2", "learning_rate=0.5"), "training.autoencoder.learning_rate 0.5, was 0.002"),
     ):
         capsys.readouterr()
@@ -282,7 +283,7 @@ def test_what_is_not_exact_is_told_in_one_line_and_nothing_where_all_is(
 
 def test_the_validation_loss_is_that_of_the_averaged_weights_and_does_not_disturb_training(tmp_path: Path) -> None:
     train(tmp_path / "with")
-    train(tmp_path / "without", "validation_pictures=0")
+    train(tmp_path / "without", "validation_images=0")
     reports = {name: read_log(tmp_path / name / "log.jsonl") for name in ("with", "without")}
     found = [facts["validation_loss"] for facts in reports["with"] if "validation_loss" in facts]
     assert len(found) == 4

@@ -16,29 +16,31 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from ldm import build, config
+from ldm import config
 from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
 from ldm.config import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.errors import UserError
 from ldm.models.layers import ResNetBlock
-from ldm.training import cost, curves, loop, trackers
-from ldm.training.autoencoder import AutoencoderStage
+from ldm.training import cost, loop
+from ldm.training.logging import curves, trackers
 from ldm.training.loop import start_accelerator, train
-from ldm.training.run import Run
-from ldm.training.stop import Limits
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run
+from ldm.training.runs.stop import Limits
+from ldm.training.stages import build
+from ldm.training.stages.autoencoder import AutoencoderStage
+from ldm.training.stages.unet import UNetStage
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 
 class Grey:
-    """Flat pictures."""
+    """Flat images."""
 
     def __len__(self) -> int:
         return 6
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.full((32, 32, 3), 30 * index, dtype=np.uint8)
 
     def captions(self, index: int) -> list[str]:
@@ -56,7 +58,7 @@ def vae_stage(*overrides: str) -> AutoencoderStage:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stage, folder = vae_stage("training.autoencoder.statistics_pictures=6"), tmp_path_factory.mktemp("vae")
+    stage, folder = vae_stage("training.autoencoder.statistics_images=6"), tmp_path_factory.mktemp("vae")
     stage.finish(Grey())
     stage.save(folder)
     return folder / "vae"
@@ -110,11 +112,11 @@ def test_gradient_checkpointing_of_an_autoencoder_has_the_same_gradients_and_kee
         stage = vae_stage(f"training.autoencoder.gradient_checkpointing={on}", *attention)
         network, kept = stage.networks["reconstruction"], {}
         draw = torch.Generator().manual_seed(0)
-        pictures, noise = (torch.randn(2, *shape, generator=draw) for shape in ((3, 32, 32), (4, 8, 8)))
+        images, noise = (torch.randn(2, *shape, generator=draw) for shape in ((3, 32, 32), (4, 8, 8)))
         keep = torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(id(t), t), lambda t: t)
         with keep:
-            made, kl, *_ = network(pictures, noise)
-        ((made - pictures).square().mean() + 1e-3 * kl.mean()).backward()
+            made, kl, *_ = network(images, noise)
+        ((made - images).square().mean() + 1e-3 * kl.mean()).backward()
         gradients = {name: w.grad for name, w in network.named_parameters() if w.requires_grad}
         found.append((gradients, sum(tensor.nbytes for tensor in kept.values())))
     (plain, all_bytes), (checked, fewer) = found
@@ -271,9 +273,9 @@ def test_curves_are_drawn_from_the_log(tmp_path: Path) -> None:
     curves.draw_curves(log, out)
     from PIL import Image
 
-    picture = np.asarray(Image.open(out)).astype(int)
-    assert picture.shape == (420, 900, 3)
-    blue = (picture[..., 2] - picture[..., 0]) > 90
+    image = np.asarray(Image.open(out)).astype(int)
+    assert image.shape == (420, 900, 3)
+    blue = (image[..., 2] - image[..., 0]) > 90
     rows = [np.nonzero(blue[60:, x])[0].mean() for x in (100, 300, 800)]
     assert rows[0] < rows[1] < rows[2]  # it falls
 
@@ -281,7 +283,7 @@ def test_curves_are_drawn_from_the_log(tmp_path: Path) -> None:
 def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
     """Against a sum over the convolutions' shapes, in closed form: forward, and twice that backward."""
     asked = settings("loss.adversarial.weight=0")
-    from ldm.models.autoencoder import Autoencoder
+    from ldm.models.autoencoder.autoencoder import Autoencoder
 
     network, forward = Autoencoder(asked.autoencoder), 0
 
@@ -293,7 +295,7 @@ def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(count)
     network(torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 8, 8))
-    first = 2 * 32 * 32 * network.encoder.conv_in.weight.numel()  # no gradient flows into the pictures
+    first = 2 * 32 * 32 * network.encoder.conv_in.weight.numel()  # no gradient flows into the images
     assert cost.step_cost("autoencoder", asked).flops == 3 * forward - first
     assert cost.seconds_on(0.35 * 989e12 * 8 * 3600, 8, "h100") == pytest.approx(3600)
     with pytest.raises(UserError, match="--gpu 'abacus' is not known: one of t4,"):

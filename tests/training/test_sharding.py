@@ -6,15 +6,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from ldm.config import UNetStageConfig
-from ldm.training.division import Division
-from ldm.training.optimizer import make_optimizer, parameter_groups
+from ldm.training.optim.groups import make_optimizer, parameter_groups
+from ldm.training.parallel.strategy import ShardingStrategy
 
 DEVICE = torch.device("cpu")
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    pictures = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    network(pictures).square().mean().backward()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network(images).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -37,13 +37,13 @@ def on_disk(tree: object) -> object:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_resumed_optimizer_goes_on_bit_by_bit_whatever_the_layout_of_the_weights_in_memory(kind: str) -> None:
-    division = Division(Accelerator(cpu=True))
+    sharding = ShardingStrategy(Accelerator(cpu=True))
     network, optimizer = made(kind)
     for _ in range(2):
         step(network, optimizer)
     resumed, its_optimizer = made(kind)
-    division.load_network_state(resumed, on_disk(division.network_state(network)))
-    division.load_optimizer_state(its_optimizer, on_disk(division.optimizer_state(optimizer)))
+    sharding.load_network_state(resumed, on_disk(sharding.network_state(network)))
+    sharding.load_optimizer_state(its_optimizer, on_disk(sharding.optimizer_state(optimizer)))
     for _ in range(2):
         step(network, optimizer)
         step(resumed, its_optimizer)

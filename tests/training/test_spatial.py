@@ -1,4 +1,4 @@
-"""U-Nets that see a picture beside the latents: what they are told in training is what they are told in drawing."""
+"""U-Nets that see an image beside the latents: what they are told in training is what they are told in drawing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from PIL import Image
 from test_stages import Colours, autoencoder_stage, changed, weights
 from torch import nn
 
-from ldm import build, config
-from ldm.checkpoint.diffusers import load_pipeline
+from ldm import config
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.masks import free_form_masks
 from ldm.errors import UserError
-from ldm.pipeline import Request, TextToImage
+from ldm.generation import Request, TextToImage
 from ldm.training.plan import plan
-from ldm.training.run import Run
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
+from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2")
-SHOWN = (*SMALL, "training.unet.sample_pictures=2")
-LAYOUT = (*SHOWN, "unet.in_channels=7", "spatial={kind: rescaler, in_channels: 4, stages: 2}", "data.map_classes=4")
+SHOWN = (*SMALL, "training.unet.sample_images=2")
+LAYOUT = (
+    *SHOWN,
+    "unet.in_channels=7",
+    "spatial={kind: segmentation_map, in_channels: 4, stages: 2}",
+    "data.map_classes=4",
+)
 INPAINTING = (*SHOWN, "unet.in_channels=9", "spatial={kind: inpainting, in_channels: 1, channels: 5}")
 LARGER = (*SHOWN, "unet.in_channels=7", "spatial={kind: low_resolution}")
 TASKS = {"layout": LAYOUT, "inpainting": INPAINTING, "larger": LARGER}
@@ -33,12 +39,12 @@ KINDS = {"layout": "LatentDiffusion", "inpainting": "StableDiffusionInpaint", "l
 
 
 class Halves(Colours):
-    """Pictures of two colours, and maps that say which is where."""
+    """Images of two colours, and maps that say which is where."""
 
     class_names = ()
 
-    def picture(self, index: int) -> np.ndarray:
-        flat = super().picture(index)
+    def image(self, index: int) -> np.ndarray:
+        flat = super().image(index)
         flat[:, 4 * (index % 4) + 8 :] = 255 - flat[:, 4 * (index % 4) + 8 :]
         return flat
 
@@ -79,7 +85,7 @@ def make(kind: str, run: Path, model: str, *overrides: str) -> UNetStage:
 
 
 def batch_of(stage: UNetStage, kind: str, step: int) -> Batch:
-    return TrainingData(Halves(), settings(kind).data, Share(8), 0, stage.needs_pictures)[step, 0]
+    return TrainingData(Halves(), settings(kind).data, Share(8), 0, stage.needs_images)[step, 0]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -111,7 +117,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     assert stage.validate(batch_of(stage, kind, 0)).isfinite()
     sheet = stage.sample()
     assert sheet is not None
-    assert sheet.size == (6 * 34 - 2, 32)  # told, drawn and the picture itself, of two samples
+    assert sheet.size == (6 * 34 - 2, 32)  # told, drawn and the image itself, of two samples
     run = Run(tmp_path, resume=True)
     run.save(2, stage.save, stage.state(), settings(kind))
     went_on, saved = make(kind, tmp_path, model), run.load_state()
@@ -127,7 +133,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str) -> None:
-    """The channels of a batch are those that the pipeline makes of the same pictures, maps and masks."""
+    """The channels of a batch are those that the pipeline makes of the same images, maps and masks."""
     stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
     if kind == "layout":
         nn.init.normal_(stage.conditions[1].parts.spatial.channel_mapper.weight)
@@ -138,25 +144,25 @@ def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str
         pipe = TextToImage(stage.parts)
         for row, index in enumerate(batch.indices):
             request = Request(prompts=("",), **told_in_drawing(kind, batch, index, row))
-            [expected] = pipe.spatial_input(pipe.settle(request), (32, 32))
+            [expected] = pipe.spatial_input(pipe.resolve(request), (32, 32))
             torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=2e-2 if kind == "larger" else 1e-4)
 
 
 def told_in_drawing(kind: str, batch: Batch, index: int, row: int) -> dict[str, Image.Image]:
-    image = Image.fromarray(Halves().picture(index))
+    image = Image.fromarray(Halves().image(index))
     if kind == "layout":
         return {"layout": Image.fromarray(Halves().map(index))}
     if kind == "inpainting":
-        from ldm.data.draws import Draws
+        from ldm.data.random import StepRandom
 
-        mask = free_form_masks(Draws(0), batch.step, batch.slots, (32, 32))[row, 0]
+        mask = free_form_masks(StepRandom(0), batch.step, batch.slots, (32, 32))[row, 0]
         return {"image": image, "mask": Image.fromarray((255 * mask).byte().numpy())}
     return {"image": image.resize((8, 8), Image.Resampling.BICUBIC)}
 
 
-def test_pictures_are_read_beside_cached_latents_where_they_are_needed(model: str, tmp_path: Path) -> None:
-    needs = {kind: make(kind, tmp_path / kind, model).needs_pictures for kind in TASKS}
-    assert needs == {"layout": False, "inpainting": True, "larger": True}  # maps are read without their pictures
+def test_images_are_read_beside_cached_latents_where_they_are_needed(model: str, tmp_path: Path) -> None:
+    needs = {kind: make(kind, tmp_path / kind, model).needs_images for kind in TASKS}
+    assert needs == {"layout": False, "inpainting": True, "larger": True}  # maps are read without their images
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -169,17 +175,23 @@ def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_
     sheet = make("larger", tmp_path, model, *told).sample()
     assert sheet is not None
     assert sheet.size == (6 * 34 - 2, 32)
-    with pytest.raises(UserError, match="sample_classes: a U-Net that is told pictures"):
+    with pytest.raises(UserError, match="sample_classes: a U-Net that is told images"):
         make("larger", tmp_path / "named", model, *told, "training.unet.sample_classes=[1]")
 
 
 def test_what_cannot_be_trained_is_refused(model: str, tmp_path: Path) -> None:
     refused = {
         ("layout", "data.map_classes=null"): "set data.map_classes to 4",
-        ("inpainting", "training.unet.sample_prompts=[a dog]"): "draws training.unet.sample_pictures of the data",
+        ("inpainting", "training.unet.sample_prompts=[a dog]"): "draws training.unet.sample_images of the data",
         ("layout", "data.map_classes=3"): "data.map_classes must be 4: it is 3",
-        ("inpainting", "data.map_classes=3"): "data.map_classes means something for spatial.kind rescaler alone",
-        ("inpainting", "data.small_noise=0.1"): "data.small_noise means something for spatial.kind low_resolution",
+        (
+            "inpainting",
+            "data.map_classes=3",
+        ): "means something for spatial.kind segmentation_map alone",
+        (
+            "inpainting",
+            "data.low_res_noise_std=0.1",
+        ): "means something for spatial.kind low_resolution",
         ("layout", "spatial.stages=1"): "spatial.stages is 1: a map must become 4 times smaller",
         ("layout", "spatial.names=[a, b]"): "there are 2 names and 4 in_channels",
     }

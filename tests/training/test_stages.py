@@ -1,4 +1,4 @@
-"""What one optimiser step of each stage does, on a source of a few flat pictures."""
+"""What one optimiser step of each stage does, on a source of a few flat images."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ldm import build, config
-from ldm.checkpoint.diffusers import load_autoencoder
+from ldm import config
+from ldm.checkpoint.diffusers.pipeline import load_autoencoder
 from ldm.config import Config
 from ldm.data.cached import CachedData
-from ldm.data.draws import Draws
 from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.random import StepRandom
 from ldm.errors import UserError
-from ldm.pipeline import TextToImage
+from ldm.generation import TextToImage
 from ldm.processes import ProcessShare
-from ldm.training.autoencoder import AutoencoderStage
-from ldm.training.caching import cache_in
-from ldm.training.fingerprints import Encoders
+from ldm.training.cache.caching import cache_in
+from ldm.training.cache.fingerprints import Encoders
 from ldm.training.latents import measure
-from ldm.training.run import Run
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
+from ldm.training.stages.autoencoder import AutoencoderStage
+from ldm.training.stages.unet import UNetStage
 
 PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=2", "loss.adversarial.discriminator_channels=8")
 PENALISED = (*PLAYING, *(f"loss.adversarial.{o}" for o in ("discriminator_norm=group", "r1_weight=2", "r1_every=3")))
 
 
 class Colours:
-    """Flat pictures, each of a colour of its own."""
+    """Flat images, each of a colour of its own."""
 
     def __len__(self) -> int:
         return 12
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.full((32, 32, 3), (20 * index, 255 - 20 * index, 128), dtype=np.uint8)
 
     def captions(self, index: int) -> list[str]:
@@ -54,8 +55,8 @@ def autoencoder_stage(*overrides: str) -> AutoencoderStage:
     return build.autoencoder_stage(settings(*overrides), Colours(), Accelerator(cpu=True))
 
 
-def micro_batches(step: int, accumulation: int = 1, pictures: bool = True) -> list[Batch]:
-    data = TrainingData(Colours(), settings().data, Share(8, accumulation=accumulation), 0, pictures)
+def micro_batches(step: int, accumulation: int = 1, images: bool = True) -> list[Batch]:
+    data = TrainingData(Colours(), settings().data, Share(8, accumulation=accumulation), 0, images)
     return [data[step, micro] for micro in range(accumulation)]
 
 
@@ -82,8 +83,8 @@ def test_the_discriminator_rests_until_its_start_step() -> None:
 def test_the_generators_loss_leaves_no_gradient_in_the_discriminator() -> None:
     stage = autoencoder_stage(*PLAYING)
     [batch] = micro_batches(2)
-    reconstructions, kl, log_variance, _ = stage.networks["reconstruction"](batch.pictures, torch.randn(8, 4, 8, 8))
-    terms = stage.loss.terms(batch.pictures, reconstructions, kl, log_variance)
+    reconstructions, kl, log_variance, _ = stage.networks["reconstruction"](batch.images, torch.randn(8, 4, 8, 8))
+    terms = stage.loss.terms(batch.images, reconstructions, kl, log_variance)
     stage._adversarial_terms(terms["nll"], reconstructions)["generator"].backward()
     assert all(weight.grad is None for weight in stage.networks["discriminator"].parameters())
     assert all(weight.requires_grad for weight in stage.networks["discriminator"].parameters())
@@ -107,12 +108,12 @@ def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() 
     stage = autoencoder_stage(*PENALISED)
     assert {step for step in range(1, 8) if "r1" in stage.losses(micro_batches(step), step)} == {3, 6}
     [batch] = micro_batches(9)
-    terms, _ = stage._discriminator_terms(batch.pictures, -batch.pictures, 9)
-    _, penalties = stage.networks["discriminator"](batch.pictures, 8)
+    terms, _ = stage._discriminator_terms(batch.images, -batch.images, 9)
+    _, penalties = stage.networks["discriminator"](batch.images, 8)
     assert terms["r1"].item() == pytest.approx(3 * 2 / 2 * penalties.mean().item())
 
 
-def test_averaged_latents_learn_to_decode_to_averaged_pictures() -> None:
+def test_averaged_latents_learn_to_decode_to_averaged_images() -> None:
     stage = autoencoder_stage("loss.equivariance.weight=1", "training.autoencoder.learning_rate=1e-3")
     found = [stage.losses(micro_batches(1), step)["equivariance"].item() for step in range(1, 21)]
     assert found[-1] < 0.5 * found[0]
@@ -131,17 +132,17 @@ def test_the_learned_log_variance_learns() -> None:
 def test_latents_have_the_measured_statistics(tmp_path: Path) -> None:
     stage = autoencoder_stage()
     facts = measure(stage.average, Colours(), 32, 12, stage.accelerator)
-    pictures = torch.cat([batch.pictures for step in (1, 2, 3) for batch in micro_batches(step)])[:12]
+    images = torch.cat([batch.images for step in (1, 2, 3) for batch in micro_batches(step)])[:12]
     assert facts["latent_std"] > 0
     with torch.no_grad():
         noise = torch.randn(200, 12, 4, 8, 8)
-        posterior = stage.average.encode(pictures)
+        posterior = stage.average.encode(images)
         latents = torch.stack([posterior.sample(noise=draw) for draw in noise])
     assert latents.mean().item() == pytest.approx(0, abs=0.01)
     assert latents.std().item() == pytest.approx(1, rel=0.01)
     stage.save(tmp_path)
     loaded = load_autoencoder(tmp_path / "vae")
-    torch.testing.assert_close(loaded.encode(pictures).mode(), posterior.mode(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded.encode(images).mode(), posterior.mode(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
     assert isinstance(cached.cache, CachedData)
     assert encoding.cache is None
     for step in (1, 2, 3):
-        quick = cached.losses(micro_batches(step, pictures=False), step)["loss"]
+        quick = cached.losses(micro_batches(step, images=False), step)["loss"]
         slow = encoding.losses(micro_batches(step), step)["loss"]
         assert quick.item() == pytest.approx(slow.item(), rel=1e-5)
 
@@ -198,7 +199,7 @@ def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path)
 def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
     for share in (0.0, 0.5, 1.0):
         stage = unet_stage(measured, f"training.unet.condition_dropout={share}")
-        batches = [batch for step in range(1, 101) for batch in micro_batches(step, pictures=False)]
+        batches = [batch for step in range(1, 101) for batch in micro_batches(step, images=False)]
         captions = [caption for batch in batches for caption in stage.conditions[0].captions(batch)]
         dropped = captions.count("") / len(captions)
         assert dropped == pytest.approx(share, abs=4 * (share * (1 - share) / len(captions)) ** 0.5)
@@ -206,21 +207,21 @@ def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
 
 
 def noise_of(measured: Path, *overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
-    [batch] = micro_batches(5, pictures=False)
+    [batch] = micro_batches(5, images=False)
     return unet_stage(measured, *overrides)._noise(batch, (4, 8, 8))
 
 
 def test_offset_noise_and_input_perturbation_are_draws_of_their_own(measured: Path) -> None:
     plain, seen = noise_of(measured)
-    assert torch.equal(plain, Draws(0).normal("noise", 5, range(8), (4, 8, 8)))
+    assert torch.equal(plain, StepRandom(0).normal("noise", 5, range(8), (4, 8, 8)))
     assert torch.equal(plain, seen)
     offset, seen = noise_of(measured, "diffusion.offset_noise=0.1")
-    expected = 0.1 * Draws(0).normal("offset_noise", 5, range(8), (4, 1, 1)).expand(8, 4, 8, 8)
+    expected = 0.1 * StepRandom(0).normal("offset_noise", 5, range(8), (4, 1, 1)).expand(8, 4, 8, 8)
     torch.testing.assert_close(offset - plain, expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(offset, seen)
     regressed, perturbed = noise_of(measured, "diffusion.input_perturbation=0.1", "diffusion.offset_noise=0.1")
     assert torch.equal(regressed, offset)
-    expected = 0.1 * Draws(0).normal("input_perturbation", 5, range(8), (4, 8, 8))
+    expected = 0.1 * StepRandom(0).normal("input_perturbation", 5, range(8), (4, 8, 8))
     torch.testing.assert_close(perturbed - regressed, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -11,24 +11,25 @@ from accelerate import Accelerator
 from test_stages import Colours, autoencoder_stage, changed, weights
 from tiny_pipelines import speaking
 
-from ldm import build, config
-from ldm.checkpoint.diffusers import load_pipeline
+from ldm import config
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
-from ldm.pipeline import TextToImage
-from ldm.starting import started
+from ldm.generation import TextToImage
 from ldm.training.classes import ClassCondition
 from ldm.training.plan import plan
-from ldm.training.run import Run
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run
+from ldm.training.stages import build
+from ldm.training.stages.initialize import started
+from ldm.training.stages.unet import UNetStage
 
 NAMES = ("ant", "bee", "cow", "dog")
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2", "text=null")
 PLAIN = ("unet.attention=plain", "unet.cross_attention_dim=null")
-NOTHING = (*SMALL, *PLAIN, "training.unet.sample_pictures=3")
+NOTHING = (*SMALL, *PLAIN, "training.unet.sample_images=3")
 NAMED = ("training.unet.sample_classes=[dog, 1]",)
 TOKEN = (*SMALL, *NAMED, "classes={num_classes: 5, hidden_size: 64}")
 TABLE = (*SMALL, *NAMED, *PLAIN, "unet.num_class_embeds=5")
@@ -38,7 +39,7 @@ TASKS = {"nothing": NOTHING, "token": TOKEN, "table": TABLE, "pixels": PIXELS}
 
 
 class Kinds(Colours):
-    """The flat pictures, in four classes."""
+    """The flat images, in four classes."""
 
     class_names = NAMES
 
@@ -71,7 +72,7 @@ def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | Non
 
 def batches(stage: UNetStage, kind: str, step: int, source: Colours | None = None) -> list[Batch]:
     asked = settings(kind)
-    needs, told = stage.needs_pictures, asked.tells_classes
+    needs, told = stage.needs_images, asked.tells_classes
     return [TrainingData(source or Kinds(), asked.data, Share(8), 0, needs, classes=told)[step, 0]]
 
 

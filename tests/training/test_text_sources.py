@@ -15,19 +15,20 @@ from test_stages import Colours, micro_batches
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from ldm import build, config
+from ldm import config
 from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import save_tokenizer
 from ldm.config import BertConfig, CLIPConfig, Config, LDMBertConfig, OpenCLIPConfig, TextSection
 from ldm.errors import UserError
+from ldm.generation import TextToImage
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
-from ldm.pipeline import TextToImage
-from ldm.training.fingerprints import text_digest
+from ldm.training.cache.fingerprints import text_digest
 from ldm.training.plan import plan
-from ldm.training.run import Run, with_text_source
-from ldm.training.unet import UNetStage
+from ldm.training.runs.run import Run, with_text_source
+from ldm.training.stages import build
+from ldm.training.stages.unet import UNetStage
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 WORDS = [*LETTERS, *(letter + "</w>" for letter in LETTERS), *CLIP_BRACKETS]

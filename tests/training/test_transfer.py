@@ -24,14 +24,14 @@ def test_on_a_cpu_batches_are_handed_on_as_they_are() -> None:
 
 @pytest.mark.gpu
 @GPU
-def test_pictures_come_to_a_gpu_whole_and_in_order_while_it_computes() -> None:
+def test_images_come_to_a_gpu_whole_and_in_order_while_it_computes() -> None:
     device = torch.device("cuda")
     work = torch.randn(4096, 4096, device=device)
     for step, batch in enumerate(on_device(batches(), device), start=1):
         work = (work @ work).clamp(-1, 1)  # the queue is never empty
-        assert batch.pictures is not None
-        assert batch.pictures.device.type == "cuda"
-        assert torch.equal(batch.pictures.cpu(), torch.full((2, 3, 4, 4), float(step)))
+        assert batch.images is not None
+        assert batch.images.device.type == "cuda"
+        assert torch.equal(batch.images.cpu(), torch.full((2, 3, 4, 4), float(step)))
 
 
 @pytest.mark.gpu

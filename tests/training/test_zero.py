@@ -11,7 +11,7 @@ from divided import STAGES, environment
 
 from ldm.config import UNetStageConfig
 from ldm.errors import UserError
-from ldm.training import zero
+from ldm.training.parallel import deepspeed
 
 
 def configured(stage: int, section: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def configured(stage: int, section: dict[str, Any] | None = None, **settings: An
     given |= {"zero_optimization": {"stage": stage}, "fp16": {"enabled": False}, **(section or {})}
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=given)
     accelerator: Any = SimpleNamespace(num_processes=2, state=SimpleNamespace(deepspeed_plugin=plugin))
-    zero.configure(accelerator, UNetStageConfig(**settings))
+    deepspeed.configure(accelerator, UNetStageConfig(**settings))
     return given
 
 
@@ -60,11 +60,11 @@ def test_what_the_two_cannot_do_together_is_one_line(
 
 def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
-    assert not zero.is_asked_for()
+    assert not deepspeed.is_asked_for()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'not installed: pip install "ldm\[deepspeed\]"'):
-        zero.is_asked_for()
+        deepspeed.is_asked_for()
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", *STAGES])

@@ -90,4 +90,7 @@ def autoencoder_to_target(config: AutoencoderConfig, alone: bool = False) -> Par
         params["n_embed"] = config.codebook_size
     loss = {"target": "torch.nn.Identity"}
     name = {"kl": "AutoencoderKL", "vq": "VQModel" if alone else "VQModelInterface"}[config.kind]
-    return {"target": f"ldm.models.autoencoder.{name}", "params": params | {"ddconfig": network, "lossconfig": loss}}
+    return {
+        "target": f"ldm.models.autoencoder.autoencoder.{name}",
+        "params": params | {"ddconfig": network, "lossconfig": loss},
+    }

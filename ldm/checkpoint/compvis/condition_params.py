@@ -91,7 +91,7 @@ def _classes(params: Group, joined: int) -> dict[str, Section]:
 def _rescaler(params: Group, joined: int) -> dict[str, Section]:
     params.expect(method="bilinear", multiplier=0.5, bias=False)
     tree = {
-        "kind": "rescaler",
+        "kind": "segmentation_map",
         "stages": params.number("n_stages", 1),
         "in_channels": params.number("in_channels", 3),
         "channels": params.number("out_channels"),

@@ -1,4 +1,4 @@
-"""The original condition stages: text encoders, the table of classes and the rescaler of maps."""
+"""The original condition stages: text encoders, the table of classes and the segmentation_map of maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LDM_BERT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
 
 
 def condition_rules(config: Section, where: str) -> Rules:
-    """Rules of a text encoder, a table of classes or a rescaler; UserError for what the original has no class for."""
+    """Rules of a text encoder, a class table or a segmentation map; UserError for what the original lacks."""
     make = MAKERS.get(type(config))
     if make is None:
         raise UserError(f"{where}.kind {getattr(config, 'kind', '')}: CompVis files have no such text encoder")

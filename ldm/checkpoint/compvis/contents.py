@@ -87,7 +87,7 @@ class Contents(Section):
     def conditions(self) -> list[str]:
         """Names of the sections of networks that tell the U-Net something."""
         names = [name for name in ("text", "text_2", "classes") if getattr(self, name) is not None]
-        return names + ["spatial"] * (self.spatial is not None and self.spatial.kind == "rescaler")
+        return names + ["spatial"] * (self.spatial is not None and self.spatial.kind == "segmentation_map")
 
     @property
     def networks(self) -> list[str]:

@@ -11,7 +11,7 @@ from ldm.checkpoint.compvis.files import SingleFile, folded, read_single_file, w
 from ldm.checkpoint.compvis.folders import read_folder, write_folder
 from ldm.checkpoint.compvis.original_config import original_from_contents
 from ldm.checkpoint.compvis.reading import SUFFIXES
-from ldm.checkpoint.find import resolve
+from ldm.checkpoint.find import find_model
 from ldm.checkpoint.store import save_text
 from ldm.errors import UserError
 
@@ -81,7 +81,7 @@ def _read(source: str, asked: Conversion) -> SingleFile:
     for option, given in (("--config", asked.config is not None), ("--ema", asked.ema)):
         if given:
             raise UserError(f"{option} goes with a single file: {source} is not one")
-    return read_folder(path if (path / "config.json").is_file() else resolve(source))
+    return read_folder(path if (path / "config.json").is_file() else find_model(source))
 
 
 def _write_single(file: SingleFile, paths: list[Path]) -> None:

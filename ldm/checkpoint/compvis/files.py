@@ -18,7 +18,7 @@ from ldm.checkpoint.compvis.original_config import check_expressible, contents_f
 from ldm.checkpoint.compvis.reading import read_tensors
 from ldm.checkpoint.compvis.rules import Tensors
 from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokenizers_to_metadata
-from ldm.checkpoint.networks import fold_statistics
+from ldm.checkpoint.diffusers.networks import fold_statistics
 from ldm.checkpoint.store import save_tensors
 from ldm.checkpoint.weights import build
 from ldm.config import find, load

@@ -16,7 +16,8 @@ from torch import nn
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile
 from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
-from ldm.checkpoint.diffusers import (
+from ldm.checkpoint.diffusers.fields import load_fields
+from ldm.checkpoint.diffusers.pipeline import (
     Parts,
     load_autoencoder,
     load_pipeline,
@@ -25,7 +26,6 @@ from ldm.checkpoint.diffusers import (
     save_pipeline,
     save_unet,
 )
-from ldm.checkpoint.fields import load_fields
 from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.weights import DTYPES
 from ldm.config import DiffusionConfig
@@ -90,8 +90,8 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
 
 
 def _of_parts(parts: Parts) -> SingleFile:
-    if parts.picture_encoder is not None:
-        raise UserError("a model that varies a picture: ldm writes no single file of such a one, only its folder")
+    if parts.image_encoder is not None:
+        raise UserError("a model that varies an image: ldm writes no single file of such a one, only its folder")
     found = {name: getattr(parts, part) for name, part in PARTS.items()}
     if parts.spatial is not None and parts.spatial.config.kind == "inpainting":
         raise UserError("the original's files have latents before the mask of inpainting, ours and diffusers' after it")

@@ -82,7 +82,7 @@ def _computes(contents: Contents, published: Config) -> bool:
 
 
 def _side(contents: Contents) -> int | None:
-    """Of the pictures the model was trained on."""
+    """Of the images the model was trained on."""
     if contents.autoencoder is None:
         return None
     if contents.unet is None:

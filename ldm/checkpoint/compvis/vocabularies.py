@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.compvis.condition_rules import is_open_clip
-from ldm.checkpoint.find import resolve
+from ldm.checkpoint.find import find_model
 from ldm.checkpoint.tokenizer_files import load_tokenizer, tokenizer_class
 from ldm.config import CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
 from ldm.errors import UserError
@@ -67,7 +67,7 @@ def is_usual(tokenizer: Tokenizer, config: TextSection) -> bool:
 
 def _folder(source: str, part: str) -> Path:
     """Of a tokenizer: its own, or that of a pipeline's part; only a pipeline has a second one."""
-    folder = resolve(source)
+    folder = find_model(source)
     return folder / part if (folder / part).is_dir() or part != "tokenizer" else folder
 
 

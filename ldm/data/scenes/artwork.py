@@ -48,7 +48,7 @@ def svg(code: str, colour: str | None = None) -> str:
 
 @lru_cache(maxsize=512)
 def raster(code: str, colour: str | None, side: int) -> Image.Image:
-    """The drawing as an RGBA picture of `side` pixels; do not change it."""
+    """The drawing as an RGBA image of `side` pixels; do not change it."""
     from resvg_py import svg_to_bytes
 
     png = svg_to_bytes(svg_string=svg(code, colour), width=side, height=side, skip_system_fonts=True)

@@ -57,14 +57,14 @@ def paint_background(background: Background, side: int) -> np.ndarray:
         return np.full((side, side, 3), colours.rgb(colours.BACKGROUNDS[background.name]), dtype=np.uint8)
     look = LANDSCAPES[background.name]
     rows = (np.arange(side) + 0.5) / side
-    picture = np.where((rows < background.horizon)[:, None], *_bands(look, rows, background.horizon))
+    image = np.where((rows < background.horizon)[:, None], *_bands(look, rows, background.horizon))
     if look.sea:
         sea = (rows >= background.horizon) & (rows < background.horizon + SEA_HEIGHT)
-        picture[sea] = colours.rgb(look.sea)
-    picture = np.repeat(picture[:, None], side, axis=1)
+        image[sea] = colours.rgb(look.sea)
+    image = np.repeat(image[:, None], side, axis=1)
     if look.stars:
-        _stars(picture, background.horizon)
-    return picture.round().astype(np.uint8)
+        _stars(image, background.horizon)
+    return image.round().astype(np.uint8)
 
 
 def _bands(look: Landscape, rows: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,13 +77,13 @@ def _blend(ends: tuple[str, str], share: np.ndarray) -> np.ndarray:
     return low + (high - low) * np.clip(share, 0, 1)[:, None]
 
 
-def _stars(picture: np.ndarray, horizon: float) -> None:
-    side = len(picture)
+def _stars(image: np.ndarray, horizon: float) -> None:
+    side = len(image)
     thickness = max(1, round(side / 64))
     for x, y in STARS:
         if y < horizon - 0.05:
             row, column = int(y * side), int(x * side)
-            picture[row : row + thickness, column : column + thickness] = (240, 240, 210)
+            image[row : row + thickness, column : column + thickness] = (240, 240, 210)
 
 
 def _draw(rng: np.random.Generator) -> Background:

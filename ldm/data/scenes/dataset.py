@@ -25,13 +25,13 @@ from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import first, tables_digest
 from ldm.errors import UserError
 
-# Of what the code makes of the same arguments and tables; raise it with every change of pictures or captions.
+# Of what the code makes of the same arguments and tables; raise it with every change of images or captions.
 VERSION = 1
 LABELS = "labels.npy"
 
 
 class ScenesDataset:
-    """`config.num` scenes of `size` pixels; pictures and captions by index."""
+    """`config.num` scenes of `size` pixels; images and captions by index."""
 
     def __init__(
         self,
@@ -57,49 +57,49 @@ class ScenesDataset:
         if map_classes is not None and not maps.is_file():
             _fill_maps(maps, order, processes)
         self._maps = None if map_classes is None else np.load(maps, mmap_mode="r")
-        self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
+        self._images = np.load(self.folder / "pictures.npy", mmap_mode="r")
         with (self.folder / "captions.jsonl").open(encoding="utf-8") as lines:
             self._captions: list[list[str]] = [json.loads(line) for line in lines]
 
     def __len__(self) -> int:
         return len(self._captions)
 
-    def picture(self, index: int) -> np.ndarray:
-        """Picture number `index`, uint8 (size, size, 3)."""
-        return np.array(self._pictures[index])
+    def image(self, index: int) -> np.ndarray:
+        """Image number `index`, uint8 (size, size, 3)."""
+        return np.array(self._images[index])
 
     def map(self, index: int) -> np.ndarray:
-        """Kinds of what is seen in picture number `index`, uint8 (size, size); UserError where they were not made."""
+        """Kinds of what is seen in image number `index`, uint8 (size, size); UserError where they were not made."""
         if self._maps is None:
             raise UserError("the maps of scenes are made where data.map_classes says so")
         return np.array(self._maps[index])
 
     def scene(self, index: int) -> Scene:
-        """The record that picture number `index` was drawn from."""
+        """The record that image number `index` was drawn from."""
         return self._order.scene(index)
 
     def shape(self, index: int) -> Size:
-        """Height and width of picture number `index`."""
-        height, width, _ = self._pictures.shape[1:]
+        """Height and width of image number `index`."""
+        height, width, _ = self._images.shape[1:]
         return height, width
 
     def captions(self, index: int) -> list[str]:
-        """All captions of picture number `index`, the plainest full one first."""
+        """All captions of image number `index`, the plainest full one first."""
         return self._captions[index]
 
     def label(self, index: int) -> int:
-        """What the first thing in picture number `index` is: a place in `class_names`."""
+        """What the first thing in image number `index` is: a place in `class_names`."""
         return int(self._labels[index])
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the concepts that can stand in the scenes, the most recognisable first."""
-        assert len(self._labels)  # made here, before any process that loads pictures is started
+        assert len(self._labels)  # made here, before any process that loads images is started
         return _names(self._order)
 
     @cached_property
     def _labels(self) -> np.ndarray:
-        """Classes (N,) of all pictures; caches of older versions have none yet."""
+        """Classes (N,) of all images; caches of older versions have none yet."""
         path = self.folder / LABELS
         if not path.is_file():
             made = track(
@@ -163,13 +163,13 @@ def _fill_maps(path: Path, order: Order, processes: int | None) -> None:
 
 def _write(folder: Path, order: Order, processes: int | None) -> None:
     shape = (order.num, order.size, order.size, 3)
-    pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+    images = np.lib.format.open_memmap(folder / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
     labels = []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
         made = track(make_all(order, processes, render), "rendering scenes, once", order.num)
-        for index, (scene, picture) in enumerate(made):
-            pictures[index] = picture
+        for index, (scene, image) in enumerate(made):
+            images[index] = image
             labels.append(_number(scene, order))
             captions.write(json.dumps(scene.captions(exact=order.mix == "relations")) + "\n")
-    pictures.flush()
+    images.flush()
     np.save(folder / LABELS, np.array(labels))

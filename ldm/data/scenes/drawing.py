@@ -1,4 +1,4 @@
-"""Scenes as pictures and as masks of instances."""
+"""Scenes as images and as masks of instances."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OVERSAMPLING = 2
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """The scene as a picture, uint8 (size, size, 3)."""
+    """The scene as an image, uint8 (size, size, 3)."""
     canvas = Image.fromarray(paint_background(scene.background, size * OVERSAMPLING)).convert("RGBA")
     for _, drawing, corner in _drawings(scene, size * OVERSAMPLING):
         _lay(canvas, drawing, corner)

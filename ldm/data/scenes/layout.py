@@ -1,4 +1,4 @@
-"""Where drawings lie: parts in any coordinate system, held together by points of contact and fitted into a picture."""
+"""Where drawings lie: parts in any coordinate system, held together by points of contact and fitted into an image."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def mirror(parts: Sequence[Part]) -> list[Part]:
 
 
 def fit(parts: Sequence[Part], frame: Box) -> list[Thing]:
-    """The group scaled to fill `frame` (in sides of the picture) without distortion, in the middle of it."""
+    """The group scaled to fill `frame` (in sides of the image) without distortion, in the middle of it."""
     left, top, right, bottom = union([part.box() for part in parts])
     scale = min((frame[2] - frame[0]) / (right - left), (frame[3] - frame[1]) / (bottom - top))
     dx = (frame[0] + frame[2]) / 2 - scale * (left + right) / 2

@@ -26,7 +26,7 @@ FEW = 4 * CHUNK  # fewer scenes than this are not worth starting processes
 
 @dataclass(frozen=True)
 class Order:
-    """Which scenes to make: the first `num` of a seed and split, as pictures of `size` pixels."""
+    """Which scenes to make: the first `num` of a seed and split, as images of `size` pixels."""
 
     num: int
     size: int

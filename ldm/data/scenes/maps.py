@@ -40,7 +40,7 @@ def render_map(scene: Scene, size: int) -> np.ndarray:
 
 
 def render_with_map(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture and map."""
+    """Image and map."""
     return render(scene, size), render_map(scene, size)
 
 

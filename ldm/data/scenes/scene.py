@@ -1,4 +1,4 @@
-"""The record of a scene: everything that picture, mask, labels and captions are derived from."""
+"""The record of a scene: everything that image, mask, labels and captions are derived from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["one", "coloured", "count", "beside", "above", "sizes", "two colo
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawing in a scene; lengths are in sides of the picture, y grows downwards."""
+    """One drawing in a scene; lengths are in sides of the image, y grows downwards."""
 
     code: str
     name: str
@@ -26,7 +26,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """A flat colour, or a simple landscape with its horizon at a height of the picture."""
+    """A flat colour, or a simple landscape with its horizon at a height of the image."""
 
     kind: Literal["flat", "landscape"]
     name: str

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.folders import MAP_SUFFIX
-from ldm.data.pictures import paint
+from ldm.data.images import paint
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import Order, make_all
@@ -37,15 +37,15 @@ def write_folder(
 ) -> None:
     """Write `num` scenes as PNG files beside a `metadata.jsonl` with text, captions and the scene's record.
 
-    With `maps` there is a `picture.map.png` beside each, whose palette indices are the kinds of things. Raises
+    With `maps` there is a `image.map.png` beside each, whose palette indices are the kinds of things. Raises
     UserError when the folder has files already or cannot be written.
     """
     order = Order(num, size, seed, split, concepts)
     folder = _empty_folder(out, order)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
-        for index, (scene, (picture, kinds)) in enumerate(make_all(order, processes, _draw(maps))):
+        for index, (scene, (image, kinds)) in enumerate(make_all(order, processes, _draw(maps))):
             name = f"{index:06d}.png"
-            (folder / name).write_bytes(_png(Image.fromarray(picture)))
+            (folder / name).write_bytes(_png(Image.fromarray(image)))
             captions = scene.captions()
             # The record goes as one string: its optional fields would give the table's columns varying types.
             row = {"file_name": name, "text": captions[0], "captions": captions, "record": _json(scene.to_record())}
@@ -77,8 +77,8 @@ def write_webdataset(
     for name, count in counts.items():
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as archive:
             for _ in range(count):
-                index, (scene, (picture, kinds)) = next(made)
-                for suffix, content in _members(scene, picture, kinds).items():
+                index, (scene, (image, kinds)) = next(made)
+                for suffix, content in _members(scene, image, kinds).items():
                     _add(archive, f"{index:06d}.{suffix}", content)
     write_index(folder, counts)
 
@@ -106,10 +106,10 @@ def _render_alone(scene: Scene, size: int) -> tuple[np.ndarray, None]:
     return render(scene, size), None
 
 
-def _members(scene: Scene, picture: np.ndarray, kinds: np.ndarray | None) -> dict[str, bytes]:
+def _members(scene: Scene, image: np.ndarray, kinds: np.ndarray | None) -> dict[str, bytes]:
     captions = scene.captions()
     record = {"captions": captions, "record": scene.to_record()}
-    members = {"png": _png(Image.fromarray(picture)), "txt": captions[0].encode(), "json": _json(record).encode()}
+    members = {"png": _png(Image.fromarray(image)), "txt": captions[0].encode(), "json": _json(record).encode()}
     return members if kinds is None else members | {MAP: _png(paint(kinds))}
 
 
@@ -119,9 +119,9 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(info, io.BytesIO(content))
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -14,10 +14,10 @@ from ldm.diffusion.samplers.step import Noise, Step
 
 @dataclass(frozen=True)
 class Consistency:
-    """To the picture in one step, and back to the next level with fresh noise; one call a step.
+    """To the image in one step, and back to the next level with fresh noise; one call a step.
 
     Song et al. 2023, algorithm 1, with the boundary condition of Luo et al. 2023, section 4.1, whose
-    `timestep_scaling` and `data_deviation` distilled checkpoints are made for. The last step gives the picture itself,
+    `timestep_scaling` and `data_deviation` distilled checkpoints are made for. The last step gives the image itself,
     whatever the grid's last level.
     """
 
@@ -35,7 +35,7 @@ class Consistency:
             yield Step(x, following, denoised)
 
     def _boundary(self, level: Level) -> tuple[Tensor, Tensor]:
-        """c_skip and c_out, which make the picture at t = 0 the input itself."""
+        """c_skip and c_out, which make the image at t = 0 the input itself."""
         time = self.timestep_scaling * level.t.double()
         squared = time**2 + self.data_deviation**2
         return self.data_deviation**2 / squared, time / squared.sqrt()

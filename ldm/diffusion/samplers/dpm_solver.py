@@ -17,7 +17,7 @@ FEW_STEPS = 15  # below, a last step of second order does harm (Lu et al. 2022b,
 
 
 class Seen(NamedTuple):
-    """A picture that the denoiser saw, and where."""
+    """An image that the denoiser saw, and where."""
 
     level: Level
     x0: Tensor
@@ -27,9 +27,9 @@ class Seen(NamedTuple):
 class DPMSolver2M:
     """DPM-Solver++(2M), or with `stochastic` SDE-DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); one call a step.
 
-    A step is that of DDIM, or of DDPM where `stochastic`, with the picture extrapolated to the middle of the step in
+    A step is that of DDIM, or of DDPM where `stochastic`, with the image extrapolated to the middle of the step in
     log alpha / sigma. The first step has nothing to extrapolate from, and a last one that ends without noise is
-    infinitely long: they use the picture as it is. With `lower_order_final`, so does the last of fewer than 15 steps.
+    infinitely long: they use the image as it is. With `lower_order_final`, so does the last of fewer than 15 steps.
     """
 
     stochastic: bool = False
@@ -43,10 +43,10 @@ class DPMSolver2M:
             seen = Seen(level, denoised.x0)
             of_x, of_x0, of_noise = coefficients(level, following, eta=float(self.stochastic))
             if earlier is None or (index == len(grid) and self._ends_plainly(grid)):
-                picture = seen.x0
+                image = seen.x0
             else:
-                picture = extrapolated(earlier, seen, following)
-            x = of_x * x + of_x0 * picture
+                image = extrapolated(earlier, seen, following)
+            x = of_x * x + of_x0 * image
             if of_noise > 0:
                 x = x + of_noise * noise(x)
             earlier = seen
@@ -57,7 +57,7 @@ class DPMSolver2M:
 
 
 def extrapolated(earlier: Seen, newest: Seen, following: Level) -> Tensor:
-    """The picture in the middle of the step to `following`, on a line through two in log alpha / sigma.
+    """The image in the middle of the step to `following`, on a line through two in log alpha / sigma.
 
     After a first level without signal, infinitely far away, it is the newest as it is.
     """

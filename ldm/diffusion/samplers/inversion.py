@@ -1,4 +1,4 @@
-"""From a picture to the noise that DDIM makes it of."""
+"""From an image to the noise that DDIM makes it of."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ldm.diffusion.samplers.step import Step
 
 
 def invert(denoiser: Denoiser, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """Walk a grid backwards, from the picture `x` (B, ...) at its last level to noise at its first; one call a step.
+    """Walk a grid backwards, from the image `x` (B, ...) at its last level to noise at its first; one call a step.
 
     DDIM's step solved for where it began (Dhariwal and Nichol 2021, appendix F): it needs the noise that the network
     sees at its noisier end, and takes for it what the network, told the time of that end, sees at the nearer one. So
     the network is called at the same times as in sampling, and sampling leads back up to an error of first order.
-    A picture without any noise is seen as if at the noisier end altogether, since only there noise follows from it.
+    An image without any noise is seen as if at the noisier end altogether, since only there noise follows from it.
     """
     for level, following in itertools.pairwise(reversed(grid.levels)):
         seen = replace(level, t=following.t) if level.sigma > 0 else following

@@ -16,7 +16,7 @@ from ldm.diffusion.samplers.step import Noise, Step
 
 @dataclass(frozen=True)
 class UniPC:
-    """UniPC of order 2 on pictures, with B(h) = exp(h) - 1 (Zhao et al. 2023, algorithm 1, bh2); one call a step.
+    """UniPC of order 2 on images, with B(h) = exp(h) - 1 (Zhao et al. 2023, algorithm 1, bh2); one call a step.
 
     The predictor is DPM-Solver++(2M). The network's call where it arrives also corrects the step that led there, which
     makes the order 3; what is yielded is not corrected yet. The end is never corrected, since the network is not called
@@ -36,16 +36,16 @@ class UniPC:
                 x = _corrected(start, past, seen)
             of_x, of_x0, _ = coefficients(level, following)
             plain = index == len(grid) and (self.lower_order_final or following.sigma == 0)
-            picture = extrapolated(past[-1], seen, following) if past and not plain else seen.x0
+            image = extrapolated(past[-1], seen, following) if past and not plain else seen.x0
             start, past = x, [*past[-1:], seen]
-            x = of_x * x + of_x0 * picture
+            x = of_x * x + of_x0 * image
             yield Step(x, following, denoised)
 
 
 def _corrected(start: Tensor, past: list[Seen], seen: Seen) -> Tensor:
     """The step from `start` made again, knowing what is seen at its end (UniC, Zhao et al. 2023, eq. 9).
 
-    The picture between is a line through both ends, or a parabola through them and the one before.
+    The image between is a line through both ends, or a parabola through them and the one before.
     """
     *before, begin = past
     of_x, of_x0, _ = coefficients(begin.level, seen.level)

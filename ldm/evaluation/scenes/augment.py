@@ -1,4 +1,4 @@
-"""What the probe sees in training: its scenes moved, mirrored, softened and noisy, as a model's pictures may be."""
+"""What the probe sees in training: its scenes moved, mirrored, softened and noisy, as a model's images may be."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from torch.nn import functional as F
 
 MOST_SHIFT = 4  # pixels
 MOST_BLUR = 1.3  # standard deviation of the widest blur, pixels
-MOST_NOISE = 0.05  # standard deviation, the picture's range being 1
+MOST_NOISE = 0.05  # standard deviation, the image's range being 1
 MOST_CONTRAST, MOST_BRIGHTNESS = 0.12, 0.05
-BLUR_GROUPS = 4  # of pictures in a batch, each blurred alike
+BLUR_GROUPS = 4  # of images in a batch, each blurred alike
 
 
-def augment(pictures: Tensor, things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, H, W) in [0, 1] and rows of things (B, 6, 6), changed alike at random."""
-    mirrored = torch.rand(len(pictures), generator=generator) < 0.5
-    pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+def augment(images: Tensor, things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] and rows of things (B, 6, 6), changed alike at random."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     turned = things.clone()
     turned[..., 2], turned[..., 4] = 1 - things[..., 4], 1 - things[..., 2]
     things = torch.where(mirrored[:, None, None], turned, things)
-    pictures, things = _shift(pictures, things, generator)
-    pictures = _blur(pictures, generator)
-    one = (len(pictures), 1, 1, 1)
+    images, things = _shift(images, things, generator)
+    images = _blur(images, generator)
+    one = (len(images), 1, 1, 1)
     contrast = 1 + MOST_CONTRAST * (2 * torch.rand(one, generator=generator) - 1)
     brightness = MOST_BRIGHTNESS * (2 * torch.rand(one, generator=generator) - 1)
-    noise = MOST_NOISE * torch.rand(one, generator=generator) * torch.randn(pictures.shape, generator=generator)
-    return ((pictures - 0.5) * contrast + 0.5 + brightness + noise).clamp(0, 1), things
+    noise = MOST_NOISE * torch.rand(one, generator=generator) * torch.randn(images.shape, generator=generator)
+    return ((images - 0.5) * contrast + 0.5 + brightness + noise).clamp(0, 1), things
 
 
-def _shift(pictures: Tensor, things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """All pictures by the same few pixels; edges are continued."""
+def _shift(images: Tensor, things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """All images by the same few pixels; edges are continued."""
     down, right = torch.randint(-MOST_SHIFT, MOST_SHIFT + 1, (2,), generator=generator).tolist()
-    height, width = pictures.shape[2:]
-    padded = F.pad(pictures, (MOST_SHIFT,) * 4, mode="replicate")
+    height, width = images.shape[2:]
+    padded = F.pad(images, (MOST_SHIFT,) * 4, mode="replicate")
     top, left = MOST_SHIFT - down, MOST_SHIFT - right
     moved = things.clone()
     moved[..., 2:] += torch.tensor([right / width, down / height] * 2)
     return padded[:, :, top : top + height, left : left + width], moved
 
 
-def _blur(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian blurs of random widths, a quarter of the batch each; the first quarter stays sharp."""
-    groups = list(pictures.chunk(BLUR_GROUPS))
+    groups = list(images.chunk(BLUR_GROUPS))
     for number in range(1, len(groups)):
         deviation = 0.2 + (MOST_BLUR - 0.2) * float(torch.rand((), generator=generator))
         reach = torch.arange(-4.0, 5.0)

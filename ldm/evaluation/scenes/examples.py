@@ -31,21 +31,21 @@ UNKNOWN = -1
 
 
 class Examples(NamedTuple):
-    """Pictures and what is in them."""
+    """Images and what is in them."""
 
-    pictures: np.ndarray  # bytes (N, H, W, 3)
+    images: np.ndarray  # bytes (N, H, W, 3)
     things: np.ndarray  # (N, 6, 6): concept, colour, left, top, right, bottom; a concept of -1 is no thing
 
 
 def make_examples(seed: int, count: int, side: int, concepts: int, processes: int | None = None) -> Examples:
     """`count` scenes of the probe's own: a pure function of the arguments but the last."""
-    pictures = np.empty((count, side, side, 3), dtype=np.uint8)
+    images = np.empty((count, side, side, 3), dtype=np.uint8)
     things = np.full((count, MOST, 6), float(UNKNOWN), dtype=np.float32)
     made = make_many(partial(_example, seed, side, concepts), count, processes)
-    for index, (picture, rows) in enumerate(track(made, "rendering the probe's scenes", count)):
-        pictures[index] = picture
+    for index, (image, rows) in enumerate(track(made, "rendering the probe's scenes", count)):
+        images[index] = image
         things[index, : len(rows)] = rows
-    return Examples(pictures, things)
+    return Examples(images, things)
 
 
 def _example(seed: int, side: int, concepts: int, index: int) -> tuple[np.ndarray, np.ndarray]:

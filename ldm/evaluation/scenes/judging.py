@@ -1,4 +1,4 @@
-"""Whether what was found in a picture is what a scene's record says, measure by measure."""
+"""Whether what was found in an image is what a scene's record says, measure by measure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm.data.scenes.scene import Scene
 from ldm.evaluation.scenes.probe import Found
 
 MEASURES = ("objects", "colours", "counts", "sides", "contacts", "sizes", "whole")
-LEAST_APART = 0.1  # of the centres of two things of which one is left of the other or above it, in sides of the picture
+LEAST_APART = 0.1  # of the centres of two things of which one is left of the other or above it, in sides of the image
 LEAST_BIGGER = 1.4  # how many times bigger a big thing is than a small one; in the data 2 to 2.5 times
 MOST_ASTRAY = 0.3  # of a prop from its place at the animal, in sizes of the animal
 MOST_RESIZED = 1.6  # factor between a prop's size and the one that suits the animal

@@ -21,14 +21,14 @@ from ldm.data.scenes.vocabulary import first
 from ldm.errors import UserError
 from ldm.evaluation.features import resize
 
-SIDE = 64  # pixels; other pictures are resized to it
+SIDE = 64  # pixels; other images are resized to it
 STRIDE = 4  # pixels a cell of the maps
 CELLS = SIDE // STRIDE
 CONCEPTS = 80  # the first so many
 WIDTHS = (32, 64, 96, 128)  # channels at 32, 16, 8 and 4 cells a side
 SEEN = 0.35  # least probability of a thing
 SAME_PLACE = 0.6  # overlap (intersection over union) from which on only the likelier of two things is there
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the image
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Found:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Of its box, in sides of the picture."""
+        """Of its box, in sides of the image."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 
     @property
     def size(self) -> float:
-        """The longer side of its box, in sides of the picture."""
+        """The longer side of its box, in sides of the image."""
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
 
 
 class SceneProbe(nn.Module):
-    """Pictures (B, 3, 64, 64) in [0, 1] to maps of logits, boxes and colours, each (B, ..., 16, 16)."""
+    """Images (B, 3, 64, 64) in [0, 1] to maps of logits, boxes and colours, each (B, ..., 16, 16)."""
 
     def __init__(self, concepts: int = CONCEPTS) -> None:
         super().__init__()
@@ -69,33 +69,33 @@ class SceneProbe(nn.Module):
         self.colour = nn.Conv2d(b, len(COLOURS), 1)
         nn.init.constant_(self.heat.bias, -4.6)  # things are rare: 1 % at first  # type: ignore[arg-type]
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a thing's centre (B, concepts, 16, 16), its box (B, 4, 16, 16) and its colour (B, 12, 16, 16).
 
         A box is the centre's offset within its cell and the logarithm of width and height in cells.
         """
-        fine = self.fine(pictures)  # (B, 64, 16, 16)
+        fine = self.fine(images)  # (B, 64, 16, 16)
         middle = self.middle(fine)  # (B, 96, 8, 8)
         middle = middle + F.interpolate(self.to_middle(self.coarse(middle)), scale_factor=2)
         whole = self.join(fine + F.interpolate(self.to_fine(middle), scale_factor=2))
         return self.heat(whole), self.box(whole), self.colour(whole)
 
     @torch.inference_mode()
-    def find(self, pictures: np.ndarray) -> list[list[Found]]:
-        """The things in pictures, bytes (n, H, W, 3), the likeliest first."""
-        given = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.heat.weight.device)
+    def find(self, images: np.ndarray) -> list[list[Found]]:
+        """The things in images, bytes (n, H, W, 3), the likeliest first."""
+        given = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.heat.weight.device)
         heat, box, colour = (maps.float().cpu() for maps in self(resize(given, SIDE).float() / 255))
         heat = heat.sigmoid()
         peaks = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat > SEEN)
-        found: list[list[Found]] = [[] for _ in pictures]
-        for picture, concept, row, column in peaks.nonzero().tolist():
-            dx, dy, width, height = box[picture, :, row, column].tolist()
+        found: list[list[Found]] = [[] for _ in images]
+        for image, concept, row, column in peaks.nonzero().tolist():
+            dx, dy, width, height = box[image, :, row, column].tolist()
             x, y = (column + dx) / CELLS, (row + dy) / CELLS
             half = (np.exp(width) / CELLS / 2, np.exp(height) / CELLS / 2)
             place = (x - half[0], y - half[1], x + half[0], y + half[1])
-            painted = tuple(COLOURS)[int(colour[picture, :, row, column].argmax())]
-            probability = float(heat[picture, concept, row, column])
-            found[picture].append(Found(self.names[concept], painted, place, probability))
+            painted = tuple(COLOURS)[int(colour[image, :, row, column].argmax())]
+            probability = float(heat[image, concept, row, column])
+            found[image].append(Found(self.names[concept], painted, place, probability))
         return [_likeliest(things) for things in found]
 
 

@@ -1,4 +1,4 @@
-"""Scene scores of many pictures, and the probe's own on the real ones beside them."""
+"""Scene scores of many images, and the probe's own on the real ones beside them."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ Judged = dict[str, bool]
 
 
 class Score(NamedTuple):
-    """A share of pictures that are right."""
+    """A share of images that are right."""
 
     share: float
     standard_error: float
-    pictures: int
+    images: int
 
     @classmethod
     def of(cls, right: Sequence[bool]) -> Score:
-        """Of pictures judged alike; at least one."""
+        """Of images judged alike; at least one."""
         share = float(np.mean(right))
         return cls(share, (share * (1 - share) / len(right)) ** 0.5, len(right))
 
 
 class SceneReader:
-    """Judges this process' share of the pictures of scenes."""
+    """Judges this process' share of the images of scenes."""
 
     def __init__(self, probe: SceneProbe, scenes: Sequence[Scene], count: int) -> None:
-        """`scenes` are those of the pictures that will be seen, in their order, out of `count` of all processes."""
+        """`scenes` are those of the images that will be seen, in their order, out of `count` of all processes."""
         self.probe, self.scenes, self.count = probe, scenes, count
         self._judged: list[Judged] = []
 
-    def see(self, pictures: np.ndarray) -> None:
+    def see(self, images: np.ndarray) -> None:
         """Bytes (n, H, W, 3)."""
         at = len(self._judged)
-        scenes = self.scenes[at : at + len(pictures)]
-        self._judged += [judge(scene, found) for scene, found in zip(scenes, self.probe.find(pictures), strict=True)]
+        scenes = self.scenes[at : at + len(images)]
+        self._judged += [judge(scene, found) for scene, found in zip(scenes, self.probe.find(images), strict=True)]
 
     def gathered(self, share: ProcessShare) -> list[Judged]:
-        """Of all processes' pictures in their order."""
+        """Of all processes' images in their order."""
         return share.gather(self._judged)
 
 
 @runtime_checkable
 class SceneSource(Protocol):
-    """A source whose pictures were drawn from records."""
+    """A source whose images were drawn from records."""
 
     concepts: int | None
 
     def scene(self, index: int) -> Scene:
-        """The record of a picture."""
+        """The record of an image."""
         ...
 
 
 def scenes_of(source: object) -> SceneSource:
     """The source, if it tells what the probe can judge; else UserError."""
     if not isinstance(source, SceneSource):
-        raise UserError("the scene score compares pictures with records of the built-in scenes: --data scenes")
+        raise UserError("the scene score compares images with records of the built-in scenes: --data scenes")
     known_concepts(source.concepts or len(concepts()))
     return source
 
@@ -80,7 +80,7 @@ def known_concepts(asked: int | None) -> int:
 
 
 class SceneJudges:
-    """Judges of this process' part of the samples, and of the same scenes' real pictures."""
+    """Judges of this process' part of the samples, and of the same scenes' real images."""
 
     def __init__(self, source: SceneSource, count: int, share: ProcessShare, device: torch.device) -> None:
         self._source, self._count = source, count
@@ -89,21 +89,21 @@ class SceneJudges:
         self.samples, self.real = SceneReader(probe, scenes, count), SceneReader(probe, scenes, count)
 
     def scores(self, share: ProcessShare) -> SceneScores:
-        """Of all processes' pictures."""
+        """Of all processes' images."""
         scenes = [self._source.scene(number) for number in range(self._count)]
         return SceneScores.of(scenes, self.samples.gathered(share), self.real.gathered(share))
 
 
 @dataclass(frozen=True)
 class SceneScores:
-    """Scores by row (all, held-out pairs, each kind of scene) and measure, of samples and of the real pictures."""
+    """Scores by row (all, held-out pairs, each kind of scene) and measure, of samples and of the real images."""
 
     samples: dict[str, dict[str, Score]]
     real: dict[str, dict[str, Score]]  # the probe's accuracy
 
     @classmethod
     def of(cls, scenes: Sequence[Scene], samples: Sequence[Judged], real: Sequence[Judged]) -> SceneScores:
-        """Of the scenes' samples and pictures, each as it was judged."""
+        """Of the scenes' samples and images, each as it was judged."""
         return cls(_rows(scenes, samples), _rows(scenes, real))
 
     def results(self) -> dict[str, float]:
@@ -117,7 +117,7 @@ class SceneScores:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """All rows: of each measure the share, its standard error, the number of pictures and the probe's share."""
+        """All rows: of each measure the share, its standard error, the number of images and the probe's share."""
         return {
             row: {
                 measure: score._asdict() | {"probe": self.real[row][measure].share}
@@ -127,11 +127,11 @@ class SceneScores:
         }
 
     def table(self) -> str:
-        """All rows as text, in per cent: `right +- standard error (the probe on the real pictures)`."""
+        """All rows as text, in per cent: `right +- standard error (the probe on the real images)`."""
         lines = [f"{'scene score, %':15}{'N':>6}" + "".join(f"{measure:>21}" for measure in MEASURES)]
         for row, measures in self.samples.items():
             cells = [self._cell(row, measure) if measure in measures else "" for measure in MEASURES]
-            lines.append(f"{row:15}{measures['whole'].pictures:>6}" + "".join(f"{cell:>21}" for cell in cells))
+            lines.append(f"{row:15}{measures['whole'].images:>6}" + "".join(f"{cell:>21}" for cell in cells))
         return "\n".join(lines)
 
     def _cell(self, row: str, measure: str) -> str:

@@ -48,11 +48,11 @@ def train_probe(recipe: Recipe, device: torch.device, cache: Path | None = None)
     )
     began = time.monotonic()
     for step in range(1, recipe.steps + 1):
-        numbers = torch.randint(len(examples.pictures), (recipe.batch_size,), generator=generator).numpy()
-        pictures = torch.from_numpy(examples.pictures[numbers]).permute(0, 3, 1, 2).float() / 255
-        pictures, things = augment(pictures, torch.from_numpy(examples.things[numbers]), generator)
+        numbers = torch.randint(len(examples.images), (recipe.batch_size,), generator=generator).numpy()
+        images = torch.from_numpy(examples.images[numbers]).permute(0, 3, 1, 2).float() / 255
+        images, things = augment(images, torch.from_numpy(examples.things[numbers]), generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device)):
-            maps = probe(pictures.to(device, memory_format=torch.channels_last))
+            maps = probe(images.to(device, memory_format=torch.channels_last))
         loss = loss_of(maps, things.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(probe.parameters(), 5.0)
@@ -73,10 +73,10 @@ def read_examples(recipe: Recipe, cache: Path) -> Examples:
             path.parent.mkdir(parents=True, exist_ok=True)
             made = make_examples(recipe.seed + part, PART, SIDE, recipe.concepts)
             work = path.with_suffix(".tmp.npz")
-            np.savez(work, pictures=made.pictures, things=made.things)
+            np.savez(work, images=made.images, things=made.things)
             work.replace(path)
         with np.load(path) as file:
-            parts.append(Examples(file["pictures"], file["things"]))
+            parts.append(Examples(file["images"], file["things"]))
     return Examples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -86,20 +86,20 @@ def loss_of(maps: tuple[Tensor, Tensor, Tensor], things: Tensor) -> Tensor:
     Maps are those of the probe, things rows (B, 6, 6) as in `Examples`.
     """
     heat, box, colour = (each.float() for each in maps)
-    picture, slot = torch.nonzero(things[..., 0] >= 0, as_tuple=True)
-    rows = things[picture, slot]
+    image, slot = torch.nonzero(things[..., 0] >= 0, as_tuple=True)
+    rows = things[image, slot]
     concept = rows[:, 0].long()
     x, y = (rows[:, 2] + rows[:, 4]) / 2 * CELLS, (rows[:, 3] + rows[:, 5]) / 2 * CELLS
     width, height = (rows[:, 4] - rows[:, 2]) * CELLS, (rows[:, 5] - rows[:, 3]) * CELLS
     column, row = x.long().clamp(0, CELLS - 1), y.long().clamp(0, CELLS - 1)
     points = _points(column, row, torch.maximum(width, height))  # (T, 16, 16)
-    maps_of = (picture * heat.shape[1] + concept)[:, None].expand(-1, CELLS * CELLS)
+    maps_of = (image * heat.shape[1] + concept)[:, None].expand(-1, CELLS * CELLS)
     wanted = heat.new_zeros(heat.shape[0] * heat.shape[1], CELLS * CELLS)
     wanted = wanted.scatter_reduce(0, maps_of, points.flatten(1), "amax").view_as(heat)
     places = torch.stack([x - column, y - row, width.log(), height.log()], dim=1)
-    found = box[picture, :, row, column]
+    found = box[image, :, row, column]
     painted = F.cross_entropy(
-        colour[picture, :, row, column], rows[:, 1].long(), ignore_index=-1, reduction="sum", label_smoothing=0.05
+        colour[image, :, row, column], rows[:, 1].long(), ignore_index=-1, reduction="sum", label_smoothing=0.05
     )
     count = max(len(rows), 1)
     return (_focal(heat, wanted) + F.l1_loss(found, places, reduction="sum") + 0.5 * painted) / count

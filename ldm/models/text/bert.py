@@ -1,7 +1,7 @@
 """A BERT (Devlin et al. 2019) as text encoder.
 
 Parameters are named as in transformers' `BertModel`, and the numbers are the same; written here because importing that
-one takes longer than drawing a picture.
+one takes longer than drawing an image.
 """
 
 from __future__ import annotations

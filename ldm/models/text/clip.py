@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import CLIPConfig, CLIPPictureConfig
+from ldm.config import CLIPConfig, CLIPImageConfig
 from ldm.models.attention import attend
 from ldm.models.text.encoder import Encoded, TextEncoder, initialise
 
@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
 class Layer(nn.Module):
     """Self-attention and a feed-forward layer, each on normalised tokens and added to them."""
 
-    def __init__(self, config: CLIPConfig | CLIPPictureConfig) -> None:
+    def __init__(self, config: CLIPConfig | CLIPImageConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
         self.layer_norm1 = nn.LayerNorm(width, config.layer_norm_eps)

@@ -1,0 +1,143 @@
+"""Images to what the U-Net is told, for variations of them: networks whose tokens stand in the place of a text's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.config import CLIPImageConfig, ImageSection, OwnImageConfig
+from ldm.models.text.clip import Layer
+from ldm.models.text.encoder import initialise
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of red, green, blue
+
+
+class ImageEncoder(nn.Module, ABC):
+    """A network from an image to a context, described by its configuration alone."""
+
+    takes_latents: bool  # scaled latents of the frozen autoencoder, not pixels
+
+    def __init__(self, config: ImageSection) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, given: Tensor) -> Tensor:
+        """Latents (B, C, h, w), or images (B, 3, H, W) in [-1, 1], to the context (B, L, D)."""
+
+
+class OwnImageEncoder(ImageEncoder):
+    """Convolutions over latents, averaged over all positions, through a bottleneck to some tokens.
+
+    The averages know what is in an image and hardly where, and the bottleneck has not enough numbers to copy the rest:
+    so that what is drawn is another image of the same things. The tokens are normalised, as those of a BERT are.
+    """
+
+    config: OwnImageConfig
+    takes_latents = True
+
+    def __init__(self, config: OwnImageConfig) -> None:
+        super().__init__(config)
+        first, last = config.channels[0], config.channels[-1]
+        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+        self.down = nn.ModuleList(_halving(*widths, config.norm_num_groups) for widths in pairwise(config.channels))
+        self.norm = nn.GroupNorm(config.norm_num_groups, last)
+        self.bottleneck = nn.Linear(2 * last, config.bottleneck)
+        self.tokens = nn.Linear(config.bottleneck, config.tokens * config.hidden_size)
+        self.norm_out = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of any size to the context (B, L, D)."""
+        h = self.conv_in(given)
+        for block in self.down:
+            h = block(h)
+        h = F.silu(self.norm(h)).flatten(2)  # (B, C, positions)
+        h = self.bottleneck(torch.cat([h.mean(-1), h.amax(-1)], dim=1))  # how much there is, and whether at all
+        return self.norm_out(self.tokens(h).unflatten(1, (self.config.tokens, -1)))
+
+
+def _halving(width: int, wider: int, groups: int) -> nn.Sequential:
+    """A convolution to more channels and half the sides."""
+    return nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, wider, 3, stride=2, padding=1))
+
+
+class CLIPImageEncoder(ImageEncoder):
+    """CLIP's image transformer (Radford et al. 2021, section 2.4): its projected embedding is one token.
+
+    So are the variations of Stable Diffusion by Pinkney (2022). Parameters are named as in the files of transformers'
+    `CLIPVisionModelWithProjection`, and the numbers are the same.
+    """
+
+    config: CLIPImageConfig
+    takes_latents = False
+
+    def __init__(self, config: CLIPImageConfig) -> None:
+        super().__init__(config)
+        self.vision_model = VisionTransformer(config)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.apply(initialise)
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], scaled to the square that it sees where they are others, to (B, 1, D)."""
+        return self.visual_projection(self.vision_model(_seen(given, self.config.image_size)))[:, None]
+
+
+class VisionTransformer(nn.Module):
+    """Patches and a token of the class through all layers; that token, normalised, is what comes out."""
+
+    def __init__(self, config: CLIPImageConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.embeddings = Embeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(width, config.layer_norm_eps)  # as OpenAI and transformers have misspelt it
+        layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.post_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) to (B, D)."""
+        tokens = self.pre_layrnorm(self.embeddings(images))
+        for layer in self.encoder["layers"]:
+            tokens = layer(tokens)
+        return self.post_layernorm(tokens[:, 0])
+
+
+class Embeddings(nn.Module):
+    """A token a patch, before them one for all, and their places."""
+
+    def __init__(self, config: CLIPImageConfig) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) to (B, 1 + patches, D)."""
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        whole = self.class_embedding.expand(len(patches), 1, -1)
+        return torch.cat([whole, patches], dim=1) + self.position_embedding.weight
+
+
+def _seen(images: Tensor, side: int) -> Tensor:
+    """Images in [-1, 1] as CLIP sees them: scaled to a square of `side`, in its mean and deviation."""
+    if images.shape[-2:] != (side, side):
+        scaled = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
+        images = scaled.clamp(-1, 1).to(images.dtype)
+    mean, deviation = (images.new_tensor(three).view(3, 1, 1) for three in (CLIP_MEAN, CLIP_STD))
+    return ((images + 1) / 2 - mean) / deviation
+
+
+ENCODERS: dict[type[ImageSection], type[ImageEncoder]] = {
+    OwnImageConfig: OwnImageEncoder,
+    CLIPImageConfig: CLIPImageEncoder,
+}
+
+
+def make_image_encoder(config: ImageSection) -> ImageEncoder:
+    """The network that a section describes, with new weights."""
+    return ENCODERS[type(config)](config)

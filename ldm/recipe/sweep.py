@@ -1,0 +1,110 @@
+"""The measurements of a finished model: scores over guidance and over steps, and everything on the test prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.config import ScenesConfig
+from ldm.data.scenes import ScenesDataset
+from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.features import OFFLINE
+from ldm.evaluation.plan import IN_FEATURES, Plan, Sampling
+from ldm.generation import TextToImage
+
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+STEPS = (5, 10, 20, 30, 50)
+SAMPLERS = ("ddim", "dpmpp-2m", "unipc", "heun", "plms", "ddpm", "dpmpp-2m-sde")
+CHOOSING_SEED, TEST_SEED = 1, 0  # of the scenes whose prompts guidance is chosen on, and of those of the test
+JUDGED_BY = "scene_whole"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement."""
+
+    name: str  # of the curve that it is a point of, or "test"
+    guidance: float
+    steps: int
+    sampler: str
+    samples: int
+    seed: int  # of the scenes
+    metrics: tuple[str, ...] = ("scenes",)
+
+    def key(self) -> str:
+        """What tells it from others."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+class Scores:
+    """Measured cells, one a line of JSON, which are not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.found: dict[str, dict[str, Any]] = {row["cell"]: row["report"] for row in map(json.loads, lines)}
+
+    def add(self, cell: Cell, report: dict[str, Any]) -> None:
+        """Keep a cell's report, at once."""
+        self.found[cell.key()] = report
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"cell": cell.key(), "report": report}) + "\n")
+
+    def score(self, cell: Cell) -> float:
+        """What cells are compared by."""
+        return float(self.found[cell.key()]["results"][JUDGED_BY])
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Which cells there are: first those over guidance, then the test, then those over steps."""
+
+    samples: int  # of the test
+    curve_samples: int  # of each other cell
+    metrics: tuple[str, ...]  # of the test
+
+    def over_guidance(self) -> list[Cell]:
+        """At 30 steps of DDIM."""
+        return [Cell("guidance", scale, 30, "ddim", self.curve_samples, CHOOSING_SEED) for scale in GUIDANCE]
+
+    def test(self, guidance: float) -> Cell:
+        """The one that counts."""
+        return Cell("test", guidance, 30, "ddim", self.samples, TEST_SEED, self.metrics)
+
+    def over_steps(self, guidance: float) -> list[Cell]:
+        """For every sampler."""
+        return [
+            Cell("steps", guidance, steps, sampler, self.curve_samples, CHOOSING_SEED)
+            for steps in STEPS
+            for sampler in SAMPLERS
+        ]
+
+    def best_guidance(self, scores: Scores) -> float:
+        """The scale of the highest score over guidance, the smallest of several."""
+        return max(self.over_guidance(), key=lambda cell: (scores.score(cell), -cell.guidance)).guidance
+
+    def missing(self, scores: Scores) -> Iterator[Cell]:
+        """Cells to measure, in order; the later ones depend on what was found for the first."""
+        yield from (cell for cell in self.over_guidance() if cell.key() not in scores.found)
+        best = self.best_guidance(scores)
+        rest = [self.test(best), *self.over_steps(best)]
+        yield from (cell for cell in rest if cell.key() not in scores.found)
+
+
+def measure(cell: Cell, pipe: TextToImage, concepts: int | None, size: int, batch_size: int) -> dict[str, Any]:
+    """The report of a cell, as `ldm evaluate` writes it."""
+    scenes = ScenesConfig(num=cell.samples, seed=cell.seed, concepts=concepts)
+    source = ScenesDataset(scenes, size, "test")
+    plan = Plan(
+        metrics=cell.metrics,
+        samples=cell.samples,
+        sampling=Sampling(
+            guidance_scale=cell.guidance, num_inference_steps=cell.steps, sampler=cell.sampler, seed=cell.seed
+        ),
+        features=OFFLINE if set(cell.metrics) & set(IN_FEATURES) else None,
+        batch_size=batch_size,
+    )
+    return evaluate(pipe, source, plan).as_dict()

@@ -1,0 +1,1 @@
+"""Latents and text embeddings that are encoded once and read from disk."""

@@ -1,0 +1,50 @@
+"""Which encoders `ldm cache` sends images and captions through, and by which configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, load_pipeline
+from ldm.checkpoint.find import built_in
+from ldm.checkpoint.text_sources import load_source
+from ldm.config import Config
+from ldm.errors import UserError
+from ldm.models.text import TextEncoder, Tokenizer
+from ldm.training.cache.fingerprints import Encoders
+
+
+def configuration_of(model: str) -> str:
+    """The configuration of a run or a built-in model; UserError for a model that has none of its own."""
+    path = find_autoencoder(model).parent / "config.yaml"
+    if path.is_file():
+        return str(path)
+    if not Path(model).is_dir() and built_in(model) is not None:
+        return model
+    raise UserError(f"{model} is no run of ldm: --config says how images are made ready and which text encoder reads")
+
+
+def load_encoders(model: str, config: Config, own: bool) -> Encoders:
+    """The autoencoder of `model` and, where the configuration freezes it, a text encoder; whether classes are kept.
+
+    That is the one of `text.source` or the model's; the model's where the configuration is its `own`.
+    """
+    folder = find_autoencoder(model)
+    if config.text_2 is not None:
+        raise UserError("ldm cache is for train-unet, which trains models with one text encoder")
+    text = _frozen_text(folder.parent, model, config, own)
+    return Encoders(load_autoencoder(folder).eval(), text, classes=config.tells_classes)
+
+
+def _frozen_text(pipeline: Path, model: str, config: Config, own: bool) -> tuple[TextEncoder, Tokenizer] | None:
+    text = config.text
+    if text is None or not text.frozen:
+        return None
+    whole = (pipeline / "model_index.json").is_file()
+    if text.source is not None and not (own and whole):
+        return load_source(text)
+    if not whole:
+        raise UserError(f"text.frozen is true, but {model} has no text encoder: set text.source, or name a pipeline")
+    texts = load_pipeline(pipeline).texts
+    if len(texts) != 1:
+        raise UserError(f"{model} has {len(texts)} text encoders; train-unet trains models with one")
+    return texts[0]

@@ -1,0 +1,188 @@
+"""What a cache was made of, told in digests: the data, the autoencoder's encoder, the frozen text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.pretrained import Autoencoder
+from ldm.checkpoint.texts import saved_form
+from ldm.config import DataConfig
+from ldm.data.broken import UnreadableError
+from ldm.data.cached import EMPTY, CachedData, Facts, file_digest
+from ldm.data.remote import is_remote
+from ldm.data.shards import Shards
+from ldm.data.sources import Source
+from ldm.errors import UserError
+from ldm.models.text import TextEncoder, Tokenizer
+from ldm.processes import ProcessShare
+
+PROBE = "A corgi, 23 pizzas & a café's [MASK]"  # its tokens tell two tokenizers of one vocabulary apart
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What images and captions are sent through once."""
+
+    autoencoder: Autoencoder
+    text: tuple[TextEncoder, Tokenizer] | None = None  # one that is frozen
+    classes: bool = False  # whether the images' classes are kept beside
+
+    def to(self, device: torch.device) -> Encoders:
+        """The same, moved to a device."""
+        self.autoencoder.to(device, memory_format=torch.channels_last)
+        if self.text is not None:
+            self.text[0].to(device)
+        return self
+
+
+@dataclass(frozen=True)
+class Block:
+    """The samples of one file of a cache: a range of indices, of streamed shards those of one shard."""
+
+    number: int  # of the block or the shard
+    first: int
+    images: int
+
+    @property
+    def indices(self) -> range:
+        """Of its images."""
+        return range(self.first, self.first + self.images)
+
+
+def blocks_of(source: Source | Shards, per_shard: int) -> list[Block]:
+    """The whole of the data, cut up."""
+    if not isinstance(source, Shards):
+        count = len(source)
+        return [
+            Block(number, first, min(per_shard, count - first))
+            for number, first in enumerate(range(0, count, per_shard))
+        ]
+    counts: list[int] = source.counts.tolist()
+    firsts = accumulate(counts, initial=0)
+    return [
+        Block(number, first, count) for number, (first, count) in enumerate(zip(firsts, counts, strict=False)) if count
+    ]
+
+
+def facts_of(
+    source: Source | Shards, data: DataConfig, encoders: Encoders, share: ProcessShare, per_shard: int
+) -> Facts:
+    """The fingerprint of a cache to be made; every process must come here."""
+    blocks = blocks_of(source, per_shard)
+    digests = share.gather([_block_digest(source, blocks[number]) for number in share.of(len(blocks))])
+    text = encoders.text
+    if encoders.classes:
+        mine = [_classes_digest(source, blocks[number]) for number in share.of(len(blocks))]
+        digests = [*digests, "classes", *share.gather(mine)]
+    return Facts(
+        images=len(source),
+        size=data.size,
+        caption_fields=data.caption_fields,
+        per_shard=per_shard,
+        data=_digest(digests),
+        autoencoder=autoencoder_digest(encoders.autoencoder),
+        text=None if text is None else text_digest(*text),
+    )
+
+
+def autoencoder_digest(autoencoder: Autoencoder) -> str:
+    """Of the weights on the way from images to moments; the decoder and the statistics may change."""
+    weights = {
+        name: weight
+        for name, weight in autoencoder.state_dict().items()
+        if name.startswith(("encoder.", "quant_conv."))
+    }
+    return _weights_digest(weights)
+
+
+def text_digest(encoder: TextEncoder, tokenizer: Tokenizer) -> str:
+    """Of an encoder's weights and sizes, and of its vocabulary, in the form that their folders have."""
+    config, weights = saved_form(encoder)
+    sizes = config.model_dump_json(exclude={"source", "frozen", "vocab_size"})  # their weights tell the last
+    ids, mask = tokenizer(["", PROBE])
+    words = [sizes, str(ids.tolist()), str(mask.tolist()), *tokenizer.pieces]
+    return _digest([_weights_digest(weights), *words])
+
+
+def check_cache(cache: CachedData, data: DataConfig, encoders: Encoders, share: ProcessShare) -> None:
+    """UserError that names how a cache is not what training with these encoders would make; all processes come here.
+
+    Contexts are compared where a frozen text encoder is given and the cache has any.
+    """
+    facts, found = cache.facts, []
+    if facts.size != data.size:
+        found.append(f"its images are {facts.size} pixels wide, data.size is {data.size}")
+    if data.caption_fields and data.caption_fields != facts.caption_fields:
+        found.append(f"its data.caption_fields are {list(facts.caption_fields)}, not {list(data.caption_fields)}")
+    if facts.autoencoder != autoencoder_digest(encoders.autoencoder):
+        found.append("its latents are those of another autoencoder")
+    if encoders.text is not None and facts.text is not None and facts.text != text_digest(*encoders.text):
+        found.append("its contexts are those of another text encoder or tokenizer")
+    if altered := _altered(cache, share):
+        found.append(f"{altered[0]}{f' and {len(altered) - 1} more files' * (len(altered) > 1)} changed since")
+    if found:
+        raise UserError(f"the cache {cache.folder} does not fit: {'; '.join(found)}; make it anew with `ldm cache`")
+
+
+def _altered(cache: CachedData, share: ProcessShare) -> list[str]:
+    """Files of a cache that are not as they were written."""
+    files = [(shard.name, shard.digest) for shard in cache.shards]
+    files += [] if cache.empty_digest is None else [(EMPTY, cache.empty_digest)]
+    mine = [files[number] for number in share.of(len(files))]
+    found = share.gather([_is_file(cache.folder / name, digest) for name, digest in mine])
+    return [name for (name, _), whole in zip(files, found, strict=True) if not whole]
+
+
+def _is_file(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
+
+
+def _block_digest(source: Source | Shards, block: Block) -> str:
+    if isinstance(source, Shards):
+        url = source.urls[block.number]
+        size = "" if is_remote(url) else str(Path(url).stat().st_size)
+        return _digest([url.rpartition("/")[2], str(block.images), size])
+    return _digest(f"{source.stamp(index)} {_captions(source, index)}" for index in block.indices)
+
+
+def _classes_digest(source: Source | Shards, block: Block) -> str:
+    if isinstance(source, Shards):
+        return str(source.class_field)
+    return _digest(_class(source, index) for index in block.indices)
+
+
+def _class(source: Source, index: int) -> str:
+    try:
+        return str(source.label(index))
+    except UnreadableError:
+        return "null"
+
+
+def _captions(source: Source, index: int) -> str:
+    try:
+        return json.dumps(source.captions(index))
+    except UnreadableError:
+        return "null"
+
+
+def _weights_digest(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _digest(words: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for word in words:
+        digest.update(word.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()

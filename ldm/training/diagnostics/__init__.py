@@ -1,0 +1,1 @@
+"""Detection and explanation of common training problems."""

@@ -1,0 +1,57 @@
+"""What a step observes besides its losses, for `diagnostics`: detached, on the device, without waiting for it.
+
+All are means over samples, so that they add up over micro-batches, steps and processes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm.models.autoencoder.posterior import PointPosterior, Posterior
+
+
+@torch.no_grad()
+def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Tensor]:
+    """First and second moments (C,) of latents (B, C, h, w), or of normal ones with this mean and variance."""
+    squares = latents.float().square()
+    squares = squares if variance is None else squares + variance
+    return {"latent_mean": latents.float().mean((0, 2, 3)), "latent_mean_square": squares.mean((0, 2, 3))}
+
+
+@torch.no_grad()
+def of_posterior(posterior: Posterior | PointPosterior) -> dict[str, Tensor]:
+    """Of z by channel, (C,): its moments and, where it has one, KL in nats a value and the posterior's deviation."""
+    found = of_latents(posterior.mean, posterior.variance)
+    if isinstance(posterior, Posterior):
+        found["kl_channels"] = posterior.kl_of_values().mean((0, 2, 3))
+        found["posterior_std"] = torch.exp(0.5 * posterior.log_variance).mean((0, 2, 3))
+    return found
+
+
+@torch.no_grad()
+def of_logits(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Mean logits of a discriminator, and the share of patches that it tells right, scalars."""
+    right = torch.cat([real.flatten() > 0, fake.flatten() < 0])
+    return {"logits_real": real.mean(), "logits_fake": fake.mean(), "discriminator_accuracy": right.float().mean()}
+
+
+@torch.no_grad()
+def of_contexts(context: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """How far contexts (B, L, D) of token ids (B, L) are apart: their variance over the batch by their mean square.
+
+    With it the share of captions that are not the first one, since equal captions have equal contexts; scalars.
+    """
+    spread = (context.float() - context.float().mean(0)).square().mean() / context.float().square().mean()
+    return {"context_spread": spread, "captions_that_differ": (ids != ids[:1]).any(1).float().mean()}
+
+
+@torch.no_grad()
+def of_gradient(norm: Tensor, limit: float | None) -> dict[str, Tensor]:
+    """Whether the gradient of a step was cut to `limit`, 0 or 1; nothing where there is none."""
+    return {} if limit is None else {"clipped": (norm > limit).float()}
+
+
+def mean_of(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of what several micro-batches found, by name."""
+    return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}

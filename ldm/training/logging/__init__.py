@@ -1,0 +1,1 @@
+"""Log files, trackers, rates and curves."""

@@ -1,0 +1,1 @@
+"""Sharding of weights, gradients and optimizer states among processes."""

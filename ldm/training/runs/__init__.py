@@ -1,0 +1,1 @@
+"""Run directories: saving, resuming, stopping."""

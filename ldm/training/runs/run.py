@@ -1,0 +1,219 @@
+"""A run directory: `step-N` folders that are whole or not there, the log, and the newest model at the top.
+
+Whatever is being written or deleted has a hidden name, `.step-N.tmp`, so that a process may die at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm import config as configuration
+from ldm.checkpoint.diffusers.pipeline import step_folders
+from ldm.checkpoint.store import flush, load_json, load_tree, save_json, save_tree
+from ldm.config import Config
+from ldm.errors import UserError
+from ldm.processes import ProcessShare
+
+
+class SaveError(UserError):
+    """A step that could not be written; the older ones are whole, and training may go on."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A `step-N` as it was read."""
+
+    step: int
+    state: dict[str, Any]
+    facts: dict[str, Any]
+    folder: Path
+
+
+class Run:
+    """The folder of one training run.
+
+    Raises UserError when the folder holds a run and `resume` was not asked for, or cannot be written to.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path} is a file, not a folder")
+        self._recover()
+        if not resume and (self.steps() or (path / "log.jsonl").exists()):
+            raise UserError(f"{path} holds a run: continue it with --resume, or choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from error
+
+    def steps(self) -> list[Path]:
+        """The whole `step-N` folders, oldest first."""
+        return step_folders(self.path)
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """What was told to `save` about a step; nothing for a step of an older version of ldm."""
+        path = folder / "state" / "facts.json"
+        return load_json(path) if path.is_file() else {}
+
+    def best(self) -> Path | None:
+        """The step of the lowest validation loss, the older of two; None where none was measured."""
+        losses = {folder: self.facts(folder).get("validation_loss") for folder in self.steps()}
+        measured = {folder: float(loss) for folder, loss in losses.items() if loss is not None}
+        return min(measured, key=measured.__getitem__) if measured else None
+
+    def load_state(self) -> Saved | None:
+        """The newest save; None in an empty run."""
+        steps = self.steps()
+        if not steps:
+            return None
+        tree = load_tree(steps[-1] / "state")
+        return Saved(int(tree["step"]), tree["stage"], self.facts(steps[-1]), steps[-1])
+
+    def save(
+        self,
+        step: int,
+        write_model: Callable[[Path], None],
+        state: dict[str, Any],
+        config: Config,
+        facts: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write `step-N` under a temporary name, flush it to the disk and rename it; SaveError when that fails."""
+        final = self.path / f"step-{step:06d}"
+        work = self._hidden(final)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            self._check_space(state)
+            work.mkdir(parents=True)
+            write_model(work)
+            (work / "config.yaml").write_text(configuration.dump(config))
+            save_json(work / "state" / "facts.json", facts or {})
+            save_tree(work / "state", {"step": step, "stage": state})
+            _flush_all(work)
+            self._put(work, final)
+        except OSError as error:
+            shutil.rmtree(work, ignore_errors=True)
+            raise SaveError(f"{final} could not be written: {error.strerror}; {self._remaining()}") from error
+        return final
+
+    def prune(self, keep: int, keep_best: bool = True) -> None:
+        """Delete all but the `keep` newest steps and, if asked, the best one."""
+        best = self.best() if keep_best else None
+        for folder in self.steps()[:-keep]:
+            if folder != best:
+                hidden = self._hidden(folder)
+                shutil.rmtree(hidden, ignore_errors=True)
+                folder.rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+
+    def unpublish(self) -> None:
+        """Training goes on: what lies at the top is no longer the newest."""
+        (self.path / "model_index.json").unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Copy the newest step's model to the top; `model_index.json` comes last. SaveError when that fails."""
+        newest = self.steps()[-1]
+        try:
+            self.unpublish()
+            for source in sorted(newest.iterdir()):
+                if source.name not in ("state", "model_index.json"):
+                    _replace(source, self.path / source.name)
+            if (newest / "model_index.json").is_file():
+                _replace(newest / "model_index.json", self.path / "model_index.json")
+        except (OSError, shutil.Error) as error:
+            reason = getattr(error, "strerror", None) or "see the disk"
+            raise SaveError(f"{newest} could not be copied to {self.path}: {reason}; use {newest} itself") from error
+
+    def _put(self, work: Path, final: Path) -> None:
+        """Give a whole folder its name; where a step is saved again, one of the two is there at every moment."""
+        old = final.with_name(f".{final.name}.old")
+        if final.exists():
+            final.rename(old)
+        work.rename(final)
+        flush(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Tidy up after a process that was killed: a step between two names gets its own back."""
+        for old in self.path.glob(".step-*.old"):
+            final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if not final.exists():
+                old.rename(final)
+        if ProcessShare.of_environment().is_first:
+            for left in (*self.path.glob(".step-*.tmp"), *self.path.glob(".step-*.old")):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _check_space(self, state: dict[str, Any]) -> None:
+        """OSError where the disk has less room than the last save took or, for the first one, its tensors will."""
+        steps = self.steps()
+        if steps:
+            needed = sum(path.stat().st_size for path in steps[-1].rglob("*") if path.is_file())
+        else:
+            needed = _size(state) * 5 // 4  # the average is written twice: in the state, and as the model
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise OSError(0, f"the disk has {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB are needed")
+
+    def _remaining(self) -> str:
+        steps = self.steps()
+        return f"{steps[-1].name} and older steps are untouched" if steps else "no step has been saved yet"
+
+    @staticmethod
+    def _hidden(folder: Path) -> Path:
+        return folder.with_name(f".{folder.name}.tmp")
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Copy a file or a folder; while that lasts, `target` is the old one or is not there."""
+    work = target.with_name(f".{target.name}.tmp")
+    if source.is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(source, work)
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+    else:
+        shutil.copyfile(source, work)
+        work.replace(target)
+
+
+def _size(tree: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return sum(_size(child) for child in children)
+
+
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def with_text_source(config: Config, run: Path) -> Config:
+    """The configuration with the sizes of its text encoder's source, which a run that goes on knows without it.
+
+    Raises UserError for a source that is not there, and for one of other sizes than the configuration's.
+    """
+    from ldm.checkpoint.text_sources import adopt, source_config
+
+    text, steps = config.text, step_folders(run)
+    if text is None or text.source is None:
+        return config
+    saved = configuration.load(str(steps[-1] / "config.yaml")).text if steps else None
+    if saved is not None and saved.source == text.source:
+        if saved.frozen != text.frozen:
+            raise UserError(f"text.frozen is {text.frozen}, in the run {run} it is {saved.frozen}: it cannot change")
+        whole = adopt(text, saved)
+    else:
+        whole = adopt(text, source_config(text))
+    return configuration.parse(config.model_dump() | {"text": whole.model_dump()}, Config, f"text.source {text.source}")

@@ -1,0 +1,1 @@
+"""What is trained: autoencoder, denoiser, classifier."""
