@@ -135,7 +135,7 @@ def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencod
 
 def open_data(data: str, side: int, images: int, split: str, concepts: int | None) -> Source:
     """The images to compare with, `scenes` rendered as far as they are needed."""
-    from ldm.config import DataConfig, ScenesConfig
+    from ldm.config.data import DataConfig, ScenesConfig
     from ldm.data.sources import open_indexed
 
     scenes = ScenesConfig(num=images, concepts=concepts)

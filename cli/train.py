@@ -13,7 +13,7 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ldm.config import Config
+    from ldm.config.root import Config
     from ldm.data.shards import Shards
     from ldm.data.sources import Source
     from ldm.training.runs.run import Run

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ldm import Autoencoder
-from ldm.config import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.images import contact_sheet, fit, to_bytes, to_tensor
 from ldm.data.sources import Source, open_indexed
 from ldm.evaluation.evaluate import evaluate

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ldm import TextToImage
-from ldm.config import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.cache import default_cache
 from ldm.data.sources import Source, open_indexed
 from ldm.errors import UserError

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.config import AutoencoderConfig, CLIPConfig, DiffusionConfig, UNetConfig
+from ldm.config.conditions import CLIPConfig
+from ldm.config.diffusion import DiffusionConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.unet.config import UNetConfig
 
 GOLDEN = Path(__file__).parent / "checkpoint" / "golden"
 NARROW = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)

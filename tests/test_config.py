@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from ldm import config
-from ldm.config import Config
+from ldm.config.root import Config
+from ldm.config.section import dump
 from ldm.errors import UserError
 
 
@@ -16,7 +17,7 @@ def test_every_shipped_configuration_is_valid(name: str) -> None:
 def test_a_dumped_configuration_reads_back_equal(tmp_path) -> None:
     path = tmp_path / "copy.yaml"
     original = config.load("tiny", ["training.seed=7", "loss.kl.weight=1e-5"])
-    path.write_text(config.dump(original))
+    path.write_text(dump(original))
     assert config.load(path) == original
     assert original.training.seed == 7
     assert original.loss.kl.weight == 1e-5
@@ -158,7 +159,7 @@ def test_conditions_and_networks_are_refused_in_one_line_that_names_the_option(
 def test_a_file_may_describe_an_autoencoder_alone_and_says_so_when_a_u_net_is_asked_for(tmp_path) -> None:
     alone = config.load("tiny", ["unet=null", "text=null"])
     path = tmp_path / "alone.yaml"
-    path.write_text(config.dump(alone))
+    path.write_text(dump(alone))
     assert config.load(path) == alone
     with pytest.raises(UserError, match="describes an autoencoder alone"):
         alone.need_unet()

@@ -13,7 +13,7 @@ from tiny_models import CAPTIONS, random_parts
 from torch import Tensor
 
 from ldm.cli.generate import generate
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.generation import Request, SeededNoise, TextToImage, find_device

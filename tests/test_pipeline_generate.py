@@ -16,7 +16,7 @@ from PIL import Image
 import ldm
 from ldm.cli import generate as command
 from ldm.cli.generate import generate
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.generation.quality import resolve_quality

@@ -24,7 +24,7 @@ from ldm.models.text import make_text_encoder
 def open_clip() -> Parts:
     """CLIP's words through the smallest architecture of open_clip."""
     from ldm.checkpoint.text_sources import source_config
-    from ldm.config import OpenCLIPConfig
+    from ldm.config.conditions import OpenCLIPConfig
     from ldm.models.text import Tokenizer
 
     config = source_config(OpenCLIPConfig(model="RN50"))

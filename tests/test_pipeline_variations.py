@@ -15,7 +15,7 @@ from ldm.checkpoint.compvis.folders import read_folder
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.checkpoint.image_encoders import load_image_encoder, load_source
 from ldm.checkpoint.parts import check_fit
-from ldm.config import CLIPImageConfig
+from ldm.config.conditions import CLIPImageConfig
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
 from ldm.generation.image_variations import ImageConditioner

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ldm import config
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.info.cost import make_networks
 from ldm.info.describe import of_config
 from ldm.info.report import report

@@ -12,7 +12,7 @@ import pytest
 from accelerate import Accelerator
 
 from ldm import TextToImage
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.recipe.sweep import GUIDANCE, SAMPLERS, STEPS, Cell, Curves, Scores
 from ldm.recipe.timetable import OutOfTimeError, Timetable
 from ldm.training.runs.clock import Clock

@@ -11,7 +11,7 @@ from tiny_pipelines import speaking
 
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.config import ClassifierConfig
+from ldm.config.classifier import ClassifierConfig
 from ldm.models.classifier import Classifier
 
 CLASSES = 5

@@ -11,25 +11,24 @@ from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import (
-    AutoencoderConfig,
+from ldm.config.conditions import (
     BertConfig,
     ClassesConfig,
     CLIPConfig,
     CLIPImageConfig,
-    DiffusionConfig,
     ImageSection,
     LDMBertConfig,
     OwnImageConfig,
-    ScheduleConfig,
     SpatialConfig,
     T5Config,
-    UNetConfig,
 )
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.conditions import ClassEmbedder, make_spatial
 from ldm.models.image_encoders import make_image_encoder
 from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
+from ldm.models.unet.config import UNetConfig
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]
 ZERO_SNR_V = DiffusionConfig(

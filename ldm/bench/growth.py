@@ -19,7 +19,7 @@ from ldm.bench.workload import Run
 from ldm.chart import Chart, Point
 from ldm.checkpoint.pretrained import UNet
 from ldm.checkpoint.store import write
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.generation import TextToImage
 
 COLOURS = {torch.float32: "#2f6db5", torch.bfloat16: "#c8553d"}

@@ -17,7 +17,8 @@ from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.checkpoint.texts import save_text_encoder
 from ldm.checkpoint.weights import WithoutInitialValues
-from ldm.config import Config, DiffusionConfig
+from ldm.config.diffusion import DiffusionConfig
+from ldm.config.root import Config
 from ldm.generation.cuda_graphs import CUDAGraphUNet
 from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder.autoencoder import Autoencoder

@@ -23,7 +23,7 @@ from ldm.bench.networks import (
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.devices import find_device
 from ldm.generation import Request, TextToImage
 from ldm.generation.condition import Condition

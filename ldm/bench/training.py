@@ -30,7 +30,7 @@ from ldm.bench.networks import (
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.images import to_tensor
 from ldm.data.loader import Share, TrainingData

@@ -10,7 +10,8 @@ import torch
 from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
-from ldm.config import ClassesConfig, parse
+from ldm.config.conditions import ClassesConfig
+from ldm.config.section import parse
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
 

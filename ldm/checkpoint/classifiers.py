@@ -16,9 +16,12 @@ from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
-from ldm.config import AutoencoderConfig, ClassifierConfig, DiffusionConfig, parse
+from ldm.config.classifier import ClassifierConfig
+from ldm.config.diffusion import DiffusionConfig
+from ldm.config.section import parse
 from ldm.diffusion.schedule import Schedule, make_schedule
 from ldm.errors import UserError
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.classifier import Classifier
 
 

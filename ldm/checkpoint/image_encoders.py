@@ -11,7 +11,8 @@ from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, Fixed, ch
 from ldm.checkpoint.hub import fetch
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
-from ldm.config import CLIPImageConfig, ImageSection, OwnImageConfig, parse
+from ldm.config.conditions import CLIPImageConfig, ImageSection, OwnImageConfig
+from ldm.config.section import parse
 from ldm.errors import UserError
 from ldm.models.image_encoders import CLIP_MEAN, CLIP_STD, ImageEncoder, make_image_encoder
 

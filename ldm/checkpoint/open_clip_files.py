@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.checkpoint.store import load_tensors
 from ldm.checkpoint.weights import build
-from ldm.config import OpenCLIPConfig
+from ldm.config.conditions import OpenCLIPConfig
 from ldm.errors import UserError
 from ldm.models.text import OpenCLIPTextEncoder
 from ldm.models.text.open_clip import text_architecture

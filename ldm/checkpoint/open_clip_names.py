@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ldm.config import CLIPConfig, OpenCLIPConfig
+from ldm.config.conditions import CLIPConfig, OpenCLIPConfig
 from ldm.models.text.open_clip import text_architecture
 
 PROJECTION = "text_projection"

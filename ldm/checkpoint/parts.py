@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import DiffusionConfig, OwnImageConfig, T5Config
+from ldm.config.conditions import OwnImageConfig, T5Config
+from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder, Spatial
 from ldm.models.image_encoders import ImageEncoder

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldm.checkpoint.diffusers.fields import EXTRA, Fields, Fixed, check_fixed, extra, refused
-from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, T5Config, TextSection, parse
+from ldm.config.conditions import BertConfig, CLIPConfig, LDMBertConfig, T5Config, TextSection
+from ldm.config.section import parse
 from ldm.errors import UserError
 
 

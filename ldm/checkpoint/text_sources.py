@@ -12,7 +12,7 @@ from ldm.checkpoint.hub import fetch
 from ldm.checkpoint.open_clip_files import load_open_clip
 from ldm.checkpoint.texts import load_text_config, load_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer
-from ldm.config import OpenCLIPConfig, T5Config, TextSection
+from ldm.config.conditions import OpenCLIPConfig, T5Config, TextSection
 from ldm.errors import UserError
 from ldm.models.text import TextEncoder, Tokenizer
 from ldm.models.text.open_clip import architecture_sizes

@@ -14,7 +14,7 @@ from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.weights import SHARD_SIZE, build, load_weights, save_weights
-from ldm.config import BertConfig, CLIPConfig, OpenCLIPConfig, TextSection
+from ldm.config.conditions import BertConfig, CLIPConfig, OpenCLIPConfig, TextSection
 from ldm.models.text import TextEncoder, make_text_encoder
 
 T = TypeVar("T")

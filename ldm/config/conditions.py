@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from ldm.config.section import Count, Section, Width, check_divisible
+from ldm.config.section import ByKind, Count, Section, Width, check_divisible
+from ldm.registry import IMAGE_ENCODERS, TEXT_ENCODERS
 
 
 class TextSection(Section):
@@ -102,18 +103,8 @@ class T5Config(TextSection):
     use_attention_mask: bool = True
 
 
-def _kind(value: Any) -> str:
-    return value.get("kind", "bert") if isinstance(value, dict) else getattr(value, "kind", "bert")
-
-
-TextConfig = Annotated[
-    Annotated[BertConfig, Tag("bert")]
-    | Annotated[LDMBertConfig, Tag("ldm_bert")]
-    | Annotated[CLIPConfig, Tag("clip")]
-    | Annotated[OpenCLIPConfig, Tag("open_clip")]
-    | Annotated[T5Config, Tag("t5")],
-    Discriminator(_kind),
-]
+# A text encoder of any registered kind.
+TextConfig = Annotated[SerializeAsAny[TextSection], ByKind(TEXT_ENCODERS, "bert")]
 
 
 class ClassesConfig(Section):
@@ -209,10 +200,5 @@ class CLIPImageConfig(ImageSection):
         return self
 
 
-def _image_kind(value: Any) -> str:
-    return value.get("kind", "own") if isinstance(value, dict) else getattr(value, "kind", "own")
-
-
-ImageConfig = Annotated[
-    Annotated[OwnImageConfig, Tag("own")] | Annotated[CLIPImageConfig, Tag("clip")], Discriminator(_image_kind)
-]
+# An image encoder of any registered kind.
+ImageConfig = Annotated[SerializeAsAny[ImageSection], ByKind(IMAGE_ENCODERS, "own")]

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from ldm.config.root import Config
 from ldm.config.section import parse
-from ldm.config.training import Config
 from ldm.errors import UserError
 
 

@@ -1,24 +1,26 @@
-"""What every section of a configuration is, and how a tree of plain values becomes one."""
+"""Sections of a configuration: parsing, errors, and fields that components contribute."""
 
 from __future__ import annotations
 
 import difflib
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
+from pydantic_core import PydanticCustomError, core_schema
 
 from ldm.errors import UserError
 
-# What bounds the networks that a foreign file can ask for, so that a damaged number is an error and no full memory.
+# Bounds on the networks that a file can ask for, so that a damaged number is an error and does not fill the memory.
 Width = Annotated[int, Field(ge=1, le=2**20)]  # channels, tokens, pixels of a side
 Depth = Annotated[int, Field(ge=1, le=200)]  # layers
-Count = Annotated[int, Field(ge=0, le=200)]  # layers, of which there may be none
+Count = Annotated[int, Field(ge=0, le=200)]  # layers, possibly none
 
 
 class Section(BaseModel):
-    """A frozen group of options that refuses keys it does not know."""
+    """A frozen group of options; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -26,61 +28,103 @@ class Section(BaseModel):
 S = typing.TypeVar("S", bound=Section)
 
 
+class ByKind:
+    """Annotation of a field whose `kind` selects a component of a registry and with it the section's class.
+
+    Components have the attribute `section`, a subclass of `Section` with a field `kind`. Use as
+    `Annotated[SerializeAsAny[Base], ByKind(REGISTRY, "default kind")]`.
+    """
+
+    def __init__(self, components: Mapping[str, Any], default: str | None = None) -> None:
+        self.components, self.default = components, default
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+    def parse(self, value: Any) -> Any:
+        """Validate a tree by the section of its kind; errors keep the path of the option."""
+        return self.section_of(value).model_validate(value) if isinstance(value, dict) else value
+
+    def section_of(self, tree: Mapping[str, Any]) -> type[Section]:
+        """The section's class for a tree of plain values."""
+        kind = tree.get("kind", self.default)
+        if kind not in self.components:
+            kinds = ", ".join(repr(name) for name in self.components)
+            raise PydanticCustomError("unknown_kind", "Input should be one of {kinds}", {"kinds": kinds})
+        return self.components[kind].section
+
+
+def extended(base: type[S], fields: Mapping[str, tuple[Any, Any]]) -> type[S]:
+    """Return a subclass of a section with further fields: name -> (annotation, default)."""
+    options: dict[str, Any] = {"__base__": base, "__module__": base.__module__, **fields}
+    section = typing.cast(type[S], create_model(base.__name__, **options))
+    section.__doc__ = base.__doc__
+    return section
+
+
+def component_fields(components: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return a field for each component: its name, its `section`, and a section of defaults."""
+    return {name: (component.section, component.section()) for name, component in components.items()}
+
+
 def parse(tree: dict[str, Any], section: type[S], where: str) -> S:
-    """Validate a tree of plain values; every problem becomes one line that names the option's path."""
+    """Validate a tree of plain values.
+
+    Raises:
+        UserError: one line for all problems, each with the path of its option.
+    """
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error, section)}") from None
+        raise UserError(f"{where}: {_explain(error, section, tree)}") from None
 
 
 def dump(config: Section) -> str:
-    """The configuration as YAML that `load` reads back to an equal object."""
+    """Return the configuration as YAML that `load` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _explain(error: ValidationError, section: type[Section]) -> str:
+def _explain(error: ValidationError, section: type[Section], tree: Any) -> str:
     lines = []
     for problem in error.errors():
-        names, known = _follow(section, problem["loc"])
-        path, message = ".".join(names), problem["msg"].removeprefix("Value error, ")
+        path, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(names[-1], known, n=1)
+            *parents, name = problem["loc"]
+            known = _options_at(section, parents, tree)
+            near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown option {path!r}; {hint}")
-        elif problem["type"] == "union_tag_invalid":
-            lines.append(f"{path}.kind: Input should be one of {problem['ctx']['expected_tags']}")
+        elif problem["type"] == "unknown_kind":
+            lines.append(f"{path}.kind: {message}")
         else:
             lines.append(f"{path}: {message}" if path else message)
     return "; ".join(lines)
 
 
-def _follow(section: type[Section], location: typing.Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """The options on the way to a problem, and the names of those beside the last one.
-
-    In a location the kind of a section of several kinds comes after its name; in a path it does not.
-    """
-    path: list[str] = []
-    beside: list[str] = []
-    kinds: list[type[Section]] = [section]
-    for part in location:
-        if len(kinds) > 1:
-            kinds = [kind for kind in kinds if kind.model_fields["kind"].default == part]
-            continue
-        fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
-        path, beside = [*path, str(part)], list(fields)
-        kinds = _sections(fields[str(part)].annotation) if part in fields else []
-    return path, beside
+def _options_at(section: type[Section], path: Sequence[int | str], tree: Any) -> list[str]:
+    """Names of the options in the section at a path."""
+    for part in path:
+        tree = tree[part]
+        field = section.model_fields[str(part)]
+        kinds = next((each for each in _annotations(field) if isinstance(each, ByKind)), None)
+        section = kinds.section_of(tree) if kinds else next(filter(_is_section, _annotations(field)))
+    return list(section.model_fields)
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
-    """The sections that an option may hold, of a plain annotation or a union."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in typing.get_args(annotation) for section in _sections(part)]
+def _annotations(field: Any) -> list[Any]:
+    """A field's annotation, its parts and their metadata."""
+    found, waiting = [], [field.annotation, *field.metadata]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += [*typing.get_args(found[-1]), *getattr(found[-1], "__metadata__", ())]
+    return found
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def check_divisible(name: str, value: int, by_name: str, by: int) -> None:
-    """Raise ValueError, which names both options, when one does not divide the other."""
+    """Raise ValueError, which names both options, unless `by` divides `value`."""
     if by < 1 or value < 1 or value % by:
         raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")

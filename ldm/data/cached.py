@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.config import Size
+from ldm.config.data import Size
 from ldm.data.broken import Broken, UnreadableError
 from ldm.data.classes import class_number
 from ldm.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.config import Size
+from ldm.config.data import Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.classes import FOLDER, Labels, choose_field, no_classes, of_folders

@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ldm.config import Size
+from ldm.config.data import Size
 from ldm.data.broken import UnreadableError
 
 # Formats of pixels alone: Pillow would run Ghostscript for a file that says it is PostScript, whatever its suffix.

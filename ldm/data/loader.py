@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from ldm.config import Config, DataConfig, Size
+from ldm.config.data import DataConfig, Size
+from ldm.config.root import Config
 from ldm.data.broken import Broken, UnreadableError, first_readable
 from ldm.data.lanes import Lane, Lanes, ShardAssignment
 from ldm.data.order import BucketOrder, Pick, SquareOrder, sort_into_buckets

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ldm.config import Size
+from ldm.config.data import Size
 from ldm.data.random import StepRandom
 
 EVERYTHING = 0.25  # share of masks that hide the whole image, as for Stable Diffusion's inpainting model

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ldm.config import Size
+from ldm.config.data import Size
 from ldm.data.random import StepRandom
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.config import DataConfig, Size
+from ldm.config.data import DataConfig, Size
 from ldm.data.broken import Broken, UnreadableError
 from ldm.data.images import Cut, cut_out, to_tensor
 from ldm.data.random import StepRandom

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from ldm.config import Size
+from ldm.config.data import Size
 from ldm.data.broken import UnreadableError
 from ldm.data.images import fit
 from ldm.data.shards import Packed, Shards

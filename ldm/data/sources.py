@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ldm.config import DataConfig, Size
+from ldm.config.data import DataConfig, Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import CachedData, is_cache

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.grids import check_timesteps
 from ldm.diffusion.level import Grid, Level, clean_level
 from ldm.errors import UserError

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.config import DiffusionConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, WeightingConfig
 from ldm.diffusion.bound import Decoder, bound_term
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.level import Level

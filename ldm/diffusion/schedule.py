@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion import grids
 from ldm.diffusion.flow import RectifiedFlow
 from ldm.diffusion.level import Grid, Level, clean_level

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from ldm.checkpoint.parts import Parts
-from ldm.config import AutoencoderConfig, UNetConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.unet.config import UNetConfig
 
 T = TypeVar("T")
 

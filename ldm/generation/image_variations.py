@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.parts import Parts
-from ldm.config import CLIPImageConfig
+from ldm.config.conditions import CLIPImageConfig
 from ldm.errors import UserError
 from ldm.generation.condition import Condition
 from ldm.generation.init_image import cover, pixels_of

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.parts import Parts
-from ldm.config import SpatialConfig
+from ldm.config.conditions import SpatialConfig
 from ldm.errors import UserError
 from ldm.generation.init_image import fitted, mask_of, pixels_of
 from ldm.generation.request import Request

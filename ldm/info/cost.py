@@ -12,11 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.weights import WithoutInitialValues
-from ldm.config import Config, UNetConfig
+from ldm.config.root import Config
 from ldm.info.describe import Description
 from ldm.info.parameters import of_network
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import Added, UNet
 
 PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.conv1d, F.conv_transpose2d}

@@ -22,7 +22,9 @@ from ldm.checkpoint.find import built_in, find_model, step_folders
 from ldm.checkpoint.spatial import spatial_from_fields
 from ldm.checkpoint.text_fields import text_from_fields
 from ldm.checkpoint.texts import network_tensors
-from ldm.config import Config, Section, TextSection
+from ldm.config.conditions import TextSection
+from ldm.config.root import Config
+from ldm.config.section import Section
 from ldm.errors import UserError
 from ldm.info.headers import Header, read_folder, read_headers
 from ldm.info.parameters import Counts, by_part

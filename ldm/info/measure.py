@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, save_autoencoder
 from ldm.checkpoint.weights import DTYPES
-from ldm.config import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 from ldm.info.describe import Description

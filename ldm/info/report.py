@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm.config import AutoencoderConfig, Config
+from ldm.config.root import Config
 from ldm.info.cost import flops, make_networks, training_memory
 from ldm.info.describe import Description
 from ldm.info.parameters import of_network, totals
+from ldm.models.autoencoder.config import AutoencoderConfig
 
 Report = dict[str, Any]
 

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import ClassifierConfig
+from ldm.config.classifier import ClassifierConfig
 from ldm.models.attention import SpatialAttention, attend, to_tokens
 from ldm.models.blocks import DownBlock, MakeAttention, MidBlock
 from ldm.models.embeddings import TimestepEmbedding, sinusoids

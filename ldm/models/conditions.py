@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import ClassesConfig, SpatialConfig
+from ldm.config.conditions import ClassesConfig, SpatialConfig
 
 
 class ClassEmbedder(nn.Module):

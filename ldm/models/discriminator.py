@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ldm.config import AdversarialLossConfig
+from ldm.config.losses import AdversarialLossConfig
 from ldm.models.precision import at_least_float32, full_precision
 
 

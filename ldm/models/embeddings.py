@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import UNetConfig
+from ldm.models.unet.config import UNetConfig
 
 
 class Added(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import CLIPImageConfig, ImageSection, OwnImageConfig
+from ldm.config.conditions import CLIPImageConfig, ImageSection, OwnImageConfig
 from ldm.models.text.clip import Layer
 from ldm.models.text.encoder import initialise
 
@@ -37,6 +37,7 @@ class OwnImageEncoder(ImageEncoder):
     so that what is drawn is another image of the same things. The tokens are normalised, as those of a BERT are.
     """
 
+    section = OwnImageConfig
     config: OwnImageConfig
     takes_latents = True
 
@@ -72,6 +73,7 @@ class CLIPImageEncoder(ImageEncoder):
     `CLIPVisionModelWithProjection`, and the numbers are the same.
     """
 
+    section = CLIPImageConfig
     config: CLIPImageConfig
     takes_latents = False
 

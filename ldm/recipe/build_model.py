@@ -10,7 +10,8 @@ import torch
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.store import save_json
-from ldm.config import Config, StageConfig
+from ldm.config.root import Config
+from ldm.config.training import StageConfig
 from ldm.data.images import contact_sheet
 from ldm.data.scenes import ScenesDataset
 from ldm.data.sources import Source

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.scenes import ScenesDataset
 from ldm.errors import UserError
 

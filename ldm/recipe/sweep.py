@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.config import ScenesConfig
+from ldm.config.data import ScenesConfig
 from ldm.data.scenes import ScenesDataset
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.features import OFFLINE

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source

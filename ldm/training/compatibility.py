@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ldm.config import Section
+from ldm.config.section import Section
 from ldm.errors import UserError
 
 # They follow from the data, or tell how to load or to train the weights.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.image_encoders import load_source
-from ldm.config import CLIPImageConfig, Config, ImageSection
+from ldm.config.conditions import CLIPImageConfig, ImageSection
+from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.images import read_image
 from ldm.data.loader import Batch

@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ldm.config import Config, StageConfig
+from ldm.config.root import Config
+from ldm.config.training import StageConfig
 from ldm.data.loader import Share, training_batches
 from ldm.data.shards import Shards
 from ldm.data.sources import Source

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.config import LossConfig
+from ldm.config.losses import LossConfig
 from ldm.models.efficientnet import NAME as EFFICIENTNET
 from ldm.models.efficientnet import EfficientNetDistance, load_efficientnet
 from ldm.models.perceptual import PerceptualDistance, backbone_state

@@ -11,7 +11,9 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ldm.config import Config, Size, StageConfig
+from ldm.config.data import Size
+from ldm.config.root import Config
+from ldm.config.training import StageConfig
 from ldm.data.cached import CachedData
 from ldm.data.folders import IMAGE_SUFFIXES
 from ldm.data.loader import TrainingData

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.config import Config, SpatialConfig
+from ldm.config.conditions import SpatialConfig
+from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.degrading import small_images
 from ldm.data.images import paint, to_bytes

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import saved_config
-from ldm.config import BertConfig, Config, LDMBertConfig, TextSection
+from ldm.config.conditions import BertConfig, LDMBertConfig, TextSection
+from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch
 from ldm.data.preview import all_captions

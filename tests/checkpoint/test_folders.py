@@ -23,10 +23,13 @@ from ldm.checkpoint.diffusers.pipeline import (
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.texts import load_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer
-from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig, UNetConfig, WeightingConfig
+from ldm.config.conditions import BertConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.errors import UserError
 from ldm.info.describe import describe
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
+from ldm.models.unet.config import UNetConfig
 
 AUTOENCODER = AutoencoderConfig(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.7

@@ -16,7 +16,8 @@ from torch import nn
 
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, pipeline_class, read_index
 from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, load_pipeline, save_pipeline
-from ldm.config import ClassesConfig, DiffusionConfig, ScheduleConfig
+from ldm.config.conditions import ClassesConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
 from ldm.models.conditions import ClassEmbedder
 

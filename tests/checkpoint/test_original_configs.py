@@ -12,8 +12,12 @@ from single_files import GOLDEN
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.matching import Layout, recognise
 from ldm.checkpoint.compvis.original_config import contents_from_original, original_from_contents
-from ldm.config import AutoencoderConfig, CLIPConfig, DiffusionConfig, UNetConfig, load, names
+from ldm.config.conditions import CLIPConfig
+from ldm.config.diffusion import DiffusionConfig
+from ldm.config.files import load, names
 from ldm.errors import UserError
+from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.unet.config import UNetConfig
 
 PUBLISHED = [name for name in names() if name.startswith("published/")]
 GUESSED = ("published/sd2-base", "published/sd2-v")  # no shape tells what they regress

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_class, scheduler_from_fields, scheduler_to_fields
-from ldm.config import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
 
 WHERE = Path("scheduler_config.json")

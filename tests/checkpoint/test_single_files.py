@@ -21,12 +21,10 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.config import (
-    DiffusionConfig,
-    SpatialConfig,
-    UNetConfig,
-)
+from ldm.config.conditions import SpatialConfig
+from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
+from ldm.models.unet.config import UNetConfig
 
 CONFIG = GOLDEN / "class-vq" / "config.yaml"
 

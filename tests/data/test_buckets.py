@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm import config
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.loader import Share, TrainingData, make_loader
 from ldm.data.order import BucketOrder, sort_into_buckets
 from ldm.errors import UserError

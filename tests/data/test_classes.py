@@ -11,7 +11,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from ldm.config import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.broken import UnreadableError
 from ldm.data.loader import Share, StreamData, TrainingData
 from ldm.data.preview import HeldSource

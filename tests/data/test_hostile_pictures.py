@@ -10,7 +10,7 @@ import pytest
 from hostile import encoded, noise, unreadable
 from PIL import Image
 
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.broken import UnreadableError
 from ldm.data.images import decode, header_size
 from ldm.data.loader import Share, TrainingData, make_loader

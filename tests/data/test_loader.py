@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.loader import Share, TrainingData, make_loader
 from ldm.data.order import Order
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.config import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.images import decode_map, paint
 from ldm.data.loader import Batch, Share, StreamData, TrainingData, stream
 from ldm.data.scenes import ScenesDataset, concepts, make_scene, render_mask, write_folder, write_webdataset

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ldm.cli import data as command
-from ldm.config import ScenesConfig
+from ldm.config.data import ScenesConfig
 from ldm.data.scenes import Scene, ScenesDataset, make_scene, render, write_folder, write_webdataset
 from ldm.errors import UserError
 

@@ -14,7 +14,7 @@ from hostile import encoded
 from PIL import Image
 from serving import serving
 
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data import remote
 from ldm.data.loader import Share, StreamData, stream, training_batches
 from ldm.data.preparing import Batch

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.images import contact_sheet, cut_out, to_bytes, to_rgb, to_tensor
 from ldm.data.sources import open_source
 from ldm.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.bound import Decoder, gaussian_kl, variational_bound
 from ldm.diffusion.bound import _decoders as decoders
 from ldm.diffusion.denoiser import Denoised, Denoiser

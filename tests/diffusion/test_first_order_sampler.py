@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.level import Grid, Level
 from ldm.diffusion.samplers import FirstOrder

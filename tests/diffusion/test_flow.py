@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.diffusion.flow import RectifiedFlow
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.diffusion.schedule import make_schedule

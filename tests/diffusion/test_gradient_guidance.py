@@ -7,7 +7,7 @@ import torch
 from closed_forms import DEVIATION, DEVIATIONS, MEANS, WEIGHTS, at_ratio, gaussian, mixture
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.gradient_guidance import by_classifier, by_image
 from ldm.diffusion.level import Grid, Level

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.level import Grid
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError

@@ -16,7 +16,7 @@ from closed_forms import (
 )
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised, Denoiser
 from ldm.diffusion.level import Grid, Level
 from ldm.diffusion.samplers import PLMS, DPMSolver2M, FirstOrder, Heun, Sampler, UniPC, invert, make_sampler

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.diffusion.bound import bound_term
 from ldm.diffusion.denoiser import Denoised, make_denoiser
 from ldm.diffusion.guidance import classifier_free

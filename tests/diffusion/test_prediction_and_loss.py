@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.diffusion.prediction import Prediction

@@ -10,7 +10,7 @@ import torch
 from closed_forms import gaussian, mixture, smooth_grid
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.level import Grid, Level
 from ldm.diffusion.samplers import SAMPLERS, FirstOrder, Heun, invert, make_sampler

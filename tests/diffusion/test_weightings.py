@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.diffusion.bound import bound_term
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.level import Level

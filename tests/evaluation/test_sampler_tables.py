@@ -12,7 +12,7 @@ import pytest
 from blots import Blots, blot_features
 from tiny_pipelines import ZERO_SNR_V, V, bert
 
-from ldm.config import DiffusionConfig
+from ldm.config.diffusion import DiffusionConfig
 from ldm.evaluation.distances import FeatureSet, fid
 from ldm.evaluation.reading import as_tensor
 from ldm.generation import TextToImage

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.config import AutoencoderConfig, UNetConfig
 from ldm.info import cost
 from ldm.info.cost import flops, make_networks
 from ldm.info.describe import Description
 from ldm.info.report import report
+from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.unet.config import UNetConfig
 
 
 def convolution(side: int, into: int, out: int, kernel: int = 3) -> int:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.config import AutoencoderConfig
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.posterior import Posterior
 
 TINY = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=3)

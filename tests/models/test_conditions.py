@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ldm.config import ClassesConfig, SpatialConfig
+from ldm.config.conditions import ClassesConfig, SpatialConfig
 from ldm.models.conditions import ClassEmbedder, SpatialRescaler
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.config import AdversarialLossConfig
+from ldm.config.losses import AdversarialLossConfig
 from ldm.models.discriminator import PatchDiscriminator
 
 

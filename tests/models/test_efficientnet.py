@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ldm.config import LossConfig
+from ldm.config.losses import LossConfig
 from ldm.errors import UserError
 from ldm.models.efficientnet import EfficientNetDistance, in_order
 from ldm.training.losses import AutoencoderLoss

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torchvision import models
 
-from ldm.config import AutoencoderConfig, LossConfig
+from ldm.config.losses import LossConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.perceptual import PerceptualDistance, backbone_path
 from ldm.training.losses import AutoencoderLoss
 

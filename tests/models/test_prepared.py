@@ -10,9 +10,9 @@ import torch
 from test_unet import CONFIG, KINDS, random_context, randomised
 from torch import Tensor, nn
 
-from ldm.config import AutoencoderConfig
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.fast import blocks, packed, prepare_for_sampling
 from ldm.models.layers import Upsample
 from ldm.models.unet.unet import UNet

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.config import AutoencoderConfig
 from ldm.models.autoencoder import quantizer
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.quantizer import Quantizer, nearest
 
 VQ = AutoencoderConfig(

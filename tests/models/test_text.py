@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.config import BertConfig
+from ldm.config.conditions import BertConfig
 from ldm.models.text import SPECIAL_TOKENS, BertTextEncoder, Tokenizer
 
 CAPTIONS = ["a dog playing a trumpet", "Three blue cats!", "a big apple to the left of a small cow"]

@@ -12,10 +12,10 @@ import torch
 from running import PEAK
 from torch import Tensor
 
-from ldm.config import AutoencoderConfig
 from ldm.errors import UserError
 from ldm.models import tiling as tiled
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.tiling import SharedNorms, Tiling, decode_tiled, encode_tiled, spans
 
 SMALL = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_attention=False)
@@ -114,7 +114,7 @@ def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None
 
 MEMORY = """
 import torch
-from ldm.config import AutoencoderConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 torch.set_num_threads(2)

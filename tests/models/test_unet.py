@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.config import UNetConfig
+from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import Added, UNet
 
 CONFIG = UNetConfig(

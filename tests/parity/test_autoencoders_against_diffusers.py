@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ldm.checkpoint.diffusers.autoencoder_fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.store import load_tensors, save_tensors
-from ldm.config import AutoencoderConfig
 from ldm.errors import UserError
+from ldm.models.autoencoder.config import AutoencoderConfig
 
 HERE = Path("config.json")
 COUNTS = json.loads((Path(__file__).parent / "autoencoder_param_counts.json").read_text())

@@ -18,7 +18,7 @@ from diffusers import (
 from oracle import fed, make_schedule, ratios
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
-from ldm.config import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.diffusion.level import Grid
 from ldm.errors import UserError
 

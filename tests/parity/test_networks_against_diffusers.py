@@ -15,7 +15,9 @@ from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, sch
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
-from ldm.config import AutoencoderConfig, BertConfig, DiffusionConfig, ScheduleConfig
+from ldm.config.conditions import BertConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.text import BertTextEncoder, Tokenizer
 
 HERE = Path("config.json")

@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from oracle import drawn, network, start
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.denoiser import Denoised, make_denoiser
 from ldm.diffusion.level import Grid, Level
 from ldm.diffusion.prediction import Prediction

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers.pipeline import load_scheduler, save_scheduler
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
-from ldm.config import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.prediction import Prediction

@@ -20,7 +20,8 @@ from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import save_text_encoder
 from ldm.checkpoint.weights import WithoutInitialValues
-from ldm.config import CLIPConfig, load
+from ldm.config.conditions import CLIPConfig
+from ldm.config.files import load
 from ldm.models.text import make_text_encoder
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip
 from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder, saved_config
 from ldm.checkpoint.weights import WithoutInitialValues
-from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
+from ldm.config.conditions import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
 from ldm.errors import UserError
 from ldm.models.text import Encoded, TextEncoder, make_text_encoder
 

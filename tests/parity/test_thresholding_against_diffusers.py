@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ldm.config import ScheduleConfig
+from ldm.config.diffusion import ScheduleConfig
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.guidance import thresholded
 from ldm.diffusion.prediction import Prediction

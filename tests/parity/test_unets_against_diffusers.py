@@ -19,7 +19,7 @@ from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
 from ldm.checkpoint.pretrained import UNet
 from ldm.checkpoint.store import save_tensors
-from ldm.config import UNetConfig
+from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import Added
 
 CLASSES = {"transformer": diffusers.UNet2DConditionModel, "plain": diffusers.UNet2DModel}

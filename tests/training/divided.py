@@ -20,7 +20,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from test_scaling import Grey, assert_close, settings
 
 from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.training import loop
 from ldm.training.loop import start_accelerator

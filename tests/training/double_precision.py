@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from ldm import config
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.training.runs.run import Run
 from ldm.training.runs.saving import Saver

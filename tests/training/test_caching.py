@@ -17,7 +17,9 @@ from ldm import config
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
-from ldm.config import BertConfig, Config, DataConfig
+from ldm.config.conditions import BertConfig
+from ldm.config.data import DataConfig
+from ldm.config.root import Config
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import INDEX, CachedData
 from ldm.data.loader import Share, TrainingData

@@ -12,7 +12,7 @@ from test_tasks import NAMES, Kinds, vae
 
 from ldm import config
 from ldm.checkpoint.classifiers import TrainedClassifier
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.training.plan import plan

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from test_stages import Colours, autoencoder_stage, micro_batches, settings, unet_stage
 
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder
-from ldm.config import CodebookConfig
+from ldm.config.losses import CodebookConfig
 from ldm.data.random import StepRandom
 from ldm.errors import UserError
 from ldm.models.autoencoder.quantizer import Quantizer, nearest

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ldm import config
-from ldm.config import AutoencoderConfig, Config
+from ldm.config.root import Config
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.posterior import Posterior
 from ldm.training.diagnostics import observations
 from ldm.training.diagnostics.symptoms import Report

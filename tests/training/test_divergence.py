@@ -15,7 +15,7 @@ from test_saving import OPTIONS, SMALLER, Grey, start
 from test_stages import Colours, autoencoder_stage, settings, unet_stage
 
 from ldm import config
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.data.loader import Batch
 from ldm.training import loop
 from ldm.training.diagnostics.divergence import PATIENCE, DivergedError, Divergence, not_finite

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.training.ema import EMA
 from ldm.training.stages.stage import learning_rate_factor
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldm.config import LossConfig
+from ldm.config.losses import LossConfig
 from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss, r1_loss
 
 

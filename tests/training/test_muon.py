@@ -8,21 +8,14 @@ import torch
 from torch import nn
 
 from ldm import config as configuration
-from ldm.config import (
-    AutoencoderStageConfig,
-    BertConfig,
-    CLIPImageConfig,
-    OwnImageConfig,
-    SpatialConfig,
-    StageConfig,
-    UNetConfig,
-    UNetStageConfig,
-)
+from ldm.config.conditions import BertConfig, CLIPImageConfig, OwnImageConfig, SpatialConfig
+from ldm.config.training import AutoencoderStageConfig, StageConfig, UNetStageConfig
 from ldm.errors import UserError
 from ldm.models.classifier import Classifier
 from ldm.models.conditions import make_spatial
 from ldm.models.image_encoders import make_image_encoder
 from ldm.models.text import make_text_encoder
+from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import UNet
 from ldm.training.optim.groups import inner_matrices, make_optimizer, parameter_groups
 from ldm.training.optim.muon import COEFFICIENTS, ITERATIONS, orthogonalised

@@ -15,7 +15,8 @@ from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.checkpoint.image_encoders import save_image_encoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import CLIPImageConfig, Config
+from ldm.config.conditions import CLIPImageConfig
+from ldm.config.root import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.generation import TextToImage

@@ -19,7 +19,7 @@ from running import Command
 
 from ldm import config
 from ldm.checkpoint.store import save_tensors
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.training import loop
 from ldm.training.logging.log import read_log

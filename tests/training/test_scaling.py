@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 
 from ldm import config
 from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.errors import UserError
 from ldm.models.layers import ResNetBlock

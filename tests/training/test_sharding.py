@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ldm.config import UNetStageConfig
+from ldm.config.training import UNetStageConfig
 from ldm.training.optim.groups import make_optimizer, parameter_groups
 from ldm.training.parallel.strategy import ShardingStrategy
 

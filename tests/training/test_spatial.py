@@ -14,7 +14,7 @@ from torch import nn
 
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.masks import free_form_masks
 from ldm.errors import UserError

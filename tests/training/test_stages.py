@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.random import StepRandom

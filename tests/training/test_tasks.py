@@ -13,7 +13,7 @@ from tiny_pipelines import speaking
 
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan

@@ -19,7 +19,8 @@ from ldm import config
 from ldm.checkpoint.text_sources import load_source
 from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import save_tokenizer
-from ldm.config import BertConfig, CLIPConfig, Config, LDMBertConfig, OpenCLIPConfig, TextSection
+from ldm.config.conditions import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
+from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.generation import TextToImage
 from ldm.models.text import Tokenizer, make_text_encoder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from divided import STAGES, environment
 
-from ldm.config import UNetStageConfig
+from ldm.config.training import UNetStageConfig
 from ldm.errors import UserError
 from ldm.training.parallel import deepspeed
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ldm.checkpoint.compvis.params import Params, Target, expect_options, inexpressible, multiples, refused, widths_of
-from ldm.config import AutoencoderConfig, parse
+from ldm.config.section import parse
+from ldm.models.autoencoder.config import AutoencoderConfig
 
 KINDS = {
     "AutoencoderKL": "kl",

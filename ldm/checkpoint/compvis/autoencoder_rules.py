@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ldm.checkpoint.compvis.rules import Rule, Rules, convolution, layer, layers
-from ldm.config import AutoencoderConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
 
 RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ldm.checkpoint.compvis.condition_rules import drops_last_layer, is_open_clip
 from ldm.checkpoint.compvis.params import Group, Params, Target, inexpressible, refused
-from ldm.config import ClassesConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, Section, SpatialConfig, parse
+from ldm.config.conditions import ClassesConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, SpatialConfig
+from ldm.config.section import Section, parse
 from ldm.errors import UserError
 
 MODULES = "ldm.modules.encoders.modules"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ldm.checkpoint.compvis.rules import SAME, TRANSPOSED, Filler, Rule, Rules, layer, layers, stacked
-from ldm.config import ClassesConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, Section, SpatialConfig
+from ldm.config.conditions import ClassesConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, SpatialConfig
+from ldm.config.section import Section
 from ldm.errors import UserError
 
 LOGIT_SCALE = math.log(100)  # where CLIP's training ends; it belongs to the loss

@@ -21,7 +21,7 @@ from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokeni
 from ldm.checkpoint.diffusers.networks import fold_statistics
 from ldm.checkpoint.store import save_tensors
 from ldm.checkpoint.weights import build
-from ldm.config import find, load
+from ldm.config.files import find, load
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
 

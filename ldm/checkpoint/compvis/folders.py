@@ -28,7 +28,7 @@ from ldm.checkpoint.diffusers.pipeline import (
 )
 from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.weights import DTYPES
-from ldm.config import DiffusionConfig
+from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.conditions import make_spatial
 from ldm.models.text import Tokenizer

@@ -19,7 +19,7 @@ from ldm.checkpoint.compvis.contents import (
 )
 from ldm.checkpoint.compvis.rules import Rules, Tensors
 from ldm.checkpoint.weights import WithoutInitialValues
-from ldm.config import load, names
+from ldm.config.files import load, names
 from ldm.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]

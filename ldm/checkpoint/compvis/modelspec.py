@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.config import Config, load, parse
+from ldm.config.files import load
+from ldm.config.root import Config
+from ldm.config.section import parse
 from ldm.errors import UserError
 
 CONFIGURATION = "ldm.config"  # our configuration, as JSON

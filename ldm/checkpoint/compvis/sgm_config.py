@@ -7,7 +7,8 @@ from ldm.checkpoint.compvis.condition_params import condition_from_target, condi
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
 from ldm.checkpoint.compvis.unet_params import unet_from_params, unet_to_params
-from ldm.config import DiffusionConfig, Section, parse
+from ldm.config.diffusion import DiffusionConfig
+from ldm.config.section import Section, parse
 
 PREDICTIONS = {"EpsScaling": "eps", "VScaling": "v"}
 SIZES = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ldm.checkpoint.compvis.params import Group, Params, expect_options, inexpressible, multiples, refused, widths_of
-from ldm.config import UNetConfig, parse
+from ldm.config.section import parse
+from ldm.models.unet.config import UNetConfig
 
 ALWAYS = {
     "norm_num_groups": 32,

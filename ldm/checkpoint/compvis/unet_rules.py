@@ -15,7 +15,7 @@ from ldm.checkpoint.compvis.rules import (
     layers,
     stacked,
 )
-from ldm.config import UNetConfig
+from ldm.models.unet.config import UNetConfig
 
 RESNET = {
     "in_layers.0": "norm1",

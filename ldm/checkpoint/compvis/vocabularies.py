@@ -10,7 +10,7 @@ from typing import Any
 from ldm.checkpoint.compvis.condition_rules import is_open_clip
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.tokenizer_files import load_tokenizer, tokenizer_class
-from ldm.config import CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
+from ldm.config.conditions import CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
 from ldm.errors import UserError
 from ldm.models.text import Tokenizer
 from ldm.models.text.tokenizers import CLIP_BRACKETS

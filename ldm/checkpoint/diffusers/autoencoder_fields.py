@@ -15,8 +15,9 @@ from ldm.checkpoint.diffusers.fields import (
     one_value,
     refused,
 )
-from ldm.config import AutoencoderConfig, parse
+from ldm.config.section import parse
 from ldm.errors import UserError
+from ldm.models.autoencoder.config import AutoencoderConfig
 
 CLASSES = {"kl": "AutoencoderKL", "vq": "VQModel"}
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.config import AutoencoderConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
 
 
 def fold_statistics(

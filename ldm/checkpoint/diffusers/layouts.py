@@ -17,7 +17,7 @@ from ldm.checkpoint.spatial import MASK, PIXELS
 from ldm.checkpoint.text_fields import architecture
 from ldm.checkpoint.texts import saved_config
 from ldm.checkpoint.tokenizer_files import tokenizer_class
-from ldm.config import TextSection
+from ldm.config.conditions import TextSection
 from ldm.errors import UserError
 from ldm.models.text import TextEncoder, Tokenizer
 

@@ -24,9 +24,10 @@ from ldm.checkpoint.store import save_json
 from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder
 from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.checkpoint.weights import SHARD_SIZE
-from ldm.config import AutoencoderConfig, DiffusionConfig
+from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import autoencoder as networks
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.text import TextEncoder, Tokenizer
 from ldm.models.unet import unet as unets
 

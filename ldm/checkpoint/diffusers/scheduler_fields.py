@@ -16,8 +16,8 @@ from ldm.checkpoint.diffusers.fields import (
     known_fields,
 )
 from ldm.checkpoint.diffusers.schedulers import DEFAULTS, SCHEDULERS, SPACING_FLAGS, VARIANCES
-from ldm.config import DiffusionConfig, ScheduleConfig, parse
-from ldm.config.diffusion import BETA_KINDS
+from ldm.config.diffusion import BETA_KINDS, DiffusionConfig, ScheduleConfig
+from ldm.config.section import parse
 from ldm.errors import UserError
 
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}

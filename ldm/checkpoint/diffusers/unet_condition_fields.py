@@ -16,7 +16,7 @@ from ldm.checkpoint.diffusers.unet_levels import (
     resampling_of_attending_levels,
     whole_numbers,
 )
-from ldm.config import UNetConfig
+from ldm.models.unet.config import UNetConfig
 
 NAME = "UNet2DConditionModel"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
 from ldm.checkpoint.diffusers.fields import EXTRA, Fields, expect_class, extra
-from ldm.config import UNetConfig, parse
+from ldm.config.section import parse
+from ldm.models.unet.config import UNetConfig
 
 KINDS = {"transformer": unet_condition_fields, "plain": unet_plain_fields}
 CLASSES = {module.NAME: module for module in KINDS.values()}

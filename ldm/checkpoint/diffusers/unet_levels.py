@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, Fixed, one_value, refused
-from ldm.config import UNetConfig
 from ldm.errors import UserError
+from ldm.models.unet.config import UNetConfig
 
 COMMON_DEFAULTS: Fields = {
     "sample_size": None,

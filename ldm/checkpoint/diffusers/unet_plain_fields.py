@@ -16,7 +16,7 @@ from ldm.checkpoint.diffusers.unet_levels import (
     resampling,
     resampling_of_attending_levels,
 )
-from ldm.config import UNetConfig
+from ldm.models.unet.config import UNetConfig
 
 NAME = "UNet2DModel"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.config import ScenesConfig, Size
+from ldm.config.data import ScenesConfig, Size
 from ldm.data.cache import default_cache
 from ldm.data.progress import track
 from ldm.data.scenes.artwork import package_version

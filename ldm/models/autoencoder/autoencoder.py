@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import AutoencoderConfig
 from ldm.models.attention import SpatialAttention
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.posterior import PointPosterior, Posterior, scale, unscale
 from ldm.models.autoencoder.quantizer import Quantizer
 from ldm.models.blocks import DownBlock, MakeAttention, MidBlock, UpBlock

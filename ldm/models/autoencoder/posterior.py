@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.config import AutoencoderConfig
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.precision import at_least_float32
 
 

@@ -1,6 +1,6 @@
 """Captions to what the U-Net is told: tokenizers and text encoders."""
 
-from ldm.config import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
+from ldm.config.conditions import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
 from ldm.models.text.bert import BertTextEncoder
 from ldm.models.text.clip import CLIPTextEncoder
 from ldm.models.text.encoder import Encoded, TextEncoder

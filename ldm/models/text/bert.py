@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import BertConfig
+from ldm.config.conditions import BertConfig
 from ldm.models.attention import attend
 from ldm.models.text.encoder import Encoded, TextEncoder, initialise
 
@@ -66,6 +66,7 @@ class BertTextEncoder(TextEncoder):
     `vocab_size` takes the place of that of the configuration, which is the bound given to a tokenizer in training.
     """
 
+    section = BertConfig
     config: BertConfig
 
     def __init__(self, config: BertConfig, vocab_size: int | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import CLIPConfig, CLIPImageConfig
+from ldm.config.conditions import CLIPConfig, CLIPImageConfig
 from ldm.models.attention import attend
 from ldm.models.text.encoder import Encoded, TextEncoder, initialise
 
@@ -87,6 +87,7 @@ class Transformer(nn.Module):
 class CLIPTextEncoder(TextEncoder):
     """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
 
+    section = CLIPConfig
     config: CLIPConfig
 
     def __init__(self, config: CLIPConfig) -> None:

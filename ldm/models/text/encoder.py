@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ldm.config import TextSection
+from ldm.config.conditions import TextSection
 
 
 class Encoded(NamedTuple):

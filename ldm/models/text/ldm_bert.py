@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import LDMBertConfig
+from ldm.config.conditions import LDMBertConfig
 from ldm.models.attention import attend
 from ldm.models.text.encoder import Encoded, TextEncoder, initialise
 
@@ -72,6 +72,7 @@ class LDMBertTextEncoder(TextEncoder):
     `to_logits` is in every published file and count, and nothing ever passes through it.
     """
 
+    section = LDMBertConfig
     config: LDMBertConfig
 
     def __init__(self, config: LDMBertConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.config import OpenCLIPConfig
+from ldm.config.conditions import OpenCLIPConfig
 from ldm.errors import UserError
 from ldm.models.text.encoder import Encoded, TextEncoder
 
@@ -27,6 +27,7 @@ SIZES = {  # ours -> theirs
 class OpenCLIPTextEncoder(TextEncoder):
     """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
 
+    section = OpenCLIPConfig
     config: OpenCLIPConfig
 
     def __init__(self, config: OpenCLIPConfig) -> None:

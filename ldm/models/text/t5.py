@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ldm.config import T5Config
+from ldm.config.conditions import T5Config
 from ldm.models.text.encoder import Encoded, TextEncoder
 
 
 class T5TextEncoder(TextEncoder):
     """Knows positions by their distances alone, so that texts may have any length."""
 
+    section = T5Config
     config: T5Config
 
     def __init__(self, config: T5Config) -> None:

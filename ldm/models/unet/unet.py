@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config import UNetConfig
 from ldm.models.attention import Attention, KeysValues, SpatialAttention, SpatialTransformer, TransformerBlock
 from ldm.models.blocks import DownBlock, MakeAttention, MidBlock, UpBlock
 from ldm.models.embeddings import Added as Added
 from ldm.models.embeddings import TimestepEmbedding, class_embedding, sinusoids
 from ldm.models.layers import BlockOptions, Downsample, DownsampleResBlock, ResNetBlock, Upsample, UpsampleResBlock
+from ldm.models.unet.config import UNetConfig
 
 
 class UNet(nn.Module):

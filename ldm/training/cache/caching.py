@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.checkpoint.store import save_json, save_tensors
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.broken import Broken, UnreadableError
 from ldm.data.cached import EMPTY, INDEX, CachedData, Facts, Shard, file_digest, is_cache, parse_facts, shard_name
 from ldm.data.images import fit

@@ -7,7 +7,7 @@ from pathlib import Path
 from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, load_pipeline
 from ldm.checkpoint.find import built_in
 from ldm.checkpoint.text_sources import load_source
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.models.text import TextEncoder, Tokenizer
 from ldm.training.cache.fingerprints import Encoders

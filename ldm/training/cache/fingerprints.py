@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.checkpoint.pretrained import Autoencoder
 from ldm.checkpoint.texts import saved_form
-from ldm.config import DataConfig
+from ldm.config.data import DataConfig
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import EMPTY, CachedData, Facts, file_digest
 from ldm.data.remote import is_remote

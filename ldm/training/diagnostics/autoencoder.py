@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from ldm.config import AutoencoderConfig, Config
+from ldm.config.root import Config
+from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.training.diagnostics.symptoms import (
     LEARNING,
     LONG,

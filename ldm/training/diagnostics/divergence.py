@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.errors import UserError
 from ldm.training.runs.run import Run
 

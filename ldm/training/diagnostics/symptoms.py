@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ldm.config import Config
+from ldm.config.root import Config
 
 Report = dict[str, Any]  # a line of `log.jsonl` that has losses and what was `observed`
 SOON, LONG = 50, 500  # steps that a state must have lasted

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 
-from ldm.config import Config, StageConfig
+from ldm.config.root import Config
+from ldm.config.training import StageConfig
 from ldm.training.diagnostics.autoencoder import AUTOENCODER
 from ldm.training.diagnostics.symptoms import LEARNING, LONG, SOON, Check, Diagnosis, Report, always, lasting
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.training.diagnostics.symptoms import Diagnosis, Report
 from ldm.training.diagnostics.unet import KEPT, diagnose
 from ldm.training.logging.log import Log, read_log

@@ -12,7 +12,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ldm.config import Config, dump
+from ldm.config.root import Config
+from ldm.config.section import dump
 from ldm.errors import UserError
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.errors import UserError
 from ldm.training.optim.muon import Muon
 

@@ -20,7 +20,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.errors import UserError
 from ldm.training.parallel.sharding import divided, undivided
 from ldm.training.parallel.strategy import ShardingStrategy

@@ -7,7 +7,7 @@ import time
 
 from accelerate import Accelerator
 
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.errors import UserError
 
 

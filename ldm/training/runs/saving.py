@@ -13,7 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 import ldm
 from ldm import config as configuration
-from ldm.config import Config
+from ldm.config.root import Config
+from ldm.config.section import dump
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
@@ -74,7 +75,7 @@ class Saver:
         """UserError where the moments of a saved step are another optimiser's."""
         then, now = (
             _flat(yaml.safe_load(text)).get(f"training.{self.stage.name}.optimizer", "adamw")
-            for text in (_config_of(folder), configuration.dump(self.config))
+            for text in (_config_of(folder), dump(self.config))
         )
         if then != now:
             raise UserError(
@@ -172,7 +173,7 @@ class Saver:
                 yield f"{name} {value}, was {then[name]} ({consequences[name]})"
 
     def _changed_options(self, folder: Path) -> Iterator[str]:
-        then, now = (_flat(yaml.safe_load(text)) for text in (_config_of(folder), configuration.dump(self.config)))
+        then, now = (_flat(yaml.safe_load(text)) for text in (_config_of(folder), dump(self.config)))
         others = [name for name in configuration.TrainingConfig.model_fields if name not in (self.stage.name, "seed")]
         for path, value in now.items():
             last = path.rsplit(".", 1)[-1]

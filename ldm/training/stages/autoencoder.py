@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from ldm.checkpoint.diffusers.pipeline import save_autoencoder
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import AutoencoderStageConfig, CodebookConfig, Config, LossConfig
+from ldm.config.losses import CodebookConfig, LossConfig
+from ldm.config.root import Config
+from ldm.config.training import AutoencoderStageConfig
 from ldm.data.images import contact_sheet, to_bytes, to_tensor
 from ldm.data.loader import Batch
 from ldm.data.preview import first_images

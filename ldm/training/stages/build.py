@@ -10,7 +10,8 @@ from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model, load
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.config import Config, DataConfig
+from ldm.config.data import DataConfig
+from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.shards import Shards
 from ldm.data.sources import Source

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint.classifiers import TrainedClassifier
-from ldm.config import ClassifierStageConfig, Config
+from ldm.config.root import Config
+from ldm.config.training import ClassifierStageConfig
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch
 from ldm.data.random import StepRandom

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldm.config import CodebookConfig
+from ldm.config.losses import CodebookConfig
 from ldm.data.random import StepRandom
 from ldm.models.autoencoder.quantizer import Quantizer, nearest
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, find_model, load_autoencoder, load_pipeline
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config import Config
+from ldm.config.root import Config
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.config import StageConfig
+from ldm.config.training import StageConfig
 from ldm.data.broken import Broken
 from ldm.data.loader import Batch
 from ldm.data.random import StepRandom

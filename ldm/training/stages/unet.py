@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts, save_pipeline
-from ldm.config import Config, UNetStageConfig
+from ldm.config.root import Config
+from ldm.config.training import UNetStageConfig
 from ldm.data.cached import CachedData
 from ldm.data.images import contact_sheet
 from ldm.data.loader import Batch

@@ -1,0 +1,120 @@
+"""Registries of components: names in configurations and on the command line -> classes and functions.
+
+A built-in component is one file and one line here; it is imported when it is first used. Third-party components
+register through the entry-point group `ldm.plugins`: each entry point names a module whose import calls `register`:
+
+    from ldm.registry import SAMPLERS
+
+    @SAMPLERS.register("my-sampler")
+    class MySampler: ...
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from ldm.errors import UserError
+
+C = TypeVar("C")
+
+PLUGINS = "ldm.plugins"
+
+
+@cache
+def load_plugins() -> None:
+    """Import the modules of all installed plugins, once.
+
+    Raises:
+        UserError: if a plugin cannot be imported.
+    """
+    for plugin in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):
+        try:
+            plugin.load()
+        except Exception as error:
+            raise UserError(f"plugin {plugin.name} ({plugin.value}) cannot be imported: {error}") from error
+
+
+class Registry(Mapping[str, Any]):
+    """Components of one kind by name, in the order of registration."""
+
+    def __init__(self, kind: str, components: Mapping[str, str] | None = None) -> None:
+        """`kind` names the components in errors; `components` maps names to `module:attribute`."""
+        self.kind = kind
+        self._components: dict[str, Any] = dict(components or {})
+
+    def register(self, name: str, component: C | None = None) -> Callable[[C], C]:
+        """Add a component, also as a decorator.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+
+        def add(component: C) -> C:
+            if name in self._components:
+                raise ValueError(f"{self.kind} {name!r} is already registered")
+            self._components[name] = component
+            return component
+
+        if component is not None:
+            add(component)
+        return add
+
+    def __getitem__(self, name: str) -> Any:
+        """The component of a name, imported if necessary.
+
+        Raises:
+            UserError: if there is none; names the nearest one.
+        """
+        load_plugins()
+        if name not in self._components:
+            near = difflib.get_close_matches(str(name), self._components, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(self._components)}"
+            raise UserError(f"no {self.kind} {name!r}: {hint}")
+        component = self._components[name]
+        if isinstance(component, str):
+            module, _, attribute = component.partition(":")
+            component = self._components[name] = getattr(import_module(module), attribute)
+        return component
+
+    def __contains__(self, name: object) -> bool:
+        load_plugins()
+        return name in self._components
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(tuple(self._components))
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._components)
+
+
+CONDITIONINGS = Registry("conditioning")
+TEXT_ENCODERS = Registry(
+    "text encoder",
+    {
+        "bert": "ldm.models.text.bert:BertTextEncoder",
+        "ldm_bert": "ldm.models.text.ldm_bert:LDMBertTextEncoder",
+        "clip": "ldm.models.text.clip:CLIPTextEncoder",
+        "open_clip": "ldm.models.text.open_clip:OpenCLIPTextEncoder",
+        "t5": "ldm.models.text.t5:T5TextEncoder",
+    },
+)
+IMAGE_ENCODERS = Registry(
+    "image encoder",
+    {"own": "ldm.models.image_encoders:OwnImageEncoder", "clip": "ldm.models.image_encoders:CLIPImageEncoder"},
+)
+DENOISERS = Registry("denoiser")
+BOTTLENECKS = Registry("autoencoder bottleneck")
+AUTOENCODER_BLOCKS = Registry("autoencoder block")
+SCHEDULES = Registry("schedule")
+PREDICTIONS = Registry("prediction")
+WEIGHTINGS = Registry("loss weighting")
+SAMPLERS = Registry("sampler")
+LOSS_TERMS = Registry("loss term")  # of train-vae
+DATA_SOURCES = Registry("data source")
