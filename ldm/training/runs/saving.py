@@ -12,9 +12,9 @@ from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list
 
 import ldm
-from ldm import config as configuration
 from ldm.config.root import Config
 from ldm.config.section import dump
+from ldm.config.training import TrainingConfig
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
@@ -174,7 +174,7 @@ class Saver:
 
     def _changed_options(self, folder: Path) -> Iterator[str]:
         then, now = (_flat(yaml.safe_load(text)) for text in (_config_of(folder), dump(self.config)))
-        others = [name for name in configuration.TrainingConfig.model_fields if name not in (self.stage.name, "seed")]
+        others = [name for name in TrainingConfig.model_fields if name not in (self.stage.name, "seed")]
         for path, value in now.items():
             last = path.rsplit(".", 1)[-1]
             irrelevant = last in HARMLESS or path == "data.workers" or any(f"training.{o}" in path for o in others)
