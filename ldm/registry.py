@@ -98,16 +98,19 @@ CONDITIONINGS = Registry("conditioning")
 TEXT_ENCODERS = Registry(
     "text encoder",
     {
-        "bert": "ldm.models.text.bert:BertTextEncoder",
-        "ldm_bert": "ldm.models.text.ldm_bert:LDMBertTextEncoder",
-        "clip": "ldm.models.text.clip:CLIPTextEncoder",
-        "open_clip": "ldm.models.text.open_clip:OpenCLIPTextEncoder",
-        "t5": "ldm.models.text.t5:T5TextEncoder",
+        "bert": "ldm.conditioning.text.bert:BertTextEncoder",
+        "ldm_bert": "ldm.conditioning.text.ldm_bert:LDMBertTextEncoder",
+        "clip": "ldm.conditioning.text.clip:CLIPTextEncoder",
+        "open_clip": "ldm.conditioning.text.open_clip:OpenCLIPTextEncoder",
+        "t5": "ldm.conditioning.text.t5:T5TextEncoder",
     },
 )
 IMAGE_ENCODERS = Registry(
     "image encoder",
-    {"own": "ldm.models.image_encoders:OwnImageEncoder", "clip": "ldm.models.image_encoders:CLIPImageEncoder"},
+    {
+        "own": "ldm.conditioning.image.encoders:OwnImageEncoder",
+        "clip": "ldm.conditioning.image.encoders:CLIPImageEncoder",
+    },
 )
 DENOISERS = Registry("denoiser")
 BOTTLENECKS = Registry("autoencoder bottleneck")

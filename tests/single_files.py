@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.config.conditions import CLIPConfig
+from ldm.conditioning.text.clip import CLIPConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.conditioning.text.encoder import make_text_encoder
+from ldm.conditioning.text.prompt_weights import parse
+from ldm.conditioning.text.prompts import Prompts, weigh
 from ldm.errors import UserError, UserNote
 from ldm.generation import Request, TextToImage
-from ldm.generation.prompt_weights import parse
-from ldm.generation.prompts import Prompts, weigh
-from ldm.models.text import make_text_encoder
 
 
 def open_clip() -> Parts:
     """CLIP's words through the smallest architecture of open_clip."""
-    from ldm.checkpoint.text_sources import source_config
-    from ldm.config.conditions import OpenCLIPConfig
-    from ldm.models.text import Tokenizer
+    from ldm.conditioning.text.open_clip import OpenCLIPConfig
+    from ldm.conditioning.text.sources import source_config
+    from ldm.conditioning.text.tokenizers import Tokenizer
 
     config = source_config(OpenCLIPConfig(model="RN50"))
     parts = tiny.sd_2()

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.parts import Parts
+from ldm.conditioning.spatial import one_hot
 from ldm.errors import UserError
 from ldm.generation import Composed, TextToImage
-from ldm.models.conditions import one_hot
 
 STEPS = 2
 PROMPT = "a red dog"

@@ -13,13 +13,12 @@ from PIL import Image
 
 from ldm.checkpoint.compvis.folders import read_folder
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.checkpoint.image_encoders import load_image_encoder, load_source
 from ldm.checkpoint.parts import check_fit
-from ldm.config.conditions import CLIPImageConfig
+from ldm.conditioning.image.encoders import CLIP_MEAN, CLIP_STD, CLIPImageConfig, make_image_encoder
+from ldm.conditioning.image.files import load_image_encoder, load_source
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
 from ldm.generation.image_variations import ImageConditioner
-from ldm.models.image_encoders import CLIP_MEAN, CLIP_STD, make_image_encoder
 
 
 def scene(seed: int, side: int = 32) -> Image.Image:

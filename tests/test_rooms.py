@@ -13,33 +13,36 @@ ALLOWED = {
     "models": {"models"},
     "diffusion": {"diffusion"},
     "data": {"data"},
-    "checkpoint": {"checkpoint", "models", "diffusion"},
-    "generation": {"generation", "checkpoint", "models", "diffusion"},
-    "training": {"training", "models", "diffusion", "data", "checkpoint", "generation"},
-    "evaluation": {"evaluation", "models", "diffusion", "data", "checkpoint", "generation"},
+    "conditioning": {"conditioning", "checkpoint", "data", "models", "diffusion", "generation"},
+    "checkpoint": {"checkpoint", "conditioning", "models", "diffusion"},
+    "generation": {"generation", "conditioning", "checkpoint", "models", "diffusion"},
+    "training": {"training", "models", "diffusion", "data", "conditioning", "checkpoint", "generation"},
+    "evaluation": {"evaluation", "models", "diffusion", "data", "conditioning", "checkpoint", "generation"},
     "info": {
         "info",
         "models",
         "diffusion",
         "data",
         "checkpoint",
+        "conditioning",
         "generation",
         "training",
         "evaluation",
     },
-    "bench": {"bench", "info", "models", "diffusion", "data", "checkpoint", "generation", "training"},
+    "bench": {"bench", "info", "models", "diffusion", "data", "conditioning", "checkpoint", "generation", "training"},
     "recipe": {
         "recipe",
         "models",
         "diffusion",
         "data",
         "checkpoint",
+        "conditioning",
         "generation",
         "training",
         "evaluation",
     },
 }
-EVERYWHERE = {"allocator", "chart", "config", "devices", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"registry", "allocator", "chart", "config", "devices", "errors", "processes", "weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

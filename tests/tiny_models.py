@@ -7,10 +7,10 @@ from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config.conditions import BertConfig
+from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.models.unet.config import UNetConfig
 
 CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]

@@ -11,23 +11,17 @@ from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config.conditions import (
-    BertConfig,
-    ClassesConfig,
-    CLIPConfig,
-    CLIPImageConfig,
-    ImageSection,
-    LDMBertConfig,
-    OwnImageConfig,
-    SpatialConfig,
-    T5Config,
-)
+from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
+from ldm.conditioning.image.encoders import CLIPImageConfig, ImageSection, OwnImageConfig, make_image_encoder
+from ldm.conditioning.spatial import SpatialConfig, make_spatial
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.encoder import make_text_encoder
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.t5 import T5Config
+from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer, byte_pairs
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.conditions import ClassEmbedder, make_spatial
-from ldm.models.image_encoders import make_image_encoder
-from ldm.models.text import Tokenizer, make_text_encoder
-from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
 from ldm.models.unet.config import UNetConfig
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]

@@ -15,8 +15,9 @@ from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_to_fields
 from ldm.checkpoint.diffusers.fields import EXTRA, Fields
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
-from ldm.checkpoint.texts import save_text_encoder
 from ldm.checkpoint.weights import WithoutInitialValues
+from ldm.conditioning.text.encoder import TextEncoder
+from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.root import Config
 from ldm.generation.cuda_graphs import CUDAGraphUNet
@@ -24,7 +25,6 @@ from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.compiling import compile_blocks
 from ldm.models.fast import prepare_for_sampling
-from ldm.models.text import TextEncoder
 from ldm.models.unet.unet import UNet
 
 N = TypeVar("N", bound=nn.Module)

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config.conditions import OwnImageConfig, T5Config
+from ldm.conditioning.classes import ClassEmbedder
+from ldm.conditioning.image.encoders import ImageEncoder, OwnImageConfig
+from ldm.conditioning.spatial import Spatial
+from ldm.conditioning.text.encoder import TextEncoder
+from ldm.conditioning.text.t5 import T5Config
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
-from ldm.models.conditions import ClassEmbedder, Spatial
-from ldm.models.image_encoders import ImageEncoder
-from ldm.models.text import TextEncoder, Tokenizer
 
 
 @dataclass

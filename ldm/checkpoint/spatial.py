@@ -10,10 +10,9 @@ from ldm.checkpoint.class_tables import STEM
 from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
-from ldm.config.conditions import SpatialConfig
+from ldm.conditioning.spatial import Spatial, SpatialConfig, SpatialIdentity, SpatialRescaler, make_spatial
 from ldm.config.section import parse
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.conditions import Spatial, SpatialIdentity, SpatialRescaler, make_spatial
 from ldm.models.unet.config import UNetConfig
 
 PIXELS = 3  # channels of an image

@@ -6,16 +6,12 @@ import math
 
 from pydantic import model_validator
 
+from ldm.conditioning.classes import ClassesConfig
+from ldm.conditioning.image.encoders import CLIPImageConfig, ImageConfig, OwnImageConfig
+from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.encoder import TextConfig
 from ldm.config.classifier import ClassifierConfig
-from ldm.config.conditions import (
-    BertConfig,
-    ClassesConfig,
-    CLIPImageConfig,
-    ImageConfig,
-    OwnImageConfig,
-    SpatialConfig,
-    TextConfig,
-)
 from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig

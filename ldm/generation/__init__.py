@@ -1,7 +1,7 @@
 """Text to image, and what begins with an image."""
 
+from ldm.conditioning.text.composition import Composed
 from ldm.devices import find_device
-from ldm.generation.composition import Composed
 from ldm.generation.guides import ClassifierGuidance, ClipGuidance
 from ldm.generation.request import Request, SizeConditioning
 from ldm.generation.seeded_noise import SeededNoise

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.conditioning.text.composition import Composed, spread
 from ldm.diffusion.level import Grid
 from ldm.errors import UserError
 from ldm.generation import batch_size
-from ldm.generation.composition import Composed, spread
 from ldm.generation.init_image import InitImage
 from ldm.generation.request import Request, Subject
 from ldm.generation.seeded_noise import SeededNoise

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 
 from ldm.checkpoint.parts import Parts
+from ldm.conditioning.text.composition import spread
+from ldm.conditioning.text.prompts import Prompts
 from ldm.errors import UserError
 from ldm.generation.class_names import class_number
-from ldm.generation.composition import spread
 from ldm.generation.condition import Condition
 from ldm.generation.image_variations import ImageConditioner
-from ldm.generation.prompts import Prompts
 from ldm.generation.request import Request, SizeConditioning, Subject
 from ldm.models.unet.unet import Added
 

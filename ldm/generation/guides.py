@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.clips import load_clip
 from ldm.checkpoint.parts import Parts
+from ldm.conditioning.text.composition import Composed
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gradient_guidance import by_classifier, by_image
 from ldm.diffusion.level import Level
 from ldm.errors import UserError
 from ldm.generation.class_names import class_number
-from ldm.generation.composition import Composed
 from ldm.generation.crops import Crops
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.clip import Clip

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ldm.checkpoint.parts import Parts
+from ldm.conditioning.text.composition import Mixture
+from ldm.conditioning.text.prompts import without_syntax
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
 from ldm.diffusion.prediction import Prediction
 from ldm.errors import UserError
-from ldm.generation.composition import Mixture
 from ldm.generation.condition import Condition
 from ldm.generation.conditioners import Conditioner
-from ldm.generation.prompts import without_syntax
 from ldm.generation.request import Request, Subject
 
 # 99.5 of 100 numbers of an image's latents, which have unit variance over all images, are smaller: of 200 scenes in

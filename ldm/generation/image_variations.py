@@ -9,13 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.parts import Parts
-from ldm.config.conditions import CLIPImageConfig
+from ldm.conditioning.image.encoders import CLIPImageConfig, ImageEncoder
 from ldm.errors import UserError
 from ldm.generation.condition import Condition
 from ldm.generation.init_image import cover, pixels_of
 from ldm.generation.request import Request, Subject
 from ldm.models import tiling
-from ldm.models.image_encoders import ImageEncoder
 
 
 class ImageConditioner:

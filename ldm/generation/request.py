@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from PIL import Image
 
+from ldm.conditioning.text.composition import Composed, Prompt
 from ldm.diffusion.grids import check_spacing, check_timesteps
 from ldm.diffusion.level import Grid
 from ldm.diffusion.samplers import make_sampler
 from ldm.errors import UserError
-from ldm.generation.composition import Composed, Prompt
 from ldm.generation.quality import preset
 
 if TYPE_CHECKING:
     from ldm.generation.guides import ClassifierGuidance, ClipGuidance
 
 Subject = Prompt | int | None  # a prompt, a class, or nothing
-SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; `ldm.generation.prompt_weights` has that of the last two
+SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; `ldm.conditioning.text.prompt_weights` has that of the last two
 
 
 class SizeConditioning(NamedTuple):

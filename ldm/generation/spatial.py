@@ -13,12 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.parts import Parts
-from ldm.config.conditions import SpatialConfig
+from ldm.conditioning.spatial import Spatial, SpatialConfig, hidden, inpainting_channels, one_hot
 from ldm.errors import UserError
 from ldm.generation.init_image import fitted, mask_of, pixels_of
 from ldm.generation.request import Request
 from ldm.models import tiling
-from ldm.models.conditions import Spatial, hidden, inpainting_channels, one_hot
 
 
 class SpatialInput(Protocol):

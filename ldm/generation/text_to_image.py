@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers.pipeline import Parts, find_model, load_pipeline, save_pipeline
 from ldm.checkpoint.weights import SHARD_SIZE
+from ldm.conditioning.text.composition import Prompt, spread
 from ldm.devices import computes_bfloat16, find_device
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.level import Grid
@@ -22,7 +23,6 @@ from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError, UserNote
 from ldm.generation.batching import Drawing, Progress
-from ldm.generation.composition import Prompt, spread
 from ldm.generation.condition import Condition, joined, mapped
 from ldm.generation.conditioners import make_conditioner
 from ldm.generation.cuda_graphs import CUDAGraphUNet, require_gpu

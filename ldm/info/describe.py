@@ -20,9 +20,9 @@ from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_from_fields
 from ldm.checkpoint.find import built_in, find_model, step_folders
 from ldm.checkpoint.spatial import spatial_from_fields
-from ldm.checkpoint.text_fields import text_from_fields
-from ldm.checkpoint.texts import network_tensors
-from ldm.config.conditions import TextSection
+from ldm.conditioning.text.encoder import TextSection
+from ldm.conditioning.text.files import network_tensors
+from ldm.conditioning.text.format import text_from_fields
 from ldm.config.root import Config
 from ldm.config.section import Section
 from ldm.errors import UserError

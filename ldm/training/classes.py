@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.conditioning.classes import ClassEmbedder
 from ldm.config.root import Config
 from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.conditions import ClassEmbedder
 from ldm.training.compatibility import differing
 from ldm.training.conditions import Condition, Fields, Teller
 from ldm.training.transfer import moved

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.conditioning.classes import ClassEmbedder
+from ldm.conditioning.image.encoders import make_image_encoder
+from ldm.conditioning.spatial import make_spatial
+from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.config.root import Config
 from ldm.config.training import StageConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
-from ldm.models.conditions import ClassEmbedder, make_spatial
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.image_encoders import make_image_encoder
-from ldm.models.text import make_text_encoder
 from ldm.models.unet.unet import UNet
 from ldm.training import image_embedding
 from ldm.training.checkpointing import checkpoint_gradients

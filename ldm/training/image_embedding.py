@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.image_encoders import load_source
-from ldm.config.conditions import CLIPImageConfig, ImageSection
+from ldm.conditioning.image.encoders import CLIPImageConfig, ImageSection, make_image_encoder
+from ldm.conditioning.image.files import load_source
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.images import read_image
@@ -20,7 +20,6 @@ from ldm.data.loader import Batch
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.image_encoders import make_image_encoder
 from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Fields, Teller
 from ldm.training.transfer import moved

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.config.conditions import SpatialConfig
+from ldm.conditioning.spatial import SpatialConfig, hidden, inpainting_channels, make_spatial, one_hot
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.degrading import small_images
@@ -23,7 +23,6 @@ from ldm.data.preview import HeldSource
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.conditions import hidden, inpainting_channels, make_spatial, one_hot
 from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Draw, Fields, Teller
 from ldm.training.transfer import moved

@@ -10,9 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.text_sources import load_source
-from ldm.checkpoint.texts import saved_config
-from ldm.config.conditions import BertConfig, LDMBertConfig, TextSection
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.encoder import TextEncoder, TextSection, make_text_encoder
+from ldm.conditioning.text.files import saved_config
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.sources import load_source
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch
@@ -20,7 +23,6 @@ from ldm.data.preview import all_captions
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.text import TextEncoder, Tokenizer, make_text_encoder
 from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Fields, Teller
 from ldm.training.diagnostics.observations import of_contexts

@@ -16,13 +16,12 @@ from tiny_pipelines import clip_tokenizer
 from ldm.checkpoint.compvis import read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.convert import Conversion, convert
-from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
-from ldm.config.conditions import SpatialConfig
+from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
+from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.text import Tokenizer
-from ldm.models.text.tokenizers import CLIP_BRACKETS
 from ldm.models.unet.config import UNetConfig
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)

@@ -21,14 +21,14 @@ from ldm.checkpoint.diffusers.pipeline import (
     save_pipeline,
 )
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.checkpoint.texts import load_text_encoder
-from ldm.checkpoint.tokenizer_files import load_tokenizer
-from ldm.config.conditions import BertConfig
+from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.files import load_text_encoder
+from ldm.conditioning.text.tokenizer_files import load_tokenizer
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.errors import UserError
 from ldm.info.describe import describe
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.models.unet.config import UNetConfig
 
 AUTOENCODER = AutoencoderConfig(

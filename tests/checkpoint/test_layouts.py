@@ -16,10 +16,9 @@ from torch import nn
 
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, pipeline_class, read_index
 from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, load_pipeline, save_pipeline
-from ldm.config.conditions import ClassesConfig
+from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
-from ldm.models.conditions import ClassEmbedder
 
 KINDS: dict[str, Callable[[], Parts]] = {
     "sd 1": tiny.sd_1,

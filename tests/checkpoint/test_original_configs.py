@@ -12,7 +12,7 @@ from single_files import GOLDEN
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.matching import Layout, recognise
 from ldm.checkpoint.compvis.original_config import contents_from_original, original_from_contents
-from ldm.config.conditions import CLIPConfig
+from ldm.conditioning.text.clip import CLIPConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.files import load, names
 from ldm.errors import UserError

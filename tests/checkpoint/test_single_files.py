@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.config.conditions import SpatialConfig
+from ldm.conditioning.spatial import SpatialConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.unet.config import UNetConfig

@@ -17,7 +17,10 @@ from ldm.checkpoint.compvis.folders import read_folder, write_folder
 from ldm.checkpoint.compvis.original_config import check_expressible
 from ldm.checkpoint.compvis.rules import interleaved
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.config.conditions import BertConfig, LDMBertConfig, SpatialConfig, T5Config
+from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.t5 import T5Config
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.unet.config import UNetConfig

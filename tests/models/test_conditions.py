@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ldm.config.conditions import ClassesConfig, SpatialConfig
-from ldm.models.conditions import ClassEmbedder, SpatialRescaler
+from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
+from ldm.conditioning.spatial import SpatialConfig, SpatialRescaler
 
 
 def test_a_class_is_one_token_of_the_table() -> None:

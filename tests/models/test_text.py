@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.config.conditions import BertConfig
-from ldm.models.text import SPECIAL_TOKENS, BertTextEncoder, Tokenizer
+from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.tokenizers import SPECIAL_TOKENS, Tokenizer
 
 CAPTIONS = ["a dog playing a trumpet", "Three blue cats!", "a big apple to the left of a small cow"]
 

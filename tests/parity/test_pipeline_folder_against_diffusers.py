@@ -11,11 +11,11 @@ import torch
 
 from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config.conditions import BertConfig
+from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.text import BertTextEncoder, Tokenizer
 from ldm.models.unet.config import UNetConfig
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]

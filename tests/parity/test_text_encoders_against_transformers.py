@@ -10,13 +10,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ldm.checkpoint.open_clip_names import clip_config, clip_from_open_clip
-from ldm.checkpoint.text_fields import text_from_fields, text_to_fields
-from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder, saved_config
 from ldm.checkpoint.weights import WithoutInitialValues
-from ldm.config.conditions import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, T5Config, TextSection
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, make_text_encoder
+from ldm.conditioning.text.files import load_text_config, load_text_encoder, save_text_encoder, saved_config
+from ldm.conditioning.text.format import text_from_fields, text_to_fields
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig
+from ldm.conditioning.text.open_clip_names import clip_config, clip_from_open_clip
+from ldm.conditioning.text.t5 import T5Config
 from ldm.errors import UserError
-from ldm.models.text import Encoded, TextEncoder, make_text_encoder
 
 END = 90
 IDS = torch.tensor([[89, 5, 17, 3, END, END, END, END], [89, 21, 9, 40, 41, 42, 7, END]])

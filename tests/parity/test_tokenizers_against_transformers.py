@@ -11,9 +11,9 @@ import torch
 import transformers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
+from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.errors import UserError
-from ldm.models.text import Tokenizer
 
 LENGTH = 16
 CAPTIONS = [

@@ -15,9 +15,11 @@ from test_text_sources import CLIP, clip_tokenizer
 
 from ldm import config
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
-from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
-from ldm.config.conditions import BertConfig
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.encoder import make_text_encoder
+from ldm.conditioning.text.files import load_text_encoder, save_text_encoder
+from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.data import DataConfig
 from ldm.config.root import Config
 from ldm.data.broken import UnreadableError
@@ -26,7 +28,6 @@ from ldm.data.loader import Share, TrainingData
 from ldm.data.sources import Source, open_source
 from ldm.errors import UserError
 from ldm.generation import find_device
-from ldm.models.text import Tokenizer, make_text_encoder
 from ldm.processes import ProcessShare
 from ldm.training.cache.caching import CacheWriter, check_folder
 from ldm.training.cache.encoders import load_encoders

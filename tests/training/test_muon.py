@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ldm import config as configuration
-from ldm.config.conditions import BertConfig, CLIPImageConfig, OwnImageConfig, SpatialConfig
+from ldm.conditioning.image.encoders import CLIPImageConfig, OwnImageConfig, make_image_encoder
+from ldm.conditioning.spatial import SpatialConfig, make_spatial
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.config.training import AutoencoderStageConfig, StageConfig, UNetStageConfig
 from ldm.errors import UserError
 from ldm.models.classifier import Classifier
-from ldm.models.conditions import make_spatial
-from ldm.models.image_encoders import make_image_encoder
-from ldm.models.text import make_text_encoder
 from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import UNet
 from ldm.training.optim.groups import inner_matrices, make_optimizer, parameter_groups

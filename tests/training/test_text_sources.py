@@ -16,15 +16,18 @@ from tokenizers import pre_tokenizers
 from torch import nn
 
 from ldm import config
-from ldm.checkpoint.text_sources import load_source
-from ldm.checkpoint.texts import load_text_encoder, save_text_encoder
-from ldm.checkpoint.tokenizer_files import save_tokenizer
-from ldm.config.conditions import BertConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
+from ldm.conditioning.text.bert import BertConfig
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.encoder import TextSection, make_text_encoder
+from ldm.conditioning.text.files import load_text_encoder, save_text_encoder
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig
+from ldm.conditioning.text.sources import load_source
+from ldm.conditioning.text.tokenizer_files import save_tokenizer
+from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer, byte_pairs
 from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.generation import TextToImage
-from ldm.models.text import Tokenizer, make_text_encoder
-from ldm.models.text.tokenizers import CLIP_BRACKETS, byte_pairs
 from ldm.training.cache.fingerprints import text_digest
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run, with_text_source
@@ -305,7 +308,7 @@ class Malicious:
 def test_published_weights_that_cannot_be_had_and_pickles_of_code_are_one_line_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ldm.checkpoint.open_clip_files import load_open_clip
+    from ldm.conditioning.text.open_clip_files import load_open_clip
 
     whole = OpenCLIPConfig(source="laion2b_s32b_b79k")
     torch.save({"token_embedding.weight": Malicious()}, tmp_path / "bad.pt")

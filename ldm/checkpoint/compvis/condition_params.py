@@ -7,7 +7,11 @@ from typing import Any
 
 from ldm.checkpoint.compvis.condition_rules import drops_last_layer, is_open_clip
 from ldm.checkpoint.compvis.params import Group, Params, Target, inexpressible, refused
-from ldm.config.conditions import ClassesConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, SpatialConfig
+from ldm.conditioning.classes import ClassesConfig
+from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.config.section import Section, parse
 from ldm.errors import UserError
 

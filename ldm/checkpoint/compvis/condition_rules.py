@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ldm.checkpoint.compvis.rules import SAME, TRANSPOSED, Filler, Rule, Rules, layer, layers, stacked
-from ldm.config.conditions import ClassesConfig, CLIPConfig, LDMBertConfig, OpenCLIPConfig, SpatialConfig
+from ldm.conditioning.classes import ClassesConfig
+from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.config.section import Section
 from ldm.errors import UserError
 

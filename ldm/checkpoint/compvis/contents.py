@@ -12,13 +12,13 @@ from ldm.checkpoint.compvis.condition_rules import condition_rules
 from ldm.checkpoint.compvis.rules import Rules
 from ldm.checkpoint.compvis.unet_rules import unet_rules
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.config.conditions import ClassesConfig, SpatialConfig, TextConfig
+from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
+from ldm.conditioning.spatial import SpatialConfig, SpatialRescaler
+from ldm.conditioning.text.encoder import TextConfig, make_text_encoder
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.root import Config
 from ldm.config.section import Section
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.conditions import ClassEmbedder, SpatialRescaler
-from ldm.models.text import make_text_encoder
 from ldm.models.unet.config import UNetConfig
 
 # Where the names of a network begin in files of a whole model; networks alone have none of it.

@@ -21,9 +21,9 @@ from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokeni
 from ldm.checkpoint.diffusers.networks import fold_statistics
 from ldm.checkpoint.store import save_tensors
 from ldm.checkpoint.weights import build
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.files import find, load
 from ldm.errors import UserError
-from ldm.models.text import Tokenizer
 
 SCALE = "scale_factor"  # of a model whose first latents were measured when its training began
 

@@ -28,10 +28,10 @@ from ldm.checkpoint.diffusers.pipeline import (
 )
 from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.weights import DTYPES
+from ldm.conditioning.spatial import make_spatial
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
-from ldm.models.conditions import make_spatial
-from ldm.models.text import Tokenizer
 
 CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
     ("UNet2DConditionModel", "UNet2DModel"), "unet"

@@ -13,7 +13,7 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
 from ldm.checkpoint.compvis.sgm_config import diffusion_engine, diffusion_engine_to_target
 from ldm.checkpoint.compvis.unet_params import unet_from_params, unet_to_params
-from ldm.config.conditions import SpatialConfig
+from ldm.conditioning.spatial import SpatialConfig
 from ldm.config.diffusion import BETA_KINDS, DiffusionConfig
 from ldm.config.section import parse
 from ldm.errors import UserError

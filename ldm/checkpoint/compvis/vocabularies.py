@@ -9,11 +9,13 @@ from typing import Any
 
 from ldm.checkpoint.compvis.condition_rules import is_open_clip
 from ldm.checkpoint.find import find_model
-from ldm.checkpoint.tokenizer_files import load_tokenizer, tokenizer_class
-from ldm.config.conditions import CLIPConfig, LDMBertConfig, OpenCLIPConfig, TextSection
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.encoder import TextSection
+from ldm.conditioning.text.ldm_bert import LDMBertConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig
+from ldm.conditioning.text.tokenizer_files import load_tokenizer, tokenizer_class
+from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer
 from ldm.errors import UserError
-from ldm.models.text import Tokenizer
-from ldm.models.text.tokenizers import CLIP_BRACKETS
 
 TOKENIZERS = "ldm.tokenizers"  # in the header of a file of ours: those of its text encoders, as JSON
 BERT = "google-bert/bert-base-uncased"  # whose pieces BERTEmbedder takes

@@ -11,15 +11,15 @@ from ldm.checkpoint.class_tables import EMPTY, NAMES, class_facts
 from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.checkpoint.diffusers.scheduler_fields import FLOW, scheduler_class
 from ldm.checkpoint.diffusers.schedulers import SCHEDULERS
-from ldm.checkpoint.image_encoders import CLIP_CLASS, OWN_CLASS
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.spatial import MASK, PIXELS
-from ldm.checkpoint.text_fields import architecture
-from ldm.checkpoint.texts import saved_config
-from ldm.checkpoint.tokenizer_files import tokenizer_class
-from ldm.config.conditions import TextSection
+from ldm.conditioning.image.files import CLIP_CLASS, OWN_CLASS
+from ldm.conditioning.text.encoder import TextEncoder, TextSection
+from ldm.conditioning.text.files import saved_config
+from ldm.conditioning.text.format import architecture
+from ldm.conditioning.text.tokenizer_files import tokenizer_class
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.errors import UserError
-from ldm.models.text import TextEncoder, Tokenizer
 
 Kind = tuple[str, str]  # library and class
 

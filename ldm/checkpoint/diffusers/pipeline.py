@@ -15,20 +15,21 @@ from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.checkpoint.find import find_autoencoder as find_autoencoder
 from ldm.checkpoint.find import find_model as find_model
 from ldm.checkpoint.find import step_folders as step_folders
-from ldm.checkpoint.image_encoders import load_image_encoder, save_image_encoder
 from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.spatial import load_spatial, save_spatial, spatial_of_class
 from ldm.checkpoint.store import save_json
-from ldm.checkpoint.texts import load_text_config, load_text_encoder, save_text_encoder
-from ldm.checkpoint.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.checkpoint.weights import SHARD_SIZE
+from ldm.conditioning.image.files import load_image_encoder, save_image_encoder
+from ldm.conditioning.text.encoder import TextEncoder
+from ldm.conditioning.text.files import load_text_config, load_text_encoder, save_text_encoder
+from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder import autoencoder as networks
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.text import TextEncoder, Tokenizer
 from ldm.models.unet import unet as unets
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, load_pipeline
 from ldm.checkpoint.find import built_in
-from ldm.checkpoint.text_sources import load_source
+from ldm.conditioning.text.encoder import TextEncoder
+from ldm.conditioning.text.sources import load_source
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
 from ldm.errors import UserError
-from ldm.models.text import TextEncoder, Tokenizer
 from ldm.training.cache.fingerprints import Encoders
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.checkpoint.texts import saved_form
+from ldm.conditioning.text.encoder import TextEncoder
+from ldm.conditioning.text.files import saved_form
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.data import DataConfig
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import EMPTY, CachedData, Facts, file_digest
@@ -21,7 +23,6 @@ from ldm.data.remote import is_remote
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.models.text import TextEncoder, Tokenizer
 from ldm.processes import ProcessShare
 
 PROBE = "A corgi, 23 pizzas & a café's [MASK]"  # its tokens tell two tokenizers of one vocabulary apart

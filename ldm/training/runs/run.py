@@ -204,7 +204,7 @@ def with_text_source(config: Config, run: Path) -> Config:
 
     Raises UserError for a source that is not there, and for one of other sizes than the configuration's.
     """
-    from ldm.checkpoint.text_sources import adopt, source_config
+    from ldm.conditioning.text.sources import adopt, source_config
 
     text, steps = config.text, step_folders(run)
     if text is None or text.source is None:

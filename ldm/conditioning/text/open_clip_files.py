@@ -10,10 +10,8 @@ from torch import Tensor
 
 from ldm.checkpoint.store import load_tensors
 from ldm.checkpoint.weights import build
-from ldm.config.conditions import OpenCLIPConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig, OpenCLIPTextEncoder, text_architecture
 from ldm.errors import UserError
-from ldm.models.text import OpenCLIPTextEncoder
-from ldm.models.text.open_clip import text_architecture
 
 TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")  # the other half has other names
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ldm.config.conditions import CLIPConfig, OpenCLIPConfig
-from ldm.models.text.open_clip import text_architecture
+from ldm.conditioning.text.clip import CLIPConfig
+from ldm.conditioning.text.open_clip import OpenCLIPConfig, text_architecture
 
 PROJECTION = "text_projection"
 _ENDS = {

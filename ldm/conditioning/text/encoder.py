@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import SerializeAsAny
 from torch import Tensor, nn
 
-from ldm.config.conditions import TextSection
+from ldm.config.section import ByKind, Count, Section, Width
+from ldm.registry import TEXT_ENCODERS
+
+
+class TextSection(Section):
+    """What all text encoders have: where they come from and how wide their tokens are."""
+
+    kind: str
+    source: str | None = None  # a directory or a Hub id to take weights and tokenizer from; None: new weights
+    frozen: bool = False  # not trained together with the U-Net
+    vocab_size: Width = 1
+    max_length: Width = 77  # tokens, special ones included
+    hidden_size: Width = 768  # width of the context
+    num_hidden_layers: Count = 12
+    num_attention_heads: Width = 12
+
+
+# A text encoder of any registered kind.
+TextConfig = Annotated[SerializeAsAny[TextSection], ByKind(TEXT_ENCODERS, "bert")]
 
 
 class Encoded(NamedTuple):
@@ -42,3 +61,8 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def make_text_encoder(config: TextSection) -> TextEncoder:
+    """The network that a section describes, with new weights; UserError for sizes its architecture does not have."""
+    return TEXT_ENCODERS[config.kind](config)

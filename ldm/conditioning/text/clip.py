@@ -7,14 +7,41 @@ are the same; written here because importing those takes longer than reading a c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config.conditions import CLIPConfig, CLIPImageConfig
+from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, initialise
+from ldm.config.section import Width, check_divisible
 from ldm.models.attention import attend
-from ldm.models.text.encoder import Encoded, TextEncoder, initialise
+
+if TYPE_CHECKING:
+    from ldm.conditioning.image.encoders import CLIPImageConfig
+
+
+class CLIPConfig(TextSection):
+    """CLIP's text transformer (Radford et al. 2021); the weights of OpenCLIP fit it as well."""
+
+    kind: Literal["clip"] = "clip"
+    frozen: bool = True
+    vocab_size: Width = 49408
+    intermediate_size: Width | None = None  # None: four times the width
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"  # gelu: the models of OpenCLIP
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407  # where the text is pooled: its first place; 2, in old files: at the largest id
+    projection_dim: Width | None = None  # width of the pooled text; None: it is not made
+    layer: Literal["last", "penultimate"] = "last"  # whose output is the context
+    final_norm: bool = True  # whether that output goes through the last layer norm
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> CLIPConfig:
+        if self.source is None or "num_attention_heads" in self.model_fields_set:  # else the source has their number
+            check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        return self
+
 
 LARGEST = 2  # an `eos_token_id` of old files, which stands for the largest id of a text
 

@@ -6,12 +6,33 @@ one takes longer than drawing an image.
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config.conditions import BertConfig
+from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, initialise
+from ldm.config.section import Count, Width, check_divisible
 from ldm.models.attention import attend
-from ldm.models.text.encoder import Encoded, TextEncoder, initialise
+
+
+class BertConfig(TextSection):
+    """A BERT (Devlin et al. 2019); without a source its WordPiece vocabulary is made from the captions."""
+
+    kind: Literal["bert"] = "bert"
+    vocab_size: Width = 2048  # upper bound; the tokenizer may find fewer pieces in the captions
+    max_length: Width = 32
+    hidden_size: Width = 256
+    num_hidden_layers: Count = 4
+    num_attention_heads: Width = 4
+    use_attention_mask: bool = True
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> BertConfig:
+        if self.source is None or "num_attention_heads" in self.model_fields_set:  # else the source has their number
+            check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        return self
 
 
 class BertEmbeddings(nn.Module):

@@ -1,25 +1,38 @@
-"""What a U-Net is told besides text: a class, or an image beside the latents (Rombach et al. 2022, section 4)."""
+"""Images that are concatenated to the latents."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config.conditions import ClassesConfig, SpatialConfig
+from ldm.config.section import Section
 
 
-class ClassEmbedder(nn.Module):
-    """A table with one token a class, which the U-Net attends to."""
+class SpatialConfig(Section):
+    """An image beside the latents, joined to the U-Net's input channels (Rombach et al. 2022, section 4.3).
 
-    def __init__(self, config: ClassesConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.num_classes, config.hidden_size)
+    `segmentation_map`: a class map, halved `stages` times and projected to `channels` by a 1x1 convolution;
+    `inpainting`: the mask of what is to be filled, and the latents of the image without it; `low_resolution`: a
+    small image with as many pixels as there are latents.
+    """
 
-    def forward(self, labels: Tensor) -> Tensor:
-        """Labels (B,) to the context (B, 1, D)."""
-        return self.embedding(labels)[:, None]
+    kind: Literal["segmentation_map", "inpainting", "low_resolution"]
+    in_channels: int = Field(3, ge=1)  # classes of the map, or channels of the mask or the image
+    channels: int = Field(3, ge=1)  # that join the latents
+    stages: int = Field(0, ge=0)
+    names: tuple[str, ...] = ()  # of the map's classes, in the order of their numbers; (): they have none
+
+    @model_validator(mode="after")
+    def _names_are_of_classes(self) -> SpatialConfig:
+        if self.names and self.kind != "segmentation_map":
+            raise ValueError(f"names are those of a map's classes: they mean nothing for kind {self.kind}")
+        if self.names and len(self.names) != self.in_channels:
+            raise ValueError(f"there are {len(self.names)} names and {self.in_channels} in_channels: one a class")
+        return self
 
 
 class SpatialRescaler(nn.Module):

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from ldm.checkpoint.hub import fetch
-from ldm.checkpoint.open_clip_files import load_open_clip
-from ldm.checkpoint.texts import load_text_config, load_text_encoder
-from ldm.checkpoint.tokenizer_files import load_tokenizer
-from ldm.config.conditions import OpenCLIPConfig, T5Config, TextSection
+from ldm.conditioning.text.encoder import TextEncoder, TextSection
+from ldm.conditioning.text.files import load_text_config, load_text_encoder
+from ldm.conditioning.text.open_clip import OpenCLIPConfig, architecture_sizes
+from ldm.conditioning.text.open_clip_files import load_open_clip
+from ldm.conditioning.text.t5 import T5Config
+from ldm.conditioning.text.tokenizer_files import load_tokenizer
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.errors import UserError
-from ldm.models.text import TextEncoder, Tokenizer
-from ldm.models.text.open_clip import architecture_sizes
 
 # What a section says about the use of its encoder; all else is architecture, which is the source's.
 USE = {"kind", "source", "frozen", "max_length", "use_attention_mask", "projection_dim", "layer", "final_norm"}

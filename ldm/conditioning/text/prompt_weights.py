@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ldm.models.text.tokenizers import Window
+from ldm.conditioning.text.tokenizers import Window
 
 STEP = 1.1  # of a pair of brackets without a number
 OPENING = {"(": STEP, "[": 1 / STEP}

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ldm.conditioning.text.composition import Composed, spread
+from ldm.conditioning.text.encoder import Encoded, TextEncoder
+from ldm.conditioning.text.prompt_weights import Weighted, parse
+from ldm.conditioning.text.tokenizers import Tokenizer, Window
 from ldm.errors import UserNote
-from ldm.generation.composition import Composed, spread
-from ldm.generation.prompt_weights import Weighted, parse
 from ldm.generation.request import Request, Subject
-from ldm.models.text import Encoded, TextEncoder, Tokenizer
-from ldm.models.text.tokenizers import Window
 
 SHOWN = 60  # letters of a text in a note
 

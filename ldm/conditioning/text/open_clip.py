@@ -6,14 +6,30 @@ Parameters are named as in open_clip's text tower.
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ldm.config.conditions import OpenCLIPConfig
+from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection
+from ldm.config.section import Count, Width
 from ldm.errors import UserError
-from ldm.models.text.encoder import Encoded, TextEncoder
+
+
+class OpenCLIPConfig(TextSection):
+    """A text transformer of open_clip_torch, by the name of its architecture."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    frozen: bool = True
+    model: str = "ViT-H-14"  # source: a local file of its weights, or the name of published ones
+    vocab_size: Width = 49408
+    hidden_size: Width = 1024
+    num_hidden_layers: Count = 24
+    num_attention_heads: Width = 16
+    projection_dim: Width | None = None  # width of the pooled text; None: it is not made
+    layer: Literal["last", "penultimate"] = "penultimate"
+    final_norm: bool = True
+
 
 SIZES = {  # ours -> theirs
     "vocab_size": "vocab_size",

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-from ldm.config.conditions import T5Config
-from ldm.models.text.encoder import Encoded, TextEncoder
+from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection
+from ldm.config.section import Count, Width
+
+
+class T5Config(TextSection):
+    """The encoder of T5 1.1 (Raffel et al. 2020) through transformers."""
+
+    kind: Literal["t5"] = "t5"
+    frozen: bool = True
+    vocab_size: Width = 32128
+    hidden_size: Width = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Width = 12
+    head_width: Width = 64
+    intermediate_size: Width = 2048
+    use_attention_mask: bool = True
 
 
 class T5TextEncoder(TextEncoder):

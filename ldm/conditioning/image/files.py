@@ -11,10 +11,17 @@ from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, Fixed, ch
 from ldm.checkpoint.hub import fetch
 from ldm.checkpoint.store import save_json
 from ldm.checkpoint.weights import build, load_weights, save_weights
-from ldm.config.conditions import CLIPImageConfig, ImageSection, OwnImageConfig
+from ldm.conditioning.image.encoders import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CLIPImageConfig,
+    ImageEncoder,
+    ImageSection,
+    OwnImageConfig,
+    make_image_encoder,
+)
 from ldm.config.section import parse
 from ldm.errors import UserError
-from ldm.models.image_encoders import CLIP_MEAN, CLIP_STD, ImageEncoder, make_image_encoder
 
 OWN_CLASS, CLIP_CLASS = "ImageEncoder", "CLIPVisionModelWithProjection"
 IMAGE_ENCODER = "image_encoder"  # its folder in a pipeline of diffusers

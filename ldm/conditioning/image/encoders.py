@@ -4,14 +4,85 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config.conditions import CLIPImageConfig, ImageSection, OwnImageConfig
-from ldm.models.text.clip import Layer
-from ldm.models.text.encoder import initialise
+from ldm.conditioning.text.clip import Layer
+from ldm.conditioning.text.encoder import initialise
+from ldm.config.section import ByKind, Count, Section, Width, check_divisible
+from ldm.registry import IMAGE_ENCODERS
+
+
+class ImageSection(Section):
+    """What all encoders of an image have, whose tokens the U-Net attends to instead of a text's."""
+
+    kind: str
+    frozen: bool = False  # not trained together with the U-Net
+
+    @property
+    def context_width(self) -> int:
+        """Width of the tokens that the U-Net attends to."""
+        raise NotImplementedError
+
+
+class OwnImageConfig(ImageSection):
+    """A small network over the image's latents that keeps what is to be seen, not where: positions are averaged."""
+
+    kind: Literal["own"] = "own"
+    in_channels: Width = 4  # of the latents
+    channels: tuple[Width, ...] = Field((64, 128, 256), min_length=1, max_length=8)  # each half as large as the last
+    norm_num_groups: Width = 8
+    bottleneck: Width = 64  # numbers that are left of an image
+    tokens: Width = 8  # made of them
+    hidden_size: Width = 192  # width of the context
+
+    @property
+    def context_width(self) -> int:
+        """The tokens' own."""
+        return self.hidden_size
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> OwnImageConfig:
+        for width in self.channels:
+            check_divisible("channels", width, "norm_num_groups", self.norm_num_groups)
+        return self
+
+
+class CLIPImageConfig(ImageSection):
+    """CLIP's image transformer (Radford et al. 2021), whose projected embedding is the one token of the context."""
+
+    kind: Literal["clip"] = "clip"
+    source: str | None = None  # a directory or a Hub id to take weights from
+    frozen: bool = True
+    image_size: Width = 224  # side of the square that it sees
+    patch_size: Width = 14
+    hidden_size: Width = 1024
+    intermediate_size: Width | None = None  # None: four times the width
+    num_hidden_layers: Count = 24
+    num_attention_heads: Width = 16
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: Width = 768  # width of the context
+
+    @property
+    def context_width(self) -> int:
+        """That of the projection."""
+        return self.projection_dim
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> CLIPImageConfig:
+        check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        check_divisible("image_size", self.image_size, "patch_size", self.patch_size)
+        return self
+
+
+# An image encoder of any registered kind.
+ImageConfig = Annotated[SerializeAsAny[ImageSection], ByKind(IMAGE_ENCODERS, "own")]
+
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of red, green, blue
 
@@ -134,12 +205,6 @@ def _seen(images: Tensor, side: int) -> Tensor:
     return ((images + 1) / 2 - mean) / deviation
 
 
-ENCODERS: dict[type[ImageSection], type[ImageEncoder]] = {
-    OwnImageConfig: OwnImageEncoder,
-    CLIPImageConfig: CLIPImageEncoder,
-}
-
-
 def make_image_encoder(config: ImageSection) -> ImageEncoder:
-    """The network that a section describes, with new weights."""
-    return ENCODERS[type(config)](config)
+    """Create the network of a section, with new weights."""
+    return IMAGE_ENCODERS[config.kind](config)

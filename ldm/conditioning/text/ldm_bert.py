@@ -5,12 +5,26 @@ Parameters are named as in diffusers' `LDMBertModel`.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.config.conditions import LDMBertConfig
+from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, initialise
+from ldm.config.section import Count, Width
 from ldm.models.attention import attend
-from ldm.models.text.encoder import Encoded, TextEncoder, initialise
+
+
+class LDMBertConfig(TextSection):
+    """The transformer over BERT's tokens of the 1.45-billion-parameter model (Rombach et al. 2022, appendix E.2.1)."""
+
+    kind: Literal["ldm_bert"] = "ldm_bert"
+    vocab_size: Width = 30522
+    hidden_size: Width = 1280
+    num_hidden_layers: Count = 32
+    num_attention_heads: Width = 8
+    head_width: Width = 64
+    tokens: Literal["words", "boxes"] = "words"  # boxes: the tokens of a layout, not of a text; no tokenizer
 
 
 class SelfAttention(nn.Module):

@@ -1,0 +1,1 @@
+"""What images are conditioned on: text, classes, images, maps."""
