@@ -10,6 +10,7 @@ import ldm
 ROOT = Path(ldm.__file__).parent
 
 ALLOWED = {
+    "storage": set(),
     "models": {"models"},
     "diffusion": {"diffusion"},
     "data": {"data"},
@@ -42,7 +43,8 @@ ALLOWED = {
         "evaluation",
     },
 }
-EVERYWHERE = {"registry", "allocator", "chart", "config", "devices", "errors", "processes", "weights", "configs"}
+EVERYWHERE = {"allocator", "chart", "config", "devices", "errors", "processes", "registry", "storage"}
+EVERYWHERE |= {"weights", "configs"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -18,9 +18,9 @@ from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
 from ldm.bench.workload import Run
 from ldm.chart import Chart, Point
 from ldm.checkpoint.pretrained import UNet
-from ldm.checkpoint.store import write
 from ldm.config.root import Config
 from ldm.generation import TextToImage
+from ldm.storage.store import write
 
 COLOURS = {torch.float32: "#2f6db5", torch.bfloat16: "#c8553d"}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -12,10 +12,8 @@ from torch import nn
 
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_to_fields
-from ldm.checkpoint.diffusers.fields import EXTRA, Fields
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
-from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.diffusion import DiffusionConfig
@@ -26,6 +24,8 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.compiling import compile_blocks
 from ldm.models.fast import prepare_for_sampling
 from ldm.models.unet.unet import UNet
+from ldm.storage.fields import EXTRA, Fields
+from ldm.storage.weights import WithoutInitialValues
 
 N = TypeVar("N", bound=nn.Module)
 M = TypeVar("M", UNet, Autoencoder)

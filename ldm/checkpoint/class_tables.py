@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
 from ldm.config.section import parse
 from ldm.errors import UserError
+from ldm.storage.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import build, load_weights, save_weights
 
 STEM = "diffusion_pytorch_model"
 NAMES, EMPTY = "id2label", "empty_class"  # in model_index.json; the first is diffusers' name, of its DiTPipeline

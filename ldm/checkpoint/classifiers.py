@@ -9,13 +9,10 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.class_tables import NAMES, STEM, class_facts, read_class_facts
-from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.config.classifier import ClassifierConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import parse
@@ -23,6 +20,9 @@ from ldm.diffusion.schedule import Schedule, make_schedule
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.classifier import Classifier
+from ldm.storage.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import build, load_weights, save_weights
 
 
 @dataclass

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.class_tables import STEM
-from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.conditioning.spatial import Spatial, SpatialConfig, SpatialIdentity, SpatialRescaler, make_spatial
 from ldm.config.section import parse
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.storage.fields import DIFFUSERS_VERSION, Fields, expect_class, known_fields, load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import build, load_weights, save_weights
 
 PIXELS = 3  # channels of an image
 MASK = 1  # of a mask

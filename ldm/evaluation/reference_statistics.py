@@ -12,7 +12,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ldm.checkpoint.store import load_tensors, save_tensors
 from ldm.data.images import RESIZING
 from ldm.data.sources import Source
 from ldm.errors import UserError
@@ -20,6 +19,7 @@ from ldm.evaluation.distances import FeatureSet, Moments
 from ldm.evaluation.features import Features
 from ldm.evaluation.reading import FeatureReader, Reader, read_through
 from ldm.processes import ProcessShare
+from ldm.storage.store import load_tensors, save_tensors
 
 TENSORS = {"features", "mean", "covariance"}
 

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.store import load_metadata, load_tensors, save_tensors
 from ldm.diffusion.samplers import invert
 from ldm.errors import UserError
 from ldm.generation.condition import joined
@@ -25,6 +24,7 @@ from ldm.generation.init_image import InitImage, fitted
 from ldm.generation.request import Request
 from ldm.generation.seeded_noise import SeededNoise
 from ldm.generation.text_to_image import TextToImage
+from ldm.storage.store import load_metadata, load_tensors, save_tensors
 
 TOGETHER = 8  # images that are taken to noise at a time
 

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.diffusers.pipeline import Parts, find_model, load_pipeline, save_pipeline
-from ldm.checkpoint.weights import SHARD_SIZE
 from ldm.conditioning.text.composition import Prompt, spread
 from ldm.devices import computes_bfloat16, find_device
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
@@ -38,6 +37,7 @@ from ldm.generation.spatial import make_spatial_input
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
+from ldm.storage.weights import SHARD_SIZE
 
 if TYPE_CHECKING:
     from ldm.generation.guides import ClassifierGuidance, ClipGuidance

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config.root import Config
 from ldm.info.describe import Description
 from ldm.info.parameters import of_network
@@ -19,6 +18,7 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import Added, UNet
+from ldm.storage.weights import WithoutInitialValues
 
 PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.conv1d, F.conv_transpose2d}
 PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm}

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.checkpoint.weights import find_weights, load_places
 from ldm.errors import UserError
+from ldm.storage.weights import find_weights, load_places
 
 LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
 # Positions and counters, which nobody trained.

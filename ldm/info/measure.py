@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, save_autoencoder
-from ldm.checkpoint.weights import DTYPES
 from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 from ldm.info.describe import Description
 from ldm.info.headers import read_folder
 from ldm.info.report import statistics
+from ldm.storage.weights import DTYPES
 from ldm.training.latents import channel_statistics
 
 

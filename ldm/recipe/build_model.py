@@ -9,7 +9,6 @@ import torch
 
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_model
-from ldm.checkpoint.store import save_json
 from ldm.config.root import Config
 from ldm.config.training import StageConfig
 from ldm.data.images import contact_sheet
@@ -20,6 +19,7 @@ from ldm.recipe.plot import plot
 from ldm.recipe.rendering import Rendering, first_scenes
 from ldm.recipe.sweep import Curves, Scores, measure
 from ldm.recipe.timetable import OutOfTimeError, Timetable
+from ldm.storage.store import save_json
 from ldm.training.loop import start_accelerator, train
 from ldm.training.runs.run import Run
 from ldm.training.runs.stop import Limits

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.chart import Chart, Point
-from ldm.checkpoint.store import write
 from ldm.evaluation.scenes.judging import MEASURES
 from ldm.recipe.sweep import SAMPLERS, Curves, Scores
+from ldm.storage.store import write
 
 COLOURS = ("#2f6db5", "#c8553d", "#4ca63a", "#8e52cc", "#d19a1f", "#3fa7a0", "#333333")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.checkpoint.store import load_json, save_json
+from ldm.storage.store import load_json, save_json
 
 # Of the total time, from the beginning to the end of each part; what one part leaves over is the next one's.
 ENDS = {"autoencoder": 0.3, "unet": 0.86, "scores": 1.0}

@@ -164,7 +164,7 @@ def test_a_place_that_cannot_be_written_to_is_told_in_one_line(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for module in ("ldm.checkpoint.weights.save_tensors", "ldm.checkpoint.compvis.convert.save_text"):
+    for module in ("ldm.storage.weights.save_tensors", "ldm.checkpoint.compvis.convert.save_text"):
         monkeypatch.setattr(module, full)
     for name, asked in (("folder", Conversion()), ("model.safetensors", Conversion(original_config=True))):
         with pytest.raises(UserError, match=f"{name} cannot be written: No space left on device"):

@@ -136,7 +136,7 @@ def test_an_autoencoder_whose_statistics_were_not_measured_says_so_when_it_comes
 
 
 def test_the_names_that_stable_diffusion_1_has_in_its_autoencoder_are_understood(tmp_path: Path) -> None:
-    from ldm.checkpoint.store import load_tensors, save_tensors
+    from ldm.storage.store import load_tensors, save_tensors
 
     autoencoder = Autoencoder(AUTOENCODER)
     autoencoder.save_pretrained(tmp_path)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
-from ldm.checkpoint.diffusers.fields import EXTRA
 from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
 from ldm.checkpoint.pretrained import UNet
 from ldm.errors import UserError
 from ldm.models.unet.config import UNetConfig
+from ldm.storage.fields import EXTRA
 
 HERE = Path("unet/config.json")
 CONDITION: dict[str, Any] = {"_class_name": "UNet2DConditionModel", "sample_size": 8}

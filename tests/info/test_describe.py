@@ -13,13 +13,13 @@ from ldm import config
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile, write_single_file
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder, save_autoencoder, save_pipeline
-from ldm.checkpoint.store import save_tensors
 from ldm.errors import UserError
 from ldm.info.describe import describe, of_config
 from ldm.info.headers import read_folder
 from ldm.info.report import report
 from ldm.info.text import as_text
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.storage.store import save_tensors
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers.autoencoder_fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.pretrained import Autoencoder
-from ldm.checkpoint.store import load_tensors, save_tensors
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.storage.store import load_tensors, save_tensors
 
 HERE = Path("config.json")
 COUNTS = json.loads((Path(__file__).parent / "autoencoder_param_counts.json").read_text())

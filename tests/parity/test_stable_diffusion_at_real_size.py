@@ -17,12 +17,12 @@ from transformers import CLIPTokenizer
 from ldm.checkpoint.diffusers.networks import write_autoencoder, write_unet
 from ldm.checkpoint.diffusers.pipeline import save_scheduler
 from ldm.checkpoint.pretrained import Autoencoder, UNet
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.files import load
+from ldm.storage.store import save_json
+from ldm.storage.weights import WithoutInitialValues
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, make_text_encoder
@@ -21,6 +20,7 @@ from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.conditioning.text.open_clip_names import clip_config, clip_from_open_clip
 from ldm.conditioning.text.t5 import T5Config
 from ldm.errors import UserError
+from ldm.storage.weights import WithoutInitialValues
 
 END = 90
 IDS = torch.tensor([[89, 5, 17, 3, END, END, END, END], [89, 21, 9, 40, 41, 42, 7, END]])

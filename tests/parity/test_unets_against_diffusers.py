@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
-from ldm.checkpoint.diffusers.fields import EXTRA, load_fields
 from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
 from ldm.checkpoint.pretrained import UNet
-from ldm.checkpoint.store import save_tensors
 from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import Added
+from ldm.storage.fields import EXTRA, load_fields
+from ldm.storage.store import save_tensors
 
 CLASSES = {"transformer": diffusers.UNet2DConditionModel, "plain": diffusers.UNet2DModel}
 

@@ -16,7 +16,7 @@ from PIL import Image
 from running import SMALL, Command
 
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder, load_pipeline, save_autoencoder
-from ldm.checkpoint.store import load_tensors
+from ldm.storage.store import load_tensors
 
 
 def losses(run: Path) -> list[float]:

@@ -19,9 +19,9 @@ from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from test_scaling import Grey, assert_close, settings
 
-from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
 from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData
+from ldm.storage.store import load_json, load_tree, save_json, save_tree
 from ldm.training import loop
 from ldm.training.loop import start_accelerator
 from ldm.training.runs.run import Run

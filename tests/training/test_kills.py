@@ -12,7 +12,7 @@ import pytest
 import torch
 from nursery import Nursery
 
-from ldm.checkpoint.store import load_tensors
+from ldm.storage.store import load_tensors
 
 STEPS, KILLS = 32, 10
 SHARED = ("--data", "scenes", "--batch-size", 4, "--max-steps", STEPS, "--save-every", 3)

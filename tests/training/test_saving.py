@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from running import Command
 
 from ldm import config
-from ldm.checkpoint.store import save_tensors
 from ldm.config.root import Config
 from ldm.errors import UserError
+from ldm.storage.store import save_tensors
 from ldm.training import loop
 from ldm.training.logging.log import read_log
 from ldm.training.runs.run import Run, SaveError

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ldm import config
-from ldm.checkpoint.store import load_json, load_tree, save_json, save_tree
 from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.errors import UserError
 from ldm.models.layers import ResNetBlock
+from ldm.storage.store import load_json, load_tree, save_json, save_tree
 from ldm.training import cost, loop
 from ldm.training.logging import curves, trackers
 from ldm.training.loop import start_accelerator, train

@@ -12,8 +12,8 @@ from ldm.checkpoint.compvis.folders import read_folder, write_folder
 from ldm.checkpoint.compvis.original_config import original_from_contents
 from ldm.checkpoint.compvis.reading import SUFFIXES
 from ldm.checkpoint.find import find_model
-from ldm.checkpoint.store import save_text
 from ldm.errors import UserError
+from ldm.storage.store import save_text
 
 FORMATS = ("diffusers", "compvis")
 SINGLE = ".safetensors"

@@ -19,11 +19,11 @@ from ldm.checkpoint.compvis.reading import read_tensors
 from ldm.checkpoint.compvis.rules import Tensors
 from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokenizers_to_metadata
 from ldm.checkpoint.diffusers.networks import fold_statistics
-from ldm.checkpoint.store import save_tensors
-from ldm.checkpoint.weights import build
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.files import find, load
 from ldm.errors import UserError
+from ldm.storage.store import save_tensors
+from ldm.storage.weights import build
 
 SCALE = "scale_factor"  # of a model whose first latents were measured when its training began
 

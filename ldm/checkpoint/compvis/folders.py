@@ -16,7 +16,6 @@ from torch import nn
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile
 from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
-from ldm.checkpoint.diffusers.fields import load_fields
 from ldm.checkpoint.diffusers.pipeline import (
     Parts,
     load_autoencoder,
@@ -27,11 +26,12 @@ from ldm.checkpoint.diffusers.pipeline import (
     save_unet,
 )
 from ldm.checkpoint.parts import check_fit
-from ldm.checkpoint.weights import DTYPES
 from ldm.conditioning.spatial import make_spatial
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
+from ldm.storage.fields import load_fields
+from ldm.storage.weights import DTYPES
 
 CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
     ("UNet2DConditionModel", "UNet2DModel"), "unet"

@@ -18,9 +18,9 @@ from ldm.checkpoint.compvis.contents import (
     Contents,
 )
 from ldm.checkpoint.compvis.rules import Rules, Tensors
-from ldm.checkpoint.weights import WithoutInitialValues
 from ldm.config.files import load, names
 from ldm.errors import UserError
+from ldm.storage.weights import WithoutInitialValues
 
 Shapes = Mapping[str, tuple[int, ...]]
 PUBLISHED = "published/"

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.checkpoint.store import load_tensors
 from ldm.errors import UserError
+from ldm.storage.store import load_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)

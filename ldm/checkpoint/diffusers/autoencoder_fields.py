@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.fields import (
+from ldm.config.section import parse
+from ldm.errors import UserError
+from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.storage.fields import (
     DIFFUSERS_VERSION,
     EXTRA,
     Fields,
@@ -15,9 +18,6 @@ from ldm.checkpoint.diffusers.fields import (
     one_value,
     refused,
 )
-from ldm.config.section import parse
-from ldm.errors import UserError
-from ldm.models.autoencoder.config import AutoencoderConfig
 
 CLASSES = {"kl": "AutoencoderKL", "vq": "VQModel"}
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.class_tables import EMPTY, NAMES, class_facts
-from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.checkpoint.diffusers.scheduler_fields import FLOW, scheduler_class
 from ldm.checkpoint.diffusers.schedulers import SCHEDULERS
 from ldm.checkpoint.parts import Parts
@@ -20,6 +19,7 @@ from ldm.conditioning.text.format import architecture
 from ldm.conditioning.text.tokenizer_files import tokenizer_class
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.errors import UserError
+from ldm.storage.fields import DIFFUSERS_VERSION, Fields, refused
 
 Kind = tuple[str, str]  # library and class
 

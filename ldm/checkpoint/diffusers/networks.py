@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
-from ldm.checkpoint.diffusers.fields import load_fields
 from ldm.checkpoint.diffusers.latent_statistics import fold_statistics
 from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import SHARD_SIZE, build, load_weights, save_weights
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
+from ldm.storage.fields import load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import SHARD_SIZE, build, load_weights, save_weights
 
 A = TypeVar("A", bound=Autoencoder)
 U = TypeVar("U", bound=UNet)

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.class_tables import load_class_embedder, read_class_facts, save_class_embedder
-from ldm.checkpoint.diffusers.fields import load_fields
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, ZEROS, Kind, Layout, make_index, network_kinds, read_index
 from ldm.checkpoint.diffusers.networks import write_autoencoder, write_unet
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
@@ -19,8 +18,6 @@ from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
 from ldm.checkpoint.pretrained import Autoencoder, UNet
 from ldm.checkpoint.spatial import load_spatial, save_spatial, spatial_of_class
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import SHARD_SIZE
 from ldm.conditioning.image.files import load_image_encoder, save_image_encoder
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import load_text_config, load_text_encoder, save_text_encoder
@@ -31,6 +28,9 @@ from ldm.errors import UserError
 from ldm.models.autoencoder import autoencoder as networks
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet import unet as unets
+from ldm.storage.fields import load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import SHARD_SIZE
 
 
 def load_autoencoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:

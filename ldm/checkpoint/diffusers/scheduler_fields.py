@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.fields import (
+from ldm.checkpoint.diffusers.schedulers import DEFAULTS, SCHEDULERS, SPACING_FLAGS, VARIANCES
+from ldm.config.diffusion import BETA_KINDS, DiffusionConfig, ScheduleConfig
+from ldm.config.section import parse
+from ldm.errors import UserError
+from ldm.storage.fields import (
     DIFFUSERS_VERSION,
     EXTRA,
     Fields,
@@ -15,10 +19,6 @@ from ldm.checkpoint.diffusers.fields import (
     key_of,
     known_fields,
 )
-from ldm.checkpoint.diffusers.schedulers import DEFAULTS, SCHEDULERS, SPACING_FLAGS, VARIANCES
-from ldm.config.diffusion import BETA_KINDS, DiffusionConfig, ScheduleConfig
-from ldm.config.section import parse
-from ldm.errors import UserError
 
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction", "flow": "flow_prediction"}

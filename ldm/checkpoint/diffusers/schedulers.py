@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.checkpoint.diffusers.fields import Fields, Fixed, refused
 from ldm.errors import UserError
+from ldm.storage.fields import Fields, Fixed, refused
 
 VARIANCES = {False: "fixed_small", True: "learned_range"}  # by learned_variance
 SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.fields import Fields, Fixed, known_fields, one_value, refused
 from ldm.checkpoint.diffusers.unet_levels import (
     COMMON_DEFAULTS,
     COMMON_FIXED,
@@ -17,6 +16,7 @@ from ldm.checkpoint.diffusers.unet_levels import (
     whole_numbers,
 )
 from ldm.models.unet.config import UNetConfig
+from ldm.storage.fields import Fields, Fixed, known_fields, one_value, refused
 
 NAME = "UNet2DConditionModel"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
-from ldm.checkpoint.diffusers.fields import EXTRA, Fields, expect_class, extra
 from ldm.config.section import parse
 from ldm.models.unet.config import UNetConfig
+from ldm.storage.fields import EXTRA, Fields, expect_class, extra
 
 KINDS = {"transformer": unet_condition_fields, "plain": unet_plain_fields}
 CLASSES = {module.NAME: module for module in KINDS.values()}

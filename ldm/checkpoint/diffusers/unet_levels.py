@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, Fixed, one_value, refused
 from ldm.errors import UserError
 from ldm.models.unet.config import UNetConfig
+from ldm.storage.fields import DIFFUSERS_VERSION, Fields, Fixed, one_value, refused
 
 COMMON_DEFAULTS: Fields = {
     "sample_size": None,

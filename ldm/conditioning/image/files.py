@@ -7,10 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.diffusers.fields import DIFFUSERS_VERSION, Fields, Fixed, check_fixed, known_fields, load_fields
 from ldm.checkpoint.hub import fetch
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import build, load_weights, save_weights
 from ldm.conditioning.image.encoders import (
     CLIP_MEAN,
     CLIP_STD,
@@ -22,6 +19,9 @@ from ldm.conditioning.image.encoders import (
 )
 from ldm.config.section import parse
 from ldm.errors import UserError
+from ldm.storage.fields import DIFFUSERS_VERSION, Fields, Fixed, check_fixed, known_fields, load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import build, load_weights, save_weights
 
 OWN_CLASS, CLIP_CLASS = "ImageEncoder", "CLIPVisionModelWithProjection"
 IMAGE_ENCODER = "image_encoder"  # its folder in a pipeline of diffusers

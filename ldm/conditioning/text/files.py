@@ -9,15 +9,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.diffusers.fields import load_fields
-from ldm.checkpoint.store import save_json
-from ldm.checkpoint.weights import SHARD_SIZE, build, load_weights, save_weights
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import TextEncoder, TextSection, make_text_encoder
 from ldm.conditioning.text.format import text_from_fields, text_to_fields
 from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.conditioning.text.open_clip_names import clip_config, clip_from_open_clip
+from ldm.storage.fields import load_fields
+from ldm.storage.store import save_json
+from ldm.storage.weights import SHARD_SIZE, build, load_weights, save_weights
 
 T = TypeVar("T")
 

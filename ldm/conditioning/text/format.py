@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.fields import EXTRA, Fields, Fixed, check_fixed, extra, refused
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import TextSection
@@ -13,6 +12,7 @@ from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.t5 import T5Config
 from ldm.config.section import parse
 from ldm.errors import UserError
+from ldm.storage.fields import EXTRA, Fields, Fixed, check_fixed, extra, refused
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.store import load_tensors
-from ldm.checkpoint.weights import build
 from ldm.conditioning.text.open_clip import OpenCLIPConfig, OpenCLIPTextEncoder, text_architecture
 from ldm.errors import UserError
+from ldm.storage.store import load_tensors
+from ldm.storage.weights import build
 
 TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")  # the other half has other names
 

@@ -11,10 +11,10 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from ldm.checkpoint.diffusers.fields import Fields, Fixed, check_fixed, load_fields
-from ldm.checkpoint.store import load_json, load_text, save_json, save_text
 from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, SPECIAL_TOKENS, Tokenizer, byte_pairs, word_pieces
 from ldm.errors import UserError
+from ldm.storage.fields import Fields, Fixed, check_fixed, load_fields
+from ldm.storage.store import load_json, load_text, save_json, save_text
 
 _BERT_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 _BERT_OPTIONS = {  # of the class of transformers -> of the normalizer

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.checkpoint.store import load_metadata, load_tensors, save_tensors
 from ldm.data.scenes.colours import THINGS as COLOURS
 from ldm.data.scenes.vocabulary import first
 from ldm.errors import UserError
 from ldm.evaluation.features import resize
+from ldm.storage.store import load_metadata, load_tensors, save_tensors
 
 SIDE = 64  # pixels; other images are resized to it
 STRIDE = 4  # pixels a cell of the maps

@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.checkpoint.store import save_json, save_tensors
 from ldm.config.data import DataConfig
 from ldm.data.broken import Broken, UnreadableError
 from ldm.data.cached import EMPTY, INDEX, CachedData, Facts, Shard, file_digest, is_cache, parse_facts, shard_name
@@ -29,6 +28,7 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.processes import ProcessShare
+from ldm.storage.store import save_json, save_tensors
 from ldm.training.cache.fingerprints import Block, Encoders, blocks_of, facts_of
 from ldm.training.latents import BATCH, encode
 

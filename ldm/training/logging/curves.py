@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.chart import Chart, Point
-from ldm.checkpoint.store import write
+from ldm.storage.store import write
 from ldm.training.logging.log import read_log
 
 COLOURS = {"loss": "#2f6db5", "validation_loss": "#c8553d"}

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldm.checkpoint.store import save_text
 from ldm.errors import UserError
+from ldm.storage.store import save_text
 
 
 class Log:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ldm import config as configuration
 from ldm.checkpoint.diffusers.pipeline import step_folders
-from ldm.checkpoint.store import flush, load_json, load_tree, save_json, save_tree
 from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.processes import ProcessShare
+from ldm.storage.store import flush, load_json, load_tree, save_json, save_tree
 
 
 class SaveError(UserError):

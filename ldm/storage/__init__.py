@@ -1,0 +1,1 @@
+"""Files of tensors and JSON: written atomically, read with checks; the fields of configuration files."""

@@ -1,0 +1,145 @@
+"""A network's weights in a folder: whole or in shards, any precision, checked name by name and shape by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ldm.errors import UserError
+from ldm.storage.fields import load_fields
+from ldm.storage.store import load_tensors, save_json, save_tensors
+
+N = TypeVar("N", bound=nn.Module)
+
+SHARD_SIZE = 5_000_000_000  # bytes
+# Precisions by the names that safetensors has for them.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def find_weights(folder: Path, stem: str) -> Path | None:
+    """The one file of weights in a folder, or the index of its shards; half precision where there is nothing else."""
+    for variant in ("", ".fp16", ".bf16"):
+        for name in (
+            f"{stem}{variant}.safetensors",
+            f"{stem}{variant}.safetensors.index.json",
+            f"{stem}.safetensors.index{variant}.json",
+        ):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def load_weights(folder: Path, stem: str) -> dict[str, Tensor]:
+    """Tensors of `stem.safetensors` in a folder, or of its shards, or else of their half-precision variants.
+
+    Raises UserError when there are none or a file is damaged.
+    """
+    found = find_weights(folder, stem)
+    if found is not None:
+        return _load_shards(found) if found.suffix == ".json" else load_tensors(found)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: no weights to load")
+    if list(folder.glob("*.bin")) or list(folder.glob("*.ckpt")):
+        raise UserError(
+            f"{folder} holds weights as a pickle only, which ldm does not read there: get it as .safetensors"
+        )
+    raise UserError(f"{folder / stem}.safetensors is missing: is this a whole checkpoint?")
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    places = load_places(index)
+    for name in sorted(set(places.values())):
+        tensors |= load_tensors(index.parent / name)
+    if missing := places.keys() - tensors.keys():
+        raise UserError(f"{index} lists {_some(missing)}, which no shard holds: get them anew")
+    return tensors
+
+
+def load_places(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of shards tells it; UserError where it is missing or damaged."""
+    places = load_fields(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index} has no weight_map: it is damaged, get it anew")
+    return places
+
+
+def save_weights(
+    folder: Path, stem: str, tensors: dict[str, Tensor], dtype: torch.dtype | None, shard_size: int = SHARD_SIZE
+) -> None:
+    """Write tensors, floating ones as `dtype`, into files of at most `shard_size` bytes; others are then removed."""
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    shards = _shards(tensors, shard_size)
+    count = len(shards)
+    names = [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = [f"{stem}.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        save_tensors(folder / name, shard, {"format": "pt"})
+    if count > 1:
+        places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        names.append(f"{stem}.safetensors.index.json")
+        save_json(folder / names[-1], index)
+    for path in folder.glob(f"{stem}*.safetensors*"):
+        if path.name not in names:
+            path.unlink()
+
+
+def _shards(tensors: dict[str, Tensor], shard_size: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype, where: Path) -> N:
+    """A network in evaluation mode that holds the given tensors, as `dtype`; memory is taken once.
+
+    Raises UserError when a tensor is missing, left over or of another shape.
+    """
+    with torch.device("meta"), WithoutInitialValues():
+        network = make()
+    expected = network.state_dict()
+    if missing := expected.keys() - tensors.keys():
+        raise UserError(f"the weights in {where} lack {_some(missing)}, which config.json asks for")
+    if unknown := tensors.keys() - expected.keys():
+        raise UserError(f"the weights in {where} hold {_some(unknown)}, which config.json does not ask for")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{name} in {where} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+            )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(f"{name} in {where} is of {tensor.dtype}, which are no weights: the file is damaged")
+    network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    return network.eval()
+
+
+INITIAL = {nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_}
+
+
+class WithoutInitialValues(TorchFunctionMode):
+    """Leaves out random initial values: on the meta device they take time, and normal ones import torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in INITIAL:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _some(names: Any) -> str:
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
