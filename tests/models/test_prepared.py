@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 import torch
-from test_unet import CONFIG, KINDS, random_context, randomised
+from tiny_unets import CONFIG, KINDS, random_context, randomised
 from torch import Tensor, nn
 
 from ldm.models import tiling

@@ -15,7 +15,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from oracle import fed, make_schedule, ratios
+from oracle import THEIR_OPTIONS, fed, make_schedule, ratios
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
@@ -23,13 +23,6 @@ from ldm.diffusion.level import Grid
 from ldm.errors import UserError
 
 STEPS = (5, 10, 20, 50)
-THEIR_OPTIONS: dict[str, dict[str, Any]] = {
-    "leading": {"timestep_spacing": "leading"},
-    "trailing": {"timestep_spacing": "trailing"},
-    "fractional": {"timestep_spacing": "linspace"},
-    "karras": {"use_karras_sigmas": True},
-    "exponential": {"use_exponential_sigmas": True},
-}
 EULER = [(EulerDiscreteScheduler, spacing) for spacing in THEIR_OPTIONS]
 EULER += [(EulerAncestralDiscreteScheduler, spacing) for spacing in ("leading", "trailing", "fractional")]
 HEUN = [(HeunDiscreteScheduler, spacing) for spacing in THEIR_OPTIONS]

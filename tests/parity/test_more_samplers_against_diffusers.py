@@ -22,8 +22,20 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from oracle import STEPS, THEIR_PREDICTION, drawn, error, fed, make_schedule, network, ours, ratios, start, theirs
-from test_grids_against_diffusers import THEIR_OPTIONS
+from oracle import (
+    STEPS,
+    THEIR_OPTIONS,
+    THEIR_PREDICTION,
+    drawn,
+    error,
+    fed,
+    make_schedule,
+    network,
+    ours,
+    ratios,
+    start,
+    theirs,
+)
 from torch import Tensor
 
 from ldm.diffusion.denoiser import make_denoiser

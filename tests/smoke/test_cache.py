@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from hostile import noise
-from running import Command
-from test_data import here, losses
+from running import Command, here, losses
 
 from ldm.data.cached import INDEX, CachedData
 from ldm.errors import UserError

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from running import Command
-from test_data import here, losses
+from running import Command, here, losses
 
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.errors import UserError

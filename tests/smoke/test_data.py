@@ -10,24 +10,13 @@ import numpy as np
 import pytest
 from hostile import encoded, noise, write_hostile
 from PIL import Image
-from running import Command
+from running import Command, here, losses
 from serving import serving
 
-from ldm.cli.main import app
 from ldm.errors import UserError
 
 SHUFFLED = ("--set", "data.shards.shuffle_buffer=64", "--set", "training.autoencoder.statistics_images=32")
 LOGGED = ("--set", "training.autoencoder.log_every=1")
-
-
-def here(*words: object) -> None:
-    """A command without the seconds that a process of its own takes to start."""
-    app([str(word) for word in words], standalone_mode=False, prog_name="ldm")
-
-
-def losses(run: Path) -> list[float]:
-    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if "loss" in row]  # the others tell of saves
 
 
 def good_images(folder: Path, count: int) -> None:

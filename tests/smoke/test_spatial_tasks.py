@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from running import overrides
-from test_data import here
+from running import here, overrides
 
 from ldm.errors import UserError
 

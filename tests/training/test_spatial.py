@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from test_stages import Colours, autoencoder_stage, changed, weights
+from tiny_stages import Colours, autoencoder_stage, changed, weights
 from torch import nn
 
 from ldm import config

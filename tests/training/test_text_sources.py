@@ -11,20 +11,19 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from test_stages import Colours, micro_batches
-from tokenizers import pre_tokenizers
+from tiny_stages import Colours, micro_batches
+from tiny_texts import CLIP, clip_tokenizer
 from torch import nn
 
 from ldm import config
 from ldm.conditioning.text.bert import BertConfig
-from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import TextSection, make_text_encoder
 from ldm.conditioning.text.files import load_text_encoder, save_text_encoder
 from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.conditioning.text.sources import load_source
 from ldm.conditioning.text.tokenizer_files import save_tokenizer
-from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer, byte_pairs
+from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.generation import TextToImage
@@ -34,22 +33,7 @@ from ldm.training.runs.run import Run, with_text_source
 from ldm.training.stages import build
 from ldm.training.stages.unet import UNetStage
 
-LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-WORDS = [*LETTERS, *(letter + "</w>" for letter in LETTERS), *CLIP_BRACKETS]
-CLIP = CLIPConfig(
-    vocab_size=len(WORDS),
-    max_length=24,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    hidden_act="gelu",
-    eos_token_id=len(WORDS) - 1,
-)
 BERT = BertConfig(vocab_size=60, max_length=40, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
-
-
-def clip_tokenizer() -> Tokenizer:
-    return Tokenizer(byte_pairs({word: number for number, word in enumerate(WORDS)}, []), 24, "!")
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from tiny_stages import PLAYING, Colours, autoencoder_stage, changed, micro_batches, settings, unet_stage, weights
 
-from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder
-from ldm.config.root import Config
 from ldm.data.cached import CachedData
-from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.random import StepRandom
 from ldm.errors import UserError
 from ldm.generation import TextToImage
@@ -23,49 +19,8 @@ from ldm.training.cache.fingerprints import Encoders
 from ldm.training.latents import measure
 from ldm.training.runs.run import Run
 from ldm.training.stages import build
-from ldm.training.stages.autoencoder import AutoencoderStage
-from ldm.training.stages.unet import UNetStage
 
-PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=2", "loss.adversarial.discriminator_channels=8")
 PENALISED = (*PLAYING, *(f"loss.adversarial.{o}" for o in ("discriminator_norm=group", "r1_weight=2", "r1_every=3")))
-
-
-class Colours:
-    """Flat images, each of a colour of its own."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def image(self, index: int) -> np.ndarray:
-        return np.full((32, 32, 3), (20 * index, 255 - 20 * index, 128), dtype=np.uint8)
-
-    def captions(self, index: int) -> list[str]:
-        return [f"colour number {index}"]
-
-    def stamp(self, index: int) -> str:
-        return str(index)
-
-
-def settings(*overrides: str) -> Config:
-    return config.load("tiny", ["training.autoencoder.batch_size=8", "training.unet.batch_size=8", *overrides])
-
-
-def autoencoder_stage(*overrides: str) -> AutoencoderStage:
-    torch.manual_seed(0)
-    return build.autoencoder_stage(settings(*overrides), Colours(), Accelerator(cpu=True))
-
-
-def micro_batches(step: int, accumulation: int = 1, images: bool = True) -> list[Batch]:
-    data = TrainingData(Colours(), settings().data, Share(8, accumulation=accumulation), 0, images)
-    return [data[step, micro] for micro in range(accumulation)]
-
-
-def weights(stage: AutoencoderStage | UNetStage, name: str) -> list[torch.Tensor]:
-    return [weight.detach().clone() for weight in stage.networks[name].parameters()]
-
-
-def changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
-    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_the_discriminator_rests_until_its_start_step() -> None:
@@ -151,12 +106,6 @@ def measured(tmp_path: Path) -> Path:
     stage.finish(Colours())
     stage.save(tmp_path)
     return tmp_path / "vae"
-
-
-def unet_stage(measured: Path, *overrides: str) -> UNetStage:
-    torch.manual_seed(0)
-    accelerator, run = Accelerator(cpu=True), Run(measured.parent / "run", resume=True)
-    return build.unet_stage(settings(*overrides), Colours(), accelerator, run, str(measured), None)
 
 
 def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from divided import STAGES, environment
+from sharded_worker import STAGES, environment
 
 from ldm.config.training import UNetStageConfig
 from ldm.errors import UserError

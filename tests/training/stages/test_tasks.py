@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_stages import Colours, autoencoder_stage, changed, weights
 from tiny_pipelines import speaking
+from tiny_stages import NAMES, Colours, Kinds, changed, weights
 
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
@@ -26,7 +26,6 @@ from ldm.training.stages import build
 from ldm.training.stages.initialize import started
 from ldm.training.stages.unet import UNetStage
 
-NAMES = ("ant", "bee", "cow", "dog")
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2", "text=null")
 PLAIN = ("unet.attention=plain", "unet.cross_attention_dim=null")
 NOTHING = (*SMALL, *PLAIN, "training.unet.sample_images=3")
@@ -38,28 +37,11 @@ PIXELS = (*NOTHING, *CHANNELS, "autoencoder={kind: identity, latent_channels: 3}
 TASKS = {"nothing": NOTHING, "token": TOKEN, "table": TABLE, "pixels": PIXELS}
 
 
-class Kinds(Colours):
-    """The flat images, in four classes."""
-
-    class_names = NAMES
-
-    def label(self, index: int) -> int:
-        return index % 4
-
-
 def settings(kind: str, *overrides: str) -> Config:
     asked = [*TASKS[kind], *overrides]
     if "autoencoder={kind: identity, latent_channels: 3}" in asked:  # whose section is a whole new one
         asked = [*asked, "loss.kl={}"]
     return config.load("tiny", asked)
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    stage, folder = autoencoder_stage(), tmp_path_factory.mktemp("first")
-    stage.finish(Colours())
-    stage.save(folder)
-    return str(folder / "vae")
 
 
 def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | None = None) -> UNetStage:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from grey import Grey
 from nursery import Nursery
-from test_saving import OPTIONS, SMALLER, Grey, start
-from test_stages import Colours, autoencoder_stage, settings, unet_stage
+from tiny_runs import OPTIONS, SMALLER, start
+from tiny_stages import Colours, autoencoder_stage, settings, unet_stage
 
 from ldm import config
 from ldm.config.training import StageConfig

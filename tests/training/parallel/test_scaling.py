@@ -8,16 +8,14 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from grey import Grey, assert_close, settings
 
-from ldm import config
-from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData
 from ldm.errors import UserError
 from ldm.models.layers import ResNetBlock
@@ -32,23 +30,6 @@ from ldm.training.stages.autoencoder import AutoencoderStage
 from ldm.training.stages.unet import UNetStage
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-
-
-class Grey:
-    """Flat images."""
-
-    def __len__(self) -> int:
-        return 6
-
-    def image(self, index: int) -> np.ndarray:
-        return np.full((32, 32, 3), 30 * index, dtype=np.uint8)
-
-    def captions(self, index: int) -> list[str]:
-        return [f"grey number {index}"]
-
-
-def settings(*overrides: str) -> Config:
-    return config.load("tiny", ["training.autoencoder.batch_size=4", "training.unet.batch_size=4", *overrides])
 
 
 def vae_stage(*overrides: str) -> AutoencoderStage:
@@ -78,18 +59,6 @@ def steps(stage: AutoencoderStage | UNetStage, count: int) -> list[float]:
         stage.begin(step)
         found.append(stage.losses([data[step, 0]], step)["loss"].item())
     return found
-
-
-def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert_close(ours[key], theirs[key], tolerance)
-    elif isinstance(ours, list):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_close(one, other, tolerance)
-    elif isinstance(ours, torch.Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_gradient_checkpointing_keeps_losses_and_costs_memory_less(measured: Path) -> None:
@@ -321,25 +290,33 @@ def test_divided_weights_train_as_whole_ones_and_have_their_state(measured: Path
     """In two processes, against this one; their state goes on here and this one's there."""
     if "zero1" in kinds:
         pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
-    import divided
+    import sharded_worker
 
     expected = {}
     for name, options in {"bf16": ("bf16",), "muon": ("no", "optimizer=muon"), "no": ("no",)}.items():
         AcceleratorState._reset_state(True)
-        stage = divided.make(measured, *options)
-        expected[name] = divided.steps(stage, 1, 4).tolist()
-    save_tree(measured.parent / "plain", divided.state_of(stage))
-    expected |= {"1-4": expected.pop("no"), "5-6": divided.steps(stage, 5, 6).tolist()}
+        stage = sharded_worker.make(measured, *options)
+        expected[name] = sharded_worker.steps(stage, 1, 4).tolist()
+    save_tree(measured.parent / "plain", sharded_worker.state_of(stage))
+    expected |= {"1-4": expected.pop("no"), "5-6": sharded_worker.steps(stage, 5, 6).tolist()}
     save_json(measured.parent / "expected.json", expected)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", divided.__file__, str(measured)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        sharded_worker.__file__,
+        str(measured),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*command, *kinds], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     for kind in kinds:
         assert len(list(measured.parent.glob(f"{kind}-held-*"))) == 2
         found = torch.tensor(load_json(measured.parent / f"{kind}.json")["5-6"])
-        divided.load(stage, load_tree(measured.parent / kind))
-        assert_close(divided.steps(stage, 5, 6), found, 1e-5)
+        sharded_worker.load(stage, load_tree(measured.parent / kind))
+        assert_close(sharded_worker.steps(stage, 5, 6), found, 1e-5)
 
 
 @pytest.mark.gpu

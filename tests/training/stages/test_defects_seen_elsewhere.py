@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import double_precision
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from double_precision import CASES, SAVED, STEPS
-from test_stages import PLAYING, Colours, autoencoder_stage, micro_batches, settings
+from tiny_stages import PLAYING, Colours, autoencoder_stage, micro_batches, settings
 from torch import Tensor
 from torchvision import models
 
@@ -39,7 +40,7 @@ LAUNCHERS = {"one": (), "two": ("-m", "torch.distributed.run", "--nproc_per_node
 @pytest.fixture(scope="module")
 def courses(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What `double_precision.py` came to: in one process, and in the first and the second of two."""
-    script = Path(__file__).parent / "double_precision.py"
+    script = Path(double_precision.__file__)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     found = []
     for name, launcher in LAUNCHERS.items():

@@ -11,14 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from grey import Grey
 from running import Command
+from tiny_runs import OPTIONS, settings, start
 
-from ldm import config
-from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.storage.store import save_tensors
 from ldm.training import loop
@@ -26,35 +24,7 @@ from ldm.training.logging.log import read_log
 from ldm.training.runs.run import Run, SaveError
 from ldm.training.runs.saving import Saver
 from ldm.training.runs.stop import Limits
-from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
-
-OPTIONS = ("batch_size=4", "max_steps=4", "save_every=1", "validation_images=16", "statistics_images=4")
-
-SMALLER = ("autoencoder.block_out_channels=[8,8]", "autoencoder.norm_num_groups=4", "unet.sample_size=16")
-
-
-class Grey:
-    """Flat images."""
-
-    def __len__(self) -> int:
-        return 6
-
-    def image(self, index: int) -> np.ndarray:
-        return np.full((32, 32, 3), 30 * index, dtype=np.uint8)
-
-    def captions(self, index: int) -> list[str]:
-        return ["grey"]
-
-
-def settings(*more: str) -> Config:
-    return config.load("tiny", [*SMALLER, *(f"training.autoencoder.{option}" for option in (*OPTIONS, *more))])
-
-
-def start(run: Path, *more: str) -> tuple[AutoencoderStage, Run, Config]:
-    torch.manual_seed(0)
-    asked = settings(*more)
-    return build.autoencoder_stage(asked, Grey(), Accelerator(cpu=True)), Run(run, resume=True), asked
 
 
 def train(run: Path, *more: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from test_stages import Colours, autoencoder_stage, micro_batches, settings, unet_stage
+from tiny_stages import Colours, autoencoder_stage, micro_batches, settings, unet_stage
 
 from ldm.checkpoint.diffusers.pipeline import load_autoencoder
 from ldm.config.losses import CodebookConfig

@@ -18,6 +18,13 @@ from ldm.diffusion.schedule import Schedule
 
 STEPS = (5, 10, 20, pytest.param(50, marks=pytest.mark.slow))
 THEIR_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+THEIR_OPTIONS: dict[str, dict[str, Any]] = {
+    "leading": {"timestep_spacing": "leading"},
+    "trailing": {"timestep_spacing": "trailing"},
+    "fractional": {"timestep_spacing": "linspace"},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+}
 WEIGHT = torch.randn(4, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) / 12
 
 Noise = Callable[[Tensor], Tensor]

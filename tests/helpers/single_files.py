@@ -19,7 +19,7 @@ from ldm.config.diffusion import DiffusionConfig
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 
-GOLDEN = Path(__file__).parent / "checkpoint" / "golden"
+GOLDEN = Path(__file__).parents[1] / "checkpoint" / "golden"
 NARROW = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)
 PLAIN: dict[str, Any] = {
     "in_channels": 3,

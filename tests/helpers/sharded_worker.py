@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from test_scaling import Grey, assert_close, settings
+from grey import Grey, assert_close, settings
 
 from ldm.config.root import Config
 from ldm.data.loader import Share, TrainingData

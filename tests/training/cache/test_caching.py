@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_stages import Colours
-from test_text_sources import CLIP, clip_tokenizer
+from tiny_stages import Colours
+from tiny_texts import CLIP, clip_tokenizer
 
 from ldm import config
 from ldm.checkpoint.pretrained import Autoencoder

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from test_stages import changed, weights
-from test_tasks import NAMES, Kinds, vae
+from tiny_stages import NAMES, Kinds, changed, weights
 
 from ldm import config
 from ldm.checkpoint.classifiers import TrainedClassifier
@@ -19,8 +18,6 @@ from ldm.training.plan import plan
 from ldm.training.runs.run import Run
 from ldm.training.stages import build
 from ldm.training.stages.classifier import ClassifierStage
-
-__all__ = ["vae"]  # a fixture
 
 SMALL = ("text=null", "unet=null", "training.classifier.batch_size=8")
 NETWORK = (
