@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.errors import UserError, install_extra
 
 FID = "frechet_inception_distance"  # as torch-fidelity calls it, whatever the features
 KID_SUBSETS = 100
@@ -103,7 +103,7 @@ def _torch_fidelity(module: str) -> Any:
     try:
         return import_module(f"torch_fidelity.{module}")
     except ImportError as error:
-        raise UserError('FID, precision and recall need the package torch-fidelity: pip install "ldm[eval]"') from error
+        raise UserError(f"FID, precision and recall need torch-fidelity: {install_extra('eval')}") from error
 
 
 def _torchmetrics() -> Any:
@@ -111,5 +111,5 @@ def _torchmetrics() -> Any:
         import torchmetrics
         import torchmetrics.image.kid
     except ImportError as error:
-        raise UserError('KID needs the package torchmetrics: pip install "ldm[eval]"') from error
+        raise UserError(f"KID needs torchmetrics: {install_extra('eval')}") from error
     return torchmetrics

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.errors import UserError
+from ldm.errors import UserError, install_extra
 from ldm.models.efficientnet import MEAN, NAME, STD, load_efficientnet
 
 OFFLINE = NAME
@@ -118,7 +118,7 @@ def _torch_fidelity() -> Any:
     try:
         from torch_fidelity import feature_extractor_inceptionv3
     except ImportError as error:
-        raise UserError('published FID needs the package torch-fidelity: pip install "ldm[eval]"') from error
+        raise UserError(f"published FID needs torch-fidelity: {install_extra('eval')}") from error
     return feature_extractor_inceptionv3
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import UserError, install_extra
 
 PSNR_LIMIT = 100.0
 SSIM_BORDER = 5  # half of its window of 11 pixels
@@ -73,5 +73,5 @@ def _functional() -> Any:
     try:
         from torchmetrics.functional import image
     except ImportError as error:
-        raise UserError('SSIM needs the package torchmetrics: pip install "ldm[eval]"') from error
+        raise UserError(f"SSIM needs torchmetrics: {install_extra('eval')}") from error
     return image

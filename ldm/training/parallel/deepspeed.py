@@ -21,7 +21,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from ldm.config.training import StageConfig
-from ldm.errors import UserError
+from ldm.errors import UserError, install_extra
 from ldm.training.parallel.sharding import divided, undivided
 from ldm.training.parallel.strategy import ShardingStrategy
 
@@ -33,7 +33,8 @@ def is_asked_for() -> bool:
     """Whether accelerate was told to train with DeepSpeed; UserError where that is not installed."""
     asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if asked and importlib.util.find_spec("deepspeed") is None:
-        raise UserError('accelerate is to train with DeepSpeed, which is not installed: pip install "ldm[deepspeed]"')
+        command = install_extra("deepspeed")
+        raise UserError(f"ACCELERATE_USE_DEEPSPEED is true but DeepSpeed is not installed: {command}")
     return asked
 
 

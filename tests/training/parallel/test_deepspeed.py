@@ -63,7 +63,7 @@ def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyP
     assert not deepspeed.is_asked_for()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'not installed: pip install "ldm\[deepspeed\]"'):
+    with pytest.raises(UserError, match=r'not installed: pip install "ldm-diffusion\[deepspeed\]"'):
         deepspeed.is_asked_for()
 
 
