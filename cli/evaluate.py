@@ -11,9 +11,9 @@ import typer
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.checkpoint.pretrained import Autoencoder
     from ldm.data.sources import Source
     from ldm.generation import TextToImage
+    from ldm.models.autoencoder.autoencoder import Autoencoder
 
 Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 
@@ -124,12 +124,13 @@ def evaluate(
 def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencoder:
     """A pipeline, or the autoencoder alone where there is no more and nothing is drawn."""
     from ldm.allocator import keep_freed_memory
-    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model, load_autoencoder
+    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model
     from ldm.generation import TextToImage, find_device
+    from ldm.models.autoencoder.autoencoder import Autoencoder
 
     keep_freed_memory()
     if not draws and not (find_model(model) / "model_index.json").is_file():
-        return load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
+        return Autoencoder.from_pretrained(find_autoencoder(model)).eval().to(find_device(device))
     return TextToImage.from_pretrained(model, device=device)
 
 
@@ -156,14 +157,15 @@ def reconstruct(
     import torch
     from PIL import Image
 
-    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder
+    from ldm.checkpoint.diffusers.pipeline import find_autoencoder
     from ldm.data.images import read_image
     from ldm.evaluation.fidelity import metrics as fidelity_metrics
     from ldm.evaluation.reconstruct import cut_to_multiple, reconstruction
     from ldm.generation import find_device
+    from ldm.models.autoencoder.autoencoder import Autoencoder
 
     measures = fidelity_metrics(name.strip() for name in metrics.split(",") if name.strip())
-    autoencoder = load_autoencoder(find_autoencoder(model)).eval().to(find_device(device))
+    autoencoder = Autoencoder.from_pretrained(find_autoencoder(model)).eval().to(find_device(device))
     multiple = autoencoder.config.downsampling_factor
     images = [cut_to_multiple(read_image(path), multiple, str(path)) for path in files]
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldm.checkpoint.pretrained import Autoencoder, UNet
+    from ldm.checkpoint.pretrained import UNet
     from ldm.generation import TextToImage
+    from ldm.models.autoencoder.autoencoder import Autoencoder
 
 __all__ = ["Autoencoder", "TextToImage", "UNet"]
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "cli").is_dir():
     __path__.append(str(_checkout))
 
 _rooms = {
-    "Autoencoder": "ldm.checkpoint.pretrained",
+    "Autoencoder": "ldm.models.autoencoder.autoencoder",
     "TextToImage": "ldm.generation",
     "UNet": "ldm.checkpoint.pretrained",
 }

@@ -9,9 +9,9 @@ from ldm import config as configuration
 from ldm.bench.networks import converted, operations, prepared, random_network, their_autoencoder
 from ldm.bench.sampling import noise_of, tuned_network
 from ldm.bench.workload import Run, Workload
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.devices import find_device
 from ldm.models import tiling
+from ldm.models.autoencoder.autoencoder import Autoencoder
 
 TILE = 256  # pixels of a tile's side, where whole images are larger
 

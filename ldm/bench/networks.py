@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_to_fields
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.conditioning.text.encoder import TextEncoder
@@ -21,6 +20,7 @@ from ldm.config.root import Config
 from ldm.generation.cuda_graphs import CUDAGraphUNet
 from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.autoencoder.fields import autoencoder_to_fields
 from ldm.models.compiling import compile_blocks
 from ldm.models.fast import prepare_for_sampling
 from ldm.models.unet.unet import UNet

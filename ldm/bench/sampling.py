@@ -22,13 +22,14 @@ from ldm.bench.networks import (
 )
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.config.root import Config
 from ldm.devices import find_device
 from ldm.generation import Request, TextToImage
 from ldm.generation.condition import Condition
 from ldm.generation.seeded_noise import SeededNoise
 from ldm.models import tiling
+from ldm.models.autoencoder.autoencoder import Autoencoder
 
 SCALE = 3.0  # of guidance
 STEPS = 20

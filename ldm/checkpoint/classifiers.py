@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint.class_tables import NAMES, STEM, class_facts, read_class_facts
-from ldm.checkpoint.diffusers.pipeline import load_autoencoder, load_scheduler, save_autoencoder, save_scheduler
+from ldm.checkpoint.diffusers.pipeline import load_scheduler, save_scheduler
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.parts import Parts
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.config.classifier import ClassifierConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import parse
 from ldm.diffusion.schedule import Schedule, make_schedule
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.classifier import Classifier
 from ldm.storage.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
@@ -40,7 +40,7 @@ class TrainedClassifier:
         folder = find_classifier(path)
         network, names = load_classifier(folder / "classifier")
         pixels = not (folder / "vae").is_dir()
-        autoencoder = _identity(network.config) if pixels else load_autoencoder(folder / "vae")
+        autoencoder = _identity(network.config) if pixels else Autoencoder.from_pretrained(folder / "vae")
         return cls(network, autoencoder, load_scheduler(folder / "scheduler"), names)
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -48,7 +48,7 @@ class TrainedClassifier:
         folder = Path(path)
         save_classifier(self.network, self.class_names, folder / "classifier")
         if self.autoencoder.config.kind != "identity":
-            save_autoencoder(self.autoencoder, folder / "vae")
+            self.autoencoder.save_pretrained(folder / "vae")
         save_scheduler(self.diffusion, folder / "scheduler")
 
     def check(self, parts: Parts) -> None:

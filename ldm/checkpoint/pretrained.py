@@ -1,4 +1,4 @@
-"""The networks with `from_pretrained` and `save_pretrained`, which `from ldm import Autoencoder, UNet` gives."""
+"""The U-Net with `from_pretrained` and `save_pretrained`, which `from ldm import UNet` gives."""
 
 from __future__ import annotations
 
@@ -6,22 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.diffusers.networks import read_autoencoder, read_unet, write_autoencoder, write_unet
-from ldm.models.autoencoder import autoencoder
+from ldm.checkpoint.diffusers.networks import read_unet, write_unet
 from ldm.models.unet import unet
-
-
-class Autoencoder(autoencoder.Autoencoder):
-    """An autoencoder that knows its folder's layout, that of diffusers' AutoencoderKL or VQModel."""
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
-        """Load a folder such as `runs/mine/vae`; UserError if it is not whole or asks for what we do not have."""
-        return read_autoencoder(cls, Path(path), dtype)
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write it to a folder; statistics are folded into one scaling factor."""
-        write_autoencoder(self, Path(path))
 
 
 class UNet(unet.UNet):

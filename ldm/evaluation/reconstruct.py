@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.data.images import to_bytes, to_tensor
 from ldm.errors import UserError
 from ldm.generation.init_image import cut
 from ldm.models import tiling
+from ldm.models.autoencoder.autoencoder import Autoencoder
 
 
 def cut_to_multiple(image: Image.Image, multiple: int, name: str) -> np.ndarray:

@@ -14,7 +14,6 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import read_original
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
-from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_from_fields
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_from_fields
 from ldm.checkpoint.find import built_in, find_model, step_folders
@@ -27,6 +26,7 @@ from ldm.config.section import Section
 from ldm.errors import UserError
 from ldm.info.headers import Header, read_folder, read_headers
 from ldm.info.parameters import Counts, by_part
+from ldm.models.autoencoder.fields import autoencoder_from_fields
 from ldm.storage.fields import Fields, load_fields
 
 # The sections of a pipeline's folders; what else has weights, such as a safety checker, goes by its folder's name.

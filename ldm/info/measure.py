@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, save_autoencoder
+from ldm.checkpoint.diffusers.pipeline import find_autoencoder
 from ldm.config.data import DataConfig, ScenesConfig
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 from ldm.info.describe import Description
 from ldm.info.headers import read_folder
 from ldm.info.report import statistics
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.storage.weights import DTYPES
 from ldm.training.latents import channel_statistics
 
@@ -31,7 +32,7 @@ def measure(description: Description, data: str, images: int, write: bool) -> di
     folder = find_autoencoder(description.target)
     if write:
         _check_alone(folder)
-    autoencoder = load_autoencoder(folder).eval()
+    autoencoder = Autoencoder.from_pretrained(folder).eval()
     before, size = statistics(autoencoder.config), autoencoder.config.sample_size
     accelerator = Accelerator()
     with accelerator.main_process_first():  # one process renders or downloads, the others find it done
@@ -40,7 +41,7 @@ def measure(description: Description, data: str, images: int, write: bool) -> di
     autoencoder.set_statistics(means, deviations)
     if write and accelerator.is_main_process:
         stored = {header.dtype for header in read_folder(folder).values()}
-        save_autoencoder(autoencoder.cpu(), folder, DTYPES.get(stored.pop()) if len(stored) == 1 else None)
+        autoencoder.cpu().save_pretrained(folder, DTYPES.get(stored.pop()) if len(stored) == 1 else None)
     return {
         "data": data,
         "images": min(images, len(source)),

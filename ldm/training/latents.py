@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.data.cached import CachedData
 from ldm.data.images import to_tensor
 from ldm.data.loader import Batch
@@ -19,6 +18,7 @@ from ldm.data.preview import some_images
 from ldm.data.random import StepRandom
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.training.transfer import moved
 
 BATCH = 64

@@ -20,7 +20,7 @@ from ldm.checkpoint.diffusers.pipeline import (
     load_pipeline,
     save_pipeline,
 )
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.files import load_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer
@@ -28,6 +28,7 @@ from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
 from ldm.errors import UserError
 from ldm.info.describe import describe
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 

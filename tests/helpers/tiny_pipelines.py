@@ -10,7 +10,7 @@ from tokenizers import processors
 from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
 from ldm.conditioning.image.encoders import CLIPImageConfig, ImageSection, OwnImageConfig, make_image_encoder
 from ldm.conditioning.spatial import SpatialConfig, make_spatial
@@ -21,6 +21,7 @@ from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.t5 import T5Config
 from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer, byte_pairs
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 

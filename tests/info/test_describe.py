@@ -12,12 +12,13 @@ from tiny_models import random_parts
 from ldm import config
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile, write_single_file
-from ldm.checkpoint.diffusers.pipeline import load_autoencoder, save_autoencoder, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import save_pipeline
 from ldm.errors import UserError
 from ldm.info.describe import describe, of_config
 from ldm.info.headers import read_folder
 from ldm.info.report import report
 from ldm.info.text import as_text
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.storage.store import save_tensors
 
@@ -195,7 +196,7 @@ def test_parameters_of_a_folder_without_weights_are_those_of_its_configuration(p
 def test_a_resumed_run_is_what_its_newest_step_is_and_not_what_lay_at_its_top(tmp_path: Path) -> None:
     save_pipeline(random_parts(), tmp_path)
     (tmp_path / "model_index.json").unlink()
-    save_autoencoder(random_parts().autoencoder, tmp_path / "step-000900" / "vae")
+    random_parts().autoencoder.save_pretrained(tmp_path / "step-000900" / "vae")
     facts = report(describe(str(tmp_path)))
     assert facts["parameters"].keys() == {"autoencoder", "total"}
 
@@ -229,10 +230,10 @@ def test_measured_statistics_are_written_on_request_alone_and_give_unit_variance
     from ldm.info.measure import measure
 
     folder = tmp_path / "vae"
-    save_autoencoder(random_parts().autoencoder, folder)
-    before = load_autoencoder(folder).config
+    random_parts().autoencoder.save_pretrained(folder)
+    before = Autoencoder.from_pretrained(folder).config
     first = measure(describe(str(folder)), "scenes", 16, write=False)
-    assert load_autoencoder(folder).config == before
+    assert Autoencoder.from_pretrained(folder).config == before
     assert first["before"]["scaling_factor"] == 0.8 != first["after"]["scaling_factor"]
     measure(describe(str(folder)), "scenes", 16, write=True)
     again = measure(describe(str(folder)), "scenes", 16, write=False)

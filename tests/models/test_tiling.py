@@ -100,10 +100,10 @@ def test_tiles_that_cannot_be_are_refused(options: dict[str, int]) -> None:
 def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None:
     from PIL import Image
 
-    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder
+    from ldm.checkpoint.diffusers.pipeline import find_autoencoder
     from ldm.data.images import fit, to_tensor
 
-    vae = load_autoencoder(find_autoencoder("emoji"))
+    vae = Autoencoder.from_pretrained(find_autoencoder("emoji"))
     image = Image.open("docs/grid.png").convert("RGB").crop((0, 0, 262, 262))
     x = to_tensor(fit(image.resize((1024, 1024), Image.Resampling.LANCZOS), 1024)[None])
     with torch.inference_mode():

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers.autoencoder_fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
 from ldm.storage.store import load_tensors, save_tensors
 
 HERE = Path("config.json")
@@ -246,7 +246,7 @@ def test_what_ours_does_not_have_is_refused_by_name(kind: str, field: str, value
 def test_every_argument_of_their_constructors_is_followed_or_refused() -> None:
     import inspect
 
-    from ldm.checkpoint.diffusers.autoencoder_fields import DEFAULTS, FIXED
+    from ldm.models.autoencoder.fields import DEFAULTS, FIXED
 
     for kind, name in CLASSES.items():
         arguments = inspect.signature(getattr(diffusers, name).__init__).parameters

@@ -10,15 +10,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers.autoencoder_fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.files import load_text_encoder, save_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.fields import autoencoder_from_fields, autoencoder_to_fields
 
 HERE = Path("config.json")
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.generation import TextToImage
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 

@@ -14,13 +14,14 @@ from running import PEAK
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ldm.checkpoint.diffusers.networks import write_autoencoder, write_unet
+from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.pipeline import save_scheduler
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.files import load
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.storage.store import save_json
 from ldm.storage.weights import WithoutInitialValues
 
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         autoencoder, unet = Autoencoder(config.autoencoder), UNet(config.unet)
         text_encoder = make_text_encoder(CLIPConfig())
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964
-    write_autoencoder(materialised(autoencoder, 0), path / "vae")
+    materialised(autoencoder, 0).save_pretrained(path / "vae")
     write_unet(materialised(unet, 1), path / "unet")
     save_text_encoder(materialised(text_encoder, 2), path / "text_encoder")
     save_tokenizer(path / "tokenizer")

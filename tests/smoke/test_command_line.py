@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from running import SMALL, Command
 
-from ldm.checkpoint.diffusers.pipeline import load_autoencoder, load_pipeline, save_autoencoder
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.storage.store import load_tensors
 
 
@@ -138,9 +139,9 @@ def test_processes_divide_the_images_among_them(ldm: Command, tiny_pipeline: Pat
 
 
 def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
-    autoencoder = load_autoencoder(tiny_vae / "vae")
+    autoencoder = Autoencoder.from_pretrained(tiny_vae / "vae")
     autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": None, "shift_factor": None})
-    save_autoencoder(autoencoder, tmp_path / "vae")
+    autoencoder.save_pretrained(tmp_path / "vae")
     options = ("--data", "scenes", "--vae", tmp_path / "vae", "--out", tmp_path / "run", *SMALL)
     done = ldm("train-unet", "tiny", *options, check=False)
     assert done.returncode == 2
@@ -171,7 +172,7 @@ def test_an_autoencoder_starts_from_a_trained_one(ldm: Command, tiny_vae: Path, 
     assert all(torch.equal(given[name], kept[name]) for name in inner)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        networks = [load_autoencoder(run / "vae") for run in (tiny_vae, tmp_path / "more")]
+        networks = [Autoencoder.from_pretrained(run / "vae") for run in (tiny_vae, tmp_path / "more")]
         copies = [network.decode(network.encode(images).mode()) for network in networks]
     torch.testing.assert_close(copies[1], copies[0], rtol=1e-4, atol=1e-4)
     other = ("--set", "autoencoder.layers_per_block=2", "--out", tmp_path / "x")
@@ -189,10 +190,10 @@ def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused
     assert done.returncode == 2
     assert "autoencoder.layers_per_block is 1, not 2" in done.stderr
     other = tmp_path / "vae"
-    autoencoder = load_autoencoder(tiny_vae / "vae")
+    autoencoder = Autoencoder.from_pretrained(tiny_vae / "vae")
     with torch.no_grad():
         autoencoder.post_quant_conv.bias += 1
-    save_autoencoder(autoencoder, other)
+    autoencoder.save_pretrained(other)
     run = shutil.copytree(tiny_pipeline, tmp_path / "run")
     done = ldm("train-unet", "tiny", "--data", "scenes", *SMALL, "--vae", other, "--out", run, "--resume", check=False)
     assert done.returncode == 2

@@ -7,7 +7,7 @@ import pytest
 from running import Command
 from tiny_models import random_parts
 
-from ldm.checkpoint.diffusers.pipeline import load_autoencoder, save_autoencoder
+from ldm.models.autoencoder.autoencoder import Autoencoder
 
 
 def test_json_is_one_document_of_raw_integers(here: Command) -> None:
@@ -29,9 +29,9 @@ def test_two_processes_measure_what_one_does_and_write_it_once(ldm: Command, tmp
     found = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        save_autoencoder(random_parts().autoencoder, folder)
+        random_parts().autoencoder.save_pretrained(folder)
         words = ["info", folder, "--measure", "scenes", "--images", 33, "--write", "--json"]
         found[processes] = json.loads(ldm(*words, processes=processes).stdout)["measured"]
-        assert load_autoencoder(folder).config.scaling_factor == found[processes]["after"]["scaling_factor"]
+        assert Autoencoder.from_pretrained(folder).config.scaling_factor == found[processes]["after"]["scaling_factor"]
     for name in ("mean", "std"):
         assert found[2][name] == pytest.approx(found[1][name], rel=1e-5)

@@ -13,13 +13,13 @@ from PIL import Image
 
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.conditioning.image.encoders import CLIPImageConfig, make_image_encoder
 from ldm.conditioning.image.files import save_image_encoder
 from ldm.config.root import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.generation import TextToImage
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.training.cost import step_cost
 from ldm.training.runs.run import Run
 from ldm.training.stages import build

@@ -55,7 +55,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ldm.checkpoint.pretrained import Autoencoder
+    from ldm.models.autoencoder.autoencoder import Autoencoder
 
     folder = tmp_path_factory.mktemp("vae")
     shape = config.load("tiny", []).autoencoder.model_copy(update={"sample_size": 32, "scaling_factor": 1.0})

@@ -11,13 +11,14 @@ from ldm.checkpoint.compvis.autoencoder_rules import autoencoder_rules
 from ldm.checkpoint.compvis.condition_rules import condition_rules
 from ldm.checkpoint.compvis.rules import Rules
 from ldm.checkpoint.compvis.unet_rules import unet_rules
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
 from ldm.conditioning.spatial import SpatialConfig, SpatialRescaler
 from ldm.conditioning.text.encoder import TextConfig, make_text_encoder
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.root import Config
 from ldm.config.section import Section
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 

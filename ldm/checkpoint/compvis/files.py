@@ -18,10 +18,10 @@ from ldm.checkpoint.compvis.original_config import check_expressible, contents_f
 from ldm.checkpoint.compvis.reading import read_tensors
 from ldm.checkpoint.compvis.rules import Tensors
 from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokenizers_to_metadata
-from ldm.checkpoint.diffusers.networks import fold_statistics
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.files import find, load
 from ldm.errors import UserError
+from ldm.models.autoencoder.statistics import fold_statistics
 from ldm.storage.store import save_tensors
 from ldm.storage.weights import build
 

@@ -16,28 +16,21 @@ from torch import nn
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile
 from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
-from ldm.checkpoint.diffusers.pipeline import (
-    Parts,
-    load_autoencoder,
-    load_pipeline,
-    load_unet,
-    save_autoencoder,
-    save_pipeline,
-    save_unet,
-)
+from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, load_unet, save_pipeline, save_unet
 from ldm.checkpoint.parts import check_fit
 from ldm.conditioning.spatial import make_spatial
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.storage.fields import load_fields
 from ldm.storage.weights import DTYPES
 
 CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
     ("UNet2DConditionModel", "UNet2DModel"), "unet"
 )
-LOADERS: dict[str, Callable[..., nn.Module]] = {"autoencoder": load_autoencoder, "unet": load_unet}
-SAVERS: dict[str, Callable[..., None]] = {"autoencoder": save_autoencoder, "unet": save_unet}
+LOADERS: dict[str, Callable[..., nn.Module]] = {"autoencoder": Autoencoder.from_pretrained, "unet": load_unet}
+SAVERS: dict[str, Callable[..., None]] = {"autoencoder": Autoencoder.save_pretrained, "unet": save_unet}
 TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}  # our section -> the part
 PARTS = {  # our section -> the part
     "autoencoder": "autoencoder",

@@ -8,7 +8,7 @@ import torch
 
 from ldm.checkpoint.class_tables import load_class_embedder, read_class_facts, save_class_embedder
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, ZEROS, Kind, Layout, make_index, network_kinds, read_index
-from ldm.checkpoint.diffusers.networks import write_autoencoder, write_unet
+from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.checkpoint.find import find_autoencoder as find_autoencoder
@@ -16,7 +16,7 @@ from ldm.checkpoint.find import find_model as find_model
 from ldm.checkpoint.find import step_folders as step_folders
 from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.pretrained import UNet
 from ldm.checkpoint.spatial import load_spatial, save_spatial, spatial_of_class
 from ldm.conditioning.image.files import load_image_encoder, save_image_encoder
 from ldm.conditioning.text.encoder import TextEncoder
@@ -25,22 +25,12 @@ from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
-from ldm.models.autoencoder import autoencoder as networks
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet import unet as unets
 from ldm.storage.fields import load_fields
 from ldm.storage.store import save_json
 from ldm.storage.weights import SHARD_SIZE
-
-
-def load_autoencoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """The autoencoder in a folder; UserError if it is not whole or asks for what we do not have."""
-    return Autoencoder.from_pretrained(folder, dtype)
-
-
-def save_autoencoder(autoencoder: networks.Autoencoder, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write an autoencoder to a folder, its weights as `dtype` if given."""
-    write_autoencoder(autoencoder, Path(folder), dtype)
 
 
 def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> UNet:
@@ -77,7 +67,9 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
     text_encoder_2, tokenizer_2 = _load_text(layout, places, "_2", dtype)
     unet, diffusion = load_unet(places["unet"], dtype), load_scheduler(places["scheduler"])
     autoencoder = (
-        load_autoencoder(places["autoencoder"], dtype) if "autoencoder" in places else _pixels(unet, diffusion)
+        Autoencoder.from_pretrained(places["autoencoder"], dtype)
+        if "autoencoder" in places
+        else _pixels(unet, diffusion)
     )
     spatial = load_spatial(places["spatial"], dtype) if "spatial" in places else None
     if layout.joins is not None:
@@ -143,7 +135,7 @@ def save_pipeline(
     (folder / "model_index.json").unlink(missing_ok=True)
     places = {part: folder / name for part, name in LAYOUTS[index["_class_name"]].folders.items()}
     if "autoencoder" in network_kinds(parts):
-        write_autoencoder(parts.autoencoder, places["autoencoder"], dtype, shard_size)
+        parts.autoencoder.save_pretrained(places["autoencoder"], dtype, shard_size)
     write_unet(parts.unet, places["unet"], dtype, shard_size)
     for (encoder, tokenizer), end in zip(parts.texts, ("", "_2"), strict=False):
         save_text_encoder(encoder, places[f"text_encoder{end}"], dtype, shard_size)

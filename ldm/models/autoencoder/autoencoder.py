@@ -6,6 +6,7 @@ Parameters are named as in diffusers' `AutoencoderKL` and `VQModel`.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,15 @@ from torch.nn import functional as F
 
 from ldm.models.attention import SpatialAttention
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.fields import autoencoder_from_fields, autoencoder_to_fields
 from ldm.models.autoencoder.posterior import PointPosterior, Posterior, scale, unscale
 from ldm.models.autoencoder.quantizer import Quantizer
+from ldm.models.autoencoder.statistics import fold_statistics
 from ldm.models.blocks import DownBlock, MakeAttention, MidBlock, UpBlock
 from ldm.models.layers import BlockOptions, Downsample, Upsample
+from ldm.storage.fields import load_fields
+from ldm.storage.networks import load_network_weights, save_network
+from ldm.storage.weights import SHARD_SIZE, build
 
 POSTERIORS: dict[str, type[Posterior | PointPosterior]] = {
     "kl": Posterior,
@@ -106,6 +112,32 @@ class Autoencoder(nn.Module):
             self._start_narrow()
         else:
             self.quantize = Quantizer(config.codebook_size, config.latent_channels)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+        """Load a folder in the layout of diffusers' `AutoencoderKL` or `VQModel`, such as `runs/mine/vae`.
+
+        With dtype float16, an autoencoder whose `force_upcast` is set is loaded as float32.
+
+        Raises:
+            UserError: if the folder is incomplete or its configuration has unsupported values.
+        """
+        folder = Path(path)
+        config = autoencoder_from_fields(load_fields(folder / "config.json"), folder / "config.json")
+        if dtype == torch.float16 and config.force_upcast:
+            dtype = torch.float32
+        return build(lambda: cls(config), load_network_weights(folder), dtype, folder)
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
+        """Write a folder in the layout of diffusers, weights as `dtype` if given.
+
+        Statistics are folded into one scaling factor, all that diffusers' pipelines support.
+
+        Raises:
+            UserError: if diffusers' class has no field for an option; nothing is written then.
+        """
+        config, tensors = fold_statistics(self.config, self.state_dict())
+        save_network(Path(path), autoencoder_to_fields(config), tensors, dtype, shard_size)
 
     def _start_narrow(self) -> None:
         """Start with posteriors of standard deviation about exp(-3), whatever the image.

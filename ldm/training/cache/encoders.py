@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_autoencoder, load_pipeline
+from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_pipeline
 from ldm.checkpoint.find import built_in
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.sources import load_source
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.training.cache.fingerprints import Encoders
 
 
@@ -33,7 +34,7 @@ def load_encoders(model: str, config: Config, own: bool) -> Encoders:
     if config.text_2 is not None:
         raise UserError("ldm cache is for train-unet, which trains models with one text encoder")
     text = _frozen_text(folder.parent, model, config, own)
-    return Encoders(load_autoencoder(folder).eval(), text, classes=config.tells_classes)
+    return Encoders(Autoencoder.from_pretrained(folder).eval(), text, classes=config.tells_classes)
 
 
 def _frozen_text(pipeline: Path, model: str, config: Config, own: bool) -> tuple[TextEncoder, Tokenizer] | None:

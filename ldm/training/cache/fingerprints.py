@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import saved_form
 from ldm.conditioning.text.tokenizers import Tokenizer
@@ -23,6 +22,7 @@ from ldm.data.remote import is_remote
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 
 PROBE = "A corgi, 23 pizzas & a café's [MASK]"  # its tokens tell two tokenizers of one vocabulary apart

@@ -13,8 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.checkpoint.diffusers.pipeline import save_autoencoder
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.config.losses import CodebookConfig, LossConfig
 from ldm.config.root import Config
 from ldm.config.training import AutoencoderStageConfig
@@ -25,6 +23,7 @@ from ldm.data.random import StepRandom
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.posterior import PointPosterior
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.precision import at_least_float32
@@ -248,7 +247,7 @@ class AutoencoderStage(Stage):
     def save(self, folder: Path) -> None:
         """Write the autoencoder to `folder/vae`, other averages to `folder/ema-DECAY/vae`."""
         for ema, place in zip(self.emas, self.places(folder), strict=True):
-            save_autoencoder(_autoencoder(ema), place / "vae")
+            _autoencoder(ema).save_pretrained(place / "vae")
 
     def finish(self, source: Source | Shards) -> dict[str, Any]:
         """Measure the latent statistics over many images and all processes, and keep them with the autoencoder."""

@@ -6,16 +6,16 @@ import torch
 from accelerate import Accelerator
 
 from ldm.checkpoint.classifiers import find_classifier
-from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model, load_autoencoder
+from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.config.data import DataConfig
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 from ldm.training.cache.caching import cache_in
 from ldm.training.cache.fingerprints import Encoders, check_cache
@@ -122,7 +122,7 @@ def autoencoder_stage(
     sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
     if init is None:
         return AutoencoderStage(Autoencoder(sized), config, accelerator, source)
-    autoencoder = load_autoencoder(find_autoencoder(init))
+    autoencoder = Autoencoder.from_pretrained(find_autoencoder(init))
     check_same(autoencoder.config, sized, "autoencoder", init)
     autoencoder.config = sized  # its latent statistics are measured anew
     return AutoencoderStage(autoencoder, config, accelerator, source, trained=True)

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.checkpoint.classifiers import TrainedClassifier
-from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, find_model, load_autoencoder, load_pipeline
-from ldm.checkpoint.pretrained import Autoencoder, UNet
+from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, find_model, load_pipeline
+from ldm.checkpoint.pretrained import UNet
 from ldm.config.root import Config
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Fields
@@ -49,7 +50,7 @@ def _of_run(
     newest = run.steps()[-1]
     saved = load_pipeline(newest)
     if vae is not None:
-        _check_weights(load_autoencoder(find_autoencoder(vae)), saved.autoencoder, vae, run)
+        _check_weights(Autoencoder.from_pretrained(find_autoencoder(vae)), saved.autoencoder, vae, run)
     check_same(saved.unet.config, config.need_unet(), "unet", str(newest))
     return _parts(config, saved.autoencoder, [kind.own_parts(config, source, saved, str(newest)) for kind in kinds])
 
@@ -101,7 +102,7 @@ def initial_classifier(
             raise UserError(f"the classes of the data are not those of {where}")
     if steps and given is not None:
         if vae is not None:
-            _check_weights(load_autoencoder(find_autoencoder(vae)), given.autoencoder, vae, run)
+            _check_weights(Autoencoder.from_pretrained(find_autoencoder(vae)), given.autoencoder, vae, run)
         autoencoder = given.autoencoder
     else:
         autoencoder = _autoencoder(config, vae, given, init or "")
@@ -149,7 +150,7 @@ def _autoencoder(
     if config.autoencoder.kind == "identity":
         return Autoencoder(config.autoencoder.model_copy(update={"sample_size": config.data.size}))
     if vae is not None:
-        autoencoder = load_autoencoder(find_autoencoder(vae))
+        autoencoder = Autoencoder.from_pretrained(find_autoencoder(vae))
     else:
         assert given is not None  # `build.check` saw to it
         autoencoder = given.autoencoder

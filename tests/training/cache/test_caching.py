@@ -14,7 +14,6 @@ from tiny_stages import Colours
 from tiny_texts import CLIP, clip_tokenizer
 
 from ldm import config
-from ldm.checkpoint.pretrained import Autoencoder
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.files import load_text_encoder, save_text_encoder
@@ -28,6 +27,7 @@ from ldm.data.loader import Share, TrainingData
 from ldm.data.sources import Source, open_source
 from ldm.errors import UserError
 from ldm.generation import find_device
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 from ldm.training.cache.caching import CacheWriter, check_folder
 from ldm.training.cache.encoders import load_encoders

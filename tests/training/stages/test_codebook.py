@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from tiny_stages import Colours, autoencoder_stage, micro_batches, settings, unet_stage
 
-from ldm.checkpoint.diffusers.pipeline import load_autoencoder
 from ldm.config.losses import CodebookConfig
 from ldm.data.random import StepRandom
 from ldm.errors import UserError
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.quantizer import Quantizer, nearest
 from ldm.training.stages.autoencoder import AutoencoderStage
 from ldm.training.stages.codebook import CodebookTrainer, choose, k_means, quantise, totals
@@ -179,7 +179,7 @@ def test_its_latents_are_measured_saved_and_trained_on(tmp_path: Path) -> None:
         assert latents.mean().item() == pytest.approx(0, abs=1e-3)
         assert latents.std().item() == pytest.approx(1, rel=1e-3)
         stage.save(tmp_path)
-        loaded = load_autoencoder(tmp_path / "vae")
+        loaded = Autoencoder.from_pretrained(tmp_path / "vae")
         assert loaded.config.shift_factor is None
         torch.testing.assert_close(loaded.encode(images).mode(), latents[:8], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(loaded.decode(latents[:8]), stage.average.decode(latents[:8]), rtol=1e-4, atol=1e-5)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_stages import PLAYING, Colours, autoencoder_stage, changed, micro_batches, settings, unet_stage, weights
 
-from ldm.checkpoint.diffusers.pipeline import load_autoencoder
 from ldm.data.cached import CachedData
 from ldm.data.random import StepRandom
 from ldm.errors import UserError
 from ldm.generation import TextToImage
+from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 from ldm.training.cache.caching import cache_in
 from ldm.training.cache.fingerprints import Encoders
@@ -96,7 +96,7 @@ def test_latents_have_the_measured_statistics(tmp_path: Path) -> None:
     assert latents.mean().item() == pytest.approx(0, abs=0.01)
     assert latents.std().item() == pytest.approx(1, rel=0.01)
     stage.save(tmp_path)
-    loaded = load_autoencoder(tmp_path / "vae")
+    loaded = Autoencoder.from_pretrained(tmp_path / "vae")
     torch.testing.assert_close(loaded.encode(images).mode(), posterior.mode(), rtol=1e-4, atol=1e-5)
 
 
