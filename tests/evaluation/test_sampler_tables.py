@@ -20,7 +20,7 @@ from ldm.generation import TextToImage
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = Path(__file__).parents[2] / "docs" / "sampler_tables.py"
+    path = Path(__file__).parents[2] / "docs" / "scripts" / "sampler_tables.py"
     spec = importlib.util.spec_from_file_location("sampler_tables", path)
     assert spec is not None
     assert spec.loader is not None

@@ -104,7 +104,7 @@ def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None
     from ldm.data.images import fit, to_tensor
 
     vae = Autoencoder.from_pretrained(find_autoencoder("emoji"))
-    image = Image.open("docs/grid.png").convert("RGB").crop((0, 0, 262, 262))
+    image = Image.open("docs/images/grid.png").convert("RGB").crop((0, 0, 262, 262))
     x = to_tensor(fit(image.resize((1024, 1024), Image.Resampling.LANCZOS), 1024)[None])
     with torch.inference_mode():
         whole = vae.decode(vae.encode(x).mode())

@@ -1,8 +1,8 @@
 """Tables of a model of ours: the DDIM paper's (Song et al. 2021, table 1), and samplers in few network calls.
 
-    python docs/sampler_tables.py ddim --samples 300 --seeds 3 --table docs/ddim_table.md
-    python docs/sampler_tables.py guided-ddim --samples 300 --seeds 3 --table docs/guided_ddim_table.md
-    python docs/sampler_tables.py few --samples 200 --seeds 1 --table docs/few_steps_table.md
+    python docs/scripts/sampler_tables.py ddim --samples 300 --seeds 3 --table docs/ddim_table.md
+    python docs/scripts/sampler_tables.py guided-ddim --samples 300 --seeds 3 --table docs/guided_ddim_table.md
+    python docs/scripts/sampler_tables.py few --samples 200 --seeds 1 --table docs/few_steps_table.md
 
 Every cell is finished before the next one starts, and stands in the results as a line of JSON. What stands there is
 not drawn again, so that a command may be interrupted and given again, with more columns, rows or seeds too. The table

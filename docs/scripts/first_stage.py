@@ -1,6 +1,6 @@
 """The tables and the image of docs/autoencoders.md, out of finished `ldm train-vae` runs on scenes.
 
-    python docs/first_stage.py runs/kl-f4 runs/kl-f8 runs/vq-f8 --samples 2000 --table table.md --image copies.png
+    python docs/scripts/first_stage.py runs/kl-f4 runs/vq-f8 --samples 2000 --table table.md --image copies.png
 
 Every run gets a `report.json`, and is not measured again while that is there. The image has a row of test images
 and, below it, a row of each run's reconstructions.

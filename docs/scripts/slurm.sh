@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch docs/slurm.sh: train-unet on 4 nodes of 8 GPUs, one torchrun a node. Adjust the lines marked with <-.
+# sbatch docs/scripts/slurm.sh: train-unet on 4 nodes of 8 GPUs, one torchrun a node. Adjust the lines marked with <-.
 #SBATCH --job-name=ldm
 #SBATCH --nodes=4                       # <-
 #SBATCH --ntasks-per-node=1
