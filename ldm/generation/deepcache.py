@@ -1,8 +1,10 @@
-"""Deep features of one step in the next: what changes slowly from step to step is computed in a part of them."""
+"""DeepCache: reuse deep features of the U-Net, which change slowly from step to step."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ldm.diffusion.level import Grid
 from ldm.models.attention import KeysValues
@@ -10,29 +12,40 @@ from ldm.models.unet.unet import UNet
 
 
 class DeepCacheUNet:
-    """A U-Net on one walk along a grid, whose deep features serve the next `every` - 1 levels as well.
+    """A U-Net for one pass over a grid that computes deep features at every `every`-th level.
 
-    That is DeepCache with equal intervals (Ma, Fang and Wang 2024, section 3.3). What counts is the place of a level in
-    the grid. So samplers that call twice in a step need not be known (a second call at the level where features were
-    computed computes its own), nor guidance that lets another denoiser stand in for a while.
+    This is DeepCache with equal intervals at its branch 1 (Ma, Fang and Wang 2024, sections 3.2 and 3.3): between those
+    levels only the first convolution, the last ResNet block with its attention, and the output run. Features are
+    reused by the position of a level in the grid, so samplers may call twice a step (a second call at the level where
+    features were computed computes them again), and guidance may switch to another denoiser for some levels.
     """
 
     def __init__(self, unet: UNet, grid: Grid, every: int) -> None:
         self.unet, self.every = unet, every
-        self._places = {t: place for place, t in enumerate(grid.t.tolist())}
-        self._kept: tuple[int, Tensor] | None = None  # a place in the grid, and the features computed there
+        self._positions = {t: position for position, t in enumerate(grid.t.tolist())}
+        self._cached: tuple[int, Tensor] | None = None  # a position in the grid and its features (B, C, h, w)
 
     def denoise(self, t: float, latents: Tensor, embedding: Tensor, projected: list[KeysValues]) -> Tensor:
-        """`UNet.denoise` at a time of the grid, exactly or with features of a level before."""
-        place = self._places[t]
-        known = self._known(place)
-        output, deep = self.unet.denoise_with(known, latents, embedding, projected)
-        if known is None:
-            self._kept = place, deep
-        return output
+        """Return `UNet.denoise` at a timestep of the grid, exactly or with features of an earlier level."""
+        position = self._positions[t]
+        if self._cached is not None and 0 < position - self._cached[0] < self.every:
+            return self._shallow(self._cached[1], latents, embedding, projected)
+        unet = self.unet
 
-    def _known(self, place: int) -> Tensor | None:
-        if self._kept is None:
-            return None
-        computed, features = self._kept
-        return features if 0 < place - computed < self.every else None
+        def keep(last: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            skip = unet.config.block_out_channels[0]  # channels, which follow the features
+            self._cached = position, inputs[0][:, :-skip]
+
+        hook = unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(keep)
+        try:
+            return unet.denoise(latents, embedding, projected)
+        finally:
+            hook.remove()
+
+    def _shallow(self, deep: Tensor, latents: Tensor, embedding: Tensor, projected: list[KeysValues]) -> Tensor:
+        unet, last = self.unet, self.unet.up_blocks[-1]
+        skip = unet.conv_in(latents.to(unet.dtype))
+        h = last.resnets[-1](torch.cat([deep, skip], dim=1), iter([embedding[:, -unet.shift_channels[-1] :]]))
+        if last.attentions:
+            h = last.attentions[-1](h, iter(projected[len(projected) - unet.config.attention_layers[0] :]))
+        return unet.conv_out(F.silu(unet.conv_norm_out(h)))

@@ -28,8 +28,6 @@ from ldm.models.layers import (
 MakeAttention = Callable[[], nn.Module]
 Projected = Iterator[KeysValues | None]
 
-EVERY = slice(None)
-
 
 class DownBlock(nn.Module):
     """ResNet blocks of one level on the way down; `downsample` halves the sides at the end."""
@@ -112,13 +110,9 @@ class UpBlock(nn.Module):
         shifts: Shifts = NOTHING,
         projected: Projected = NOTHING,
         skips: list[Tensor] | None = None,
-        layers: slice = EVERY,
     ) -> Tensor:
-        """x (B, C, H, W) to (B, C', 2H, 2W) or (B, C', H, W); a skip is taken off `skips` for every ResNet block.
-
-        Only some `layers` run where told, a ResNet block with its attention each.
-        """
-        for resnet, attention in list(zip_longest(self.resnets, self.attentions))[layers]:
+        """x (B, C, H, W) to (B, C', 2H, 2W) or (B, C', H, W); each ResNet block takes a skip off `skips`."""
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
             if skips is not None:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = resnet(x, shifts)

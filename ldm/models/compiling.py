@@ -1,4 +1,4 @@
-"""torch.compile on the blocks that networks are made of."""
+"""torch.compile for the blocks of networks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from torch import nn
 from ldm.models.attention import TransformerBlock
 from ldm.models.layers import ResNetBlock
 
-SHAPES = 256  # of blocks of one class, each compiled once; PyTorch gives up after 8
+SHAPES = 256  # compiled versions of a class of blocks; PyTorch's default limit is 8
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile every ResNet and transformer block by itself, for the shapes that it gets.
+    """Compile each ResNet and transformer block separately, for static shapes.
 
-    Blocks of equal sizes share what is compiled, so that a deep network starts as soon as a shallow one. Skips, shifts
-    and contexts are handed on between them as ever.
+    Blocks of equal shapes share their compiled code, so a deep network takes no longer to compile than a shallow one.
     """
     torch._dynamo.config.cache_size_limit = SHAPES
     for block in network.modules():
@@ -26,12 +25,12 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def forget_compiled(block: nn.Module) -> None:
-    """Let the copy of a block compute by itself, which else calls what was compiled of its original."""
+    """Make a copy of a block run its own code, not the code compiled for the original."""
     if is_compiled(vars(block).get("shifted")):
         del block.shifted
     block._compiled_call_impl = None
 
 
 def is_compiled(function: object) -> bool:
-    """Whether torch.compile has made it."""
+    """Whether torch.compile returned it."""
     return hasattr(function, "_torchdynamo_orig_callable")

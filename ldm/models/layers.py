@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -26,6 +26,16 @@ class BlockOptions:
     scale_shift: bool = False  # the time embedding scales and shifts after the second norm
 
 
+def halve(x: Tensor, size: Size | None = None) -> Tensor:
+    """Average 2x2 positions of x (B, C, H, W), fewer at the end of an odd side: (B, C, H / 2, W / 2), rounded up."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+def enlarge(x: Tensor, size: Size | None = None) -> Tensor:
+    """Repeat every position of x (B, C, H, W): (B, C, 2H, 2W), or a `size` near that."""
+    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
+
+
 class ResNetBlock(nn.Module):
     """x + f(x) with f two rounds of group norm, SiLU and 3x3 convolution (He et al. 2016; Ho et al. 2020, appendix B).
 
@@ -33,6 +43,8 @@ class ResNetBlock(nn.Module):
     convolution or, with `scale_shift`, it scales and shifts what the second norm gives (adaptive group
     normalisation, Dhariwal and Nichol 2021, section 3.1).
     """
+
+    resample: Callable[[Tensor, Size | None], Tensor] | None = None  # x (B, C, H, W) and the result's size
 
     def __init__(self, in_channels: int, out_channels: int, options: BlockOptions) -> None:
         super().__init__()
@@ -47,47 +59,37 @@ class ResNetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, shifts: Shifts = NOTHING) -> Tensor:
+    def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
         """x (B, C, H, W) to (B, C', H, W); takes its own shift (B or 1, C' or 2C') from `shifts`."""
-        return self.shifted(x, next(shifts))
+        return self.shifted(x, next(shifts), size)
 
-    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
+    def shifted(self, x: Tensor, shift: Tensor | None, size: Size | None = None) -> Tensor:
         """`forward` with its own shift: a function of tensors alone, which can be compiled."""
-        return self._add(x, F.silu(self.norm1(x)), shift)
-
-    def _add(self, x: Tensor, h: Tensor, shift: Tensor | None) -> Tensor:
-        """The sum (B, C', H, W) of x and its branch, which starts from h; both (B, C, H, W)."""
-        h = self._second_norm(self.conv1(h), shift)  # (B, C', H, W)
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x, size), self.resample(h, size)
+        h = self.conv1(h)  # (B, C', H, W)
+        if shift is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = shift[:, :, None, None].chunk(2, dim=1)  # (B or 1, C', 1, 1) each
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + shift[:, :, None, None])
         h = self.conv2(self.dropout(F.silu(h)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
-
-    def _second_norm(self, h: Tensor, shift: Tensor | None) -> Tensor:
-        if shift is None:
-            return self.norm2(h)
-        if not self.scale_shift:
-            return self.norm2(h + shift[:, :, None, None])
-        scale, shift = shift[:, :, None, None].chunk(2, dim=1)  # (B or 1, C', 1, 1) each
-        return self.norm2(h) * (1 + scale) + shift
 
 
 class DownsampleResBlock(ResNetBlock):
     """A ResNet block that halves both sides by averages, before its first convolution and beside it."""
 
-    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
-        """x (B, C, H, W) to (B, C', H / 2, W / 2), rounded up."""
-        return self._add(halve(x), halve(F.silu(self.norm1(x))), shift)
+    resample = staticmethod(halve)
 
 
 class UpsampleResBlock(ResNetBlock):
-    """A ResNet block that repeats every position twice, before its first convolution and beside it."""
+    """A ResNet block that repeats every position twice, or enlarges to `size` as `Upsample` does."""
 
-    def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
-        """x (B, C, H, W) to (B, C', 2H, 2W), or to `size` as `Upsample` does."""
-        return self.shifted(x, next(shifts), size)
-
-    def shifted(self, x: Tensor, shift: Tensor | None, size: Size | None = None) -> Tensor:
-        """`forward` with its own shift."""
-        return self._add(enlarge(x, size), enlarge(F.silu(self.norm1(x)), size), shift)
+    resample = staticmethod(enlarge)
 
 
 class Downsample(nn.Module):
@@ -117,13 +119,3 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
         """x (B, C, H, W) to (B, C, 2H, 2W), or to `size` where halving an odd side has lost a row or a column."""
         return self.conv(enlarge(x, size))
-
-
-def halve(x: Tensor) -> Tensor:
-    """x (B, C, H, W) in averages of 2x2 positions, fewer at the end of an odd side, (B, C, H / 2, W / 2)."""
-    return F.avg_pool2d(x, 2, ceil_mode=True)
-
-
-def enlarge(x: Tensor, size: Size | None = None) -> Tensor:
-    """x (B, C, H, W) with every position repeated, (B, C, 2H, 2W) or of a `size` near that."""
-    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")

@@ -12,13 +12,13 @@ import tiny_pipelines as tiny
 import torch
 from PIL import Image
 from tiny_models import CAPTIONS, random_parts
-from torch import Tensor
 
 from ldm.checkpoint.pretrained import UNet
 from ldm.cli.generate import generate
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
+from ldm.generation.deepcache import DeepCacheUNet
 from ldm.generation.prepared_cache import PreparedCache
 from ldm.generation.quality import PRESETS
 
@@ -59,14 +59,13 @@ def test_deep_features_are_computed_at_every_nth_level(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], computed: str
 ) -> None:
     found: list[str] = []
-    unet = pipe.parts.unet
-    denoise = unet.denoise_with
+    denoise, shallow = UNet.denoise, DeepCacheUNet._shallow
 
-    def counted(deep: Tensor | None, *rest: Any) -> Any:
-        found.append("#" if deep is None else ".")
-        return denoise(deep, *rest)
+    def counted(mark: str, function: Any) -> Any:
+        return lambda *given: found.append(mark) or function(*given)
 
-    monkeypatch.setattr(unet, "denoise_with", counted)
+    monkeypatch.setattr(UNet, "denoise", counted("#", denoise))
+    monkeypatch.setattr(DeepCacheUNet, "_shallow", counted(".", shallow))
     pipe(DOG, **{"num_inference_steps": None if "timesteps" in options else 5} | options)
     assert "".join(found) == computed
 

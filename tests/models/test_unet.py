@@ -110,22 +110,3 @@ def test_published_text_to_image_network_has_its_published_number_of_parameters(
     with torch.device("meta"):
         unet = UNet(config)
     assert sum(weight.numel() for weight in unet.parameters()) == 872_300_484  # txt2img-1p4B (Rombach et al. 2022)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_deep_features_stand_for_all_but_the_first_convolution_and_the_last_layer(kind: str) -> None:
-    config, classes, added = KINDS[kind]
-    unet = randomised(config)
-    latents, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
-    told = unet.embed_time(t, classes, added), unet.project_context(random_context(config))
-    output, deep = unet.denoise_with(None, latents, *told)
-    assert torch.equal(output, unet.denoise(latents, *told))
-    other, _ = unet.denoise_with(None, latents + 1, *told)
-    del unet.down_blocks, unet.mid_block, unet.up_blocks[:-1], unet.up_blocks[0].resnets[:-1]
-    del unet.up_blocks[0].attentions[:-1]
-    again, kept = unet.denoise_with(deep, latents, *told)
-    assert torch.equal(again, output)
-    assert kept is deep
-    shallow, _ = unet.denoise_with(deep, latents + 1, *told)
-    assert not torch.equal(shallow, output)
-    assert not torch.equal(shallow, other)

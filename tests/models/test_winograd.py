@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,15 +44,14 @@ def test_layers_that_it_pays_for_lose_no_digits_by_it(
     x = channels_last(torch.randn(1, channels, side, side))
     weight, shift = torch.randn(channels, channels, 3, 3), torch.randn(channels)
     layer = PackedConv2d(weight, torch.randn(channels), padding=1)
-    assert winograd.pays(weight, side * side)
+    assert layer.winograd_positions <= side * side
     exact = F.conv2d(x.double(), weight.double(), (layer.bias + shift).double(), padding=1)
     plain = F.conv2d(x, weight, layer.bias + shift, padding=1)
-    assert error(layer(x, shift), exact) < max(1e-6, 2 * error(plain, exact))
+    assert error(layer(x, shift=shift), exact) < max(1e-6, 2 * error(plain, exact))
 
 
 def test_it_does_not_pay_for_few_channels_small_maps_or_other_types() -> None:
     wide = torch.empty(640, 640, 3, 3)
-    assert not winograd.pays(wide, 8 * 8)
-    assert not winograd.pays(wide[:64], 64 * 64)
-    assert not winograd.pays(wide[:128, :128], 16 * 16)
-    assert not winograd.pays(wide.bfloat16(), 64 * 64)
+    assert winograd.least_positions(wide) > 8 * 8
+    assert winograd.least_positions(wide[:128, :128]) > 16 * 16
+    assert winograd.least_positions(wide[:64]) == winograd.least_positions(wide.bfloat16()) == math.inf

@@ -1,8 +1,8 @@
-"""Networks made for inference: the same numbers from the same weights, sooner.
+"""Copies of networks for inference: the same outputs from the same weights in less time.
 
-`prepare_for_sampling` gives a copy of a U-Net or an autoencoder that is used as the original is. On a CPU its linear
-layers and convolutions keep their weights in the layout in which oneDNN multiplies, feature maps lie channels last, and
-what follows a product (a residual, a gate) is done while its result is still in the cache.
+`prepare_for_sampling` copies a U-Net or an autoencoder. On a CPU the copy packs the weights of its linear layers and
+convolutions for oneDNN, keeps feature maps in channels-last layout, and fuses additions and gates into the layers
+before them.
 """
 
 from ldm.models.fast.networks import prepare_for_sampling as prepare_for_sampling

@@ -1,6 +1,6 @@
-"""The blocks of a prepared network: those of the original with fewer passes over memory, without gradients.
+"""Prepared versions of the blocks of a network: the same outputs with fewer passes over memory, without gradients.
 
-A block is replaced as a whole, its layers with it.
+All linear layers and convolutions of a prepared block are packed: `layer(h, x)` computes `x + layer(h)` in one pass.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from ldm.models.attention import (
     SpatialAttention,
     SpatialTransformer,
     TransformerBlock,
-    attend,
     to_map,
     to_tokens,
 )
 from ldm.models.fast.packed import PackedConv2d, PackedLinear
-from ldm.models.layers import DownsampleResBlock, ResNetBlock, Size, Upsample, UpsampleResBlock
+from ldm.models.layers import NOTHING, DownsampleResBlock, ResNetBlock, Shifts, Size, Upsample, UpsampleResBlock
 
-TOKENS = 16  # of keys: the fused kernel takes twice as long over 77 as over 80
-SMALL = 2**18  # numbers of a map in bfloat16 up to which float32 is the faster way through a group norm
-NARROW = 8 * 8  # positions from which on it is, and from which on four small convolutions take the place of a large one
-PRODUCTS = {torch.float32: 0, torch.bfloat16: 2**25}  # positions times squared channels from which on they do, too
+TOKENS = 16  # keys are padded to a multiple: the fused kernel takes twice as long over 77 of them as over 80
+SMALL = 2**18  # values of a bfloat16 map up to which group normalisation is faster in float32
+NARROW = 8 * 8  # positions from which it is, and from which on `PreparedUpsample` uses four small convolutions
+PRODUCTS = {torch.float32: 0, torch.bfloat16: 2**25}  # positions x channels^2 from which it does, by dtype
 
 
 class PreparedGroupNorm(nn.GroupNorm):
-    """Leaves small maps in bfloat16, which PyTorch's kernel is slow with, in the float32 that it normalises them in."""
+    """Group normalisation that keeps small bfloat16 maps in float32, where PyTorch's bfloat16 kernel is slow."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the original, (B, C, H, W), but in some cases not rounded to the type of x."""
+        """Normalise x (B, C, H, W); the result may be float32 where x is bfloat16."""
         if x.dtype == torch.bfloat16 and x.numel() <= SMALL and x.shape[2:].numel() >= NARROW:
             weight, bias = (None if part is None else part.float() for part in (self.weight, self.bias))
             return torch.group_norm(x.float(), self.num_groups, weight, bias, self.eps)
@@ -44,58 +43,57 @@ class PreparedGroupNorm(nn.GroupNorm):
 
 
 class PreparedResNetBlock(ResNetBlock):
-    """Joins its sum to the second convolution, and overwrites what nobody needs any more."""
+    """Fuses the residual sum into the second convolution and works in place."""
 
-    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
-        """As the original."""
-        return self._add(x, activated(self.norm1, x), shift)
-
-    def _add(self, x: Tensor, h: Tensor, shift: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
+        """See `ResNetBlock.forward`."""
+        shift = next(shifts)
+        h = F.silu(self.norm1(x), inplace=True)
+        if self.resample is not None:
+            x, h = self.resample(x, size), self.resample(h, size)
         h = h.to(x.dtype)
-        if self.scale_shift:
-            h = F.silu(self._second_norm(self.conv1(h), shift), inplace=True).to(x.dtype)
+        if shift is None:
+            h = self.norm2(self.conv1(h))
+        elif self.scale_shift:
+            scale, offset = shift[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(self.conv1(h)) * (1 + scale) + offset
+        elif len(shift) == 1:  # all images have the same shift, which joins the bias
+            h = self.norm2(self.conv1(h, shift=shift[0]))
         else:
-            h = activated(self.norm2, _moved(self.conv1, h, shift))
-        return added(self.conv2, h, x if self.conv_shortcut is None else self.conv_shortcut(x))
+            h = self.norm2(self.conv1(h) + shift[:, :, None, None])
+        h = F.silu(h, inplace=True).to(x.dtype)
+        return self.conv2(h, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class PreparedHalvingBlock(PreparedResNetBlock, DownsampleResBlock):
-    """The same, halving both sides."""
-
-    def shifted(self, x: Tensor, shift: Tensor | None) -> Tensor:
-        """As the original."""
-        return DownsampleResBlock.shifted(self, x, shift)
+class PreparedDownsampleResBlock(PreparedResNetBlock, DownsampleResBlock):
+    """A prepared ResNet block that halves both sides."""
 
 
-class PreparedDoublingBlock(PreparedResNetBlock, UpsampleResBlock):
-    """The same, doubling both sides."""
-
-    def shifted(self, x: Tensor, shift: Tensor | None, size: Size | None = None) -> Tensor:
-        """As the original."""
-        return UpsampleResBlock.shifted(self, x, shift, size)
+class PreparedUpsampleResBlock(PreparedResNetBlock, UpsampleResBlock):
+    """A prepared ResNet block that doubles both sides."""
 
 
 class PreparedSelfAttention(Attention):
-    """Attention of tokens to themselves, whose queries, keys and values are one product."""
+    """Self-attention that computes queries, keys and values by one product."""
 
     to_qkv: PackedLinear
 
-    def join(self) -> None:
-        """Make one layer of three packed ones."""
-        self.to_qkv = PackedLinear.joined([self._modules.pop(name) for name in ("to_q", "to_k", "to_v")])
+    def fuse(self) -> None:
+        """Replace the three packed input layers by one."""
+        self.to_qkv = PackedLinear.concat([self._modules.pop(name) for name in ("to_q", "to_k", "to_v")])
 
     def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
-        """As the original, without a context."""
-        assert projected is None, "this attention is to its own tokens"
-        joined = self.to_qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return attend(*joined.unbind()).transpose(1, 2).flatten(2)
+        """See `Attention.attended`; there is no context."""
+        assert projected is None, "self-attention has no context"
+        qkv = self.to_qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(*qkv.unbind()).transpose(1, 2).flatten(2)
 
 
 class PreparedCrossAttention(Attention):
-    """Keeps keys and values as the fused kernel likes them: each head on its own, in multiples of sixteen tokens."""
+    """Cross-attention with keys and values in the fused kernel's layout, padded to a multiple of `TOKENS`."""
 
     def project(self, context: Tensor) -> KeysValues:
-        """As the original, (B, heads, L', width of a head), where a mask is false from the context's length L on."""
+        """Project a context (B, L, D) to (B, heads, L', width of a head); the mask is false from position L on."""
         keys, values, _ = super().project(context)
         length, missing = context.shape[1], -context.shape[1] % TOKENS
         if not missing:
@@ -104,129 +102,91 @@ class PreparedCrossAttention(Attention):
         keys, values = (F.pad(part, (0, 0, 0, missing)) for part in (keys, values))
         return KeysValues(keys, values, mask.view(1, 1, 1, -1))
 
+    def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
+        """See `Attention.attended`."""
+        assert projected is not None, "cross-attention needs a context"
+        queries = self.to_q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return F.scaled_dot_product_attention(queries, *projected).transpose(1, 2).flatten(2)
+
 
 class PreparedSpatialAttention(PreparedSelfAttention, SpatialAttention):
-    """Joins its sum to the last linear layer."""
+    """Fuses the residual sum into the last linear layer."""
 
     def forward(self, x: Tensor, projected: object = None) -> Tensor:
-        """As the original."""
-        h = self.attended(to_tokens(normalised(self.group_norm, x)))
-        return to_map(added(self.to_out[0], h, to_tokens(x)), x)
+        """See `SpatialAttention.forward`."""
+        h = self.attended(to_tokens(self.group_norm(x).to(x.dtype)))
+        return to_map(self.to_out[0](h, to_tokens(x)), x)
 
 
 class PreparedFeedForward(FeedForward):
-    """Multiplies by its gate in the pass that makes the values, and joins its sum to the last linear layer."""
+    """Multiplies by the gate while computing the values, and fuses the residual sum into the last linear layer."""
+
+    values: PackedLinear
+    gate: PackedLinear
+
+    def fuse(self) -> None:
+        """Split the packed first layer into its two halves."""
+        self.values, self.gate = self.net[0]._modules.pop("proj").chunk()
 
     def added(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """The layer of normalised tokens x (B, L, C) added to tokens (B, L, C)."""
-        gate = self.net[0].proj
-        return added(self.net[2], gate.multiplied(x) if isinstance(gate, PackedGate) else self.gated(x), tokens)
+        """Add the output for normalised tokens x (B, L, C) to tokens (B, L, C)."""
+        return self.net[2](self.values(x, self.gate(x, then="gelu"), "mul"), tokens)
 
 
 class PreparedTransformerBlock(TransformerBlock):
-    """Joins each sum to the linear layer before it."""
+    """Fuses each residual sum into the linear layer before it."""
 
     def forward(self, tokens: Tensor, projected: KeysValues) -> Tensor:
-        """As the original."""
-        tokens = added(self.attn1.to_out[0], self.attn1.attended(self.norm1(tokens)), tokens)
-        tokens = added(self.attn2.to_out[0], self.attn2.attended(self.norm2(tokens), projected), tokens)
+        """See `TransformerBlock.forward`."""
+        tokens = self.attn1.to_out[0](self.attn1.attended(self.norm1(tokens)), tokens)
+        tokens = self.attn2.to_out[0](self.attn2.attended(self.norm2(tokens), projected), tokens)
         return self.ff.added(self.norm3(tokens), tokens)
 
 
 class PreparedSpatialTransformer(SpatialTransformer):
-    """Projects tokens with linear layers, whichever the original has, and joins the sum to the second."""
+    """Projects tokens by linear layers, also where the original uses 1x1 convolutions, and fuses the residual sum."""
 
     def forward(self, x: Tensor, projected: Iterator[KeysValues]) -> Tensor:
-        """As the original."""
-        tokens = self.proj_in(to_tokens(normalised(self.norm, x)))
+        """See `SpatialTransformer.forward`."""
+        tokens = self.proj_in(to_tokens(self.norm(x).to(x.dtype)))
         for block in self.transformer_blocks:
             tokens = block(tokens, next(projected))
-        return to_map(added(self.proj_out, tokens, to_tokens(x)), x)
+        return to_map(self.proj_out(tokens, to_tokens(x)), x)
 
 
 class PreparedUpsample(Upsample):
-    """Convolves before it repeats: each of a doubled position's four places sees 2x2 old ones, with sums of weights."""
+    """Convolves before it repeats: each of the four new positions sees 2x2 old ones, with summed weights."""
 
     def __init__(self, original: Upsample, exact: Upsample) -> None:
-        """Take over a block whose layers are plain; `exact` is the same before it was converted to another type."""
+        """Take the layers of `original`; `exact` is the same block before conversion to another dtype."""
         nn.Module.__init__(self)
         self.conv = PackedConv2d(original.conv.weight, original.conv.bias, padding=1)
         self.exact, self.dtype = exact.conv.weight.detach(), original.conv.weight.dtype
-        self.places: list[PackedConv2d] = []  # made when they are needed
-
-    def _places(self) -> list[PackedConv2d]:
-        """Convolutions for the four places, by sums of the exact weights that are rounded once."""
-        if not self.places:
-            rows = {
-                0: (slice(0, 1), slice(1, 3)),
-                1: (slice(0, 2), slice(2, 3)),
-            }  # of the weight that fall on one place
-            for down, right in product((0, 1), repeat=2):
-                weight = _summed(self.exact, rows[down], rows[right]).to(self.dtype)
-                self.places.append(PackedConv2d(weight, self.conv.bias, padding=1))
-        return self.places
-
-    def _pays(self, x: Tensor) -> bool:
-        positions = x.shape[2] * x.shape[3]
-        return positions >= NARROW and positions * x.shape[1] ** 2 >= PRODUCTS[x.dtype]
+        self.places: list[PackedConv2d] = []  # made at the first call that needs them
 
     def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
-        """As the original."""
-        height, width = x.shape[2:]
-        if size not in (None, (2 * height, 2 * width)) or not self._pays(x):
+        """See `Upsample.forward`."""
+        batch, channels, height, width = x.shape
+        large = height * width >= NARROW and height * width * channels**2 >= PRODUCTS[x.dtype]
+        if size not in (None, (2 * height, 2 * width)) or not large:
             return super().forward(x, shifts, size)
-        out: Tensor | None = None
-        for (down, right), place in zip(product((0, 1), repeat=2), self._places(), strict=True):
-            found = place(x)[:, :, down : down + height, right : right + width]
-            if out is None:
-                shape = len(x), found.shape[1], 2 * height, 2 * width
-                out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-            out[:, :, down::2, right::2] = found
-        assert out is not None
+        if not self.places:
+            self.places = self._make_places()
+        shape = batch, len(self.exact), 2 * height, 2 * width
+        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        for (down, right), place in zip(product((0, 1), repeat=2), self.places, strict=True):
+            out[:, :, down::2, right::2] = place(x)[:, :, down : down + height, right : right + width]
         return out
+
+    def _make_places(self) -> list[PackedConv2d]:
+        """Make a convolution for each of the four positions; sums of the exact weights are rounded once."""
+        # Rows, and columns, of the 3x3 weight that see the same old position.
+        rows = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))
+        weights = (_summed(self.exact, rows[down], rows[right]) for down, right in product((0, 1), repeat=2))
+        return [PackedConv2d(weight.to(self.dtype), self.conv.bias, padding=1) for weight in weights]
 
 
 def _summed(weight: Tensor, rows: tuple[slice, slice], columns: tuple[slice, slice]) -> Tensor:
-    """A weight (C', C, 3, 3) with some rows and columns added up, (C', C, 2, 2), in float64."""
+    """Sum rows and columns of a weight (C', C, 3, 3) in float64: (C', C, 2, 2)."""
     parts = [[weight[:, :, row, column].double().sum((2, 3)) for column in columns] for row in rows]
     return torch.stack([torch.stack(part, dim=-1) for part in parts], dim=-2)
-
-
-class PackedGate(nn.Module):
-    """The first layer of a GEGLU in two halves."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        values, gate = layer.weight.chunk(2)
-        values_bias, gate_bias = (None, None) if layer.bias is None else layer.bias.chunk(2)
-        self.values, self.gate = PackedLinear(values, values_bias), PackedLinear(gate, gate_bias)
-
-    def multiplied(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, C) to values times GELU of the gate (B, L, 4C)."""
-        return self.values.combined(tokens, self.gate(tokens, "gelu"), "mul")
-
-
-def added(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
-    """x + layer(h), in one pass where the layer is packed."""
-    if isinstance(layer, PackedLinear):
-        return layer.combined(h, x, "add")
-    return layer.added(h, x) if isinstance(layer, PackedConv2d) else x + layer(h)
-
-
-def activated(norm: nn.Module, x: Tensor) -> Tensor:
-    """SiLU of normalised x (B, C, H, W)."""
-    return F.silu(norm(x), inplace=True).to(x.dtype)
-
-
-def normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """What a group norm gives for x (B, C, H, W), in the type of x."""
-    return norm(x).to(x.dtype)
-
-
-def _moved(conv: nn.Module, x: Tensor, shift: Tensor | None) -> Tensor:
-    """conv(x) plus a shift (B or 1, C), which joins the bias where all maps have the same."""
-    if shift is None:
-        return conv(x)
-    if len(shift) == 1 and isinstance(conv, PackedConv2d):
-        return conv(x, shift[0])
-    return conv(x) + shift[:, :, None, None]

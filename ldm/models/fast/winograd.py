@@ -1,8 +1,7 @@
 """3x3 convolutions by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and Gray 2016), for float32 on a CPU.
 
-A tile of 4x4 outputs takes 36 products instead of 144. The polynomials are taken at 0, plus and minus 1/sqrt(2), plus
-and minus sqrt(2) and infinity: the usual points 0, 1, -1, 2, -2 have three times the error, these at most twice that of
-the direct sum.
+A tile of 4x4 outputs takes 36 products instead of 144. The polynomials are evaluated at 0, +-1/sqrt(2), +-sqrt(2) and
+infinity: the error is at most twice that of a direct sum, a third of that of the usual points 0, 1, -1, 2, -2.
 """
 
 from __future__ import annotations
@@ -18,25 +17,23 @@ from torch.nn import functional as F
 TILE = 4  # outputs along a side
 SEEN = 6  # inputs along a side
 POINTS = (0.0, -math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(2), math.sqrt(2))
-WORK = 2**22  # numbers of the transformed tiles that are worked on at a time: they stay in the cache
-FEW_TILES = 64  # of a map, up to which the filters are more than they, and are worked on part by part
-TOGETHER = 256  # tiles of several such maps
-FILTERS = 128  # at a time
-PAYS = {32 * 32: 128}  # positions of a map, and channels in and out, from which on it is sooner
+WORK = 2**22  # values of transformed tiles that are processed at a time: they stay in the cache
+FEW_TILES = 64  # tiles of a map up to which filters need more memory than tiles, and are processed in parts
+TOGETHER = 256  # tiles of several such maps that are processed at a time
+FILTERS = 128  # filters that are processed at a time
+PAYS = {32 * 32: 128}  # positions of a map and channels, in and out, from which on this is faster
 if torch.backends.cpu.get_cpu_capability() == "AVX512":
-    PAYS[16 * 16] = 640  # where the direct way waits for its weights; elsewhere this one has 0.7 of its speed
+    PAYS[16 * 16] = 640  # a direct convolution waits for its weights; with other instructions this has 0.7 of its speed
 
 
-def pays(weight: Tensor, positions: float) -> bool:
-    """Whether a weight (C', C, 3, 3) has the type and so many channels that maps of that many positions gain by it."""
-    channels = min(weight.shape[:2])
-    return weight.dtype == torch.float32 and any(
-        positions >= least and channels >= wide for least, wide in PAYS.items()
-    )
+def least_positions(weight: Tensor) -> float:
+    """Return the positions H x W from which on this is faster for a weight (C', C, 3, 3), infinity if never."""
+    channels = min(weight.shape[:2]) if weight.dtype == torch.float32 else 0
+    return min((positions for positions, wide in PAYS.items() if channels >= wide), default=math.inf)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None = None) -> Tensor:
-    """The 3x3 convolution, padded by 1, of x (B, C, H, W) that lies channels last, plus `other` (B, C', H, W)."""
+    """Convolve channels-last x (B, C, H, W), padded by 1, with a weight (C', C, 3, 3) and add `other` (B, C', H, W)."""
     batch, channels, height, width = x.shape
     down, across = -(-height // TILE), -(-width // TILE)
     out = x.new_empty(batch, TILE * down, TILE * across, len(weight))
@@ -59,20 +56,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | Non
 
 
 def _filters(weight: Tensor) -> Tensor:
-    """The transform of a weight (C', C, 3, 3), (36, C, C')."""
+    """Transform a weight (C', C, 3, 3) to (36, C, C')."""
     made = _transforms()[1] @ weight.reshape(-1, 9).t()  # (36, C' * C)
     return made.view(SEEN**2, *weight.shape[:2]).transpose(1, 2)
 
 
 def _filtered_by_parts(tiles: Tensor, weight: Tensor) -> Tensor:
-    """Transformed tiles (36, N, C) times filters, (36, N, C'), of which only some exist at a time."""
+    """Multiply transformed tiles (36, N, C) by filters, a part of them at a time: (36, N, C')."""
     return torch.cat([torch.bmm(tiles, _filters(part)) for part in weight.split(FILTERS)], dim=2)
 
 
 def _fill(out: Tensor, x: Tensor, top: int, bias: Tensor | None, filtered: Callable[[Tensor], Tensor]) -> None:
-    """Fill the rows `out` (B, 4 n, 4 m, C') from `top` on with the convolution of x (B, H, W, C).
+    """Write the convolution of x (B, H, W, C) from row `top` on to `out` (B, 4 n, 4 m, C').
 
-    `filtered` multiplies transformed tiles (36, N, C) by filters, which gives (36, N, C').
+    `filtered` multiplies transformed tiles (36, N, C) by filters: (36, N, C').
     """
     (_, height, width, channels), (batch, tall, wide, outputs) = x.shape, out.shape
     down, across = tall // TILE, wide // TILE
@@ -95,10 +92,10 @@ def _fill(out: Tensor, x: Tensor, top: int, bias: Tensor | None, filtered: Calla
 
 @cache
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:
-    """What tiles (36, 36), filters (36, 9) and products (16, 36) are multiplied by, along both sides at once.
+    """Return the matrices that transform tiles (36, 36), filters (36, 9) and products (16, 36), along both sides.
 
-    Row i of the first is the polynomial through all points but the i-th; the others are powers of the points (Lavin
-    and Gray 2016, section 4). Powers of two are moved between them, so that all numbers keep their size.
+    Row i of the first holds the polynomial with all points but the i-th as roots; the others hold powers of the points
+    (Lavin and Gray 2016, section 4). Powers of two are moved between them to keep magnitudes near 1.
     """
     points = torch.tensor(POINTS, dtype=torch.float64)
     inputs, filters = torch.zeros(SEEN, SEEN, dtype=torch.float64), torch.zeros(SEEN, 3, dtype=torch.float64)
@@ -118,7 +115,7 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _polynomial(roots: list[float]) -> Tensor:
-    """The coefficients of the product of (x - root), the constant first."""
+    """Return the coefficients of the product of (x - root), the constant first."""
     coefficients = torch.ones(1, dtype=torch.float64)
     for root in roots:
         coefficients = F.pad(coefficients, (1, 0)) - root * F.pad(coefficients, (0, 1))

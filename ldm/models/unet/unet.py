@@ -5,7 +5,6 @@ Parameters are named as in diffusers' `UNet2DConditionModel` and, with plain att
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 
@@ -107,35 +106,16 @@ class UNet(nn.Module):
         return [attention.project(context) for attention in self._cross_attentions]
 
     def denoise(self, latents: Tensor, embedding: Tensor, projected: list[KeysValues]) -> Tensor:
-        """`forward` with its constants made before: `embed_time` (B or 1, E) and `project_context`."""
-        return self.denoise_with(None, latents, embedding, projected)[0]
-
-    def denoise_with(
-        self, deep: Tensor | None, latents: Tensor, embedding: Tensor, projected: list[KeysValues]
-    ) -> tuple[Tensor, Tensor]:
-        """What `denoise` gives, and the deep features (B, C, h, w) behind it, which may be given to another call.
-
-        Then all is skipped but the first convolution, whose skip is new, the last ResNet block with its attention, and
-        the output (DeepCache's branch 1: Ma, Fang and Wang 2024, section 3.2). From call to call of a sampler deep
-        features change little.
-        """
-        first = self.conv_in(latents.to(self.dtype))
-        shifts = embedding.split(self.shift_channels, dim=1)
-        if deep is None:
-            deep = self._deep(first, iter(shifts), iter(projected))
-        last = iter(projected[len(projected) - self.config.attention_layers[0] :])
-        h = self.up_blocks[-1](deep, iter(shifts[-1:]), last, skips=[first], layers=slice(-1, None))
-        return self.conv_out(F.silu(self.conv_norm_out(h))), deep
-
-    def _deep(self, h: Tensor, shifts: Iterator[Tensor], projected: Iterator[KeysValues]) -> Tensor:
-        """All between the first convolution and the last layer of the way up."""
-        skips = [h]  # given by name, since DeepSpeed copies lists that are given by place
+        """`forward` from what stays the same while sampling: `embed_time` (B or 1, E) and `project_context`."""
+        h = self.conv_in(latents.to(self.dtype))
+        shifts, contexts = iter(embedding.split(self.shift_channels, dim=1)), iter(projected)
+        skips = [h]  # passed by keyword, since DeepSpeed copies lists that are positional arguments
         for down_block in self.down_blocks:
-            h = down_block(h, shifts, projected, skips=skips)
-        h = self.mid_block(h, shifts, projected)
-        for up_block in self.up_blocks[:-1]:
-            h = up_block(h, shifts, projected, skips=skips)
-        return self.up_blocks[-1](h, shifts, projected, skips=skips, layers=slice(-1))
+            h = down_block(h, shifts, contexts, skips=skips)
+        h = self.mid_block(h, shifts, contexts)
+        for up_block in self.up_blocks:
+            h = up_block(h, shifts, contexts, skips=skips)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
 
     @property
     def dtype(self) -> torch.dtype:
