@@ -21,15 +21,15 @@ def info(
     measure: Annotated[
         str | None, typer.Option(metavar="DATA", help="Measure the autoencoder's latent statistics on this data.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=2, help="Of --measure.  [default: 4096]")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Images for --measure.  [default: 4096]")] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Write what was measured into the autoencoder's folder.")
+        bool, typer.Option("--write", help="Write the measured statistics to the autoencoder's folder.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document of raw numbers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document of raw numbers.")] = False,
 ) -> None:
-    """Tell a model's size by part, its shapes, its cost, its latent statistics and what it was trained with."""
+    """Show a model's parameters by part, shapes, cost, latent statistics and training."""
     if measure is None and (write or images is not None):
-        raise UserError("--write and --images belong to --measure DATA")
+        raise UserError("--write and --images need --measure DATA")
     from ldm.info.describe import describe
     from ldm.info.report import report
     from ldm.info.text import as_text

@@ -1,8 +1,15 @@
-"""Where networks run, and what can be computed there."""
+"""Devices: which one networks run on, what it can compute, and the meta device, on which networks take no memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ldm.errors import UserError
 
@@ -27,3 +34,28 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     known: dict[str, object] = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+
+
+INITIALIZERS = {nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_}
+SHAPE_PRESERVING = {F.group_norm, F.layer_norm, F.silu, F.gelu}
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Skip random initial values, and without gradients also norms and activations.
+
+    On the meta device they take most of the time, and `normal_` imports torch's compiler.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in INITIALIZERS:
+            return args[0] if args else kwargs["tensor"]
+        if func in SHAPE_PRESERVING and not torch.is_grad_enabled():
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Create tensors and networks on the meta device: they have shapes and take no memory."""
+    with torch.device("meta"), ShapesOnly():
+        yield

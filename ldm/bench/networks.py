@@ -10,22 +10,21 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.root import Config
+from ldm.devices import on_meta
 from ldm.generation.cuda_graphs import CUDAGraphUNet
-from ldm.info.cost import flops, make_networks
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.fields import autoencoder_to_fields
 from ldm.models.compiling import compile_blocks
+from ldm.models.cost import autoencoder_flops, unet_flops
 from ldm.models.fast import prepare_for_sampling
 from ldm.models.unet.unet import UNet
 from ldm.storage.fields import EXTRA, Fields
-from ldm.storage.weights import WithoutInitialValues
 
 N = TypeVar("N", bound=nn.Module)
 M = TypeVar("M", UNet, Autoencoder)
@@ -38,7 +37,7 @@ def random_network(make: Callable[[], N], seed: int = 0) -> N:
 
     They are small enough that outputs stay finite, and memory is taken once.
     """
-    with torch.device("meta"), WithoutInitialValues():
+    with on_meta():
         network = make()
     network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +83,7 @@ def _filled(kind: Any, fields: Fields, network: nn.Module) -> Any:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # it warns of every change of a network's type
-    with torch.device("meta"), WithoutInitialValues():
+    with on_meta():
         theirs = kind.from_config(_known(fields))
     theirs.load_state_dict(network.state_dict(), assign=True)
     return theirs.eval()
@@ -114,10 +113,11 @@ def recorded(unet: UNet) -> UNet | CUDAGraphUNet:
 
 
 def operations(config: Config) -> dict[str, int]:
-    """Floating-point operations of one call of each network of a configuration, on one sample: as `ldm info` has them.
+    """Count the operations of each network of a configuration on one sample: `unet`, `encode` and `decode`.
 
-    They are those of the plain networks: what ours computes once a prompt counts in every call.
+    These are the operations of the plain networks: what ours computes once per prompt counts in every call.
     """
-    contents = Contents(unet=config.unet, autoencoder=config.autoencoder)
+    with on_meta():
+        unet, autoencoder = UNet(config.need_unet()), Autoencoder(config.autoencoder)
     side = config.data.size // config.autoencoder.downsampling_factor
-    return flops(contents, make_networks(contents), side, TOKENS)
+    return {"unet": unet_flops(unet, side, TOKENS), **autoencoder_flops(autoencoder, side)}

@@ -1,4 +1,4 @@
-"""What a target is: the sections of its networks, the parameters its files hold, what it was trained with."""
+"""Describe a target of `ldm info`: the configuration of its networks, its stored parameters and its training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ldm.info.parameters import Counts, by_part
 from ldm.models.autoencoder.fields import autoencoder_from_fields
 from ldm.storage.fields import Fields, load_fields
 
-# The sections of a pipeline's folders; what else has weights, such as a safety checker, goes by its folder's name.
+# Sections by folder of a pipeline; other networks, such as a safety checker, go by the name of their folder.
 SECTIONS = {
     "vae": "autoencoder",
     "vqvae": "autoencoder",
@@ -53,19 +53,19 @@ READERS: dict[str, Callable[[Fields, Path], Any]] = {
 
 @dataclass(frozen=True)
 class Description:
-    """All that is known of a target before anything is counted."""
+    """Facts about a target before anything is counted."""
 
     target: str
     kind: str
     contents: Contents
-    stored: dict[str, Counts] | None = None  # parameters that files hold, by section and name; None: there are no files
-    config: Config | None = None  # what it was or is to be trained with
-    step: int | None = None  # at which it was saved
-    notes: list[str] = field(default_factory=list)  # what could not be followed
+    stored: dict[str, Counts] | None = None  # parameters in files, by section and name; None without files
+    config: Config | None = None  # that trained or will train it
+    step: int | None = None  # of the checkpoint
+    notes: list[str] = field(default_factory=list)  # what could not be read
 
     @property
     def stage(self) -> str | None:
-        """Which of the configuration's trainings it is of; None without a configuration."""
+        """Training stage of the configuration; None without one."""
         if self.config is None:
             return None
         if self.config.classifier is not None:
@@ -74,14 +74,14 @@ class Description:
 
     @property
     def tokens(self) -> int:
-        """Of the context: of the text, one of a class, CLIP's 77 where there is a U-Net alone."""
+        """Length of the context: of the text, 1 for a class, CLIP's 77 for a U-Net alone."""
         if self.contents.classes is not None:
             return 1
         return 77 if self.contents.text is None else self.contents.text.max_length
 
     @property
     def latent_side(self) -> int | None:
-        """Of the latents it was or is to be trained on; None where nothing says it."""
+        """Height and width of the latents in training; None if unknown."""
         autoencoder, unet = self.contents.autoencoder, self.contents.unet
         if self.stored is None and self.config is not None and autoencoder is not None:
             return self.config.data.size // autoencoder.downsampling_factor
@@ -91,9 +91,12 @@ class Description:
 
 
 def describe(target: str) -> Description:
-    """A configuration (name or path), a run, a directory in diffusers layout, a built-in model or a single file.
+    """Describe a configuration (name or path), a run, a diffusers directory, a built-in model or a single file.
 
-    A name of both a built-in model and a configuration means the model. UserError when it is none of them, or damaged.
+    A name that both a built-in model and a configuration have means the model.
+
+    Raises:
+        UserError: if the target is none of these, or damaged.
     """
     path = Path(target).expanduser()
     if path.is_file():
@@ -105,13 +108,13 @@ def describe(target: str) -> Description:
     if target in configuration.names():
         return of_config(target, configuration.load(target))
     raise UserError(
-        f"nothing to tell of {target!r}: neither a file, a run, a diffusers directory nor a built-in model, "
-        f"nor one of the configurations {', '.join(configuration.names())}"
+        f"{target!r} is not a file, a run, a diffusers directory, a built-in model or one of the configurations "
+        f"{', '.join(configuration.names())}"
     )
 
 
 def of_config(target: str, config: Config) -> Description:
-    """A configuration, of which nothing is on the disk."""
+    """Describe a configuration."""
     return Description(target, "configuration", Contents.of_config(config), config=config)
 
 
@@ -122,9 +125,9 @@ def _file(target: str, path: Path) -> Description:
             return Description(target, "configuration of the original", original)
         return of_config(target, configuration.load(path))
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        raise UserError(f"{path} is a pickle: make it a safetensors file with `ldm convert`, then ask again")
+        raise UserError(f"{path} is a pickle: convert it to safetensors with `ldm convert` first")
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is neither a configuration (.yaml) nor a file of weights (.safetensors)")
+        raise UserError(f"{path} is neither a configuration (.yaml) nor weights (.safetensors)")
     headers, metadata = read_headers(path)
     shapes = {name: header.shape for name, header in headers.items()}
     contents, notes = _contents(shapes, metadata, path)
@@ -133,7 +136,7 @@ def _file(target: str, path: Path) -> Description:
 
 
 def _contents(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], path: Path) -> tuple[Contents, list[str]]:
-    """What a single file's header or its shapes tell of its networks, and why they tell nothing."""
+    """Return the contents of a single file by its metadata or its shapes, and notes on why they are unknown."""
     try:
         found = contents_from_metadata(metadata, str(path))
     except UserError as error:
@@ -141,14 +144,14 @@ def _contents(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], path
     try:
         return found or recognise(shapes, str(path)), []
     except UserError:
-        return Contents(), ["it is of no published configuration, or of several: its parameters alone are known"]
+        return Contents(), ["it matches no published configuration, or several: only its parameters are known"]
 
 
 def _folder(target: str, folder: Path) -> Description:
     newest, steps = find_model(folder), step_folders(folder)
     networks = _networks(newest)
     if not networks:
-        raise UserError(f"{folder} holds no model: neither config.json, model_index.json nor a finished step")
+        raise UserError(f"{folder} is not a model: it has no config.json, model_index.json or finished step")
     sections, notes = _sections(networks, newest)
     stored = {name: _counts(read_folder(path), sections.get(name)) for name, path in networks.items()}
     notes += [f"{networks[name]} has no .safetensors to count" for name, counts in stored.items() if not counts]
@@ -160,7 +163,7 @@ def _folder(target: str, folder: Path) -> Description:
 
 
 def _networks(folder: Path) -> dict[str, Path]:
-    """The folders of networks, by section."""
+    """Return the folders of networks, by section."""
     if (folder / "config.json").is_file():
         return {_section_of(load_fields(folder / "config.json")): folder}
     found = sorted(path.parent for path in folder.glob("*/config.json"))
@@ -175,7 +178,7 @@ def _section_of(fields: Fields) -> str:
 
 
 def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The sections of what a folder holds, and why we do not have the others."""
+    """Read the sections of a folder's networks; return notes on those that are unsupported."""
     sections: dict[str, Any] = {}
     notes = []
     files = {name: path / "config.json" for name, path in networks.items() if name in READERS}
@@ -190,7 +193,7 @@ def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], 
 
 
 def _counts(headers: dict[str, Header], section: Section | None) -> Counts:
-    """Parameters by name, without what files of text encoders hold besides and nobody uses."""
+    """Return the parameters by name, without unused tensors of text encoders."""
     if isinstance(section, TextSection):
         headers = network_tensors(headers, section.kind)
     return {name: header.parameters for name, header in headers.items()}

@@ -1,4 +1,4 @@
-"""Latent statistics of an autoencoder on other data than its own (Rombach et al. 2022, appendix G)."""
+"""Measure the latent statistics of an autoencoder on other data (Rombach et al. 2022, appendix G)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from ldm.data.sources import open_source
 from ldm.errors import UserError
 from ldm.info.describe import Description
 from ldm.info.headers import read_folder
-from ldm.info.report import statistics
+from ldm.info.report import latent_statistics
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.storage.weights import DTYPES
 from ldm.training.latents import channel_statistics
 
 
 def measure(description: Description, data: str, images: int, write: bool) -> dict[str, Any]:
-    """Measure over so many images of `data`, by all processes; the statistics before and after, and their moments.
+    """Measure the statistics over the first images of `data`, with all processes.
 
-    With `write` the autoencoder's folder gets them. UserError where there are no weights in a folder, and where a
-    U-Net stands beside it, which was trained on latents of the old statistics.
+    Args:
+        write: whether to store them in the autoencoder's folder.
+
+    Raises:
+        UserError: if the target is not a folder with an autoencoder, or if `write` would change the latents below a
+            U-Net that was trained on them.
     """
     from accelerate import Accelerator
 
@@ -31,11 +35,11 @@ def measure(description: Description, data: str, images: int, write: bool) -> di
         )
     folder = find_autoencoder(description.target)
     if write:
-        _check_alone(folder)
+        _check_no_unet(folder)
     autoencoder = Autoencoder.from_pretrained(folder).eval()
-    before, size = statistics(autoencoder.config), autoencoder.config.sample_size
+    before, size = latent_statistics(autoencoder.config), autoencoder.config.sample_size
     accelerator = Accelerator()
-    with accelerator.main_process_first():  # one process renders or downloads, the others find it done
+    with accelerator.main_process_first():  # which renders or downloads the data
         source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=images)))
     means, deviations = channel_statistics(autoencoder.to(accelerator.device), source, size, images, accelerator)
     autoencoder.set_statistics(means, deviations)
@@ -48,14 +52,14 @@ def measure(description: Description, data: str, images: int, write: bool) -> di
         "mean": means.tolist(),
         "std": deviations.tolist(),
         "before": before,
-        "after": statistics(autoencoder.config),
+        "after": latent_statistics(autoencoder.config),
         "written": write,
     }
 
 
-def _check_alone(folder: Path) -> None:
-    if (folder.parent / "unet").is_dir():
+def _check_no_unet(folder: Path) -> None:
+    if (unet := folder.parent / "unet").is_dir():
         raise UserError(
-            f"the U-Net in {folder.parent / 'unet'} was trained on latents of the old statistics: copy {folder} to a "
-            "folder of its own before --write"
+            f"the U-Net in {unet} was trained on latents with the old statistics: copy {folder} to a separate folder "
+            "before --write"
         )

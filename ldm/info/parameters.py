@@ -1,22 +1,19 @@
-"""Parameters by part, whether they are a network's or those that a file's header tells of."""
+"""Parameter counts by part, from the names of a network's or a file's tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 Counts = dict[str, int]
 
-# Parts of an autoencoder, by how the names of their parameters start; what has no entry counts in the total alone.
+# Parts of an autoencoder, by prefixes of parameter names; other parameters count in the total only.
 AUTOENCODER = {
     "encoder": ("encoder.", "quant_conv."),
     "decoder": ("decoder.", "post_quant_conv."),
     "codebook": ("quantize.",),
-    "loss": ("loss.",),  # the discriminator in training's own files
+    "loss": ("loss.",),  # the discriminator in CompVis' training checkpoints
 }
-
-# Parts of a single file of a whole model, by where the names of their parameters begin.
+# Parts of a single file of a whole model, by prefixes.
 PREFIXES = {
     "model.diffusion_model.": "unet",
     "first_stage_model.": "autoencoder",
@@ -25,7 +22,7 @@ PREFIXES = {
     "conditioner.embedders.1.": "text_2",
     "model_ema.": "ema",
 }
-# Networks alone in a file, of the original naming and of diffusers' and transformers', by how a name begins.
+# Single networks in a file, with CompVis', diffusers' and transformers' names.
 ALONE = {
     "autoencoder": ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.", "loss."),
     "text": ("text_model.", "embeddings.", "transformer."),
@@ -36,19 +33,15 @@ ALONE = {
 }
 
 
-def of_network(network: nn.Module) -> Counts:
-    """Number of values of each parameter."""
-    return {name: weight.numel() for name, weight in network.named_parameters()}
-
-
 def totals(part: str, counts: Mapping[str, int]) -> Counts:
-    """The parameters of a part: of its own parts, where it is an autoencoder, and of all."""
-    own = {name: _sum(counts, starts) for name, starts in AUTOENCODER.items()} if part == "autoencoder" else {}
+    """Sum the parameters of a part: `total`, and for an autoencoder each of its own parts."""
+    prefixes = AUTOENCODER if part == "autoencoder" else {}
+    own = {name: sum(n for key, n in counts.items() if key.startswith(starts)) for name, starts in prefixes.items()}
     return {name: count for name, count in own.items() if count} | {"total": sum(counts.values())}
 
 
 def by_part(counts: Mapping[str, int]) -> dict[str, Counts]:
-    """The parameters of a single file by part; their names lose what stands for the part."""
+    """Group the parameters of a single file by part, and remove the parts' prefixes from their names."""
     parts: dict[str, Counts] = {}
     for name, count in counts.items():
         part, rest = _part_of(name)
@@ -61,7 +54,3 @@ def _part_of(name: str) -> tuple[str, str]:
         if name.startswith(prefix):
             return part, name.removeprefix(prefix)
     return next((part for part, starts in ALONE.items() if name.startswith(starts)), "other"), name
-
-
-def _sum(counts: Mapping[str, int], starts: tuple[str, ...]) -> int:
-    return sum(count for name, count in counts.items() if name.startswith(starts))

@@ -1,4 +1,4 @@
-"""The answer of `ldm info` as lines of aligned text."""
+"""The report of `ldm info` as aligned text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ NAMES = {
     "unet": "U-Net",
     "text": "text encoder",
     "text_2": "second text encoder",
-    "classes": "table of classes",
-    "spatial": "spatial segmentation_map",
+    "classes": "class table",
+    "spatial": "segmentation map encoder",
     "ema": "averages (EMA)",
 }
 
 
 def as_text(facts: Report) -> str:
-    """Lines of aligned text."""
+    """Format a report as lines of aligned text."""
     lines = [f"{facts['target']}: a {facts['kind']}", "", *_table(facts["parameters"], facts["memory"]), ""]
     rows = [(name, value) for name, value in _rows(facts) if value]
     width = max((len(name) for name, _ in rows), default=0)
@@ -29,9 +29,8 @@ def _table(parameters: Report, memory: Report) -> list[str]:
         if name == "total":
             rows.append((name, f"{count:,}", size(memory["float32"]), size(memory["bfloat16"])))
             continue
-        rows.append(
-            (f"  {NAMES.get(name, name)}", f"{count['total']:,}", size(4 * count["total"]), size(2 * count["total"]))
-        )
+        total = count["total"]
+        rows.append((f"  {NAMES.get(name, name)}", f"{total:,}", size(4 * total), size(2 * total)))
         rows += [(f"    {part}", f"{n:,}", "", "") for part, n in count.items() if part != "total"]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return [
@@ -41,7 +40,7 @@ def _table(parameters: Report, memory: Report) -> list[str]:
 
 
 def _rows(facts: Report) -> list[tuple[str, str]]:
-    calls = {"unet": "a U-Net call", "encode": "to encode", "decode": "to decode"}
+    calls = {"unet": "per U-Net call", "encode": "to encode", "decode": "to decode"}
     flops = [f"{operations(count)} {calls[name]}" for name, count in facts.get("flops", {}).items()]
     memory = [
         f"{size(count)} for the {NAMES.get(stage, stage)}" for stage, count in facts["memory"]["training"].items()
@@ -50,8 +49,8 @@ def _rows(facts: Report) -> list[tuple[str, str]]:
         ("image", shape(facts.get("image"))),
         ("latents", shape(facts.get("latents")) + _scaling(facts.get("latent_statistics"))),
         ("context", shape(facts.get("context"))),
-        ("FLOPs", ", ".join(flops) + " (batch of one; multiply and add are two)" if flops else ""),
-        ("to train", ", ".join(memory) + ": weights, gradients, Adam, EMA; activations on top" if memory else ""),
+        ("FLOPs", ", ".join(flops) + " (batch of one; multiply and add count as two)" if flops else ""),
+        ("to train", ", ".join(memory) + " (weights, gradients, Adam, EMA; without activations)" if memory else ""),
         ("predicts", _diffusion(facts.get("diffusion"))),
         ("training", _trained(facts.get("training"))),
         *_measured(facts.get("measured")),
@@ -93,7 +92,7 @@ def _trained(training: Report | None) -> str:
 def _measured(measured: Report | None) -> list[tuple[str, str]]:
     if measured is None:
         return []
-    written = "written" if measured["written"] else "not written: --write does"
+    written = "written" if measured["written"] else "not written: add --write"
     return [
         ("measured", f"{measured['images']:,} images of {measured['data']}"),
         ("  mean of z", number(measured["mean"])),
@@ -104,22 +103,22 @@ def _measured(measured: Report | None) -> list[tuple[str, str]]:
 
 
 def shape(sides: list[int] | None) -> str:
-    """Such as 4x32x32."""
+    """Format a shape, such as 4x32x32."""
     return "" if sides is None else "x".join(map(str, sides))
 
 
 def number(value: float | list[float] | None) -> str:
-    """To six digits, or several of them."""
+    """Format a number or several of them with six digits."""
     return " ".join(f"{part:.6g}" for part in value) if isinstance(value, list) else f"{value:.6g}"
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that leaves at most four digits before the point."""
+    """Format bytes in the unit that leaves at most four digits before the point."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def operations(count: float) -> str:
-    """FLOPs in the unit that leaves at most four digits before the point."""
+    """Format operations in the unit that leaves at most four digits before the point."""
     return _scaled(count, 1000, ("", "k", "M", "G", "T", "P"))
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from ldm.devices import on_meta
 from ldm.errors import UserError
 from ldm.storage.fields import load_fields
 from ldm.storage.store import load_tensors, save_json, save_tensors
@@ -110,7 +110,7 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
 
     Raises UserError when a tensor is missing, left over or of another shape.
     """
-    with torch.device("meta"), WithoutInitialValues():
+    with on_meta():
         network = make()
     expected = network.state_dict()
     if missing := expected.keys() - tensors.keys():
@@ -126,18 +126,6 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
             raise UserError(f"{name} in {where} is of {tensor.dtype}, which are no weights: the file is damaged")
     network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return network.eval()
-
-
-INITIAL = {nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_}
-
-
-class WithoutInitialValues(TorchFunctionMode):
-    """Leaves out random initial values: on the meta device they take time, and normal ones import torch's compiler."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in INITIAL:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def _some(names: Any) -> str:

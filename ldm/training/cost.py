@@ -1,4 +1,4 @@
-"""What a step costs, counted on networks that take no memory, and what that means on GPUs of a kind."""
+"""Cost of a training step, counted on the meta device, and its time on GPUs of a kind."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.conditioning.classes import ClassEmbedder
 from ldm.conditioning.image.encoders import make_image_encoder
 from ldm.conditioning.spatial import make_spatial
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.config.root import Config
-from ldm.config.training import StageConfig
+from ldm.config.training import ClassifierStageConfig, StageConfig, UNetStageConfig
+from ldm.devices import on_meta
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
+from ldm.models.cost import ADAM, FLOAT32, count_forward, count_forward_backward, count_parameters, training_memory
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.unet.unet import UNet
 from ldm.training import image_embedding
@@ -29,204 +30,190 @@ from ldm.training.spatial import rescale_and_tell, tell_joined
 from ldm.training.stages.autoencoder import Reconstruction
 from ldm.training.texts import encode_and_tell, tell_context
 
-# Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, of the makers' data sheets.
+# Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, from the vendors' data sheets.
 PEAK = {"t4": 65, "v100": 125, "a10": 125, "l4": 121, "rtx3090": 71, "rtx4090": 165, "l40s": 362}
 PEAK |= {"a100": 312, "h100": 989, "h200": 989, "b200": 2250}
-UTILISATION = 0.35  # share of the peak that training such networks reaches, as published runs report 0.3 to 0.45
+UTILISATION = 0.35  # fraction of the peak that training such networks reaches; published runs report 0.3 to 0.45
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one image in one step."""
+    """Cost of one image in one training step."""
 
     parameters: dict[str, int]  # of each network
-    trained: int  # parameters that have gradients
-    flops: int  # forward, backward, and what has no gradient
+    trained: int  # parameters with gradients
+    flops: int  # forward, backward, and forward passes of frozen networks
     activations: int  # bytes kept for the backward pass, in float32
-    matrices: int = 0  # of the trained parameters, those of which Muon keeps one moment
+    matrices: int = 0  # trained parameters for which Muon keeps one moment
 
 
 def step_cost(stage: str, config: Config) -> StepCost:
-    """Count the parameters, operations and activations of a stage; UserError for what cannot be trained."""
-    with torch.device("meta"):
+    """Count the parameters, operations and activations of a stage.
+
+    Raises:
+        UserError: if the configuration cannot be trained.
+    """
+    with on_meta():
         return {"unet": _unet_cost, "autoencoder": _autoencoder_cost, "classifier": _classifier_cost}[stage](config)
 
 
 def seconds_on(flops: float, gpus: int, gpu: str) -> float:
-    """Seconds of that many operations on `gpus` GPUs of a kind out of `PEAK`; UserError for another kind."""
+    """Estimate the seconds that operations take on `gpus` GPUs of a kind in `PEAK`."""
     if gpu not in PEAK:
-        raise UserError(f"--gpu {gpu!r} is not known: one of {', '.join(PEAK)}")
+        raise UserError(f"--gpu {gpu!r} is unknown: choose one of {', '.join(PEAK)}")
     return flops / (gpus * PEAK[gpu] * 1e12 * UTILISATION)
 
 
 def memory(settings: StageConfig, cost: StepCost) -> float:
-    """Bytes of weights, gradients, optimiser and averages in one process; activations come on top."""
+    """Bytes of weights, gradients, optimizer moments and averages in one process, without activations."""
     total = sum(cost.parameters.values())
-    averages = 0 if settings.ema_device == "cpu" else 4 * total * (1 + len(settings.ema_others))
-    moments = (2 if settings.optimizer == "adamw8bit" else 8) * cost.trained
+    averages = 0 if settings.ema_device == "cpu" else total * (1 + len(settings.ema_others))
+    moments = (2 if settings.optimizer == "adamw8bit" else ADAM) * cost.trained
     if settings.optimizer == "muon":
-        moments -= 4 * cost.matrices
-    return 4 * total + 4 * cost.trained + moments + averages
+        moments -= FLOAT32 * cost.matrices
+    return training_memory(cost.trained, averages, total - cost.trained, moments)
 
 
 def _unet_cost(config: Config) -> StepCost:
-    settings, side = config.training.unet, config.data.size
-    unet = UNet(config.need_unet())
-    small = side // config.autoencoder.downsampling_factor
-    noisy, t = torch.empty(1, config.autoencoder.latent_channels, small, small), torch.zeros(1)
-    if strangers := [name for name in config.told if name not in CONDITIONS]:
-        raise UserError(f"train-unet cannot train with {', '.join(strangers)}: it knows {', '.join(CONDITIONS)}")
-    told = [CONDITIONS[name](config) for name in config.told]
-    trained = {name: part for one in told for name, part in one.trained.items()}
-    network = Conditioned(unet, trained, [one.teller for one in told])
-    freeze(network, settings.freeze)
-    inputs = [one.inputs for one in told]
-    flops, activations = _measured(network, lambda: network(noisy, t, *inputs), settings)
-    flops += sum(one.flops for one in told)
-    flops += 0 if settings.cache_latents else _encoding(config)
+    unet, conditionings = UNet(config.need_unet()), conditioning_inputs(config)
+    trained = {name: part for each in conditionings for name, part in each.trained.items()}
+    network = Conditioned(unet, trained, [each.conditioning_fn for each in conditionings])
     parts = {"U-Net": unet} | {name.replace("_", " "): part for name, part in trained.items()}
-    return StepCost(_sizes(parts), _trained(network), flops, activations, _matrices(network))
-
-
-@dataclass(frozen=True)
-class Told:
-    """A condition of one image, without weights or data."""
-
-    teller: Teller
-    inputs: tuple[Tensor, ...] = ()
-    trained: dict[str, nn.Module] = field(default_factory=dict)  # by their names in a pipeline
-    flops: int = 0  # outside of the trained network
-
-
-def _text(config: Config) -> Told:
-    assert config.text is not None
-    encoder = make_text_encoder(config.text)
-    ids = torch.zeros(1, config.text.max_length, dtype=torch.long)
-    if config.text.frozen:
-        flops, context = _forward(lambda: encoder(ids, torch.ones_like(ids)).context)
-        return Told(tell_context, (context,), flops=flops)
-    return Told(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
-
-
-def _rescaler(config: Config) -> Told:
-    assert config.spatial is not None
-    maps = torch.zeros(1, config.data.size, config.data.size, dtype=torch.uint8)
-    return Told(rescale_and_tell, (maps,), {"spatial": make_spatial(config.spatial)})
-
-
-def _inpainting(config: Config) -> Told:
-    autoencoder, images = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
-    flops = _forward(lambda: autoencoder.encode(images).mode())[0]
-    return replace(_low_resolution(config), flops=flops)
-
-
-def _low_resolution(config: Config) -> Told:
-    assert config.spatial is not None
-    small = config.data.size // config.autoencoder.downsampling_factor
-    return Told(tell_joined, (torch.empty(1, config.spatial.channels, small, small),))
-
-
-def _token(config: Config) -> Told:
-    assert config.classes is not None
-    return Told(tell_token, (torch.zeros(1, dtype=torch.long),), {"classes": ClassEmbedder(config.classes)})
-
-
-def _image(config: Config) -> Told:
-    assert config.image is not None
-    encoder, side = make_image_encoder(config.image), config.data.size
-    small = side // config.autoencoder.downsampling_factor
-    given = torch.empty(1, config.autoencoder.latent_channels, small, small)
-    given, kept = given if encoder.takes_latents else torch.empty(1, 3, side, side), torch.ones(1, 1, 1)
-    if config.image.frozen:
-        flops, context = _forward(lambda: encoder(given))
-        return Told(image_embedding.tell_what_is_kept, (context, kept), flops=flops)
-    return Told(image_embedding.encode_and_tell, (given, kept), {"image_encoder": encoder})
-
-
-CONDITIONS: dict[str, Callable[[Config], Told]] = {
-    "text": _text,
-    "classes": _token,
-    "class_table": lambda config: Told(tell_classes, (torch.zeros(1, dtype=torch.long),)),
-    "image": _image,
-    "segmentation_map": _rescaler,
-    "inpainting": _inpainting,
-    "low_resolution": _low_resolution,
-    "nothing": lambda config: Told(tell_nothing),
-}
+    cost = _latent_cost(config, config.training.unet, network, parts, *(each.inputs for each in conditionings))
+    return replace(cost, flops=cost.flops + sum(each.flops for each in conditionings))
 
 
 def _classifier_cost(config: Config) -> StepCost:
-    settings, side = config.training.classifier, config.data.size
     network = Classifier(config.need_classifier())
-    small = side // config.autoencoder.downsampling_factor
-    noisy, t = torch.empty(1, config.autoencoder.latent_channels, small, small), torch.zeros(1)
+    return _latent_cost(config, config.training.classifier, network, {"classifier": network})
+
+
+def _latent_cost(
+    config: Config,
+    settings: UNetStageConfig | ClassifierStageConfig,
+    network: nn.Module,
+    parts: dict[str, nn.Module],
+    *inputs: tuple[Tensor, ...],
+) -> StepCost:
+    """Cost of training a network on noisy latents, which are encoded in each step unless they are cached."""
     freeze(network, settings.freeze)
-    flops, activations = _measured(network, lambda: network(noisy, t), settings)
+    noisy, t = _latents(config, config.autoencoder.latent_channels), torch.zeros(1)
+    flops, activations = _step(network, lambda: network(noisy, t, *inputs), settings)
     flops += 0 if settings.cache_latents else _encoding(config)
-    return StepCost(_sizes({"classifier": network}), _trained(network), flops, activations, _matrices(network))
-
-
-def _encoding(config: Config) -> int:
-    """Operations of an image's way through the encoder."""
-    autoencoder, given = Autoencoder(config.autoencoder), torch.empty(1, 3, config.data.size, config.data.size)
-    return _forward(lambda: autoencoder.encode(given).mode())[0]
+    inner = inner_matrices(network)
+    matrices = sum(w.numel() for name, w in network.named_parameters() if name in inner and w.requires_grad)
+    return StepCost(_sizes(parts), count_parameters(network, trained_only=True), flops, activations, matrices)
 
 
 def _autoencoder_cost(config: Config) -> StepCost:
     settings, adversarial = config.training.autoencoder, config.loss.adversarial
     network = Reconstruction(Autoencoder(config.autoencoder), config.loss)
     freeze(network, settings.freeze)
-    side = config.data.size // config.autoencoder.downsampling_factor
-    images = torch.empty(1, config.autoencoder.in_channels, config.data.size, config.data.size)
-    noise = torch.empty(1, config.autoencoder.latent_channels, side, side)
-    flops, activations = _measured(network, lambda: network(images, noise)[0], settings)
-    parts, trained = {"autoencoder": network.autoencoder}, _trained(network)
+    images, noise = _images(config), _latents(config, config.autoencoder.latent_channels)
+    flops, activations = _step(network, lambda: network(images, noise)[0], settings)
+    parts: dict[str, nn.Module] = {"autoencoder": network.autoencoder}
+    trained = count_parameters(network, trained_only=True)
     if adversarial.weight:
         discriminator = PatchDiscriminator(adversarial, config.autoencoder.in_channels)
-        one, kept = _measured(discriminator, lambda: discriminator(images)[0], settings)
-        # Real and made images forward and backward, and made ones once more for the generator.
+        one, kept = _step(discriminator, lambda: discriminator(images)[0], settings)
+        # Forward and backward on images and reconstructions, and once more on reconstructions for the generator.
         flops, activations = flops + 3 * one, activations + kept
-        if adversarial.r1_weight:  # a gradient as a forward pass of its own, and backward through both
+        if adversarial.r1_weight:  # the gradient takes another forward pass, and backward goes through both
             flops += 2 * one // adversarial.r1_every
-        parts, trained = parts | {"discriminator": discriminator}, trained + _trained(discriminator)
+        parts["discriminator"] = discriminator
+        trained += count_parameters(discriminator, trained_only=True)
     return StepCost(_sizes(parts), trained, flops, activations)
 
 
-def _measured(network: nn.Module, run: Callable[[], Tensor], settings: StageConfig) -> tuple[int, int]:
-    """Operations of a forward and backward pass, and the bytes it keeps from one to the other besides weights."""
+def _step(network: nn.Module, run: Callable[[], Tensor], settings: StageConfig) -> tuple[int, int]:
     if settings.gradient_checkpointing:
         checkpoint_gradients(network)
-    weights = {id(weight) for weight in network.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in weights:
-            kept[id(tensor)] = tensor
-        return tensor
-
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = run()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-        out.sum().backward()
-    return counter.get_total_flops(), size
-
-
-def _forward(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
-    """Operations of a forward pass without gradients, and its result."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        out = run()
-    return counter.get_total_flops(), out
+    return count_forward_backward(network, run)
 
 
 def _sizes(networks: dict[str, nn.Module]) -> dict[str, int]:
-    return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
+    return {name: count_parameters(network) for name, network in networks.items()}
 
 
-def _trained(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+def _images(config: Config) -> Tensor:
+    return torch.empty(1, config.autoencoder.in_channels, config.data.size, config.data.size)
 
 
-def _matrices(network: nn.Module) -> int:
-    inner = inner_matrices(network)
-    return sum(weight.numel() for name, weight in network.named_parameters() if name in inner and weight.requires_grad)
+def _latents(config: Config, channels: int) -> Tensor:
+    side = config.data.size // config.autoencoder.downsampling_factor
+    return torch.empty(1, channels, side, side)
+
+
+def _encoding(config: Config) -> int:
+    """Operations of encoding one image to latents."""
+    autoencoder, images = Autoencoder(config.autoencoder), _images(config)
+    return count_forward(lambda: autoencoder.encode(images).mode())[0]
+
+
+@dataclass(frozen=True)
+class ConditioningInputs:
+    """Training inputs of a conditioning for one image, without weights or data."""
+
+    conditioning_fn: Teller
+    inputs: tuple[Tensor, ...] = ()
+    trained: dict[str, nn.Module] = field(default_factory=dict)  # by name in a pipeline
+    flops: int = 0  # outside of the trained network
+
+
+def conditioning_inputs(config: Config) -> list[ConditioningInputs]:
+    """Return the inputs of each conditioning of the denoiser."""
+    if unknown := [name for name in config.told if name not in CONDITIONINGS]:
+        raise UserError(f"train-unet cannot train with {', '.join(unknown)}: choose from {', '.join(CONDITIONINGS)}")
+    return [CONDITIONINGS[name](config) for name in config.told]
+
+
+def _text(config: Config) -> ConditioningInputs:
+    assert config.text is not None
+    encoder = make_text_encoder(config.text)
+    ids = torch.zeros(1, config.text.max_length, dtype=torch.long)
+    if config.text.frozen:
+        flops, context = count_forward(lambda: encoder(ids, torch.ones_like(ids)).context)
+        return ConditioningInputs(tell_context, (context,), flops=flops)
+    return ConditioningInputs(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
+
+
+def _segmentation_map(config: Config) -> ConditioningInputs:
+    assert config.spatial is not None
+    maps = torch.zeros(1, config.data.size, config.data.size, dtype=torch.uint8)
+    return ConditioningInputs(rescale_and_tell, (maps,), {"spatial": make_spatial(config.spatial)})
+
+
+def _concat(config: Config, flops: int = 0) -> ConditioningInputs:
+    assert config.spatial is not None
+    return ConditioningInputs(tell_joined, (_latents(config, config.spatial.channels),), flops=flops)
+
+
+def _image(config: Config) -> ConditioningInputs:
+    assert config.image is not None
+    encoder, kept = make_image_encoder(config.image), torch.ones(1, 1, 1)
+    images = _latents(config, config.autoencoder.latent_channels) if encoder.takes_latents else _images(config)
+    if config.image.frozen:
+        flops, context = count_forward(lambda: encoder(images))
+        return ConditioningInputs(image_embedding.tell_what_is_kept, (context, kept), flops=flops)
+    return ConditioningInputs(image_embedding.encode_and_tell, (images, kept), {"image_encoder": encoder})
+
+
+def _token(config: Config) -> ConditioningInputs:
+    assert config.classes is not None
+    return ConditioningInputs(tell_token, (_label(),), {"classes": ClassEmbedder(config.classes)})
+
+
+def _label() -> Tensor:
+    return torch.zeros(1, dtype=torch.long)
+
+
+CONDITIONINGS: dict[str, Callable[[Config], ConditioningInputs]] = {
+    "text": _text,
+    "classes": _token,
+    "class_table": lambda config: ConditioningInputs(tell_classes, (_label(),)),
+    "image": _image,
+    "segmentation_map": _segmentation_map,
+    "inpainting": lambda config: _concat(config, flops=_encoding(config)),
+    "low_resolution": _concat,
+    "nothing": lambda config: ConditioningInputs(tell_nothing),
+}

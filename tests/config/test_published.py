@@ -10,9 +10,8 @@ from torch import nn
 
 from ldm import config
 from ldm.config.root import Config
-from ldm.info.cost import make_networks
 from ldm.info.describe import of_config
-from ldm.info.report import report
+from ldm.info.report import make_networks, report
 
 COUNTS = json.loads((Path(__file__).parent / "param_counts.json").read_text())  # counted from the original code
 ROWS = [(section, name, count) for section, rows in COUNTS.items() for name, count in rows.items()]

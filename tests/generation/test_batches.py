@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.generation import TextToImage, batch_size
+from ldm.models.cost import image_memory, unet_width
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(pipe: TextToImage, narr
 def test_the_size_follows_the_free_memory(
     free: float, sizes: list[int], pipe: TextToImage, narrow: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = batch_size.image_memory(pipe.parts, (4, 16, 16), rows=2)
+    one = image_memory(pipe.parts.unet, pipe.parts.autoencoder, (4, 16, 16), rows=2)
     monkeypatch.setattr(batch_size, "free_memory", lambda device: pipe.pending + free * one)
     called = narrow(100, RuntimeError())
     draw(pipe, num_images=3)
@@ -97,7 +98,7 @@ def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
     pipe = TextToImage(tiny.bert())
     parts = pipe.parts.unet, pipe.parts.autoencoder
     assert pipe.pending == sum(weight.nbytes for part in parts for weight in part.parameters())
-    one = batch_size.image_memory(pipe.parts, (4, 16, 16), rows=2)
+    one = image_memory(pipe.parts.unet, pipe.parts.autoencoder, (4, 16, 16), rows=2)
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 8.5 * one)
     assert batch_size.automatic(pipe.parts, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
     assert batch_size.automatic(pipe.parts, (4, 16, 16), 2) == 4
@@ -108,21 +109,21 @@ def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> None:
     parts = pipe.parts
-    small = batch_size.image_memory(parts, (4, 16, 16), rows=1)
-    assert batch_size.image_memory(parts, (4, 32, 32), rows=1) == 4 * small
-    assert batch_size.image_memory(parts, (4, 16, 16), rows=20) > small
+    small = image_memory(parts.unet, parts.autoencoder, (4, 16, 16), rows=1)
+    assert image_memory(parts.unet, parts.autoencoder, (4, 32, 32), rows=1) == 4 * small
+    assert image_memory(parts.unet, parts.autoencoder, (4, 16, 16), rows=20) > small
     wider = tiny.unet_config(block_out_channels=(32, 64, 64))
-    assert batch_size.unet_width(wider) == 2 * batch_size.unet_width(parts.unet.config)
+    assert unet_width(wider) == 2 * unet_width(parts.unet.config)
 
 
 def test_a_containers_limit_counts_as_the_machines(tmp_path: Path) -> None:
-    assert list(batch_size._left_in_groups(tmp_path)) == []
+    assert list(batch_size._left_in_cgroups(tmp_path)) == []
     for name, text in {"memory.max": "max\n", "memory.current": "5\n"}.items():
         (tmp_path / name).write_text(text)
-    assert list(batch_size._left_in_groups(tmp_path)) == []  # no limit
+    assert list(batch_size._left_in_cgroups(tmp_path)) == []  # no limit
     (tmp_path / "memory.max").write_text("4096\n")
     (tmp_path / "memory.current").write_text("1096\n")
-    assert list(batch_size._left_in_groups(tmp_path)) == [3000]
+    assert list(batch_size._left_in_cgroups(tmp_path)) == [3000]
     assert 0 < batch_size.free_memory(torch.device("cpu")) < 1e15
 
 

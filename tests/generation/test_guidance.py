@@ -21,6 +21,7 @@ from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
 from ldm.errors import UserError, UserNote
 from ldm.generation import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batch_size
+from ldm.models.cost import image_memory, unet_width
 
 DOG, CATS = CAPTIONS[:2]
 
@@ -142,11 +143,12 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
     assert asked == [(4, False), (2, False), (1, False)]
 
 
-def test_a_way_back_through_both_networks_takes_more_memory_and_pixels_need_no_decoder(pipe: TextToImage) -> None:
+def test_a_backward_pass_takes_more_memory_and_a_pixel_model_needs_no_decoder(pipe: TextToImage) -> None:
     shape, pixels = (4, 16, 16), tiny.pixels()
-    once, back = (batch_size.image_memory(pipe.parts, shape, 2, backward) for backward in (False, True))
+    networks = pipe.parts.unet, pipe.parts.autoencoder
+    once, back = (image_memory(*networks, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
-    assert batch_size.image_memory(pixels, (3, 16, 16), 2) == 256 * 2 * batch_size.unet_width(pixels.unet.config) * 4
+    assert image_memory(pixels.unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet_width(pixels.unet.config) * 4
 
 
 def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(

@@ -1,4 +1,4 @@
-"""What a target is: files are told by their headers, runs by their configuration, all else is refused in one line."""
+"""Descriptions of files by their headers and of runs by their configuration; other targets raise an error."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def count(network: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def test_a_pipeline_has_the_parameters_of_its_networks(pipeline: Path) -> None:
+def test_the_report_of_a_pipeline_has_the_parameters_of_its_networks(pipeline: Path) -> None:
     parts, facts = random_parts(), report(describe(str(pipeline)))
     autoencoder = parts.autoencoder
     assert facts["kind"] == "pipeline"
@@ -61,10 +61,10 @@ def test_one_network_of_a_pipeline_is_described_alone(pipeline: Path) -> None:
     assert facts["kind"] == "network"
     assert facts["parameters"].keys() == {"unet", "total"}
     assert facts["flops"].keys() == {"unet"}
-    assert facts["context"] == [77, 16]  # CLIP's length, where no text encoder tells another
+    assert facts["context"] == [77, 16]  # CLIP's length, without a text encoder
 
 
-def test_a_run_tells_its_step_and_what_it_was_trained_with(tmp_path: Path) -> None:
+def test_the_report_of_a_run_has_its_step_and_training_options(tmp_path: Path) -> None:
     step = tmp_path / "run" / "step-000400"
     save_pipeline(random_parts(), step)
     (step / "config.yaml").write_text(config.dump(config.load("tiny")))
@@ -83,7 +83,7 @@ def test_a_name_of_a_model_and_of_a_configuration_means_the_model() -> None:
     assert describe("configs/emoji.yaml").kind == "configuration"
 
 
-def test_the_built_in_model_is_told_in_lines_that_fit_a_terminal() -> None:
+def test_the_report_of_the_built_in_model_fits_a_terminal() -> None:
     lines = as_text(report(describe("emoji"))).splitlines()
     assert lines[0] == "emoji: a pipeline"
     assert any(line.startswith("latents") and "4x16x16, scaling factor" in line for line in lines)
@@ -91,7 +91,7 @@ def test_the_built_in_model_is_told_in_lines_that_fit_a_terminal() -> None:
 
 
 def sparse(path: Path, shapes: dict[str, list[int]]) -> None:
-    """A safetensors file whose numbers take no room on the disk."""
+    """Write a safetensors file whose tensors take no space on the disk."""
     header, at = {}, 0
     for name, shape in shapes.items():
         size = 4 * int(torch.tensor(shape).prod())
@@ -104,7 +104,7 @@ def sparse(path: Path, shapes: dict[str, list[int]]) -> None:
 
 
 def test_parameters_of_a_file_are_counted_from_its_header_alone(tmp_path: Path) -> None:
-    """Its tensors, 40 GB of them, are not there to be read."""
+    """Its 40 GB of tensors do not exist."""
     path = tmp_path / "model.safetensors"
     sparse(
         path,
@@ -125,8 +125,8 @@ def test_parameters_of_a_file_are_counted_from_its_header_alone(tmp_path: Path) 
     }
 
 
-def test_a_file_of_a_published_model_is_known_by_its_shapes(tmp_path: Path) -> None:
-    """Of the original naming and 6 GB large, which are not there."""
+def test_a_file_of_a_published_model_is_recognized_by_its_shapes(tmp_path: Path) -> None:
+    """With CompVis' names; its 6 GB of tensors do not exist."""
     loaded = config.load("published/txt2img-1p4B")
     contents = Contents.of_config(loaded)
     shapes: dict[str, list[int]] = {}
@@ -141,7 +141,7 @@ def test_a_file_of_a_published_model_is_known_by_its_shapes(tmp_path: Path) -> N
         assert facts[name] == expected[name], name
 
 
-def test_a_file_that_we_wrote_tells_its_configuration_in_its_header(tmp_path: Path) -> None:
+def test_a_file_written_by_ldm_has_its_configuration_in_its_header(tmp_path: Path) -> None:
     sizes = {"latent_channels": 2, "block_out_channels": (32, 32), "layers_per_block": 1, "sample_size": 16}
     contents = Contents(autoencoder=AutoencoderConfig(**sizes))
     autoencoder = contents.make("autoencoder")
@@ -160,7 +160,7 @@ def test_a_damaged_configuration_in_a_header_is_a_note(tmp_path: Path) -> None:
     assert "ldm.config in its header is no JSON" in facts["notes"][0]
 
 
-def test_positions_and_counters_are_no_parameters(tmp_path: Path) -> None:
+def test_positions_and_counters_are_not_counted_as_parameters(tmp_path: Path) -> None:
     weights = {"text_model.embeddings.position_ids": torch.arange(7), "text_model.weight": torch.zeros(3).bfloat16()}
     save_tensors(tmp_path / "model.safetensors", weights)
     assert report(describe(str(tmp_path / "model.safetensors")))["parameters"]["total"] == 3
@@ -173,9 +173,7 @@ def test_shards_and_half_precision_variants_are_counted_once(pipeline: Path, tmp
     assert sharded["parameters"] == whole["parameters"]
 
 
-def test_a_field_that_we_do_not_have_is_a_note_and_the_parameters_are_counted_all_the_same(
-    pipeline: Path, tmp_path: Path
-) -> None:
+def test_an_unsupported_field_is_a_note_and_the_parameters_are_still_counted(pipeline: Path, tmp_path: Path) -> None:
     save_pipeline(random_parts(), tmp_path / "other")
     path = tmp_path / "other" / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
@@ -185,7 +183,7 @@ def test_a_field_that_we_do_not_have_is_a_note_and_the_parameters_are_counted_al
     assert "unet" not in facts["flops"]
 
 
-def test_parameters_of_a_folder_without_weights_are_those_of_its_configuration(pipeline: Path, tmp_path: Path) -> None:
+def test_parameters_of_a_folder_without_weights_come_from_its_configuration(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
     facts = report(describe(str(tmp_path / "unet")))
@@ -193,7 +191,7 @@ def test_parameters_of_a_folder_without_weights_are_those_of_its_configuration(p
     assert facts["notes"] == [f"{tmp_path / 'unet'} has no .safetensors to count"]
 
 
-def test_a_resumed_run_is_what_its_newest_step_is_and_not_what_lay_at_its_top(tmp_path: Path) -> None:
+def test_a_resumed_run_is_described_by_its_newest_step_and_not_by_files_at_its_top(tmp_path: Path) -> None:
     save_pipeline(random_parts(), tmp_path)
     (tmp_path / "model_index.json").unlink()
     random_parts().autoencoder.save_pretrained(tmp_path / "step-000900" / "vae")
@@ -201,7 +199,7 @@ def test_a_resumed_run_is_what_its_newest_step_is_and_not_what_lay_at_its_top(tm
     assert facts["parameters"].keys() == {"autoencoder", "total"}
 
 
-def test_what_is_nothing_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_unsupported_targets_raise_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
     (tmp_path / "cut.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{")
     for name, header in (
@@ -213,20 +211,23 @@ def test_what_is_nothing_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / f"{name}.safetensors").write_bytes(content)
     (tmp_path / "empty").mkdir()
     for target, words in (
-        (tmp_path / "model.ckpt", "is a pickle: make it a safetensors file with `ldm convert`"),
-        (tmp_path / "cut.safetensors", "is no whole safetensors file"),
-        (tmp_path / "list.safetensors", "its header is no table of tensors"),
-        (tmp_path / "metadata.safetensors", "its metadata are no table"),
+        (tmp_path / "model.ckpt", "is a pickle: convert it to safetensors with `ldm convert` first"),
+        (tmp_path / "cut.safetensors", "is not a complete safetensors file"),
+        (tmp_path / "list.safetensors", "its header is not a table of tensors"),
+        (tmp_path / "metadata.safetensors", "its metadata is not a table"),
         (tmp_path / "shape.safetensors", "a of shape [1099511627776] has 4 bytes"),
-        (tmp_path / "empty", "holds no model: neither config.json, model_index.json nor a finished step"),
-        ("nobody/nothing", "nothing to tell of 'nobody/nothing': neither a file, a run, a diffusers directory"),
+        (tmp_path / "empty", "is not a model: it has no config.json, model_index.json or finished step"),
+        (
+            "nobody/nothing",
+            "'nobody/nothing' is not a file, a run, a diffusers directory, a built-in model or one of the",
+        ),
     ):
-        with pytest.raises(UserError, match=re.escape(words)) as refused:
+        with pytest.raises(UserError, match=re.escape(words)) as error:
             describe(str(target))
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(error.value)
 
 
-def test_measured_statistics_are_written_on_request_alone_and_give_unit_variance(tmp_path: Path) -> None:
+def test_measured_statistics_are_written_on_request_only_and_give_unit_variance(tmp_path: Path) -> None:
     from ldm.info.measure import measure
 
     folder = tmp_path / "vae"
@@ -245,16 +246,16 @@ def test_measured_statistics_are_written_on_request_alone_and_give_unit_variance
     assert {header.dtype for header in read_folder(folder).values()} == {"F32"}
 
 
-def test_statistics_are_not_written_beneath_a_u_net_that_was_trained_on_the_old_ones(pipeline: Path) -> None:
+def test_statistics_are_not_written_below_a_u_net_that_was_trained_with_the_old_ones(pipeline: Path) -> None:
     from ldm.info.measure import measure
 
-    with pytest.raises(UserError, match="was trained on latents of the old statistics"):
+    with pytest.raises(UserError, match="was trained on latents with the old statistics"):
         measure(describe(str(pipeline)), "scenes", 16, write=True)
     with pytest.raises(UserError, match="--measure needs the folder of an autoencoder, not the configuration tiny"):
         measure(describe("tiny"), "scenes", 16, write=False)
 
 
-def test_the_originals_yaml_is_a_configuration_too() -> None:
+def test_a_compvis_configuration_is_described() -> None:
     path = Path(__file__).parents[1] / "checkpoint" / "golden" / "class-vq" / "config.yaml"
     shapes = json.loads((path.parent / "keys.json").read_text())["keys"]
     found = report(describe(str(path)))

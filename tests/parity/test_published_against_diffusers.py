@@ -7,8 +7,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm import config
-from ldm.info.cost import make_networks
 from ldm.info.describe import of_config
+from ldm.info.report import make_networks
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),

@@ -21,9 +21,9 @@ from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.files import load
+from ldm.devices import on_meta
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.storage.store import save_json
-from ldm.storage.weights import WithoutInitialValues
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def save_tokenizer(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("sd15")
     config = load("published/sd1")
-    with torch.device("meta"), WithoutInitialValues():
+    with on_meta():
         autoencoder, unet = Autoencoder(config.autoencoder), UNet(config.unet)
         text_encoder = make_text_encoder(CLIPConfig())
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964

@@ -19,8 +19,8 @@ from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.conditioning.text.open_clip_names import clip_config, clip_from_open_clip
 from ldm.conditioning.text.t5 import T5Config
+from ldm.devices import on_meta
 from ldm.errors import UserError
-from ldm.storage.weights import WithoutInitialValues
 
 END = 90
 IDS = torch.tensor([[89, 5, 17, 3, END, END, END, END], [89, 21, 9, 40, 41, 42, 7, END]])
@@ -263,7 +263,7 @@ KINDS = {"bert": BertConfig, "ldm_bert": LDMBertConfig, "clip": CLIPConfig, "t5"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_encoder_is_made_on_the_meta_device_without_any_file(kind: str) -> None:
-    with torch.device("meta"), WithoutInitialValues():
+    with on_meta():
         encoder = make_text_encoder(KINDS[kind](**SIZES))
     assert {weight.device.type for weight in encoder.parameters()} == {"meta"}
 
@@ -279,7 +279,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("config", PUBLISHED, ids=str)
 def test_published_sizes_have_their_published_number_of_parameters(config: TextSection) -> None:
-    with torch.device("meta"), WithoutInitialValues():
+    with on_meta():
         encoder = make_text_encoder(config)
     assert sum(weight.numel() for weight in encoder.parameters()) == PUBLISHED[config]
 

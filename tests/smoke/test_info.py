@@ -1,4 +1,4 @@
-"""`ldm info` as a person runs it."""
+"""`ldm info` on the command line."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,14 @@ def test_json_is_one_document_of_raw_integers(here: Command) -> None:
     assert all(isinstance(count, int) for count in facts["flops"].values())
 
 
-def test_what_a_person_can_mend_is_one_line_and_status_2(here: Command) -> None:
+def test_a_user_error_is_one_line_and_status_2(here: Command) -> None:
     done = here("info", "emoji", "--write", check=False)
     assert done.returncode == 2
-    assert (done.stdout, done.stderr) == ("", "ldm: --write and --images belong to --measure DATA\n")
+    assert (done.stdout, done.stderr) == ("", "ldm: --write and --images need --measure DATA\n")
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does_and_write_it_once(ldm: Command, tmp_path: Path) -> None:
+def test_two_processes_measure_the_same_statistics_as_one(ldm: Command, tmp_path: Path) -> None:
     found = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)

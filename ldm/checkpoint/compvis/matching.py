@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-
 from ldm.checkpoint.compvis.contents import (
     BUFFERS,
     CONDITION,
@@ -19,8 +17,8 @@ from ldm.checkpoint.compvis.contents import (
 )
 from ldm.checkpoint.compvis.rules import Rules, Tensors
 from ldm.config.files import load, names
+from ldm.devices import on_meta
 from ldm.errors import UserError
-from ldm.storage.weights import WithoutInitialValues
 
 Shapes = Mapping[str, tuple[int, ...]]
 PUBLISHED = "published/"
@@ -78,7 +76,7 @@ class Layout:
         """Shapes of the tensors that must be there, by name."""
         found: dict[str, tuple[int, ...]] = {}
         for name, rules in self.rules.items():
-            with torch.device("meta"), WithoutInitialValues():
+            with on_meta():
                 network = self.contents.make(name)
             theirs = rules.to_theirs(network.state_dict())
             fillers = {filler.theirs for filler in rules.fillers}

@@ -267,7 +267,7 @@ def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
     first = 2 * 32 * 32 * network.encoder.conv_in.weight.numel()  # no gradient flows into the images
     assert cost.step_cost("autoencoder", asked).flops == 3 * forward - first
     assert cost.seconds_on(0.35 * 989e12 * 8 * 3600, 8, "h100") == pytest.approx(3600)
-    with pytest.raises(UserError, match="--gpu 'abacus' is not known: one of t4,"):
+    with pytest.raises(UserError, match="--gpu 'abacus' is unknown: choose one of t4,"):
         cost.seconds_on(1.0, 1, "abacus")
 
 
