@@ -6,7 +6,7 @@ register through the entry-point group `ldm.plugins`: each entry point names a m
     from ldm.registry import SAMPLERS
 
     @SAMPLERS.register("my-sampler")
-    class MySampler: ...
+    def my_sampler(denoiser, x, grid, noise): ...
 """
 
 from __future__ import annotations
@@ -115,9 +115,50 @@ IMAGE_ENCODERS = Registry(
 DENOISERS = Registry("denoiser")
 BOTTLENECKS = Registry("autoencoder bottleneck")
 AUTOENCODER_BLOCKS = Registry("autoencoder block")
-SCHEDULES = Registry("schedule")
-PREDICTIONS = Registry("prediction")
-WEIGHTINGS = Registry("loss weighting")
-SAMPLERS = Registry("sampler")
+SCHEDULES = Registry(
+    "schedule",
+    {
+        "linear": "ldm.diffusion.schedule:Linear",
+        "scaled_linear": "ldm.diffusion.schedule:ScaledLinear",
+        "cosine": "ldm.diffusion.schedule:Cosine",
+        "sigmoid": "ldm.diffusion.schedule:Sigmoid",
+        "flow": "ldm.diffusion.flow:RectifiedFlow",
+    },
+)
+PREDICTIONS = Registry(
+    "prediction",
+    {
+        "eps": "ldm.diffusion.prediction:Eps",
+        "x0": "ldm.diffusion.prediction:X0",
+        "v": "ldm.diffusion.prediction:V",
+        "flow": "ldm.diffusion.prediction:Flow",
+    },
+)
+WEIGHTINGS = Registry(
+    "loss weighting",
+    {
+        "uniform": "ldm.diffusion.weighting:Weighting",
+        "min_snr": "ldm.diffusion.weighting:MinSNR",
+        "soft_min_snr": "ldm.diffusion.weighting:SoftMinSNR",
+        "p2": "ldm.diffusion.weighting:P2",
+        "vlb": "ldm.diffusion.weighting:VLB",
+    },
+)
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "ddim": "ldm.diffusion.samplers.first_order:ddim",
+        "ddpm": "ldm.diffusion.samplers.first_order:ddpm",
+        "ddpm-large": "ldm.diffusion.samplers.first_order:ddpm_large",
+        "euler": "ldm.diffusion.samplers.first_order:euler",
+        "euler-ancestral": "ldm.diffusion.samplers.first_order:ddpm",
+        "heun": "ldm.diffusion.samplers.heun:heun",
+        "plms": "ldm.diffusion.samplers.plms:plms",
+        "dpmpp-2m": "ldm.diffusion.samplers.dpm_solver:dpmpp_2m",
+        "dpmpp-2m-sde": "ldm.diffusion.samplers.dpm_solver:dpmpp_2m_sde",
+        "unipc": "ldm.diffusion.samplers.unipc:unipc",
+        "lcm": "ldm.diffusion.samplers.consistency:lcm",
+    },
+)
 LOSS_TERMS = Registry("loss term")  # of train-vae
 DATA_SOURCES = Registry("data source")

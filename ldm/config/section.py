@@ -32,26 +32,63 @@ class ByKind:
     """Annotation of a field whose `kind` selects a component of a registry and with it the section's class.
 
     Components have the attribute `section`, a subclass of `Section` with a field `kind`. Use as
-    `Annotated[SerializeAsAny[Base], ByKind(REGISTRY, "default kind")]`.
+    `Annotated[SerializeAsAny[Base], ByKind(REGISTRY, "default kind")]`. With `ignore_defaults`, options of other kinds
+    are accepted at their default values, so that `kind` can be changed in a complete configuration.
     """
 
-    def __init__(self, components: Mapping[str, Any], default: str | None = None) -> None:
-        self.components, self.default = components, default
+    def __init__(
+        self, components: Mapping[str, Any], default: str | None = None, ignore_defaults: bool = False
+    ) -> None:
+        self.components, self.default, self.ignore_defaults = components, default, ignore_defaults
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self.parse, handler(source))
 
     def parse(self, value: Any) -> Any:
         """Validate a tree by the section of its kind; errors keep the path of the option."""
-        return self.section_of(value).model_validate(value) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        section = self.section_of(value)
+        others = value.keys() - section.model_fields.keys() if self.ignore_defaults else ()
+        ignored = {name for name in others if self._is_default(name, value[name], value.get("kind", self.default))}
+        return section.model_validate({name: each for name, each in value.items() if name not in ignored})
+
+    def _is_default(self, name: str, value: Any, kind: str) -> bool:
+        """Whether an option of other kinds has its default; False for an unknown option."""
+        fields = {each: component.section.model_fields for each, component in self.components.items()}
+        owners = {each: options[name].default for each, options in fields.items() if name in options}
+        if owners and value not in owners.values():
+            raise PydanticCustomError(
+                "other_kind",
+                "{name} is an option of kind {owners}, not of {kind}",
+                {"name": name, "owners": ", ".join(owners), "kind": kind},
+            )
+        return bool(owners)
 
     def section_of(self, tree: Mapping[str, Any]) -> type[Section]:
         """The section's class for a tree of plain values."""
-        kind = tree.get("kind", self.default)
-        if kind not in self.components:
-            kinds = ", ".join(repr(name) for name in self.components)
-            raise PydanticCustomError("unknown_kind", "Input should be one of {kinds}", {"kinds": kinds})
+        kind = _known(tree.get("kind", self.default), self.components)
         return self.components[kind].section
+
+
+class NameOf:
+    """Annotation of a string that must be a name in a registry."""
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self.components = components
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(lambda name: _known(name, self.components), handler(source))
+
+
+def _known(name: Any, components: Mapping[str, Any]) -> str:
+    """Return a name of a component; the error names the nearest one and all."""
+    if name not in components:
+        near = difflib.get_close_matches(str(name), components, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        kinds = ", ".join(repr(each) for each in components)
+        raise PydanticCustomError("unknown_kind", "{hint}Input should be one of {kinds}", {"hint": hint, "kinds": kinds})
+    return str(name)
 
 
 def extended(base: type[S], fields: Mapping[str, tuple[Any, Any]]) -> type[S]:
@@ -95,7 +132,8 @@ def _explain(error: ValidationError, section: type[Section], tree: Any) -> str:
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown option {path!r}; {hint}")
         elif problem["type"] == "unknown_kind":
-            lines.append(f"{path}.kind: {message}")
+            kind = ".kind" if isinstance(problem["input"], dict) else ""
+            lines.append(f"{path}{kind}: {message}")
         else:
             lines.append(f"{path}: {message}" if path else message)
     return "; ".join(lines)

@@ -1,19 +1,19 @@
-"""Grids: the levels of a schedule that sampling visits, by their spacing or by a list of timesteps.
+"""Grids: the levels of a table schedule that sampling visits, by spacing or by a list of timesteps.
 
-All samplers walk the same grids. Those of diffusers do not, so that theirs are here under different names:
+All samplers use the same grids. diffusers' schedulers differ, so their grids have other names here:
 
 | here | in diffusers 0.42 |
 |---|---|
-| leading | all but DPM-Solver and UniPC, which for n steps take the grid of n + 1 without its last |
+| leading | all but DPM-Solver and UniPC, which for n steps use the grid of n + 1 without its last |
 | linspace | DDIM, DDPM, PNDM; DPM-Solver and UniPC as above |
 | trailing | all |
 | fractional | "linspace" of Euler, Euler-ancestral and Heun |
 | karras, exponential | `use_karras_sigmas`, `use_exponential_sigmas` of Euler and Heun with "linspace" |
 
-DPM-Solver and UniPC have the levels of karras and exponential too, but tell the network a t rounded to an integer
-(karras) or cut to one (exponential, and karras of DPM-Solver with the cosine schedule). Each step ends where the next
-begins, also where diffusers' DDIM and PNDM stride by T // steps past it (linspace; trailing if steps does not divide
-T). Noise to start from is standard normal, where Euler and Heun with "linspace" and "trailing" scale it by sigma.
+DPM-Solver and UniPC have the levels of karras and exponential too, but pass the network a t that is rounded (karras) or
+truncated (exponential, and karras of DPM-Solver with the cosine schedule). Here each step ends where the next begins;
+diffusers' DDIM and PNDM always stride by T // steps (differs for linspace, and for trailing if steps does not divide
+T). Initial noise is standard normal; Euler and Heun with "linspace" and "trailing" scale it by sigma.
 """
 
 from __future__ import annotations
@@ -31,29 +31,31 @@ from ldm.diffusion.level import Grid, Level, clean_level
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.diffusion.schedule import Schedule
+    from ldm.diffusion.schedule import TableSchedule
 
 RHO = 7.0  # Karras et al. 2022, table 1
-PURE_NOISE = math.sqrt(2**24 - 1)  # stands for sigma / alpha = infinity between levels, as in diffusers (alpha 2^-12)
+PURE_NOISE = math.sqrt(2**24 - 1)  # replaces sigma / alpha = infinity between levels, as in diffusers (alpha 2^-12)
 
 
-def make_grid(schedule: Schedule, steps: int, spacing: str | None = None) -> Grid:
-    """The levels of a spacing (None: the schedule's own) in so many steps, then the end of the schedule, in float64.
+def make_grid(schedule: TableSchedule, steps: int, spacing: str | None = None) -> Grid:
+    """Return the levels of a spacing (None: the schedule's own) and the final level, in float64.
 
-    Raises UserError for an unknown spacing, and when the schedule does not have so many steps.
+    Raises:
+        UserError: for an unknown spacing, or more steps than training timesteps.
     """
     total = schedule.config.num_train_timesteps
     if not 1 <= steps <= total:
         raise UserError(f"{steps} sampling steps: the model was trained with {total}, so give 1 to {total}")
     check_spacing(spacing)
-    levels = _spacings[spacing or schedule.config.spacing](schedule, steps)
+    levels = SPACINGS[spacing or schedule.config.spacing](schedule, steps)
     return Grid((*levels, _final_level(schedule)))
 
 
-def grid_at(schedule: Schedule, timesteps: Sequence[float]) -> Grid:
-    """The levels at falling timesteps, which may lie between those of training, then the end of the schedule.
+def grid_at(schedule: TableSchedule, timesteps: Sequence[float]) -> Grid:
+    """Return the levels at decreasing timesteps, possibly between those of training, and the final level.
 
-    Raises UserError unless they fall and lie in the schedule.
+    Raises:
+        UserError: unless the timesteps decrease and lie in the schedule.
     """
     check_timesteps(timesteps)
     last = schedule.config.num_train_timesteps - 1
@@ -65,28 +67,28 @@ def grid_at(schedule: Schedule, timesteps: Sequence[float]) -> Grid:
 
 
 def check_spacing(spacing: str | None) -> None:
-    """Raise UserError for a spacing that does not exist."""
-    if spacing is not None and spacing not in _spacings:
-        raise UserError(f"no spacing {spacing!r}: there are {', '.join(_spacings)}")
+    """Raise UserError for an unknown spacing."""
+    if spacing is not None and spacing not in SPACINGS:
+        raise UserError(f"no spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
 
 
 def check_timesteps(timesteps: Sequence[float]) -> None:
-    """Raise UserError for a list of timesteps that no schedule could walk."""
+    """Raise UserError unless timesteps decrease to 0 or more."""
     rising = any(not late < early for early, late in itertools.pairwise(timesteps))
     if not timesteps or rising or not 0 <= timesteps[-1] <= timesteps[0] < math.inf:
         shown = ", ".join(f"{t:g}" for t in timesteps)
-        raise UserError(f"timesteps {shown}: give at least one, each smaller than the one before, down to 0 or more")
+        raise UserError(f"timesteps {shown}: give at least one, in decreasing order, none below 0")
 
 
-def _final_level(schedule: Schedule) -> Level:
-    """No noise at all (`set_alpha_to_one`), or the level of timestep 0."""
+def _final_level(schedule: TableSchedule) -> Level:
+    """Return the image itself (`set_alpha_to_one`), or the level of timestep 0."""
     return clean_level() if schedule.config.set_alpha_to_one else schedule.level(torch.tensor(0), torch.float64)
 
 
-# --- levels by name, (steps) of them, noisiest first ------------------------------------------------------------------
+# --- the levels of each spacing, noisiest first ------------------------------------------------------------------------
 
 
-def _leading(schedule: Schedule, steps: int) -> list[Level]:
+def _leading(schedule: TableSchedule, steps: int) -> list[Level]:
     """Lin et al. 2024, table 2, from the left."""
     total, offset = schedule.config.num_train_timesteps, schedule.config.steps_offset
     t = torch.arange(steps).flip(0) * (total // steps) + offset
@@ -98,39 +100,39 @@ def _leading(schedule: Schedule, steps: int) -> list[Level]:
     return _at(schedule, t)
 
 
-def _trailing(schedule: Schedule, steps: int) -> list[Level]:
+def _trailing(schedule: TableSchedule, steps: int) -> list[Level]:
     """Lin et al. 2024, table 2, from the right."""
     total = schedule.config.num_train_timesteps
     stride = total - (total - total / steps)  # in the rounding of numpy.arange(total, 0, -stride), for equal ties
     return _at(schedule, (total - stride * torch.arange(steps, dtype=torch.float64)).round().long() - 1)
 
 
-def _linspace(schedule: Schedule, steps: int) -> list[Level]:
+def _linspace(schedule: TableSchedule, steps: int) -> list[Level]:
     """Lin et al. 2024, table 2, both ends."""
     return _at(schedule, _even(schedule, steps).flip(0).round().long())
 
 
-def _fractional(schedule: Schedule, steps: int) -> list[Level]:
-    """Both ends, and what lies evenly between them; a single step starts from the noisiest level."""
+def _fractional(schedule: TableSchedule, steps: int) -> list[Level]:
+    """Both ends, and fractional timesteps evenly between them; a single step starts from the noisiest level."""
     last = schedule.config.num_train_timesteps - 1
     return _at(schedule, last - _even(schedule, steps))
 
 
-def _karras(schedule: Schedule, steps: int) -> list[Level]:
+def _karras(schedule: TableSchedule, steps: int) -> list[Level]:
     """Even in (sigma / alpha)^(1 / rho) over the whole schedule (Karras et al. 2022, eq. 5)."""
     lowest, highest = _ratios(schedule)[[0, -1]] ** (1 / RHO)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     return _at_ratios(schedule, (highest + ramp * (lowest - highest)) ** RHO)
 
 
-def _exponential(schedule: Schedule, steps: int) -> list[Level]:
+def _exponential(schedule: TableSchedule, steps: int) -> list[Level]:
     """Even in log sigma / alpha over the whole schedule."""
     lowest, highest = _ratios(schedule)[[0, -1]].log()
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     return _at_ratios(schedule, (highest + ramp * (lowest - highest)).exp())
 
 
-_spacings: dict[str, Callable[[Schedule, int], list[Level]]] = {
+SPACINGS: dict[str, Callable[[TableSchedule, int], list[Level]]] = {
     "leading": _leading,
     "trailing": _trailing,
     "linspace": _linspace,
@@ -142,12 +144,12 @@ _spacings: dict[str, Callable[[Schedule, int], list[Level]]] = {
 # --- levels by t and by sigma / alpha ---------------------------------------------------------------------------------
 
 
-def _even(schedule: Schedule, steps: int) -> Tensor:
+def _even(schedule: TableSchedule, steps: int) -> Tensor:
     return torch.linspace(0, schedule.config.num_train_timesteps - 1, steps, dtype=torch.float64)
 
 
-def _at(schedule: Schedule, t: Tensor) -> list[Level]:
-    """Levels at timesteps (steps,); at a fractional one, sigma / alpha is linear between its neighbours'."""
+def _at(schedule: TableSchedule, t: Tensor) -> list[Level]:
+    """Return the levels at timesteps (steps,); sigma / alpha is interpolated linearly at fractional ones."""
     if not t.is_floating_point():
         return [schedule.level(timestep, torch.float64) for timestep in t]
     ratios = _ratios(schedule)
@@ -155,18 +157,18 @@ def _at(schedule: Schedule, t: Tensor) -> list[Level]:
     return _levels(schedule, t, torch.lerp(ratios[below], ratios[below + 1], t - below))
 
 
-def _at_ratios(schedule: Schedule, ratios: Tensor) -> list[Level]:
-    """Levels of given sigma / alpha (steps,); between timesteps, t is linear in its logarithm."""
+def _at_ratios(schedule: TableSchedule, ratios: Tensor) -> list[Level]:
+    """Return the levels of given sigma / alpha (steps,); t is interpolated linearly in its logarithm."""
     table = _ratios(schedule).log()
     above = torch.searchsorted(table, ratios.log()).clamp(1, len(table) - 1)
     share = (ratios.log() - table[above - 1]) / (table[above] - table[above - 1])
     return _levels(schedule, above - 1 + share.clamp(0, 1), ratios)
 
 
-def _levels(schedule: Schedule, t: Tensor, ratios: Tensor) -> list[Level]:
-    """Levels with alpha^2 + sigma^2 = 1, or the table's own at whole timesteps, so that zero signal stays zero.
+def _levels(schedule: TableSchedule, t: Tensor, ratios: Tensor) -> list[Level]:
+    """Return levels with alpha^2 + sigma^2 = 1 and float32 t.
 
-    Their t is float32 as a network takes it.
+    Whole timesteps have the levels of the table, so that zero signal stays zero.
     """
     angles, levels = ratios.atan(), []
     for timestep, angle in zip(t, angles, strict=True):
@@ -178,7 +180,7 @@ def _levels(schedule: Schedule, t: Tensor, ratios: Tensor) -> list[Level]:
     return levels
 
 
-def _ratios(schedule: Schedule) -> Tensor:
-    """sigma / alpha of every training timestep (T,), which is the sigma of k-diffusion, all of them finite."""
+def _ratios(schedule: TableSchedule) -> Tensor:
+    """Return sigma / alpha of every training timestep (T,), the sigma of k-diffusion, with infinity replaced."""
     ratios = schedule.sigma / schedule.alpha
-    return ratios.nan_to_num(posinf=max(PURE_NOISE, 2 * ratios[-2].item()))  # above all others, however fine the table
+    return ratios.nan_to_num(posinf=max(PURE_NOISE, 2 * ratios[-2].item()))  # above all others, even in a fine table

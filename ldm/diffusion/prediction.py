@@ -1,59 +1,96 @@
-"""What the network regresses, and how the image and the noise follow from it."""
+"""Predictions: what the network regresses, and how the image and the noise follow from it.
+
+An output is a * x0 + b * noise. Together with x = alpha * x0 + sigma * noise that makes two equations with the
+determinant alpha * b - sigma * a: x0 and noise follow from x and the output unless it is 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.level import Level
-
-# The output is a * x0 + b * noise; each row gives (a, b) at a level.
-_rows: dict[str, Callable[[Level], tuple[Tensor, Tensor]]] = {
-    "eps": lambda level: (torch.zeros_like(level.alpha), torch.ones_like(level.alpha)),  # Ho et al. 2020, eq. 14
-    "x0": lambda level: (torch.ones_like(level.alpha), torch.zeros_like(level.alpha)),  # Salimans and Ho 2022, sec. 4
-    "v": lambda level: (-level.sigma, level.alpha),  # Salimans and Ho 2022, appendix D
-    "flow": lambda level: (-torch.ones_like(level.alpha), torch.ones_like(level.alpha)),  # Liu et al. 2023, eq. 1
-}
+from ldm.registry import PREDICTIONS
 
 
-class Prediction:
-    """A linear parameterisation: the network's output stands for a * x0 + b * noise.
+class Prediction(ABC):
+    """A linear parameterisation of the network's output; subclasses define `coefficients`."""
 
-    With x = alpha * x0 + sigma * noise that makes two equations, whose determinant alpha * b - sigma * a is
-    alpha (eps), -sigma (x0), alpha^2 + sigma^2 (v) and alpha + sigma (flow): x0 and noise follow unless it is 0.
-    """
+    needs_signal: ClassVar[bool] = False  # whether x0 cannot be recovered where alpha is 0
+    diffusers_name: ClassVar[str | None] = None  # `prediction_type` of diffusers' schedulers
 
-    def __init__(self, kind: Literal["eps", "x0", "v", "flow"]) -> None:
-        self.kind = kind
-        self._row = _rows[kind]
+    @abstractmethod
+    def coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """Return a and b at a level, in its shape."""
 
     def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """What the network should output at `level` (() or (B,)), in the shape of `x0`."""
-        a, b = self._row(level.like(x0))
+        """Return the correct output (B, ...) at `level` (() or (B,)) for images and noise (B, ...)."""
+        a, b = self.coefficients(level.like(x0))
         return a * x0 + b * noise
 
     def to_x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        """The noise-free image that `output` at noisy `x` stands for."""
+        """Convert the network's output at noisy `x` to the noise-free image; all (B, ...)."""
         level = level.like(x)
-        a, b = self._row(level)
+        a, b = self.coefficients(level)
         determinant = level.alpha * b - level.sigma * a
         return (b / determinant) * x - (level.sigma / determinant) * output
 
     def to_eps(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        """The noise that `output` at noisy `x` stands for."""
+        """Convert the network's output at noisy `x` to the noise; all (B, ...)."""
         level = level.like(x)
-        a, b = self._row(level)
+        a, b = self.coefficients(level)
         determinant = level.alpha * b - level.sigma * a
         return (level.alpha / determinant) * output - (a / determinant) * x
 
     def output_weight(self, x0_weight: Tensor, level: Level) -> Tensor:
-        """The weight on the output's squared error that equals `x0_weight` on the error of x0.
+        """Convert a weight on the squared error of x0 to one on the squared error of the output, in the level's shape.
 
-        Both have the level's shape. Since x0 moves by -sigma / determinant where the output moves by one, it is
-        x0_weight * (sigma / (b * alpha - a * sigma))^2.
+        x0 changes by -sigma / determinant where the output changes by 1.
         """
-        a, b = self._row(level)
+        a, b = self.coefficients(level)
         return x0_weight * (level.sigma / (b * level.alpha - a * level.sigma)).square()
+
+
+class Eps(Prediction):
+    """The noise (Ho et al. 2020, eq. 14)."""
+
+    needs_signal = True
+    diffusers_name = "epsilon"
+
+    def coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
+
+
+class X0(Prediction):
+    """The image (Salimans and Ho 2022, section 4)."""
+
+    diffusers_name = "sample"
+
+    def coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
+
+
+class V(Prediction):
+    """The velocity of a variance-preserving path (Salimans and Ho 2022, appendix D)."""
+
+    diffusers_name = "v_prediction"
+
+    def coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        return -level.sigma, level.alpha
+
+
+class Flow(Prediction):
+    """The velocity of a straight path, noise - x0 (Liu et al. 2023, eq. 1)."""
+
+    diffusers_name = "flow_prediction"
+
+    def coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(level.alpha), torch.ones_like(level.alpha)
+
+
+def make_prediction(kind: str) -> Prediction:
+    """Return the prediction with a registered name."""
+    return PREDICTIONS[kind]()

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) and its stochastic twin."""
+"""DPM-Solver++(2M) and its stochastic variant."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ldm.diffusion.level import Grid, Level
 from ldm.diffusion.samplers.first_order import coefficients
 from ldm.diffusion.samplers.step import Noise, Step
 
-FEW_STEPS = 15  # below, a last step of second order does harm (Lu et al. 2022b, their released code)
+FEW_STEPS = 15  # with fewer, a last step of second order is worse (Lu et al. 2022b, released code)
 
 
 class Seen(NamedTuple):
-    """An image that the denoiser saw, and where."""
+    """A predicted image and its level."""
 
     level: Level
     x0: Tensor
@@ -25,18 +25,18 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class DPMSolver2M:
-    """DPM-Solver++(2M), or with `stochastic` SDE-DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); one call a step.
+    """DPM-Solver++(2M), or with `stochastic` SDE-DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); one call per step.
 
-    A step is that of DDIM, or of DDPM where `stochastic`, with the image extrapolated to the middle of the step in
-    log alpha / sigma. The first step has nothing to extrapolate from, and a last one that ends without noise is
-    infinitely long: they use the image as it is. With `lower_order_final`, so does the last of fewer than 15 steps.
+    A step is that of DDIM, or of DDPM if `stochastic`, with the image extrapolated to the middle of the step in
+    log alpha / sigma. The first step, a last step that ends without noise (infinitely long) and, with
+    `lower_order_final`, the last of fewer than 15 steps are of first order.
     """
 
     stochastic: bool = False
     lower_order_final: bool = True
 
     def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
-        """Walk the grid from `x` at its first level; `noise` is asked once for each step that adds some."""
+        """Sample from `x` at the first level of the grid; `noise` is called once in each step that adds noise."""
         earlier: Seen | None = None
         for index, (level, following) in enumerate(grid.steps(), start=1):
             denoised = denoiser(x, level)
@@ -57,10 +57,14 @@ class DPMSolver2M:
 
 
 def extrapolated(earlier: Seen, newest: Seen, following: Level) -> Tensor:
-    """The image in the middle of the step to `following`, on a line through two in log alpha / sigma.
+    """Extrapolate two images linearly in log alpha / sigma to the middle of the step to `following`.
 
-    After a first level without signal, infinitely far away, it is the newest as it is.
+    After a first level without signal, which is infinitely far away, the result is the newest image.
     """
     start = newest.level.log_snr
     share = (following.log_snr - start) / (start - earlier.level.log_snr) / 2
     return newest.x0 + share * (newest.x0 - earlier.x0)
+
+
+dpmpp_2m = DPMSolver2M()
+dpmpp_2m_sde = DPMSolver2M(stochastic=True)

@@ -1,4 +1,4 @@
-"""One network call a step: DDIM, DDPM with either variance, Euler and Euler-ancestral are this one formula."""
+"""First-order samplers: DDIM, DDPM with either variance, Euler and Euler-ancestral are one formula."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from ldm.diffusion.samplers.step import Noise, Step
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """DDIM at `eta` 0, DDPM with the small variance at 1 (Song et al. 2021, eq. 12 and 16); one call a step.
+    """DDIM at `eta` 0, DDPM with the small variance at 1 (Song et al. 2021, eq. 12 and 16); one call per step.
 
     In k-diffusion's variables x / alpha and sigma / alpha these are Euler's method on the probability flow (Karras et
     al. 2022, algorithm 1 without its churn) and Euler-ancestral. With variance "large", the noise of a step is that of
     q(x_t | x_s) (Ho et al. 2020, section 3.2; sigma-hat of Song et al. 2021) around the same mean, except in the last
-    step, which adds none. With the small one at eta 1, a denoiser that has learned the variance has its own.
+    step, which adds none. At eta 1 with the small variance, a learned variance of the denoiser replaces it.
     """
 
     eta: float = 0.0
     variance: Literal["small", "large"] = "small"
+    any_eta: bool = False  # whether a request may choose another eta
 
     def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
-        """Walk the grid from `x` at its first level; `noise` is asked once for each step that adds some."""
+        """Sample from `x` at the first level of the grid; `noise` is called once in each step that adds noise."""
         for index, (level, following) in enumerate(grid.steps(), start=1):
             denoised = denoiser(x, level)
             of_x, of_x0, of_noise = coefficients(level, following, self.eta)
@@ -44,10 +45,10 @@ class FirstOrder:
 
 
 def coefficients(level: Level, following: Level, eta: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of x, x0 and fresh noise in the next x, float64 scalars.
+    """Return the factors of x, x0 and fresh noise in the next x, float64 scalars.
 
-    Written with x and x0 alone, not the noise (x - alpha x0) / sigma between them: nothing is ever divided by alpha of
-    `level`, so that a first level without signal is exact, and little cancels at the last.
+    In terms of x and x0 instead of the noise (x - alpha x0) / sigma nothing is divided by alpha of `level`: a first
+    level without signal is exact, and there is little cancellation at the last.
     """
     small = _transition(level, following).sqrt() * following.sigma / level.sigma  # of q(x_s | x_t, x_0)
     fresh = eta * small
@@ -56,5 +57,11 @@ def coefficients(level: Level, following: Level, eta: float = 0.0) -> tuple[Tens
 
 
 def _transition(level: Level, following: Level) -> Tensor:
-    """Variance of q(x_t | x_s), from `following` (s) up to `level` (t)."""
+    """Return the variance of q(x_t | x_s), from `following` (s) to `level` (t)."""
     return (level.sigma**2 - (level.alpha / following.alpha * following.sigma) ** 2).clamp(min=0)
+
+
+ddim = FirstOrder(any_eta=True)
+ddpm = FirstOrder(1.0)
+ddpm_large = FirstOrder(1.0, "large")
+euler = FirstOrder()

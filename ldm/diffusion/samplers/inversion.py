@@ -1,4 +1,4 @@
-"""From an image to the noise that DDIM makes it of."""
+"""DDIM inversion: from an image to the noise from which DDIM generates it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ldm.diffusion.samplers.step import Step
 
 
 def invert(denoiser: Denoiser, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """Walk a grid backwards, from the image `x` (B, ...) at its last level to noise at its first; one call a step.
+    """Run a grid backwards, from the image `x` (B, ...) at its last level to noise at its first; one call per step.
 
-    DDIM's step solved for where it began (Dhariwal and Nichol 2021, appendix F): it needs the noise that the network
-    sees at its noisier end, and takes for it what the network, told the time of that end, sees at the nearer one. So
-    the network is called at the same times as in sampling, and sampling leads back up to an error of first order.
-    An image without any noise is seen as if at the noisier end altogether, since only there noise follows from it.
+    DDIM's step is solved for its start (Dhariwal and Nichol 2021, appendix F). That needs the noise predicted at the
+    noisier end, which is approximated by calling the network on the less noisy x with the time of the noisier end. So
+    the network is called at the same times as in sampling, and sampling returns to the image up to a first-order error.
+    An image without noise is treated as if it were at the noisier level, since no noise follows from it otherwise.
     """
     for level, following in itertools.pairwise(reversed(grid.levels)):
         seen = replace(level, t=following.t) if level.sigma > 0 else following

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.level import Grid, Level
-from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.prediction import make_prediction
 from ldm.diffusion.samplers.first_order import coefficients
 from ldm.diffusion.samplers.step import Noise, Step
 
-WEIGHTS = (  # of the noises found so far, newest first, by how many there are (Adams and Bashforth)
+WEIGHTS = (  # of the noises so far, newest first, by their number (Adams and Bashforth)
     (1.0,),
     (3 / 2, -1 / 2),
     (23 / 12, -16 / 12, 5 / 12),
@@ -24,25 +24,25 @@ WEIGHTS = (  # of the noises found so far, newest first, by how many there are (
 
 @dataclass(frozen=True)
 class PLMS:
-    """The noises of up to four steps mixed into one (Liu et al. 2022, eq. 12); one call a step, two in the first.
+    """A weighted sum of the noises of up to four steps (Liu et al. 2022, eq. 12); one call per step, two in the first.
 
-    The first step looks ahead once as Heun's does (diffusers' `skip_prk_steps`), unless it starts from a level without
-    signal or is the last: then it is DDIM's. The weights are those of equal steps, as published, so that the order is
-    2 on most grids. What is mixed is the noise, whatever the network regresses. diffusers' `PNDMScheduler` mixes the
-    outputs: `mixed` "v" does as it does for prediction v. That has order 1: DDIM's step turns v along with x, and so
-    does the mixture, so that this part of v's change is counted twice.
+    The first step evaluates its end once, like Heun's (diffusers' `skip_prk_steps`), unless it starts from a level
+    without signal or is the last: then it is DDIM's. The weights are those of equal steps, as published, so that the
+    order is 2 on most grids. The noise is summed, whatever the network regresses. diffusers' `PNDMScheduler` sums the
+    outputs, as `mixed` "v" does for prediction v. That has order 1: DDIM's step rotates v together with x, and so does
+    the sum, so that this part of v's change is counted twice.
     """
 
     mixed: Literal["eps", "v"] = "eps"
 
     def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
-        """Walk the grid from `x` at its first level; `noise` is never asked."""
-        prediction = Prediction(self.mixed)
+        """Sample from `x` at the first level of the grid; `noise` is not called."""
+        prediction = make_prediction(self.mixed)
 
         def seen(x: Tensor, x0: Tensor, level: Level) -> Tensor:
             return prediction.target(x0, level.noise_in(x, x0), level)
 
-        past: tuple[Tensor, ...] = ()  # what is mixed, newest first
+        past: tuple[Tensor, ...] = ()  # newest first
         for index, (level, following) in enumerate(grid.steps(), start=1):
             denoised = denoiser(x, level)
             past = (seen(x, denoised.x0, level), *past[:3])
@@ -59,6 +59,9 @@ class PLMS:
 
 
 def _transfer(x: Tensor, noise: Tensor, level: Level, following: Level) -> Tensor:
-    """DDIM's step along a given noise (Liu et al. 2022, eq. 11)."""
+    """Take DDIM's step with a given noise (Liu et al. 2022, eq. 11)."""
     ratio = following.alpha / level.alpha
     return ratio * x + (following.sigma - ratio * level.sigma) * noise
+
+
+plms = PLMS()

@@ -1,4 +1,4 @@
-"""What every sampler is: a generator that walks a grid of levels with a denoiser and yields each step."""
+"""The contract of samplers: a generator that visits a grid of levels with a denoiser and yields each step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ldm.diffusion.level import Grid, Level
 
 
 class Step(NamedTuple):
-    """Where a step of a sampler has come to: `x` (B, ...) at `level`, and what the denoiser said on the way."""
+    """The result of a step: `x` (B, ...) at `level`, and the denoiser's first answer in the step."""
 
     x: Tensor
     level: Level
     denoised: Denoised
 
 
-Noise = Callable[[Tensor], Tensor]  # standard normal numbers in the shape, type and place of its argument
-Sampler = Callable[[Denoiser, Tensor, Grid, Noise], Iterator[Step]]  # from x (B, ...) at the grid's first level
+Noise = Callable[[Tensor], Tensor]  # standard normal noise in the shape, dtype and device of its argument
+Sampler = Callable[[Denoiser, Tensor, Grid, Noise], Iterator[Step]]  # from x (B, ...) at the first level

@@ -16,19 +16,19 @@ from ldm.diffusion.samplers.step import Noise, Step
 
 @dataclass(frozen=True)
 class UniPC:
-    """UniPC of order 2 on images, with B(h) = exp(h) - 1 (Zhao et al. 2023, algorithm 1, bh2); one call a step.
+    """UniPC of order 2 on images, with B(h) = exp(h) - 1 (Zhao et al. 2023, algorithm 1, bh2); one call per step.
 
-    The predictor is DPM-Solver++(2M). The network's call where it arrives also corrects the step that led there, which
-    makes the order 3; what is yielded is not corrected yet. The end is never corrected, since the network is not called
-    there. The last step is of first order, which bounds the whole to order 2; without `lower_order_final` only one that
-    ends without noise, being infinitely long, is.
+    The predictor is DPM-Solver++(2M). The network call at the end of a step also corrects that step, which makes the
+    order 3; the yielded x is not corrected yet. The end is never corrected, since the network is not called there. The
+    last step is of first order, which limits the whole to order 2; without `lower_order_final` it is so only if it ends
+    without noise (infinitely long).
     """
 
     lower_order_final: bool = True
 
     def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
-        """Walk the grid from `x` at its first level; `noise` is never asked."""
-        start, past = x, list[Seen]()  # where the step that led here began, and what was seen until then
+        """Sample from `x` at the first level of the grid; `noise` is not called."""
+        start, past = x, list[Seen]()  # start of the last step, and predictions so far
         for index, (level, following) in enumerate(grid.steps(), start=1):
             denoised = denoiser(x, level)
             seen = Seen(level, denoised.x0)
@@ -43,16 +43,16 @@ class UniPC:
 
 
 def _corrected(start: Tensor, past: list[Seen], seen: Seen) -> Tensor:
-    """The step from `start` made again, knowing what is seen at its end (UniC, Zhao et al. 2023, eq. 9).
+    """Repeat the step from `start` with the prediction at its end (UniC, Zhao et al. 2023, eq. 9).
 
-    The image between is a line through both ends, or a parabola through them and the one before.
+    The image in between is a line through both ends, or a parabola through them and the previous one.
     """
     *before, begin = past
     of_x, of_x0, _ = coefficients(begin.level, seen.level)
     if not before:
         return of_x * start + of_x0 * (begin.x0 + seen.x0) / 2
     length = (seen.level.log_snr - begin.level.log_snr) / 2  # h
-    place = (before[0].level.log_snr - begin.level.log_snr) / 2 / length  # r_1, of the one before
+    place = (before[0].level.log_snr - begin.level.log_snr) / 2 / length  # r_1, of the previous one
     grown = (-length).expm1()  # B(h)
     first = -1 / length - 1 / grown
     second = -2 * first / length - 1 / grown
@@ -60,3 +60,6 @@ def _corrected(start: Tensor, past: list[Seen], seen: Seen) -> Tensor:
     of_end = first - of_before
     slope = (before[0].x0 - begin.x0) / place
     return of_x * start + of_x0 * (begin.x0 + of_before * slope + of_end * (seen.x0 - begin.x0))
+
+
+unipc = UniPC()
