@@ -15,7 +15,7 @@ from ldm.checkpoint.parts import Parts
 from ldm.config.classifier import ClassifierConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import parse
-from ldm.diffusion.schedule import Schedule, make_schedule
+from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
@@ -110,8 +110,9 @@ def _scaling(autoencoder: Autoencoder) -> tuple[object, object]:
 
 
 def _same_noise(ours: DiffusionConfig, theirs: DiffusionConfig) -> bool:
-    """Whether a time step has the same signal and noise in both; which of them sampling visits is no matter."""
-    first, second = make_schedule(ours.schedule), make_schedule(theirs.schedule)
-    if isinstance(first, Schedule) and isinstance(second, Schedule):
-        return torch.equal(first.alpha, second.alpha)
-    return type(first) is type(second) and ours.schedule.num_train_timesteps == theirs.schedule.num_train_timesteps
+    """Whether each timestep has the same signal in both schedules; their sampling grids may differ."""
+    if ours.schedule.num_train_timesteps != theirs.schedule.num_train_timesteps:
+        return False
+    t = torch.arange(ours.schedule.num_train_timesteps)
+    first, second = (make_schedule(each.schedule).level(t, torch.float64).alpha for each in (ours, theirs))
+    return torch.equal(first, second)

@@ -50,7 +50,7 @@ class ByKind:
             return value
         section = self.section_of(value)
         others = value.keys() - section.model_fields.keys() if self.ignore_defaults else ()
-        ignored = {name for name in others if self._is_default(name, value[name], value.get("kind", self.default))}
+        ignored = {name for name in others if self._is_default(name, value[name], str(value.get("kind", self.default)))}
         return section.model_validate({name: each for name, each in value.items() if name not in ignored})
 
     def _is_default(self, name: str, value: Any, kind: str) -> bool:
@@ -87,7 +87,8 @@ def _known(name: Any, components: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(str(name), components, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         kinds = ", ".join(repr(each) for each in components)
-        raise PydanticCustomError("unknown_kind", "{hint}Input should be one of {kinds}", {"hint": hint, "kinds": kinds})
+        details = {"hint": hint, "kinds": kinds}
+        raise PydanticCustomError("unknown_kind", "{hint}Input should be one of {kinds}", details)
     return str(name)
 
 

@@ -85,7 +85,7 @@ def _final_level(schedule: TableSchedule) -> Level:
     return clean_level() if schedule.config.set_alpha_to_one else schedule.level(torch.tensor(0), torch.float64)
 
 
-# --- the levels of each spacing, noisiest first ------------------------------------------------------------------------
+# --- the levels of each spacing, noisiest first -----------------------------------------------------------------------
 
 
 def _leading(schedule: TableSchedule, steps: int) -> list[Level]:

@@ -28,7 +28,7 @@ class DenoisingLoss:
 
 
 class VarianceLoss:
-    """L_vlb of a learned variance, 0.001 times, in L_hybrid = L_simple + 0.001 L_vlb (Nichol and Dhariwal 2021, eq. 16).
+    """The second term of L_hybrid = L_simple + 0.001 L_vlb, for a learned variance (Nichol and Dhariwal 2021, eq. 16).
 
     L_vlb is in bits per dimension, as in the paper's tables and its released code. It is estimated from one timestep
     per sample and therefore multiplied by the number of timesteps. No gradient flows to the predicted image, only to

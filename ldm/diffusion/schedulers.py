@@ -87,7 +87,7 @@ class Scheduler(NamedTuple):
         return FIXED | {"variance_type": self.variances}
 
 
-# --- the spacing: which levels a scheduler visits ----------------------------------------------------------------------------------
+# --- the spacing: which levels a scheduler visits ---------------------------------------------------------------------
 
 
 def _at_timesteps(theirs: Fields, where: Path) -> str:

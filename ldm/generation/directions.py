@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.diffusion.samplers import invert
+from ldm.diffusion.samplers.inversion import invert
 from ldm.errors import UserError
 from ldm.generation.condition import joined
 from ldm.generation.init_image import InitImage, fitted

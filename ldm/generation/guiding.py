@@ -10,7 +10,7 @@ from ldm.conditioning.text.composition import Mixture
 from ldm.conditioning.text.prompts import without_syntax
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
-from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.prediction import make_prediction
 from ldm.errors import UserError
 from ldm.generation.condition import Condition
 from ldm.generation.conditioners import Conditioner
@@ -43,7 +43,7 @@ def guided(
         if negative is None:  # a resolved request then asks for no guidance by conditions
             return make(condition)
         assert scale is not None
-        rescale, prediction = request.guidance_rescale, Prediction(parts.diffusion.prediction)
+        rescale, prediction = request.guidance_rescale, make_prediction(parts.diffusion.prediction)
         if mixture is None:
             return classifier_free(make, condition, negative, prediction, scale, rescale)
         return composed(make, condition, *mixture.to(parts.device), negative, prediction, scale, rescale)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.diffusion.samplers import invert
+from ldm.diffusion.samplers.inversion import invert
 from ldm.errors import UserError
 from ldm.generation import batch_size
 from ldm.generation.condition import Condition, joined, mapped

@@ -17,7 +17,7 @@ from ldm.devices import computes_bfloat16, find_device
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
-from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.prediction import make_prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError, UserNote
@@ -63,7 +63,7 @@ class TextToImage:
         self._ready_autoencoder = PreparedCache[Autoencoder](prepare, compiled)
         self._recorded: CUDAGraphUNet | None = None
         self.schedule = make_schedule(parts.diffusion.schedule)
-        self.prediction = Prediction(parts.diffusion.prediction)
+        self.prediction = make_prediction(parts.diffusion.prediction)
         self.conditioner = make_conditioner(parts)
         self.spatial_input = make_spatial_input(parts, tile)
         for network in parts.networks:

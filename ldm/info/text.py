@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ldm.config.diffusion import BETA_KINDS
 from ldm.info.report import Report
 
 NAMES = {
@@ -72,7 +71,7 @@ def _diffusion(diffusion: Report | None) -> str:
         return ""
     schedule = diffusion["schedule"]
     words = [diffusion["prediction"], f"on a {schedule['kind']} schedule of {schedule['num_train_timesteps']} steps"]
-    if schedule["kind"] in BETA_KINDS:
+    if "beta_start" in schedule:
         words.append(f"with beta {schedule['beta_start']:g} to {schedule['beta_end']:g}")
     if schedule["zero_terminal_snr"]:
         words.append("with zero terminal SNR")

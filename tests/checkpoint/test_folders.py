@@ -25,7 +25,7 @@ from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.files import load_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config, weighting_config
 from ldm.errors import UserError
 from ldm.info.describe import describe
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -46,8 +46,8 @@ UNET = UNetConfig(
 )
 DIFFUSION = DiffusionConfig(
     prediction="v",
-    schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"),
-    weighting=WeightingConfig(kind="min_snr", gamma=3.0),
+    schedule=schedule_config(zero_terminal_snr=True, spacing="trailing"),
+    weighting=weighting_config(kind="min_snr", gamma=3.0),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_class, scheduler_from_fields, scheduler_to_fields
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.errors import UserError
 
 WHERE = Path("scheduler_config.json")
@@ -18,17 +18,17 @@ DDPM = {"_class_name": "DDPMScheduler", "clip_sample": False}
 @pytest.mark.parametrize(
     ("config", "option"),
     [
-        (DiffusionConfig(schedule=ScheduleConfig(kind="sigmoid")), "diffusion.schedule.set_alpha_to_one is False"),
+        (DiffusionConfig(schedule=schedule_config(kind="sigmoid")), "diffusion.schedule.set_alpha_to_one is False"),
         (DiffusionConfig(learned_variance=True), "diffusion.schedule.set_alpha_to_one is False"),
-        (DiffusionConfig(prediction="v", schedule=ScheduleConfig(kind="flow")), "diffusion.prediction is v"),
+        (DiffusionConfig(prediction="v", schedule=schedule_config(kind="flow")), "diffusion.prediction is v"),
         (
-            DiffusionConfig(prediction="flow", learned_variance=True, schedule=ScheduleConfig(set_alpha_to_one=True)),
+            DiffusionConfig(prediction="flow", learned_variance=True, schedule=schedule_config(set_alpha_to_one=True)),
             "diffusion.prediction is flow",
         ),
     ],
 )
 def test_what_diffusers_cannot_express_is_refused_by_name(config: DiffusionConfig, option: str) -> None:
-    with pytest.raises(UserError, match=f"{option}, which {scheduler_class(config)} of diffusers cannot express"):
+    with pytest.raises(UserError, match=f"{option}, which {scheduler_class(config)} of diffusers does not support"):
         scheduler_to_fields(config)
 
 

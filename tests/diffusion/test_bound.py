@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.bound import Decoder, gaussian_kl, variational_bound
 from ldm.diffusion.bound import _decoders as decoders
 from ldm.diffusion.denoiser import Denoised, Denoiser
@@ -58,12 +58,12 @@ def surprise(x0: float) -> float:
 @pytest.mark.parametrize(
     "config",
     [
-        ScheduleConfig(kind="linear", num_train_timesteps=6, beta_start=0.02, beta_end=0.6, zero_terminal_snr=True),
-        ScheduleConfig(kind="cosine", num_train_timesteps=12, zero_terminal_snr=True),
-        ScheduleConfig(kind="flow", num_train_timesteps=5, shift=2.0),
+        schedule_config(kind="linear", num_train_timesteps=6, beta_start=0.02, beta_end=0.6, zero_terminal_snr=True),
+        schedule_config(kind="cosine", num_train_timesteps=12, zero_terminal_snr=True),
+        schedule_config(kind="flow", num_train_timesteps=5, shift=2.0),
     ],
 )
-def test_with_the_true_variance_the_bound_is_the_likelihood_itself(config: ScheduleConfig) -> None:
+def test_with_the_true_variance_the_bound_is_the_likelihood_itself(config: schedule_config) -> None:
     grid = make_schedule(config).chain()
     for x0 in (-1.5, 0.0, 0.3, 2.0):
         made = expected_bound(gaussian_denoiser(grid, exact_variance=True), x0, grid)
@@ -73,7 +73,7 @@ def test_with_the_true_variance_the_bound_is_the_likelihood_itself(config: Sched
 def test_with_the_large_variance_the_bound_is_above_and_tightens_at_first_order_with_more_steps() -> None:
     gaps = []
     for total in (25, 50, 100, 200):
-        config = ScheduleConfig(kind="cosine", num_train_timesteps=total, zero_terminal_snr=True)
+        config = schedule_config(kind="cosine", num_train_timesteps=total, zero_terminal_snr=True)
         grid = make_schedule(config).chain()
         made = expected_bound(gaussian_denoiser(grid, exact_variance=False), 0.1, grid, variance="large")
         gaps.append(made - surprise(0.1))
@@ -83,7 +83,7 @@ def test_with_the_large_variance_the_bound_is_above_and_tightens_at_first_order_
 
 
 def test_a_schedule_that_leaves_signal_pays_for_it_in_the_prior_term() -> None:
-    grid = make_schedule(ScheduleConfig(num_train_timesteps=50)).chain()
+    grid = make_schedule(schedule_config(num_train_timesteps=50)).chain()
     bound = variational_bound(
         gaussian_denoiser(grid, True), torch.full((2, 3), 0.7, dtype=torch.float64), grid, torch.zeros_like, "gaussian"
     )
@@ -99,7 +99,7 @@ def test_the_terms_are_those_of_ddpm_for_images_of_8_bits(variance: str) -> None
     """Ho et al. 2020, eq. 5, 7, 8 and 13, from betas, one sample and one timestep at a time."""
     betas = torch.linspace(0.01, 0.3, 10, dtype=torch.float64)
     bar = (1 - betas).cumprod(0)
-    grid = make_schedule(ScheduleConfig(kind="linear", num_train_timesteps=10, beta_start=0.01, beta_end=0.3)).chain()
+    grid = make_schedule(schedule_config(kind="linear", num_train_timesteps=10, beta_start=0.01, beta_end=0.3)).chain()
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randint(256, (2, 3, 4, 4), generator=generator) / 127.5 - 1
     x0 = x0.double().round(decimals=12)
@@ -181,6 +181,6 @@ def test_the_bound_has_a_gradient_at_the_ends_of_the_range(decoder: Decoder) -> 
 
 
 def test_a_grid_that_ends_with_noise_is_refused() -> None:
-    grid = make_schedule(ScheduleConfig()).grid(5)
+    grid = make_schedule(schedule_config()).grid(5)
     with pytest.raises(UserError, match="ends without noise"):
         variational_bound(gaussian_denoiser(grid, False), torch.zeros(1, 1), grid, torch.zeros_like)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.level import Grid, Level
-from ldm.diffusion.samplers import FirstOrder
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.samplers.first_order import FirstOrder
+from ldm.diffusion.schedule import make_schedule
 
 MEAN, DEVIATION = 0.7, 0.4  # of the Gaussian data
 
@@ -44,8 +44,8 @@ def test_the_step_at_eta_1_is_the_ddpm_posterior(t: int) -> None:
     """Mean and variance of q(x_{t-1} | x_t, x_0), Ho et al. 2020, eq. 7, from betas alone."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     bar = (1 - betas).cumprod(0)
-    config = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02)
-    levels = [Schedule(config).level(torch.tensor(at), torch.float64) for at in (t, t - 1)]
+    config = schedule_config(kind="linear", beta_start=1e-4, beta_end=0.02)
+    levels = [make_schedule(config).level(torch.tensor(at), torch.float64) for at in (t, t - 1)]
     x, x0, noise = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1), random(2, 3, 4, 4, seed=2)
     mean = bar[t - 1].sqrt() * betas[t] / (1 - bar[t]) * x0
     mean = mean + (1 - betas[t]).sqrt() * (1 - bar[t - 1]) / (1 - bar[t]) * x
@@ -69,18 +69,18 @@ def test_ddim_converges_with_order_1_to_the_exact_path() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_samples_from_zero_signal_have_the_datas_mean_and_variance(eta: float) -> None:
-    config = ScheduleConfig(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True)
+    config = schedule_config(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True)
     generator = torch.Generator().manual_seed(1)
     noise = lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)  # noqa: E731
-    *_, last = FirstOrder(eta)(ideal, random(20_000, 1), Schedule(config).grid(1000), noise)
+    *_, last = FirstOrder(eta)(ideal, random(20_000, 1), make_schedule(config).grid(1000), noise)
     assert last.x.mean().item() == pytest.approx(MEAN, abs=0.012)  # four standard errors
     assert last.x.std().item() == pytest.approx(DEVIATION, rel=0.02)
 
 
 def test_the_first_step_from_zero_signal_is_exact() -> None:
     """Without signal x is the noise itself: DDIM mixes it with the image, DDPM replaces all but a share of it."""
-    config = ScheduleConfig(spacing="trailing", zero_terminal_snr=True)
-    schedule = Schedule(config)
+    config = schedule_config(spacing="trailing", zero_terminal_snr=True)
+    schedule = make_schedule(config)
     levels = tuple(schedule.level(torch.tensor(t), torch.float64) for t in (999, 949))
     x, x0 = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1)
     following = levels[1]
@@ -93,13 +93,13 @@ def test_the_first_step_from_zero_signal_is_exact() -> None:
 
 @pytest.mark.parametrize("sampler", [FirstOrder(), FirstOrder(1.0), FirstOrder(1.0, "large")])
 def test_the_last_step_to_no_noise_gives_the_image_itself(sampler: FirstOrder) -> None:
-    grid = Schedule(ScheduleConfig(set_alpha_to_one=True)).grid(1)
+    grid = make_schedule(schedule_config(set_alpha_to_one=True)).grid(1)
     (step,) = sampler(ideal, random(2, 3, 4, 4), grid, no_noise)
     assert torch.equal(step.x, step.denoised.x0)
 
 
 def test_eta_0_asks_for_no_noise_and_eta_above_for_one_draw_a_noisy_step() -> None:
-    grid = Schedule(ScheduleConfig(set_alpha_to_one=True)).grid(10)
+    grid = make_schedule(schedule_config(set_alpha_to_one=True)).grid(10)
     first, second = ([step.x for step in FirstOrder()(ideal, random(2, 1), grid, no_noise)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     draws: list[Tensor] = []
@@ -109,7 +109,7 @@ def test_eta_0_asks_for_no_noise_and_eta_above_for_one_draw_a_noisy_step() -> No
 
 
 def test_each_step_is_yielded_with_its_level() -> None:
-    grid = Schedule(ScheduleConfig()).grid(5)
+    grid = make_schedule(schedule_config()).grid(5)
     assert [step.level for step in FirstOrder()(ideal, random(2, 1), grid, no_noise)] == list(grid.levels[1:])
 
 

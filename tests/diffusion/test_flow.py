@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config, weighting_config
 from ldm.diffusion.flow import RectifiedFlow
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.diffusion.schedule import make_schedule
@@ -16,7 +16,7 @@ from ldm.errors import UserError
 
 
 def flow(**options: object) -> RectifiedFlow:
-    schedule = make_schedule(ScheduleConfig(kind="flow", **options))
+    schedule = make_schedule(schedule_config(kind="flow", **options))
     assert isinstance(schedule, RectifiedFlow)
     return schedule
 
@@ -86,7 +86,7 @@ def test_logit_normal_times_have_the_published_density() -> None:
 def test_the_ends_of_the_uniform_numbers_have_finite_weights(times: str, weighting: str) -> None:
     level = flow(training_times=times).sample(torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     config = DiffusionConfig(
-        prediction="flow", schedule=ScheduleConfig(kind="flow"), weighting=WeightingConfig(kind=weighting)
+        prediction="flow", schedule=schedule_config(kind="flow"), weighting=weighting_config(kind=weighting)
     )
     assert (level.sigma > 0).all()
     assert DenoisingLoss(config).weight(level).isfinite().all()

@@ -7,12 +7,12 @@ import torch
 from closed_forms import DEVIATION, DEVIATIONS, MEANS, WEIGHTS, at_ratio, gaussian, mixture
 from torch import Tensor
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.gradient_guidance import by_classifier, by_image
 from ldm.diffusion.level import Grid, Level
-from ldm.diffusion.samplers import Heun
 from ldm.diffusion.samplers.first_order import coefficients
+from ldm.diffusion.samplers.heun import heun
 from ldm.diffusion.schedule import make_schedule
 
 X = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
@@ -54,7 +54,7 @@ def test_the_scale_multiplies_what_is_added() -> None:
 def test_a_guided_sampler_ends_where_the_class_is() -> None:
     """With the exact classifier the probability flow is that of one Gaussian, whose end is known."""
     grid = Grid(tuple(at_ratio(ratio) for ratio in torch.linspace(3, -3, 401).exp().tolist()))
-    *_, last = Heun()(by_classifier(mixture, log_probability(2), 1.0), X, grid, torch.zeros_like)
+    *_, last = heun(by_classifier(mixture, log_probability(2), 1.0), X, grid, torch.zeros_like)
     spread = [(at.alpha**2 * DEVIATIONS[2] ** 2 + at.sigma**2).sqrt() for at in (grid.levels[0], grid.levels[-1])]
     distance = X - grid.levels[0].alpha * MEANS[2]
     torch.testing.assert_close(
@@ -64,7 +64,7 @@ def test_a_guided_sampler_ends_where_the_class_is() -> None:
 
 def test_a_step_at_eta_1_moves_as_algorithm_1_says_but_for_a_factor() -> None:
     """mu + s Sigma grad (Dhariwal and Nichol 2021) with Sigma = beta, over sqrt(1 - beta)."""
-    chain, gradient = make_schedule(ScheduleConfig()).chain(), torch.tensor(0.37, dtype=torch.float64)
+    chain, gradient = make_schedule(schedule_config()).chain(), torch.tensor(0.37, dtype=torch.float64)
     for index in (1, 500, 998):
         level, following = chain.levels[index : index + 2]
         beta = 1 - (level.alpha / following.alpha) ** 2

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
+from ldm.diffusion.grids import SPACINGS
 from ldm.diffusion.level import Grid
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 
-SPACINGS = get_args(ScheduleConfig.model_fields["spacing"].annotation)
 BETWEEN = ("fractional", "karras", "exponential")
 
 
@@ -23,7 +22,7 @@ def ratios(grid: Grid) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_levels_of_every_spacing_fall_and_preserve_variance(spacing: str, kind: str, zero: bool) -> None:
-    schedule = Schedule(ScheduleConfig(kind=kind, zero_terminal_snr=zero, steps_offset=0))
+    schedule = make_schedule(schedule_config(kind=kind, zero_terminal_snr=zero, steps_offset=0))
     for steps in (1, 2, 5, 50, 1000):
         grid = schedule.grid(steps, spacing)
         assert len(grid) == steps
@@ -36,14 +35,14 @@ def test_levels_of_every_spacing_fall_and_preserve_variance(spacing: str, kind: 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_the_default_spacing_is_the_schedules_own(spacing: str) -> None:
-    own, plain = Schedule(ScheduleConfig(spacing=spacing)), Schedule(ScheduleConfig())
+    own, plain = make_schedule(schedule_config(spacing=spacing)), make_schedule(schedule_config())
     assert own.grid(7).levels == plain.grid(7, spacing).levels
 
 
 @pytest.mark.parametrize("spacing", BETWEEN)
 @pytest.mark.parametrize("zero", [False, True])
 def test_the_ends_are_the_tables_own(spacing: str, zero: bool) -> None:
-    schedule = Schedule(ScheduleConfig(kind="cosine", zero_terminal_snr=zero))
+    schedule = make_schedule(schedule_config(kind="cosine", zero_terminal_snr=zero))
     grid = schedule.grid(10, spacing)
     first, last = grid.levels[0], grid.levels[-2]
     assert (first.t.item(), last.t.item()) == (999, 0)
@@ -53,7 +52,7 @@ def test_the_ends_are_the_tables_own(spacing: str, zero: bool) -> None:
 
 
 def test_karras_is_equation_5() -> None:
-    schedule = Schedule(ScheduleConfig())
+    schedule = make_schedule(schedule_config())
     highest, lowest = ((schedule.sigma[t] / schedule.alpha[t]).item() for t in (999, 0))
     for i, ratio in enumerate(ratios(schedule.grid(8, "karras")).tolist()):
         expected = (highest ** (1 / 7) + i / 7 * (lowest ** (1 / 7) - highest ** (1 / 7))) ** 7
@@ -61,13 +60,13 @@ def test_karras_is_equation_5() -> None:
 
 
 def test_exponential_is_even_in_the_logarithm() -> None:
-    steps = ratios(Schedule(ScheduleConfig()).grid(9, "exponential")).log().diff()
+    steps = ratios(make_schedule(schedule_config()).grid(9, "exponential")).log().diff()
     torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 def test_t_between_timesteps_is_linear_in_log_sigma(spacing: str) -> None:
-    schedule = Schedule(ScheduleConfig())
+    schedule = make_schedule(schedule_config())
     table = (schedule.sigma / schedule.alpha).log()
     grid = schedule.grid(11, spacing)
     for t, ratio in zip(grid.t.tolist(), ratios(grid).tolist(), strict=True):
@@ -77,7 +76,7 @@ def test_t_between_timesteps_is_linear_in_log_sigma(spacing: str) -> None:
 
 
 def test_sigma_at_a_fractional_t_is_linear_between_its_neighbours() -> None:
-    schedule = Schedule(ScheduleConfig())
+    schedule = make_schedule(schedule_config())
     grid = schedule.grid_at([500.25, 3.5])
     table = schedule.sigma / schedule.alpha
     expected = torch.stack([0.75 * table[500] + 0.25 * table[501], (table[3] + table[4]) / 2])
@@ -86,20 +85,20 @@ def test_sigma_at_a_fractional_t_is_linear_between_its_neighbours() -> None:
 
 
 def test_fractional_spreads_evenly_where_linspace_rounds() -> None:
-    schedule = Schedule(ScheduleConfig())
+    schedule = make_schedule(schedule_config())
     assert schedule.grid(5, "fractional").t.tolist() == [999, 749.25, 499.5, 249.75, 0]
     assert schedule.grid(5, "linspace").t.tolist() == [999, 749, 500, 250, 0]
 
 
 def test_next_to_zero_signal_levels_stay_finite() -> None:
-    schedule = Schedule(ScheduleConfig(kind="cosine", zero_terminal_snr=True))
+    schedule = make_schedule(schedule_config(kind="cosine", zero_terminal_snr=True))
     first, between, second = schedule.grid_at([999, 998.5, 998]).levels[:3]
     assert first.alpha == 0
     assert first.alpha < between.alpha < second.alpha
 
 
 def test_a_list_of_timesteps_is_taken_as_it_is() -> None:
-    schedule = Schedule(ScheduleConfig(spacing="trailing"))
+    schedule = make_schedule(schedule_config(spacing="trailing"))
     assert schedule.grid_at([999, 749, 499, 249]).levels == schedule.grid(4).levels
     assert schedule.grid_at([7.0]).t.dtype == torch.int64
 
@@ -108,9 +107,9 @@ def test_a_list_of_timesteps_is_taken_as_it_is() -> None:
     ("timesteps", "message"),
     [
         ([], "give at least one"),
-        ([3, 3], "timesteps 3, 3: give at least one, each smaller than the one before"),
-        ([3, 700], "each smaller than the one before"),
-        ([3, -0.5], "down to 0 or more"),
+        ([3, 3], "timesteps 3, 3: give at least one, in decreasing order"),
+        ([3, 700], "in decreasing order"),
+        ([3, -0.5], "none below 0"),
         ([math.nan], "timesteps nan"),
         ([math.inf, 3], "timesteps inf, 3"),
         ([1000, 3], "timestep 1000: the model was trained with 0 to 999"),
@@ -118,11 +117,11 @@ def test_a_list_of_timesteps_is_taken_as_it_is() -> None:
 )
 def test_a_list_that_cannot_be_walked_is_refused(timesteps: list[float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Schedule(ScheduleConfig()).grid_at(timesteps)
+        make_schedule(schedule_config()).grid_at(timesteps)
 
 
 def test_an_unknown_spacing_is_refused() -> None:
     with pytest.raises(
-        UserError, match="no spacing 'karas': there are leading, trailing, linspace, fractional, karras"
+        UserError, match="no spacing 'karas': choose one of leading, trailing, linspace, fractional, karras"
     ):
-        Schedule(ScheduleConfig()).grid(10, "karas")
+        make_schedule(schedule_config()).grid(10, "karas")

@@ -7,7 +7,7 @@ from torch import Tensor
 from ldm.diffusion.denoiser import Denoised, Denoiser, make_denoiser
 from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
 from ldm.diffusion.level import Level
-from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.prediction import make_prediction
 
 LEVEL = Level(*(torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.8)), torch.tensor(500))
 
@@ -17,7 +17,7 @@ class Counted:
 
     def __init__(self, prediction: str = "v") -> None:
         self.batches: list[int] = []
-        self.prediction = Prediction(prediction)
+        self.prediction = make_prediction(prediction)
 
     def output(self, x: Tensor, context: Tensor) -> Tensor:
         return torch.sin(x) * context.mean((1, 2)).view(-1, 1, 1, 1) + 0.1 * x
@@ -61,7 +61,7 @@ def test_the_guided_output_is_the_negative_plus_scale_times_the_difference(scale
     guided = classifier_free(model.condition, CONTEXT, NEGATIVE, model.prediction, scale)(X, LEVEL)
     positive, negative = model.output(X, CONTEXT), model.output(X, NEGATIVE)
     torch.testing.assert_close(guided.output, (1 - scale) * negative + scale * positive, rtol=1e-5, atol=1e-5)
-    of_outputs = Prediction(prediction).to_x0(X, guided.output, LEVEL)
+    of_outputs = make_prediction(prediction).to_x0(X, guided.output, LEVEL)
     torch.testing.assert_close(guided.x0, of_outputs, rtol=0, atol=0)
 
 

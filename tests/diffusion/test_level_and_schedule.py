@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.level import Level
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 
 KINDS = ("linear", "scaled_linear", "cosine")
@@ -21,7 +21,7 @@ def double(value: float) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("zero", [False, True])
 def test_every_level_preserves_variance_and_signal_only_falls(kind: str, zero: bool) -> None:
-    schedule = Schedule(ScheduleConfig(kind=kind, zero_terminal_snr=zero))
+    schedule = make_schedule(schedule_config(kind=kind, zero_terminal_snr=zero))
     torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(1000, dtype=torch.float64))
     assert (schedule.alpha.diff() < 0).all()
     assert schedule.alpha.dtype == torch.float64
@@ -29,7 +29,7 @@ def test_every_level_preserves_variance_and_signal_only_falls(kind: str, zero: b
 
 def test_stable_diffusions_table_by_hand() -> None:
     alpha_bar = 1.0
-    schedule = Schedule(ScheduleConfig())
+    schedule = make_schedule(schedule_config())
     for t in range(1000):
         alpha_bar *= 1 - (math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * t / 999) ** 2
         assert schedule.alpha[t].item() == pytest.approx(math.sqrt(alpha_bar), rel=1e-12)
@@ -38,7 +38,7 @@ def test_stable_diffusions_table_by_hand() -> None:
 
 def test_noisy_is_q_of_x_t_given_x_0() -> None:
     """One draw with the closed form has the mean and variance of t + 1 single steps of sqrt(1 - beta), sqrt(beta)."""
-    schedule = Schedule(ScheduleConfig(kind="linear"))
+    schedule = make_schedule(schedule_config(kind="linear"))
     betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
     mean, variance = double(1.0), double(0.0)
     for t in range(400):
@@ -50,7 +50,7 @@ def test_noisy_is_q_of_x_t_given_x_0() -> None:
 
 
 def test_levels_of_a_batch_act_on_their_own_sample() -> None:
-    schedule = Schedule(ScheduleConfig())
+    schedule = make_schedule(schedule_config())
     t = torch.tensor([0, 500, 999])
     x0, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     together = schedule.level(t).noisy(x0, noise)
@@ -66,7 +66,7 @@ def test_snr_is_the_ratio_of_squares() -> None:
 
 
 def test_uniform_numbers_reach_every_timestep_equally() -> None:
-    schedule = Schedule(ScheduleConfig(num_train_timesteps=10))
+    schedule = make_schedule(schedule_config(num_train_timesteps=10))
     middles = (torch.arange(100) + 0.5) / 100
     assert schedule.sample(middles).t.bincount().tolist() == [10] * 10
     almost_one = torch.tensor([torch.finfo(torch.float32).eps / -2 + 1])
@@ -76,7 +76,7 @@ def test_uniform_numbers_reach_every_timestep_equally() -> None:
 
 @pytest.mark.parametrize("to_one", [False, True])
 def test_a_grid_ends_without_noise_or_at_the_first_timestep(to_one: bool) -> None:
-    schedule = Schedule(ScheduleConfig(set_alpha_to_one=to_one))
+    schedule = make_schedule(schedule_config(set_alpha_to_one=to_one))
     grid = schedule.grid(20)
     assert (len(grid), len(grid.levels), grid.initial_scale) == (20, 21, 1.0)
     final = grid.levels[-1]
@@ -85,7 +85,7 @@ def test_a_grid_ends_without_noise_or_at_the_first_timestep(to_one: bool) -> Non
 
 
 def test_steps_of_a_grid_join() -> None:
-    grid = Schedule(ScheduleConfig(spacing="linspace")).grid(7)
+    grid = make_schedule(schedule_config(spacing="linspace")).grid(7)
     steps = list(grid.steps())
     assert len(steps) == 7
     assert all(end is start for (_, end), (start, _) in itertools.pairwise(steps))
@@ -94,10 +94,10 @@ def test_steps_of_a_grid_join() -> None:
 @pytest.mark.parametrize("steps", [0, -3, 1001])
 def test_more_steps_than_the_schedule_has_are_refused(steps: int) -> None:
     with pytest.raises(UserError, match=f"{steps} sampling steps.*1 to 1000"):
-        Schedule(ScheduleConfig()).grid(steps)
+        make_schedule(schedule_config()).grid(steps)
 
 
 def test_an_offset_that_leaves_the_table_is_refused() -> None:
-    assert len(Schedule(ScheduleConfig(steps_offset=0)).grid(1000)) == 1000
+    assert len(make_schedule(schedule_config(steps_offset=0)).grid(1000)) == 1000
     with pytest.raises(UserError, match="steps_offset 1 start at timestep 1000 of 0 to 999"):
-        Schedule(ScheduleConfig(steps_offset=1)).grid(1000)
+        make_schedule(schedule_config(steps_offset=1)).grid(1000)

@@ -16,11 +16,18 @@ from closed_forms import (
 )
 from torch import Tensor
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.denoiser import Denoised, Denoiser
 from ldm.diffusion.level import Grid, Level
-from ldm.diffusion.samplers import PLMS, DPMSolver2M, FirstOrder, Heun, Sampler, UniPC, invert, make_sampler
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.samplers import make_sampler
+from ldm.diffusion.samplers.dpm_solver import DPMSolver2M
+from ldm.diffusion.samplers.first_order import FirstOrder
+from ldm.diffusion.samplers.heun import heun
+from ldm.diffusion.samplers.inversion import invert
+from ldm.diffusion.samplers.plms import PLMS
+from ldm.diffusion.samplers.step import Sampler
+from ldm.diffusion.samplers.unipc import UniPC
+from ldm.diffusion.schedule import make_schedule
 
 X = torch.linspace(-2, 2, 41, dtype=torch.float64)
 STEPS = (80, 160, 320, 640)
@@ -93,7 +100,7 @@ def test_plms_on_outputs_v_as_diffusers_has_it_has_order_1_and_is_worse_than_on_
         assert errors[0] > 10 * errors[1]
 
 
-@pytest.mark.parametrize("sampler", [Heun(), DPMSolver2M(), UniPC()])
+@pytest.mark.parametrize("sampler", [heun, DPMSolver2M(), UniPC()])
 def test_twenty_steps_of_higher_order_beat_twenty_of_ddim(sampler: Sampler) -> None:
     grid = smooth_grid(20)
     exact = runge_kutta_end(mixture, X, grid.levels[0], grid.levels[-1])
@@ -138,13 +145,13 @@ def assert_the_datas_moments(x: Tensor) -> None:
     ("name", "steps"), [("ddpm", 1000), ("ddpm-large", 1000), ("euler-ancestral", 1000), ("dpmpp-2m-sde", 500)]
 )
 def test_samples_of_stochastic_samplers_have_the_datas_mean_and_variance(name: str, steps: int) -> None:
-    schedule = Schedule(ScheduleConfig(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True))
+    schedule = make_schedule(schedule_config(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True))
     assert_the_datas_moments(drawn(make_sampler(name), gaussian, schedule.grid(steps)))
 
 
 def test_consistency_samples_of_the_exact_consistency_function_have_them_too() -> None:
     """What a distilled network stands for: the end of the probability flow in one call."""
-    schedule = Schedule(ScheduleConfig(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True))
+    schedule = make_schedule(schedule_config(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True))
 
     def consistent(x: Tensor, level: Level) -> Denoised:
         x0 = gaussian_end(x, level, schedule.grid(1).levels[-1])

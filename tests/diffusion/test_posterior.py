@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.diffusion.bound import bound_term
 from ldm.diffusion.denoiser import Denoised, make_denoiser
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import VarianceLoss
 from ldm.diffusion.posterior import Posteriors
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.samplers import FirstOrder
-from ldm.diffusion.schedule import Schedule, make_schedule
+from ldm.diffusion.prediction import make_prediction
+from ldm.diffusion.samplers.first_order import FirstOrder
+from ldm.diffusion.schedule import make_schedule
 
 KINDS = ("linear", "scaled_linear", "cosine", "sigmoid")
 ALL = torch.arange(1000)
@@ -47,20 +47,23 @@ def by_hand(kind: str) -> Tensor:
 def test_noisy_is_q_of_x_t_given_x_0_at_every_timestep(kind: str) -> None:
     """Ho et al. 2020, eq. 4."""
     bar, x0, noise = (1 - by_hand(kind)).cumprod(0), random(1000, 2), random(1000, 2, seed=1)
-    made = Schedule(ScheduleConfig(kind=kind)).level(ALL, torch.float64).noisy(x0, noise)
+    made = make_schedule(schedule_config(kind=kind)).level(ALL, torch.float64).noisy(x0, noise)
     expected = bar.sqrt()[:, None] * x0 + (1 - bar).sqrt()[:, None] * noise
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_last_beta_of_cosine_is_cut_at_its_cap_and_no_other() -> None:
-    bar = Schedule(ScheduleConfig(kind="cosine")).alpha ** 2
+    bar = make_schedule(schedule_config(kind="cosine")).alpha ** 2
     betas = 1 - bar[1:] / bar[:-1]
     assert betas[-1].item() == pytest.approx(0.999, rel=1e-12)
     assert (betas[:-1] < 0.999).all()
 
 
 def test_sigmoid_rises_from_its_first_beta_to_its_last_and_is_halfway_in_the_middle() -> None:
-    bar = Schedule(ScheduleConfig(kind="sigmoid", num_train_timesteps=1001, beta_start=0.01, beta_end=0.03)).alpha ** 2
+    bar = (
+        make_schedule(schedule_config(kind="sigmoid", num_train_timesteps=1001, beta_start=0.01, beta_end=0.03)).alpha
+        ** 2
+    )
     betas = 1 - bar[1:] / bar[:-1]
     assert betas[499].item() == pytest.approx(0.02, rel=1e-9)  # of timestep 500
     assert 1 - bar[0].item() == pytest.approx(0.01 + 0.02 / (1 + math.exp(6)), rel=1e-9)
@@ -71,7 +74,7 @@ def test_sigmoid_rises_from_its_first_beta_to_its_last_and_is_halfway_in_the_mid
 @pytest.mark.parametrize("zero", [False, True])
 def test_posterior_mean_and_variance_are_those_of_ddpm_at_every_timestep(kind: str, zero: bool) -> None:
     """Ho et al. 2020, eq. 7; both variances of section 3.2."""
-    schedule = Schedule(ScheduleConfig(kind=kind, zero_terminal_snr=zero))
+    schedule = make_schedule(schedule_config(kind=kind, zero_terminal_snr=zero))
     bar = schedule.alpha**2 if zero else (1 - by_hand(kind)).cumprod(0)
     before = torch.cat([bar.new_ones(1), bar[:-1]])
     beta = 1 - bar / before
@@ -87,8 +90,8 @@ def test_posterior_mean_and_variance_are_those_of_ddpm_at_every_timestep(kind: s
     assert posterior.last.tolist() == [True] + [False] * 999
 
 
-@pytest.mark.parametrize("config", [ScheduleConfig(kind="flow", shift=3.0), ScheduleConfig(kind="cosine")])
-def test_the_posterior_is_bayes_rule_between_any_two_levels(config: ScheduleConfig) -> None:
+@pytest.mark.parametrize("config", [schedule_config(kind="flow", shift=3.0), schedule_config(kind="cosine")])
+def test_the_posterior_is_bayes_rule_between_any_two_levels(config: schedule_config) -> None:
     """q(x_s | x_t, x_0) ~ q(x_t | x_s) q(x_s | x_0): precisions add, and means by precision (Kingma et al. 2021)."""
     grid = make_schedule(config).grid(7)
     posteriors, x, x0 = Posteriors(grid), random(5), random(5, seed=1)
@@ -109,7 +112,9 @@ BAR = (1 - BETAS).cumprod(0)
 BEFORE = torch.cat([BAR.new_ones(1), BAR[:-1]])
 SMALL = BETAS * (1 - BEFORE) / (1 - BAR)
 CLIPPED = torch.cat([SMALL[1:2], SMALL[1:]]).log()
-LEARNED = DiffusionConfig(learned_variance=True, schedule=ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+LEARNED = DiffusionConfig(
+    learned_variance=True, schedule=schedule_config(kind="linear", beta_start=1e-4, beta_end=0.02)
+)
 T = torch.tensor([0, 1, 30, 400, 999])
 
 
@@ -140,19 +145,19 @@ def outputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_log_variance_and_bound_are_those_of_improved_ddpm() -> None:
     eps, variance, x0, noise = outputs()
-    schedule = Schedule(LEARNED.schedule)
+    schedule = make_schedule(LEARNED.schedule)
     level = schedule.level(T, torch.float64)
     posterior = Posteriors(schedule.chain()).at(level)
     expected, terms = improved_ddpm(eps, variance, x0, noise)
     torch.testing.assert_close(posterior.learned(variance), expected, rtol=1e-10, atol=0)
-    seen = Prediction("eps").to_x0(level.noisy(x0, noise), eps, level)
+    seen = make_prediction("eps").to_x0(level.noisy(x0, noise), eps, level)
     made = bound_term(posterior, Denoised(seen, eps, posterior.learned(variance)), x0, "gaussian")
     torch.testing.assert_close(made, terms, rtol=1e-7, atol=0)
 
 
 def test_the_hybrid_loss_adds_a_thousandth_of_the_whole_bound() -> None:
     eps, variance, x0, noise = outputs()
-    level = Schedule(LEARNED.schedule).level(T)
+    level = make_schedule(LEARNED.schedule).level(T)
     made = VarianceLoss(LEARNED)(eps.float(), variance.float(), x0.float(), noise.float(), level)
     assert made.dtype == torch.float32
     expected = 0.001 * 1000 * improved_ddpm(eps, variance, x0, noise)[1]
@@ -161,7 +166,7 @@ def test_the_hybrid_loss_adds_a_thousandth_of_the_whole_bound() -> None:
 
 def test_the_bound_teaches_the_variance_alone() -> None:
     eps, variance, x0, noise = (tensor.float().requires_grad_() for tensor in outputs())
-    VarianceLoss(LEARNED)(eps, variance, x0, noise, Schedule(LEARNED.schedule).level(T)).sum().backward()
+    VarianceLoss(LEARNED)(eps, variance, x0, noise, make_schedule(LEARNED.schedule).level(T)).sum().backward()
     assert eps.grad is None
     assert variance.grad is not None
     assert (variance.grad.abs().flatten(1).amax(1) > 0).all()
@@ -170,11 +175,11 @@ def test_the_bound_teaches_the_variance_alone() -> None:
 def test_steps_that_leave_out_timesteps_have_the_betas_of_the_shorter_process() -> None:
     """Nichol and Dhariwal 2021, eq. 19."""
     config = LEARNED.schedule.model_copy(update={"set_alpha_to_one": True, "steps_offset": 0})
-    grid = Schedule(config).grid(50)
+    grid = make_schedule(config).grid(50)
     bar = BAR[grid.t.flip(0)]
     before = torch.cat([bar.new_ones(1), bar[:-1]])
     beta = 1 - bar / before
-    posterior = Posteriors(grid).at(Schedule(config).level(grid.t.flip(0), torch.float64))
+    posterior = Posteriors(grid).at(make_schedule(config).level(grid.t.flip(0), torch.float64))
     torch.testing.assert_close(posterior.large.exp(), beta, rtol=1e-10, atol=0)
     small = (1 - before) / (1 - bar) * beta
     torch.testing.assert_close(posterior.small[1:].exp(), small[1:], rtol=1e-10, atol=0)
@@ -185,30 +190,30 @@ def network(x: Tensor, t: Tensor) -> Tensor:
 
 
 def test_a_denoiser_divides_the_output_and_guidance_keeps_the_variance_of_the_prompt() -> None:
-    schedule = Schedule(LEARNED.schedule)
+    schedule = make_schedule(LEARNED.schedule)
     posteriors, level, x = (
         Posteriors(schedule.chain()),
         schedule.level(torch.tensor(300), torch.float64),
         random(2, 3, 4, 4),
     )
-    denoised = make_denoiser(network, Prediction("eps"), posteriors)(x, level)
+    denoised = make_denoiser(network, make_prediction("eps"), posteriors)(x, level)
     assert torch.equal(denoised.output, torch.tanh(x.roll(1, -1)))
     assert torch.equal(denoised.log_variance, posteriors.at(level).learned(torch.cos(3 * x)))
 
     def condition(*contexts: Tensor):  # type: ignore[no-untyped-def]
         scale = torch.cat(contexts)[:, :1, :1, None]
-        return make_denoiser(lambda x, t: scale * network(x, t), Prediction("eps"), posteriors)
+        return make_denoiser(lambda x, t: scale * network(x, t), make_prediction("eps"), posteriors)
 
     context, negative = torch.full((2, 1, 1), 0.5).double(), torch.full((2, 1, 1), -0.3).double()
-    guided = classifier_free(condition, context, negative, Prediction("eps"), 3.0)(x, level)
+    guided = classifier_free(condition, context, negative, make_prediction("eps"), 3.0)(x, level)
     assert torch.equal(guided.log_variance, condition(context)(x, level).log_variance)
     assert guided.output.shape == x.shape
 
 
 def test_ddpm_steps_have_the_learned_variance_and_ddim_ones_none() -> None:
-    schedule = Schedule(LEARNED.schedule.model_copy(update={"set_alpha_to_one": True}))
+    schedule = make_schedule(LEARNED.schedule.model_copy(update={"set_alpha_to_one": True}))
     grid = schedule.grid(10)
-    denoiser, noise = make_denoiser(network, Prediction("eps"), Posteriors(grid)), random(2, 3, 4, 4, seed=2)
+    denoiser, noise = make_denoiser(network, make_prediction("eps"), Posteriors(grid)), random(2, 3, 4, 4, seed=2)
     x = random(2, 3, 4, 4)
     learned, fixed = (
         next(FirstOrder(1.0)(chosen, x, grid, lambda x: noise)).x
@@ -227,7 +232,7 @@ def test_ddpm_steps_have_the_learned_variance_and_ddim_ones_none() -> None:
 
 
 def test_a_level_is_found_in_a_batch_as_alone() -> None:
-    schedule = make_schedule(ScheduleConfig(kind="flow", num_train_timesteps=20))
+    schedule = make_schedule(schedule_config(kind="flow", num_train_timesteps=20))
     grid = schedule.chain()
     posteriors = Posteriors(grid)
     levels = [grid.levels[i] for i in (0, 7, 19)]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config, weighting_config
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import make_prediction
+from ldm.diffusion.schedule import make_schedule
 
 KINDS = ("eps", "x0", "v", "flow")
 T = torch.tensor([0, 10, 400, 999])
@@ -19,7 +19,7 @@ def random(seed: int) -> Tensor:
 
 
 def levels(zero: bool = False) -> Level:
-    return Schedule(ScheduleConfig(zero_terminal_snr=zero)).level(T, torch.float64)
+    return make_schedule(schedule_config(zero_terminal_snr=zero)).level(T, torch.float64)
 
 
 def straight_levels() -> Level:
@@ -39,7 +39,7 @@ def straight_levels() -> Level:
 )
 def test_targets_are_the_published_ones(kind: str, expected) -> None:  # type: ignore[no-untyped-def]
     alpha, sigma = (value.view(4, 1, 1, 1) for value in (levels().alpha, levels().sigma))
-    target = Prediction(kind).target(random(0), random(1), levels())
+    target = make_prediction(kind).target(random(0), random(1), levels())
     torch.testing.assert_close(target, expected(random(0), random(1), alpha, sigma), rtol=0, atol=0)
 
 
@@ -49,9 +49,9 @@ def test_image_and_noise_come_back_from_the_output(kind: str, path: Level) -> No
     if kind == "eps" and path.alpha[-1] == 0:
         path = Level(path.alpha[:3], path.sigma[:3], path.t[:3])
     x0, noise = random(0)[: len(path.t)], random(1)[: len(path.t)]
-    x, output = path.noisy(x0, noise), Prediction(kind).target(x0, noise, path)
-    torch.testing.assert_close(Prediction(kind).to_x0(x, output, path), x0, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(Prediction(kind).to_eps(x, output, path), noise, rtol=1e-9, atol=1e-11)
+    x, output = path.noisy(x0, noise), make_prediction(kind).target(x0, noise, path)
+    torch.testing.assert_close(make_prediction(kind).to_x0(x, output, path), x0, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(make_prediction(kind).to_eps(x, output, path), noise, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,13 +59,13 @@ def test_x0_moves_with_the_output_as_the_weight_says(kind: str) -> None:
     """The identity behind every weighting, against automatic differentiation."""
     path = levels()
     output = random(2).requires_grad_()
-    Prediction(kind).to_x0(random(1), output, path).sum().backward()
-    weight = Prediction(kind).output_weight(torch.ones_like(path.alpha), path)
+    make_prediction(kind).to_x0(random(1), output, path).sum().backward()
+    weight = make_prediction(kind).output_weight(torch.ones_like(path.alpha), path)
     torch.testing.assert_close(weight, output.grad[:, 0, 0, 0] ** 2, rtol=1e-9, atol=0)  # type: ignore[index]
 
 
 def config(prediction: str, kind: str = "min_snr") -> DiffusionConfig:
-    return DiffusionConfig(prediction=prediction, weighting=WeightingConfig(kind=kind, gamma=5.0))
+    return DiffusionConfig(prediction=prediction, weighting=weighting_config(kind=kind, gamma=5.0))
 
 
 @pytest.mark.parametrize(

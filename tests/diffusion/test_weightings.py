@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig, WeightingConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config, weighting_config
 from ldm.diffusion.bound import bound_term
 from ldm.diffusion.denoiser import Denoised
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.diffusion.posterior import Posteriors
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.schedule import make_schedule
 
 T = torch.tensor([1, 10, 400, 999])
-SCHEDULE = Schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+SCHEDULE = make_schedule(schedule_config(kind="linear", beta_start=1e-4, beta_end=0.02))
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 BAR = (1 - BETAS).cumprod(0)
 LEVELS = SCHEDULE.level(T, torch.float64)
@@ -27,7 +27,7 @@ Form = Callable[[Tensor], Tensor]
 
 
 def weight(prediction: str, level: Level = LEVELS, **options: object) -> Tensor:
-    config = DiffusionConfig(prediction=prediction, schedule=SCHEDULE.config, weighting=WeightingConfig(**options))
+    config = DiffusionConfig(prediction=prediction, schedule=SCHEDULE.config, weighting=weighting_config(**options))
     return DenoisingLoss(config).weight(level)
 
 
@@ -107,8 +107,8 @@ def test_vlb_is_what_the_bound_gives_for_the_same_error() -> None:
 
 @pytest.mark.parametrize("kind", ["soft_min_snr", "p2", "vlb"])
 def test_weights_are_finite_without_any_signal(kind: str) -> None:
-    schedule = ScheduleConfig(zero_terminal_snr=True)
-    config = DiffusionConfig(prediction="v", schedule=schedule, weighting=WeightingConfig(kind=kind))
-    made = DenoisingLoss(config).weight(Schedule(schedule).level(torch.arange(1000), torch.float64))
+    schedule = schedule_config(zero_terminal_snr=True)
+    config = DiffusionConfig(prediction="v", schedule=schedule, weighting=weighting_config(kind=kind))
+    made = DenoisingLoss(config).weight(make_schedule(schedule).level(torch.arange(1000), torch.float64))
     assert made.isfinite().all()
     assert (made >= 0).all()

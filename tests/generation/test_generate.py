@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from PIL import Image
 import ldm
 from ldm.cli import generate as command
 from ldm.cli.generate import generate
-from ldm.config.diffusion import ScheduleConfig
-from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.grids import SPACINGS
 from ldm.errors import UserError
 from ldm.generation.quality import resolve_quality
+from ldm.registry import SAMPLERS
 
 
 class FakePipe:
@@ -118,7 +118,7 @@ def test_levels_reach_the_request_and_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "names"),
-    [(command.SamplerName, SAMPLERS), (command.Spacing, get_args(ScheduleConfig.model_fields["spacing"].annotation))],
+    [(command.SamplerName, SAMPLERS), (command.Spacing, SPACINGS)],
 )
 def test_the_help_lists_every_name(option: Any, names: Iterable[str]) -> None:
     (told,) = option.__metadata__

@@ -13,11 +13,11 @@ from tiny_models import random_parts
 from torch import Tensor
 
 from ldm.data.images import read_image
-from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
 from ldm.generation.init_image import InitImage, cover, cut
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
+from ldm.registry import SAMPLERS
 
 STEPS = 5
 

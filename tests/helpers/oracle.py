@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.level import Grid
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.samplers import Sampler
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import make_prediction
+from ldm.diffusion.samplers.step import Sampler
+from ldm.diffusion.schedule import TableSchedule
+from ldm.registry import SCHEDULES
 
 STEPS = (5, 10, 20, pytest.param(50, marks=pytest.mark.slow))
 THEIR_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -44,15 +45,16 @@ def drawn(seed: int) -> Noise:
     return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
 
-def make_schedule(**options: Any) -> Schedule:
-    """Our schedule; without terminal signal the last alpha is 2^-12, which theirs put in the place of 0."""
-    schedule = Schedule(ScheduleConfig(**options))
+def make_schedule(**options: Any) -> TableSchedule:
+    """Our schedule; without terminal signal the last alpha is 2^-12, with which diffusers replaces 0."""
+    config = schedule_config(**options)
+    schedule = SCHEDULES[config.kind](config)
     if schedule.config.zero_terminal_snr:
         schedule.alpha[-1], schedule.sigma[-1] = 2**-12, (1 - 2**-24) ** 0.5
     return schedule
 
 
-def fed(kind: type, schedule: Schedule, prediction: str, **options: Any) -> Any:
+def fed(kind: type, schedule: TableSchedule, prediction: str, **options: Any) -> Any:
     """A scheduler of theirs with our table of alpha^2 in float64."""
     scheduler = kind(prediction_type=THEIR_PREDICTION[prediction], steps_offset=schedule.config.steps_offset, **options)
     scheduler.alphas_cumprod = schedule.alpha**2
@@ -71,7 +73,7 @@ def ours(
 ) -> list[Tensor]:
     """x at every level of the grid; the network is told `told` where that is not the grid's own t."""
     names = dict(zip(grid.t.tolist(), grid.t if told is None else told, strict=True))
-    denoiser = make_denoiser(lambda x, t: network(x, names[t.item()]), Prediction(prediction))
+    denoiser = make_denoiser(lambda x, t: network(x, names[t.item()]), make_prediction(prediction))
     return [start(), *(step.x for step in sampler(denoiser, start(), grid, noise or drawn(1)))]
 
 

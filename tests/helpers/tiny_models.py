@@ -9,7 +9,7 @@ from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
@@ -32,7 +32,7 @@ def random_parts() -> Parts:
         cross_attention_dim=16,
         norm_num_groups=4,
     )
-    schedule = ScheduleConfig(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True)
+    schedule = schedule_config(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         networks = (Autoencoder(autoencoder), UNet(unet), BertTextEncoder(text, tokenizer.vocab_size))

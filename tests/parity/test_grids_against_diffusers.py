@@ -18,7 +18,7 @@ from diffusers import (
 from oracle import THEIR_OPTIONS, fed, make_schedule, ratios
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.diffusion.level import Grid
 from ldm.errors import UserError
 
@@ -104,11 +104,11 @@ def test_the_end_is_theirs(spacing: str, to_one: bool) -> None:
 
 
 CONFIGS = [
-    DiffusionConfig(schedule=ScheduleConfig(spacing="karras", set_alpha_to_one=True)),
+    DiffusionConfig(schedule=schedule_config(spacing="karras", set_alpha_to_one=True)),
     DiffusionConfig(
-        schedule=ScheduleConfig(spacing="exponential", kind="cosine", zero_terminal_snr=True), prediction="v"
+        schedule=schedule_config(spacing="exponential", kind="cosine", zero_terminal_snr=True), prediction="v"
     ),
-    DiffusionConfig(schedule=ScheduleConfig(spacing="fractional", steps_offset=0), prediction="x0"),
+    DiffusionConfig(schedule=schedule_config(spacing="fractional", steps_offset=0), prediction="x0"),
 ]
 
 
@@ -123,7 +123,7 @@ def test_spacings_between_timesteps_come_back_from_eulers_fields(config: Diffusi
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"])
 def test_schedulers_between_timesteps_are_understood(name: str) -> None:
     theirs = getattr(diffusers, name)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
-    expected = DiffusionConfig(schedule=ScheduleConfig(spacing="fractional", set_alpha_to_one=True))
+    expected = DiffusionConfig(schedule=schedule_config(spacing="fractional", set_alpha_to_one=True))
     assert scheduler_from_fields(dict(theirs.config) | {"_class_name": name}, Path("x")) == expected
 
 

@@ -40,9 +40,13 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.level import Grid
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.samplers import PLMS, DPMSolver2M, UniPC, invert, make_sampler
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.prediction import make_prediction
+from ldm.diffusion.samplers import make_sampler
+from ldm.diffusion.samplers.dpm_solver import DPMSolver2M
+from ldm.diffusion.samplers.inversion import invert
+from ldm.diffusion.samplers.plms import PLMS
+from ldm.diffusion.samplers.unipc import UniPC
+from ldm.diffusion.schedule import TableSchedule
 
 MULTISTEP_SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential")
 
@@ -113,7 +117,7 @@ def test_heun(prediction: str, spacing: str, steps: int) -> None:
 # --- DPM-Solver++ and UniPC -------------------------------------------------------------------------------------------
 
 
-def multistep(kind: type, schedule: Schedule, prediction: str, spacing: str, steps: int, **options: Any) -> Any:
+def multistep(kind: type, schedule: TableSchedule, prediction: str, spacing: str, steps: int, **options: Any) -> Any:
     """Their scheduler, and the grid of its levels."""
     end = "zero" if schedule.config.set_alpha_to_one else "sigma_min"
     options |= THEIR_OPTIONS.get(spacing, {"timestep_spacing": spacing})
@@ -212,7 +216,7 @@ def test_plms_of_ours_mixes_noises_whatever_the_network_regresses(prediction: st
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         level = schedule.level(t, torch.float64)
-        return Prediction(prediction).to_eps(x, network(x, t), level)
+        return make_prediction(prediction).to_eps(x, network(x, t), level)
 
     scheduler = fed(PNDMScheduler, schedule, "eps", skip_prk_steps=True, timestep_spacing="trailing")
     scheduler.set_timesteps(10)
@@ -255,12 +259,12 @@ def test_chains_from_their_stand_in_for_zero_signal(prediction: str, spacing: st
 # --- inversion --------------------------------------------------------------------------------------------------------
 
 
-def inverted(schedule: Schedule, grid: Grid, prediction: str) -> list[Tensor]:
-    denoiser = make_denoiser(network, Prediction(prediction))
+def inverted(schedule: TableSchedule, grid: Grid, prediction: str) -> list[Tensor]:
+    denoiser = make_denoiser(network, make_prediction(prediction))
     return [start(), *(step.x for step in invert(denoiser, start(), grid))]
 
 
-def theirs_inverted(schedule: Schedule, prediction: str, spacing: str, steps: int) -> list[Tensor]:
+def theirs_inverted(schedule: TableSchedule, prediction: str, spacing: str, steps: int) -> list[Tensor]:
     scheduler = fed(DDIMInverseScheduler, schedule, prediction, timestep_spacing=spacing, clip_sample=False)
     scheduler.set_timesteps(steps)
     x, found = start(), [start()]

@@ -15,7 +15,7 @@ from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.files import load_text_encoder, save_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer, save_tokenizer
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.fields import autoencoder_from_fields, autoencoder_to_fields
@@ -115,9 +115,11 @@ def test_an_autoencoder_that_diffusers_wrote_is_ours(tmp_path: Path) -> None:
 
 SCHEDULES = [
     DiffusionConfig(),
-    DiffusionConfig(prediction="v", schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing")),
-    DiffusionConfig(prediction="x0", schedule=ScheduleConfig(kind="cosine", set_alpha_to_one=True, steps_offset=0)),
-    DiffusionConfig(schedule=ScheduleConfig(kind="linear", num_train_timesteps=400, beta_end=0.03, spacing="linspace")),
+    DiffusionConfig(prediction="v", schedule=schedule_config(zero_terminal_snr=True, spacing="trailing")),
+    DiffusionConfig(prediction="x0", schedule=schedule_config(kind="cosine", set_alpha_to_one=True, steps_offset=0)),
+    DiffusionConfig(
+        schedule=schedule_config(kind="linear", num_train_timesteps=400, beta_end=0.03, spacing="linspace")
+    ),
 ]
 
 

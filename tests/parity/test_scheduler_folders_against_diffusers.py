@@ -12,9 +12,9 @@ from oracle import ratios
 
 from ldm.checkpoint.diffusers.pipeline import load_scheduler
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
-from ldm.checkpoint.diffusers.schedulers import SCHEDULERS
 from ldm.diffusion.level import Grid
 from ldm.diffusion.schedule import make_schedule
+from ldm.diffusion.schedulers import SCHEDULERS
 from ldm.errors import UserError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}

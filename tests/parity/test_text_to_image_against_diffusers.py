@@ -15,7 +15,7 @@ from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
@@ -24,7 +24,7 @@ from ldm.models.unet.config import UNetConfig
 PROMPTS = ["a red dog playing a trumpet", "two blue cats"]
 PLAIN = DiffusionConfig()
 ZERO_SNR_V = DiffusionConfig(
-    schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True), prediction="v"
+    schedule=schedule_config(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True), prediction="v"
 )
 
 

@@ -7,11 +7,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ldm.config.diffusion import ScheduleConfig
+from ldm.config.diffusion import schedule_config
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.guidance import thresholded
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.samplers import FirstOrder
+from ldm.diffusion.prediction import make_prediction
+from ldm.diffusion.samplers.first_order import FirstOrder
 from ldm.diffusion.schedule import make_schedule
 
 KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -36,7 +36,7 @@ def test_a_chain_of_ddim_with_thresholding_is_that_of_diffusers(prediction: str,
         dynamic_thresholding_ratio=share,
         sample_max_value=1e9,  # its own 1 would make every threshold 1
     )
-    theirs.alphas_cumprod = make_schedule(ScheduleConfig()).alpha ** 2
+    theirs.alphas_cumprod = make_schedule(schedule_config()).alpha ** 2
     theirs.final_alpha_cumprod = theirs.alphas_cumprod[0]
     theirs.set_timesteps(10)
     start = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -44,6 +44,6 @@ def test_a_chain_of_ddim_with_thresholding_is_that_of_diffusers(prediction: str,
     for t in theirs.timesteps:
         # Its noise is told anew from the image that was cut, as all our samplers tell it.
         x = theirs.step(network(x, t), t, x, use_clipped_model_output=True).prev_sample
-    denoiser = thresholded(make_denoiser(network, Prediction(prediction)), share, 1.0)
-    *_, last = FirstOrder()(denoiser, start, make_schedule(ScheduleConfig()).grid(10), torch.zeros_like)
+    denoiser = thresholded(make_denoiser(network, make_prediction(prediction)), share, 1.0)
+    *_, last = FirstOrder()(denoiser, start, make_schedule(schedule_config()).grid(10), torch.zeros_like)
     torch.testing.assert_close(last.x, x, rtol=1e-9, atol=1e-9)

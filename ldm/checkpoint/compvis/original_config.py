@@ -14,7 +14,7 @@ from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options,
 from ldm.checkpoint.compvis.sgm_config import diffusion_engine, diffusion_engine_to_target
 from ldm.checkpoint.compvis.unet_params import unet_from_params, unet_to_params
 from ldm.conditioning.spatial import SpatialConfig
-from ldm.config.diffusion import BETA_KINDS, DiffusionConfig
+from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import parse
 from ldm.errors import UserError
 
@@ -90,7 +90,7 @@ def _diffusion(params: Group) -> DiffusionConfig:
     schedule = {"kind": kind, "num_train_timesteps": params.number("timesteps", 1000)}
     ends = {"beta_start": params.take("linear_start", 1e-4), "beta_end": params.take("linear_end", 2e-2)}
     tree = {
-        "schedule": schedule | (ends if kind in BETA_KINDS else {}),
+        "schedule": schedule | ({} if kind == "cosine" else ends),
         "prediction": params.choose("parameterization", PREDICTIONS, "eps"),
     }
     return parse(tree, DiffusionConfig, params.where)
@@ -151,11 +151,8 @@ def _latent_diffusion_to_target(contents: Contents) -> Params:
     assert contents.unet is not None
     assert contents.autoencoder is not None
     diffusion = contents.diffusion or DiffusionConfig()
-    schedule = diffusion.schedule
     params: Params = {
-        "linear_start": schedule.beta_start,
-        "linear_end": schedule.beta_end,
-        "timesteps": schedule.num_train_timesteps,
+        "timesteps": diffusion.schedule.num_train_timesteps,
         **_schedule_to_params(diffusion),
         "image_size": contents.unet.sample_size,
         "channels": contents.autoencoder.latent_channels,
@@ -176,7 +173,8 @@ def _schedule_to_params(diffusion: DiffusionConfig) -> Params:
         raise inexpressible("diffusion.schedule.kind", schedule.kind, " or ".join(names))
     expect_options("diffusion.schedule", schedule, {"zero_terminal_snr": False})
     expect_options("diffusion", diffusion, {"learned_variance": False})
-    params: Params = {}
+    ends = schedule.model_dump(include={"beta_start", "beta_end"})
+    params: Params = {name.replace("beta", "linear"): value for name, value in ends.items()}
     if schedule.kind != "scaled_linear":
         params["beta_schedule"] = names[schedule.kind]
     if diffusion.prediction not in PREDICTIONS:

@@ -117,9 +117,9 @@ def _diffusion_to_target(diffusion: DiffusionConfig) -> Params:
     scalings = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if diffusion.prediction not in scalings:
         raise inexpressible("diffusion.prediction", diffusion.prediction, " or ".join(scalings))
+    betas = schedule.model_dump(include={"beta_start", "beta_end"})
     table = {
-        "linear_start": schedule.beta_start,
-        "linear_end": schedule.beta_end,
+        **{name.replace("beta", "linear"): value for name, value in betas.items()},
         "num_timesteps": schedule.num_train_timesteps,
     }
     parts = f"{MODULES}.diffusionmodules"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.class_tables import EMPTY, NAMES, class_facts
-from ldm.checkpoint.diffusers.scheduler_fields import FLOW, scheduler_class
-from ldm.checkpoint.diffusers.schedulers import SCHEDULERS
+from ldm.checkpoint.diffusers.scheduler_fields import scheduler_class, scheduler_classes
 from ldm.checkpoint.parts import Parts
 from ldm.checkpoint.spatial import MASK, PIXELS
 from ldm.conditioning.image.files import CLIP_CLASS, OWN_CLASS
@@ -45,7 +44,6 @@ ANY: dict[str, tuple[Kind, ...]] = {  # where a layout does not say
     "image_encoder": (("ldm", OWN_CLASS), ("transformers", CLIP_CLASS)),
     "processor": (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor")),
     "spatial": (("ldm", "SpatialRescaler"), ("ldm", "SpatialIdentity")),
-    "scheduler": tuple(("diffusers", name) for name in (*SCHEDULERS, FLOW)),
 }
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # they say nothing about the images drawn
 ZEROS = "force_zeros_for_empty_prompt"
@@ -75,12 +73,18 @@ class Layout:
             kinds = {part: kind for part, kind in kinds.items() if part != "spatial"}
         if not self.folders.keys() - set(self.may_lack) <= kinds.keys() <= self.folders.keys():
             return False
-        if any(kind not in self.kinds.get(part, ANY[part]) for part, kind in kinds.items()):
+        if any(kind not in self.allowed(part) for part, kind in kinds.items()):
             return False
         if parts.zeros_for_empty_prompt and ZEROS not in self.fields:
             return False
         saved = {f"text_encoder{end}": saved_config(encoder.config) for encoder, _, end in _texts(parts)}
         return self.limit(parts) and all(self.text_config(part, config) == config for part, config in saved.items())
+
+    def allowed(self, part: str) -> tuple[Kind, ...]:
+        """Library and class of the parts that the layout may hold."""
+        if part == "scheduler":
+            return tuple(("diffusers", name) for name in scheduler_classes())
+        return self.kinds.get(part, ANY[part])
 
     def text_config(self, part: str, config: TextSection) -> TextSection:
         """The section of a text encoder with what the class decides about it."""
@@ -252,7 +256,7 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Kind]]:
         raise UserError(f"{where} is of a {name}; ldm loads {', '.join(LAYOUTS)}")
     layout, kinds = LAYOUTS[name], {}
     for part, folder in layout.folders.items():
-        found, allowed = index.get(folder), layout.kinds.get(part, ANY[part])
+        found, allowed = index.get(folder), layout.allowed(part)
         if part in layout.may_lack and found in (None, [None, None]):
             continue
         if found not in [list(kind) for kind in allowed]:

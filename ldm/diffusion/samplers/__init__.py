@@ -17,6 +17,7 @@ given different grids. `inversion.invert` runs in the other direction.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ldm.diffusion.samplers.step import Sampler
 from ldm.errors import UserError
@@ -29,9 +30,10 @@ def make_sampler(name: str, eta: float | None = None) -> Sampler:
     Raises:
         UserError: for an unknown name, or an `eta` that the sampler does not support.
     """
-    sampler, own = SAMPLERS[name], sampler_eta(name)
+    sampler: Any = SAMPLERS[name]
+    own = sampler_eta(name)
     if eta is None or eta == own:
-        return sampler  # type: ignore[no-any-return]
+        return sampler
     if own is None:
         raise UserError(f"sampler {name} has no eta: that is an option of sampler ddim")
     if not sampler.any_eta:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ class FirstOrder:
 
     eta: float = 0.0
     variance: Literal["small", "large"] = "small"
-    any_eta: bool = False  # whether a request may choose another eta
+    any_eta: bool = field(default=False, compare=False)  # whether a request may choose another eta
 
     def __call__(self, denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
         """Sample from `x` at the first level of the grid; `noise` is called once in each step that adds noise."""
