@@ -49,7 +49,7 @@ class ByKind:
         if not isinstance(value, dict):
             return value
         section = self.section_of(value)
-        others = value.keys() - section.model_fields.keys() if self.ignore_defaults else ()
+        others = [name for name in value if name not in section.model_fields] if self.ignore_defaults else []
         ignored = {name for name in others if self._is_default(name, value[name], str(value.get("kind", self.default)))}
         return section.model_validate({name: each for name, each in value.items() if name not in ignored})
 

@@ -139,7 +139,7 @@ def test_schedulers_between_timesteps_are_understood(name: str) -> None:
         ({"_class_name": "EulerDiscreteScheduler", "sigma_max": 9.0}, "sigma_max"),
         (
             {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "timestep_spacing": "leading"},
-            "use_karras_sigmas with timestep_spacing linspace alone",
+            "use_karras_sigmas only with timestep_spacing linspace",
         ),
     ],
 )

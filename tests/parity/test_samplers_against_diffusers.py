@@ -31,7 +31,8 @@ def double_betas(config: ScheduleConfig) -> Tensor:
     def signal(time: float) -> float:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    total, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    total = config.num_train_timesteps
+    start, end = getattr(config, "beta_start", 0.00085), getattr(config, "beta_end", 0.012)
     betas = {
         "linear": [start + (end - start) * i / (total - 1) for i in range(total)],
         "scaled_linear": [(start**0.5 + (end**0.5 - start**0.5) * i / (total - 1)) ** 2 for i in range(total)],
@@ -54,8 +55,8 @@ def in_double(scheduler: Any, config: ScheduleConfig) -> Any:
 def oracle(kind: type, config: ScheduleConfig, prediction: str, **options: Any) -> Any:
     scheduler = kind(
         num_train_timesteps=config.num_train_timesteps,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
+        beta_start=getattr(config, "beta_start", 0.00085),
+        beta_end=getattr(config, "beta_end", 0.012),
         beta_schedule=THEIR_KIND[config.kind],
         rescale_betas_zero_snr=config.zero_terminal_snr,
         prediction_type=THEIR_PREDICTION[prediction],
@@ -117,8 +118,8 @@ def test_tables_are_those_of_diffusers(kind: str, zero: bool) -> None:
     scheduler = ddim(config, "v")
     torch.testing.assert_close(schedule.alpha**2, scheduler.alphas_cumprod, rtol=1e-10, atol=1e-13)
     in_float32 = DDIMScheduler(
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
+        beta_start=getattr(config, "beta_start", 0.00085),
+        beta_end=getattr(config, "beta_end", 0.012),
         beta_schedule=THEIR_KIND[kind],
         rescale_betas_zero_snr=zero,
     )
