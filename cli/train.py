@@ -169,7 +169,7 @@ def _plan(
 
     if stage == "unet":
         config = with_text_source(config, out)
-    ready = stage == "autoencoder" or config.autoencoder.kind == "identity" or any(starting_points.values())
+    ready = stage == "autoencoder" or config.autoencoder.is_pixel_space or any(starting_points.values())
     make = partial(_stage, stage, **starting_points) if ready else None
     typer.echo(plan(stage, config, data, make, gpus, gpu))
 

@@ -113,8 +113,14 @@ IMAGE_ENCODERS = Registry(
     },
 )
 DENOISERS = Registry("denoiser")
-BOTTLENECKS = Registry("autoencoder bottleneck")
-AUTOENCODER_BLOCKS = Registry("autoencoder block")
+BOTTLENECKS = Registry(
+    "autoencoder bottleneck",
+    {
+        "kl": "ldm.models.autoencoder.kl:KLBottleneck",
+        "vq": "ldm.models.autoencoder.vq:VQBottleneck",
+        "identity": "ldm.models.autoencoder.identity:IdentityBottleneck",
+    },
+)
 SCHEDULES = Registry(
     "schedule",
     {

@@ -18,7 +18,7 @@ from ldm.config.section import parse
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.identity import identity_config
 from ldm.models.classifier import Classifier
 from ldm.storage.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
 from ldm.storage.store import save_json
@@ -40,14 +40,15 @@ class TrainedClassifier:
         folder = find_classifier(path)
         network, names = load_classifier(folder / "classifier")
         pixels = not (folder / "vae").is_dir()
-        autoencoder = _identity(network.config) if pixels else Autoencoder.from_pretrained(folder / "vae")
+        identity = identity_config(network.config.in_channels, network.config.sample_size)
+        autoencoder = Autoencoder(identity) if pixels else Autoencoder.from_pretrained(folder / "vae")
         return cls(network, autoencoder, load_scheduler(folder / "scheduler"), names)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write it to a folder: classifier/, scheduler/ and, unless it works on pixels, vae/."""
         folder = Path(path)
         save_classifier(self.network, self.class_names, folder / "classifier")
-        if self.autoencoder.config.kind != "identity":
+        if not self.autoencoder.config.is_pixel_space:
             self.autoencoder.save_pretrained(folder / "vae")
         save_scheduler(self.diffusion, folder / "scheduler")
 
@@ -88,12 +89,6 @@ def save_classifier(network: Classifier, class_names: Sequence[str], folder: Pat
     save_weights(folder, STEM, network.state_dict(), None)
     kind = {"_class_name": "Classifier", "_diffusers_version": DIFFUSERS_VERSION}
     save_json(folder / "config.json", kind | class_facts(class_names, None) | network.config.model_dump(mode="json"))
-
-
-def _identity(config: ClassifierConfig) -> Autoencoder:
-    """What stands for an autoencoder where images are their own latents."""
-    widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), config.in_channels)
-    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=config.sample_size, **widths))
 
 
 def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:

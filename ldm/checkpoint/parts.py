@@ -84,7 +84,7 @@ def _of_networks(parts: Parts) -> Iterator[Row]:
     if parts.spatial is not None:
         joined, inputs = parts.spatial.config.channels, "latent channels and those beside them"
     yield "the U-Net's input channels", unet.in_channels, inputs, latents + joined
-    if parts.autoencoder.config.kind == "identity":
+    if parts.autoencoder.config.is_pixel_space:
         yield "the channels of images", latents, "those that can be drawn", 3
     channels, kinds = latents, "latent channels"
     if parts.diffusion.learned_variance:

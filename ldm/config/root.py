@@ -18,14 +18,14 @@ from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
 from ldm.config.section import Section
 from ldm.config.training import TrainingConfig
 from ldm.errors import UserError
-from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.config import AnyAutoencoderConfig, AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 
 
 class Config(Section):
     """One file: everything that both trainers need."""
 
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    autoencoder: AnyAutoencoderConfig = AutoencoderConfig()
     text: TextConfig | None = BertConfig()  # null: the model is not told about the image in words
     text_2: TextConfig | None = None  # a second encoder, whose tokens are joined to the first's, width to width
     classes: ClassesConfig | None = None  # in place of text

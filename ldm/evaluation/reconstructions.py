@@ -60,10 +60,11 @@ class _Codebook:
     """How often each vector of a codebook is used."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
-        if autoencoder.config.codebook_size is None:
-            raise UserError("this autoencoder is of kind kl, it has no codebook: leave codebook out of the metrics")
+        if not autoencoder.config.bottleneck.has_codebook:
+            kind = autoencoder.config.kind
+            raise UserError(f"an autoencoder of kind {kind} has no codebook: remove codebook from the metrics")
         self.autoencoder = autoencoder
-        self._counts = torch.zeros(autoencoder.config.codebook_size, dtype=torch.int64)
+        self._counts = torch.zeros(autoencoder.quantize.embedding.num_embeddings, dtype=torch.int64)
 
     def see(self, latents: Tensor) -> None:
         """Scaled latents (B, C, h, w)."""

@@ -52,7 +52,7 @@ def guided(
     if request.guidance_interval is not None:
         denoiser = within(denoiser, led(1.0), *request.guidance_interval)
     if request.threshold is not None:
-        usual = PIXELS if parts.autoencoder.config.kind == "identity" else USUAL_LATENTS
+        usual = PIXELS if parts.autoencoder.config.is_pixel_space else USUAL_LATENTS
         denoiser = thresholded(denoiser, request.threshold, request.threshold_range or usual)
     return denoiser
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.posterior import PointPosterior, Posterior, unscale
+from ldm.models.autoencoder.distribution import LatentDistribution, unscale
 
 TOGETHER = 2**16  # latent positions of the images that go through an autoencoder at a time
 WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole image
@@ -67,7 +67,7 @@ def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Til
     size where images are large. Raises UserError for a side that is no multiple of the downsampling factor or that is
     too small for tiles to overlap by a quarter of it.
     """
-    if autoencoder.config.kind == "identity":
+    if autoencoder.config.is_pixel_space:
         if tile:
             raise UserError(f"tile {tile}: this model draws in pixels, there is no autoencoder that works in tiles")
         return None
@@ -85,7 +85,7 @@ def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Til
 
 
 @torch.inference_mode()
-def encode(autoencoder: Autoencoder, images: Tensor, tile: int | None = None) -> Posterior | PointPosterior:
+def encode(autoencoder: Autoencoder, images: Tensor, tile: int | None = None) -> LatentDistribution:
     """What `Autoencoder.encode` gives for images (B, 3, H, W), a few at a time and large ones in tiles.
 
     `tile` as in `tiling_of`.
@@ -110,7 +110,7 @@ def decode(autoencoder: Autoencoder, latents: Tensor, tile: int | None = None) -
 
 
 @torch.inference_mode()
-def encode_tiled(autoencoder: Autoencoder, images: Tensor, tiling: Tiling | None = None) -> Posterior | PointPosterior:
+def encode_tiled(autoencoder: Autoencoder, images: Tensor, tiling: Tiling | None = None) -> LatentDistribution:
     """What `Autoencoder.encode` gives for images (B, 3, H, W), in memory that grows by little more than theirs."""
     encoder, factor = autoencoder.encoder, autoencoder.config.downsampling_factor
 
@@ -145,8 +145,7 @@ def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tiling: Tiling | Non
         return decoder.conv_out(F.silu(decoder.conv_norm_out(h)))
 
     z = unscale(latents, autoencoder.config)
-    if autoencoder.config.kind == "vq":
-        z = autoencoder.quantize(z)
+    z = autoencoder.quantize(z)
     over_tiles = _OverTiles(decoder, tiling or Tiling(), inputs=1, outputs=factor)
     if z.shape[2] * z.shape[3] <= WHOLE:
         return over_tiles(fine, coarse(z))

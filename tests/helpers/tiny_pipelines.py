@@ -23,7 +23,9 @@ from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer, byte_pair
 from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.identity import identity_config
 from ldm.models.unet.config import UNetConfig
+from ldm.registry import BOTTLENECKS
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]
 ZERO_SNR_V = DiffusionConfig(
@@ -51,9 +53,9 @@ def speaking(*networks: nn.Module) -> None:
             nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
 
 
-def autoencoder_config(**options: object) -> AutoencoderConfig:
+def autoencoder_config(kind: str = "kl", **options: object) -> AutoencoderConfig:
     tiny = {"layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32, "scaling_factor": 0.7}
-    return AutoencoderConfig(**{"block_out_channels": (8, 16)} | tiny | options)
+    return BOTTLENECKS[kind].section(**{"block_out_channels": (8, 16)} | tiny | options)
 
 
 def unet_config(**options: object) -> UNetConfig:
@@ -185,7 +187,7 @@ def unconditional(kind: str = "vq", **options: object) -> Parts:
 def pixels(**options: object) -> Parts:
     """Without an autoencoder: the U-Net draws images of 16x16 themselves."""
     channels = {"in_channels": 3, "out_channels": 3} | options
-    identity = Autoencoder(AutoencoderConfig(kind="identity", latent_channels=3, sample_size=16))
+    identity = Autoencoder(identity_config(channels=3, sample_size=16))
     return replace(unconditional("kl", **channels), autoencoder=identity)
 
 

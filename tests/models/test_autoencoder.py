@@ -8,7 +8,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.autoencoder.posterior import Posterior
+from ldm.models.autoencoder.kl import DiagonalGaussian
 
 TINY = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=3)
 
@@ -21,18 +21,18 @@ def moments() -> torch.Tensor:
 def test_kl_is_that_of_torch_summed_over_a_latent(moments: torch.Tensor) -> None:
     mean, log_variance = moments.double().chunk(2, dim=1)
     expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3))
-    torch.testing.assert_close(Posterior(moments.double(), TINY).kl(), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(DiagonalGaussian(moments.double(), TINY).kl(), expected, rtol=1e-10, atol=0)
 
 
 def test_a_generator_draws_what_the_same_noise_gives(moments: torch.Tensor) -> None:
-    posterior = Posterior(moments, TINY)
+    posterior = DiagonalGaussian(moments, TINY)
     noise = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(7))
     assert torch.equal(posterior.sample(torch.Generator().manual_seed(7)), posterior.sample(noise=noise))
     assert torch.equal(posterior.sample(noise=torch.zeros(4, 3, 5, 5)), posterior.mode())
 
 
 def test_unmeasured_statistics_leave_z_as_it_is(moments: torch.Tensor) -> None:
-    assert torch.equal(Posterior(moments, TINY).mode(), moments[:, :3])
+    assert torch.equal(DiagonalGaussian(moments, TINY).mode(), moments[:, :3])
 
 
 @pytest.mark.parametrize("statistics", ["tensor", "channel"])
@@ -41,7 +41,7 @@ def test_measured_statistics_give_latents_zero_mean_and_unit_variance(statistics
     z = z * torch.tensor([0.5, 2.0, 7.0]).view(1, 3, 1, 1) + torch.tensor([3.0, -1.0, 0.2]).view(1, 3, 1, 1)
     autoencoder = Autoencoder(TINY.model_copy(update={"statistics": statistics}))
     autoencoder.set_statistics(z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0).sqrt())
-    latents = Posterior(torch.cat([z, z], dim=1), autoencoder.config).mode()
+    latents = DiagonalGaussian(torch.cat([z, z], dim=1), autoencoder.config).mode()
     over = (0, 2, 3) if statistics == "channel" else (0, 1, 2, 3)
     torch.testing.assert_close(latents.mean(over), torch.zeros_like(latents.mean(over)), rtol=0, atol=1e-12)
     torch.testing.assert_close(latents.var(over, correction=0), torch.ones_like(latents.mean(over)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.vq import VQConfig
 from ldm.models.fast import blocks, packed, prepare_for_sampling
 from ldm.models.layers import Upsample
 from ldm.models.unet.unet import UNet
@@ -21,9 +22,7 @@ Network = TypeVar("Network", UNet, Autoencoder)
 
 AUTOENCODERS = {
     "kl": AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=3, scaling_factor=0.7),
-    "vq": AutoencoderConfig(
-        kind="vq", codebook_size=11, block_out_channels=(8, 16), norm_num_groups=4, attention_levels=(1,)
-    ),
+    "vq": VQConfig(codebook_size=11, block_out_channels=(8, 16), norm_num_groups=4, attention_levels=(1,)),
     "kl without attention": AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, mid_block_attention=False),
 }
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.models.autoencoder import quantizer
+from ldm.models.autoencoder import vq
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.autoencoder.quantizer import Quantizer, nearest
+from ldm.models.autoencoder.vq import Quantizer, VQConfig, nearest
 
-VQ = AutoencoderConfig(
-    kind="vq", codebook_size=12, latent_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
-)
+VQ = VQConfig(codebook_size=12, latent_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 
 
 def points(count: int, seed: int = 0) -> torch.Tensor:
@@ -23,7 +20,7 @@ def test_the_nearest_vector_is_that_of_the_smallest_distance(monkeypatch: pytest
     codebook = points(40, seed=1)
     expected = (points(500)[:, None] - codebook).square().sum(-1).argmin(1)
     assert torch.equal(nearest(points(500), codebook), expected)
-    monkeypatch.setattr(quantizer, "DISTANCES", 100)  # two points at a time
+    monkeypatch.setattr(vq, "DISTANCES", 100)  # two points at a time
     assert torch.equal(nearest(points(500), codebook), expected)
 
 
@@ -70,4 +67,4 @@ def test_latents_are_what_was_not_quantised_yet_and_decode_quantises_them_in_the
 @pytest.mark.parametrize("statistics", [{"statistics": "channel"}, {"scaling_factor": (1.0, 2.0, 3.0)}])
 def test_a_factor_a_channel_is_refused_for_it_would_change_which_vector_is_nearest(statistics: dict) -> None:
     with pytest.raises(ValueError, match="one scaling_factor"):
-        AutoencoderConfig(kind="vq", codebook_size=4, latent_channels=3, **statistics)
+        VQConfig(codebook_size=4, latent_channels=3, **statistics)

@@ -15,16 +15,16 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.models import tiling as tiled
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.tiling import SharedNorms, Tiling, decode_tiled, encode_tiled, spans
+from ldm.registry import BOTTLENECKS
 
-SMALL = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_attention=False)
+SMALL = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_attention": False}
 
 
-def network(**changes: object) -> Autoencoder:
+def network(kind: str = "kl", **changes: object) -> Autoencoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Autoencoder(SMALL.model_copy(update=changes)).double().eval()
+        return Autoencoder(BOTTLENECKS[kind].section(**SMALL | changes)).double().eval()
 
 
 def images(height: int, width: int) -> Tensor:

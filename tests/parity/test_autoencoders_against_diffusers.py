@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.autoencoder.fields import CLASSES, autoencoder_from_fields, autoencoder_to_fields
+from ldm.models.autoencoder.fields import autoencoder_from_fields, autoencoder_to_fields, diffusers_classes
+from ldm.models.autoencoder.vq import VQConfig
+from ldm.registry import BOTTLENECKS
 from ldm.storage.store import load_tensors, save_tensors
 
 HERE = Path("config.json")
@@ -33,13 +35,11 @@ def random_config(kind: str, seed: int) -> AutoencoderConfig:
     if one_a_channel:
         scaling = tuple(draw.uniform(0.2, 3) for _ in range(latent))
         shift = tuple(draw.gauss(0, 1) for _ in range(latent))
-    return AutoencoderConfig(
-        kind=kind,
+    return BOTTLENECKS[kind].section(
         in_channels=draw.choice([1, 3]),
         out_channels=draw.choice([1, 3]),
         latent_channels=latent,
-        z_channels=draw.choice([None, 2, 6]) if kind == "vq" else None,
-        codebook_size=draw.choice([1, 7, 50]) if kind == "vq" else None,
+        **({"z_channels": draw.choice([None, 2, 6]), "codebook_size": draw.choice([1, 7, 50])} if kind == "vq" else {}),
         block_out_channels=tuple(draw.choice([8, 16, 24]) for _ in range(levels)),
         layers_per_block=draw.randint(1, 3),
         attention_levels=tuple(level for level in range(levels) if draw.random() < 0.4),
@@ -81,7 +81,7 @@ def random_arguments(kind: str, seed: int) -> dict[str, Any]:
 
 
 def theirs_of(kind: str) -> Any:
-    return getattr(diffusers, CLASSES[kind])
+    return getattr(diffusers, BOTTLENECKS[kind].diffusers_class)
 
 
 def randomise(network: nn.Module, seed: int) -> None:
@@ -152,8 +152,8 @@ def test_what_theirs_saves_is_ours(case: tuple[str, int], tmp_path: Path) -> Non
 
 @torch.no_grad()
 def test_the_nearest_of_many_codebook_vectors_is_theirs() -> None:
-    config = AutoencoderConfig(
-        kind="vq", codebook_size=3000, latent_channels=4, block_out_channels=(8,), norm_num_groups=2, scaling_factor=0.3
+    config = VQConfig(
+        codebook_size=3000, latent_channels=4, block_out_channels=(8,), norm_num_groups=2, scaling_factor=0.3
     )
     ours, theirs = Autoencoder(config).double(), diffusers.VQModel.from_config(autoencoder_to_fields(config)).double()
     randomise(ours, 0)
@@ -191,7 +191,7 @@ PUBLISHED["vq-f8-n256"] = PUBLISHED["vq-f8"] | {"codebook_size": 256}
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_autoencoders_have_their_parameters_and_names(name: str) -> None:
-    config = AutoencoderConfig(kind=name[:2], **PUBLISHED[name])
+    config = BOTTLENECKS[name[:2]].section(**PUBLISHED[name])
     with torch.device("meta"):
         ours, theirs = Autoencoder(config), theirs_of(name[:2]).from_config(autoencoder_to_fields(config))
     assert sum(weight.numel() for weight in ours.parameters()) == COUNTS[name]
@@ -200,7 +200,7 @@ def test_published_autoencoders_have_their_parameters_and_names(name: str) -> No
 
 
 def fields_of(kind: str, **changes: Any) -> dict[str, Any]:
-    config = AutoencoderConfig(kind=kind, codebook_size=9 if kind == "vq" else None, scaling_factor=1.0)
+    config = BOTTLENECKS[kind].section(**({"codebook_size": 9} if kind == "vq" else {}), scaling_factor=1.0)
     return autoencoder_to_fields(config) | changes
 
 
@@ -246,12 +246,11 @@ def test_what_ours_does_not_have_is_refused_by_name(kind: str, field: str, value
 def test_every_argument_of_their_constructors_is_followed_or_refused() -> None:
     import inspect
 
-    from ldm.models.autoencoder.fields import DEFAULTS, FIXED
-
-    for kind, name in CLASSES.items():
+    for name, kind in diffusers_classes().items():
         arguments = inspect.signature(getattr(diffusers, name).__init__).parameters
-        assert DEFAULTS[kind].keys() | FIXED[kind].keys() == arguments.keys() - {"self"}
-        for argument, default in DEFAULTS[kind].items():
+        defaults, fixed = BOTTLENECKS[kind].diffusers_defaults, BOTTLENECKS[kind].diffusers_fixed
+        assert defaults.keys() | fixed.keys() == arguments.keys() - {"self"}
+        for argument, default in defaults.items():
             theirs = arguments[argument].default
             assert default == (list(theirs) if isinstance(theirs, tuple) else theirs), argument
 
@@ -263,7 +262,7 @@ def test_another_class_is_refused_by_name() -> None:
 
 def test_a_decoder_wider_than_its_latents_is_refused_at_export_and_nothing_is_written(tmp_path: Path) -> None:
     wide = AutoencoderConfig(latent_channels=3, z_channels=6, block_out_channels=(8,), norm_num_groups=2)
-    with pytest.raises(UserError, match="z_channels is 6 and latent_channels 3"):
+    with pytest.raises(UserError, match="z_channels is 6 but latent_channels is 3"):
         Autoencoder(wide).save_pretrained(tmp_path / "vae")
     assert not (tmp_path / "vae").exists()
 

@@ -1,17 +1,12 @@
-"""Parameters of the original first stages <-> our autoencoder's section."""
+"""Parameters of the original autoencoders <-> our configuration."""
 
 from __future__ import annotations
 
 from ldm.checkpoint.compvis.params import Params, Target, expect_options, inexpressible, multiples, refused, widths_of
 from ldm.config.section import parse
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.registry import BOTTLENECKS
 
-KINDS = {
-    "AutoencoderKL": "kl",
-    "AutoencoderKLInferenceWrapper": "kl",
-    "VQModel": "vq",
-    "VQModelInterface": "vq",
-}
 TRAINING = [
     "monitor",
     "ckpt_path",
@@ -29,13 +24,25 @@ TRAINING = [
 ]
 
 
+def kinds_of_autoencoders() -> dict[str, str]:
+    """Return the names of the original classes with our kind of each."""
+    return {name: kind for kind in BOTTLENECKS for name in BOTTLENECKS[kind].compvis_classes}
+
+
 def autoencoder_from_target(target: Target, scaling_factor: float | None = None) -> AutoencoderConfig:
-    """The section; UserError names what we cannot follow."""
-    kind = target.need(KINDS)
+    """Return the configuration for a target.
+
+    Raises:
+        UserError: if a parameter has an unsupported value.
+    """
+    kind = target.need(kinds_of_autoencoders())
+    bottleneck = BOTTLENECKS[kind]
     params, network = target.params, target.params.group("ddconfig")
     params.skip(*TRAINING)
     params.expect(remap=None)
-    network.expect(double_z=kind == "kl", tanh_out=False, use_linear_attn=False, resamp_with_conv=True, dropout=0.0)
+    network.expect(
+        double_z=bottleneck.moments == 2, tanh_out=False, use_linear_attn=False, resamp_with_conv=True, dropout=0.0
+    )
     attends = network.choose("attn_type", {"vanilla": True, "vanilla-xformers": True, "none": False}, "vanilla")
     factors = network.numbers("ch_mult")
     resolution, resolutions = network.number("resolution"), network.numbers("attn_resolutions", [])
@@ -49,31 +56,33 @@ def autoencoder_from_target(target: Target, scaling_factor: float | None = None)
         "out_channels": network.number("out_ch"),
         "latent_channels": latent_channels,
         "z_channels": None if z_channels == latent_channels else z_channels,
-        "codebook_size": params.number("n_embed") if kind == "vq" else None,
         "block_out_channels": widths_of(network.number("ch"), factors, f"{network.where}.ch_mult"),
         "layers_per_block": network.number("num_res_blocks"),
         "attention_levels": levels,
         "mid_block_attention": attends,
         "sample_size": resolution,
         "scaling_factor": scaling_factor,
+        **{ours: params.number(theirs) for theirs, ours in bottleneck.compvis_options.items()},
     }
     network.finish()
     params.finish()
-    return parse(tree, AutoencoderConfig, target.where)
+    return parse(tree, bottleneck.section, target.where)
 
 
 def autoencoder_to_target(config: AutoencoderConfig, alone: bool = False) -> Params:
-    """The target and its parameters; UserError names an option that the original has none for.
+    """Return the target and its parameters, for a file of the autoencoder `alone` or with a diffusion model.
 
-    `alone`: as the whole of a file, else as the first stage of a diffusion model.
+    Raises:
+        UserError: if the original code has no parameter for an option.
     """
+    bottleneck = config.bottleneck
     expect_options("autoencoder", config, {"norm_num_groups": 32, "shift_factor": None})
     if isinstance(config.scaling_factor, tuple):
         raise inexpressible("autoencoder.scaling_factor", list(config.scaling_factor), "one number")
     if config.attention_levels and not config.mid_block_attention:
         raise inexpressible("autoencoder.mid_block_attention", False, "true with attention_levels")
     network = {
-        "double_z": config.kind == "kl",
+        "double_z": bottleneck.moments == 2,
         "z_channels": config.z_width,
         "resolution": config.sample_size,
         "in_channels": config.in_channels,
@@ -87,11 +96,9 @@ def autoencoder_to_target(config: AutoencoderConfig, alone: bool = False) -> Par
     if not config.mid_block_attention:
         network["attn_type"] = "none"
     params: Params = {"embed_dim": config.latent_channels}
-    if config.kind == "vq":
-        params["n_embed"] = config.codebook_size
+    params |= {theirs: getattr(config, ours) for theirs, ours in bottleneck.compvis_options.items()}
     loss = {"target": "torch.nn.Identity"}
-    name = {"kl": "AutoencoderKL", "vq": "VQModel" if alone else "VQModelInterface"}[config.kind]
     return {
-        "target": f"ldm.models.autoencoder.autoencoder.{name}",
+        "target": f"ldm.models.autoencoder.autoencoder.{bottleneck.compvis_classes[0 if alone else 1]}",
         "params": params | {"ddconfig": network, "lossconfig": loss},
     }

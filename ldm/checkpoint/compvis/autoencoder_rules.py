@@ -1,4 +1,4 @@
-"""The original first stages (`AutoencoderKL`, `VQModel`), whose decoder counts levels from the finest, and ours."""
+"""Key names of the original autoencoders, whose decoder numbers levels from the finest, <-> ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
 
 
 def autoencoder_rules(config: AutoencoderConfig) -> Rules:
-    """Rules of an autoencoder, of kind kl or vq."""
+    """Return the rules for an autoencoder's keys."""
     return Rules(tuple(_rules(config)))
 
 
@@ -41,7 +41,7 @@ def _rules(config: AutoencoderConfig) -> Iterator[Rule]:
 
     yield from layer("quant_conv", "quant_conv")
     yield from layer("post_quant_conv", "post_quant_conv")
-    if config.kind == "vq":
+    if config.bottleneck.has_codebook:
         yield from layer("quantize.embedding", "quantize.embedding", bias=False)
 
 

@@ -19,7 +19,7 @@ from ldm.config.diffusion import DiffusionConfig
 from ldm.config.root import Config
 from ldm.config.section import Section
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.config import AnyAutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 
 # Where the names of a network begin in files of a whole model; networks alone have none of it.
@@ -61,7 +61,7 @@ LOSSES = ("loss.", "first_stage_model.loss.", "model_ema.loss")  # what trained 
 class Contents(Section):
     """The sections of a configuration that a file holds; None: it does not."""
 
-    autoencoder: AutoencoderConfig | None = None
+    autoencoder: AnyAutoencoderConfig | None = None
     unet: UNetConfig | None = None
     text: TextConfig | None = None
     text_2: TextConfig | None = None

@@ -21,7 +21,7 @@ from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokeni
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.files import find, load
 from ldm.errors import UserError
-from ldm.models.autoencoder.statistics import fold_statistics
+from ldm.models.autoencoder.fields import fold_statistics
 from ldm.storage.store import save_tensors
 from ldm.storage.weights import build
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm.checkpoint.compvis.autoencoder_params import KINDS, autoencoder_from_target, autoencoder_to_target
+from ldm.checkpoint.compvis.autoencoder_params import (
+    autoencoder_from_target,
+    autoencoder_to_target,
+    kinds_of_autoencoders,
+)
 from ldm.checkpoint.compvis.condition_params import condition_from_target, condition_to_target
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
@@ -57,7 +61,7 @@ def contents_from_original(tree: Any, where: str) -> Contents:
     if not isinstance(tree, dict) or "model" not in tree:
         raise refused(f"{where}: the section model", None)
     model = Target(tree["model"], f"{where}: model")
-    if model.kind in KINDS:
+    if model.kind in kinds_of_autoencoders():
         return Contents(autoencoder=autoencoder_from_target(model))
     contents: Contents = model.need(MODELS)(model.params)
     model.params.finish()

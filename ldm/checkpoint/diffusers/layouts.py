@@ -18,11 +18,12 @@ from ldm.conditioning.text.format import architecture
 from ldm.conditioning.text.tokenizer_files import tokenizer_class
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.errors import UserError
+from ldm.models.autoencoder.fields import diffusers_classes
 from ldm.storage.fields import DIFFUSERS_VERSION, Fields, refused
 
 Kind = tuple[str, str]  # library and class
 
-AUTOENCODERS: dict[str, Kind] = {"kl": ("diffusers", "AutoencoderKL"), "vq": ("diffusers", "VQModel")}
+AUTOENCODER_KL: Kind = ("diffusers", "AutoencoderKL")
 UNETS: dict[str, Kind] = {"transformer": ("diffusers", "UNet2DConditionModel"), "plain": ("diffusers", "UNet2DModel")}
 BERT, LDM_BERT, T5 = (
     ("transformers", "BertModel"),
@@ -34,7 +35,7 @@ TEXTS = (BERT, CLIP, PROJECTED, T5, LDM_BERT)
 TOKENIZERS = ("BertTokenizer", "CLIPTokenizer", "T5Tokenizer")
 ANY_TOKENIZER = tuple(("transformers", name + end) for name in TOKENIZERS for end in ("", "Fast"))
 ANY: dict[str, tuple[Kind, ...]] = {  # where a layout does not say
-    "autoencoder": tuple(AUTOENCODERS.values()),
+    "autoencoder": tuple(("diffusers", name) for name in diffusers_classes()),
     "unet": tuple(UNETS.values()),
     "text_encoder": TEXTS,
     "text_encoder_2": TEXTS,
@@ -121,14 +122,14 @@ _TWO_TEXTS = {name + end: name + end for name in _TEXT for end in ("", "_2")}
 LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is written
     "StableDiffusionPipeline": Layout(
         _folders(autoencoder="vae", **_TEXT),
-        kinds={"autoencoder": (AUTOENCODERS["kl"],), "unet": (UNETS["transformer"],), "text_encoder": (BERT, CLIP, T5)},
+        kinds={"autoencoder": (AUTOENCODER_KL,), "unet": (UNETS["transformer"],), "text_encoder": (BERT, CLIP, T5)},
         texts={"text_encoder": WHOLE},
         fields={"requires_safety_checker": (False, True)},
         nothing=OPTIONAL,
     ),
     "StableDiffusionInpaintPipeline": Layout(
         _folders(autoencoder="vae", **_TEXT),
-        kinds={"autoencoder": (AUTOENCODERS["kl"],), "unet": (UNETS["transformer"],), "text_encoder": (BERT, CLIP, T5)},
+        kinds={"autoencoder": (AUTOENCODER_KL,), "unet": (UNETS["transformer"],), "text_encoder": (BERT, CLIP, T5)},
         texts={"text_encoder": WHOLE},
         fields={"requires_safety_checker": (False, True)},
         nothing=OPTIONAL,
@@ -138,7 +139,7 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
     "StableDiffusionXLPipeline": Layout(
         _folders(autoencoder="vae", **_TWO_TEXTS),
         kinds={
-            "autoencoder": (AUTOENCODERS["kl"],),
+            "autoencoder": (AUTOENCODER_KL,),
             "unet": (UNETS["transformer"],),
             "text_encoder": (CLIP,),
             "text_encoder_2": (PROJECTED,),
@@ -151,7 +152,7 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
     "StableDiffusionImageVariationPipeline": Layout(
         _folders(autoencoder="vae", image_encoder="image_encoder", processor="feature_extractor"),
         kinds={
-            "autoencoder": (AUTOENCODERS["kl"],),
+            "autoencoder": (AUTOENCODER_KL,),
             "unet": (UNETS["transformer"],),
             "image_encoder": (("transformers", CLIP_CLASS),),
         },
@@ -199,8 +200,8 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses some parts is what is
 def network_kinds(parts: Parts) -> dict[str, Kind]:
     """Library and class of each network that is there, as it is written."""
     found = {"unet": UNETS[parts.unet.config.attention]}
-    if parts.autoencoder.config.kind in AUTOENCODERS:  # one that is the identity has no folder
-        found["autoencoder"] = AUTOENCODERS[parts.autoencoder.config.kind]
+    if (name := parts.autoencoder.config.bottleneck.diffusers_class) is not None:
+        found["autoencoder"] = ("diffusers", name)
     for encoder, _, end in _texts(parts):
         name = architecture(saved_config(encoder.config))
         found[f"text_encoder{end}"] = next(kind for kind in TEXTS if kind[1] == name)

@@ -26,7 +26,7 @@ from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.identity import identity_config
 from ldm.models.unet import unet as unets
 from ldm.storage.fields import load_fields
 from ldm.storage.store import save_json
@@ -98,8 +98,7 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
 def _pixels(unet: UNet, diffusion: DiffusionConfig) -> Autoencoder:
     """The identity, for a U-Net that works on pixels."""
     channels = unet.config.out_channels // (2 if diffusion.learned_variance else 1)
-    widths = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), channels)
-    return Autoencoder(AutoencoderConfig(kind="identity", sample_size=unet.config.sample_size, **widths)).eval()
+    return Autoencoder(identity_config(channels, unet.config.sample_size)).eval()
 
 
 def _load_text(

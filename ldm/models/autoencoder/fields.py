@@ -1,25 +1,21 @@
-"""`config.json` of diffusers' autoencoders, AutoencoderKL and VQModel, <-> ours."""
+"""`config.json` of diffusers' autoencoders <-> our configuration, and statistics folded into the weights.
+
+The fields that differ between the classes belong to the bottlenecks.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ldm.config.section import parse
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.storage.fields import (
-    DIFFUSERS_VERSION,
-    EXTRA,
-    Fields,
-    Fixed,
-    expect_class,
-    extra,
-    known_fields,
-    one_value,
-    refused,
-)
-
-CLASSES = {"kl": "AutoencoderKL", "vq": "VQModel"}
+from ldm.registry import BOTTLENECKS
+from ldm.storage.fields import DIFFUSERS_VERSION, EXTRA, Fields, expect_class, extra, known_fields, one_value, refused
 
 SHARED_DEFAULTS: Fields = {
     "in_channels": 3,
@@ -33,43 +29,27 @@ SHARED_DEFAULTS: Fields = {
     "sample_size": 32,
     "scaling_factor": 0.18215,
 }
-DEFAULTS: dict[str, Fields] = {
-    "kl": SHARED_DEFAULTS | {"latent_channels": 4, "shift_factor": None, "force_upcast": True},
-    "vq": SHARED_DEFAULTS
-    | {"latent_channels": 3, "vq_embed_dim": None, "num_vq_embeddings": 256, "force_upcast": False},
-}
-FIXED: dict[str, Fixed] = {
-    "kl": {
-        "act_fn": ("silu", "swish"),
-        "use_quant_conv": (True,),
-        "use_post_quant_conv": (True,),
-        "latents_mean": (None,),
-        "latents_std": (None,),
-    },
-    "vq": {
-        "act_fn": ("silu", "swish"),
-        "norm_type": ("group",),
-        "lookup_from_codebook": (False,),
-    },
-}
-# Blocks of a level without and with attention after each of its ResNet blocks.
+# Block types of a level without and with attention after each ResNet block.
 DOWN_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
+FOLDED = ("quant_conv", "quantize", "post_quant_conv")
+
 
 def autoencoder_to_fields(config: AutoencoderConfig) -> Fields:
-    """`config.json` of diffusers' AutoencoderKL or VQModel, of an autoencoder whose statistics have been folded.
+    """Return `config.json` of the bottleneck's diffusers class for a configuration with folded statistics.
 
-    Raises UserError, by the field's name, for what the class cannot express.
+    Raises:
+        UserError: if the class has no field for an option.
     """
     attends = [level in config.attention_levels for level in range(len(config.block_out_channels))]
     measured = config.scaling_factor is not None
     return {
-        "_class_name": CLASSES[config.kind],
+        "_class_name": config.bottleneck.diffusers_class,
         "_diffusers_version": DIFFUSERS_VERSION,
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
-        **_channels_to_fields(config),
+        **config.bottleneck.channels_to_diffusers(config),
         "block_out_channels": list(config.block_out_channels),
         "down_block_types": [DOWN_TYPES[attention] for attention in attends],
         "up_block_types": [UP_TYPES[attention] for attention in reversed(attends)],
@@ -84,27 +64,24 @@ def autoencoder_to_fields(config: AutoencoderConfig) -> Fields:
     }
 
 
-def _channels_to_fields(config: AutoencoderConfig) -> Fields:
-    if config.kind == "vq":  # whose latent_channels are those of the encoder's output
-        return {
-            "latent_channels": config.z_width,
-            "vq_embed_dim": config.latent_channels,
-            "num_vq_embeddings": config.codebook_size,
-        }
-    if config.z_width != config.latent_channels:
-        raise UserError(
-            f"autoencoder.z_channels is {config.z_width} and latent_channels {config.latent_channels}: diffusers' "
-            "AutoencoderKL has one number for both, so this autoencoder cannot be written as one"
-        )
-    return {"latent_channels": config.latent_channels}
+def diffusers_classes() -> dict[str, str]:
+    """Return the names of diffusers' autoencoder classes with the kind of each."""
+    found = {BOTTLENECKS[kind].diffusers_class: kind for kind in BOTTLENECKS}
+    return {name: kind for name, kind in found.items() if name is not None}
 
 
 def autoencoder_from_fields(fields: Fields, where: Path) -> AutoencoderConfig:
-    """The configuration of an AutoencoderKL or a VQModel; UserError names a field that cannot be had."""
-    expect_class(fields, tuple(CLASSES.values()), where)
-    kind = next(kind for kind, name in CLASSES.items() if name == fields["_class_name"])
-    theirs = known_fields(fields, DEFAULTS[kind], FIXED[kind], where)
-    ours = {name: theirs[name] for name in theirs.keys() & AutoencoderConfig.model_fields.keys()} | {
+    """Return the configuration for a `config.json` of diffusers.
+
+    Raises:
+        UserError: if a field has an unsupported value.
+    """
+    kinds = diffusers_classes()
+    expect_class(fields, tuple(kinds), where)
+    kind = kinds[fields["_class_name"]]
+    bottleneck = BOTTLENECKS[kind]
+    theirs = known_fields(fields, bottleneck.diffusers_defaults, bottleneck.diffusers_fixed, where)
+    ours = {name: theirs[name] for name in theirs.keys() & bottleneck.section.model_fields.keys()} | {
         "kind": kind,
         "attention_levels": _attention_levels(theirs, where),
         "mid_block_attention": theirs["mid_block_add_attention"],
@@ -112,15 +89,11 @@ def autoencoder_from_fields(fields: Fields, where: Path) -> AutoencoderConfig:
         "scaling_factor": theirs["scaling_factor"] if extra(fields).get("measured", True) else None,
         "statistics": extra(fields).get("statistics", "tensor"),
     }
-    if kind == "vq":
-        width, inner = theirs["vq_embed_dim"], theirs["latent_channels"]
-        ours["latent_channels"] = inner if width is None else width
-        ours |= {"z_channels": inner, "codebook_size": theirs["num_vq_embeddings"]}
-    return parse(ours, AutoencoderConfig, str(where))
+    return parse(ours | bottleneck.channels_from_diffusers(theirs), bottleneck.section, str(where))
 
 
 def _attention_levels(theirs: Fields, where: Path) -> tuple[int, ...]:
-    """Levels whose blocks have attention, the same in encoder and decoder."""
+    """Return the levels whose blocks have attention, the same in encoder and decoder."""
     down, up = theirs["down_block_types"], theirs["up_block_types"]
     if len(down) != len(theirs["block_out_channels"]) or any(kind not in DOWN_TYPES for kind in down):
         raise refused("down_block_types", down, where)
@@ -128,5 +101,34 @@ def _attention_levels(theirs: Fields, where: Path) -> tuple[int, ...]:
         raise refused("up_block_types", up, where)
     attends = [DOWN_TYPES.index(kind) for kind in down]
     if [UP_TYPES.index(kind) for kind in reversed(up)] != attends:
-        raise UserError(f"{where}: up_block_types {up} do not mirror down_block_types {down}, which ldm needs")
+        raise UserError(
+            f"{where}: up_block_types {up} must have attention at the same levels as down_block_types {down}"
+        )
     return tuple(level for level, attention in enumerate(attends) if attention)
+
+
+def fold_statistics(
+    config: AutoencoderConfig, tensors: dict[str, Tensor]
+) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
+    """Fold statistics into the weights, leaving one scaling factor s: the same images, and latents for diffusers.
+
+    With ratios r_c = s_c / s, the encoder's last layer returns z' = (z - shift_c) r_c; the decoder's first layer
+    computes z = z' / r_c + shift_c.
+    """
+    scaling = config.scaling_factor
+    if not isinstance(scaling, tuple) and not config.shift_factor:
+        return config, tensors
+    channels = config.latent_channels
+    scales = scaling if isinstance(scaling, tuple) else (1.0 if scaling is None else scaling,) * channels
+    common = math.exp(sum(math.log(s) for s in scales) / channels) if isinstance(scaling, tuple) else scales[0]
+    ratios = torch.tensor(scales, dtype=torch.float64) / common
+    shifts = torch.tensor(config.shift_factor or 0.0, dtype=torch.float64).expand(channels)
+
+    given = {name: tensors[name].double().cpu() for name in tensors if name.split(".")[0] in FOLDED}
+    folded = config.bottleneck.fold_encoder(given, ratios, shifts)
+    weight, bias = given["post_quant_conv.weight"], given["post_quant_conv.bias"]
+    folded["post_quant_conv.weight"] = weight / ratios[None, :, None, None]
+    folded["post_quant_conv.bias"] = bias + weight[:, :, 0, 0] @ shifts
+    folded = {name: tensor.to(tensors[name].dtype) for name, tensor in folded.items()}
+    update = {"scaling_factor": None if scaling is None else common, "shift_factor": None}
+    return config.model_copy(update=update), tensors | folded

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from ldm.config.root import Config
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.vq import VQConfig
 from ldm.training.diagnostics.symptoms import (
     LEARNING,
     LONG,
@@ -62,8 +63,8 @@ def raw_latents(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis
     deviations, (low, high) = std_of_latents(reports[-1]), RAW_STD
     odd = [number for number, std in enumerate(deviations) if not low <= std <= high]
     if odd:
-        kind = config.autoencoder.kind
-        word = "loss.kl.weight" if kind == "kl" else "loss.codebook.commitment_weight"
+        codebook = config.autoencoder.bottleneck.has_codebook
+        word = "loss.codebook.commitment_weight" if codebook else "loss.kl.weight"
         yield Diagnosis(
             "raw latents far from unit variance",
             f"deviation {deviations[odd[0]]:.3g}, outside {low:g} to {high:g}. Scaling can undo it, half precision may "
@@ -92,7 +93,7 @@ def measured_latents(reports: Sequence[Report], config: Config) -> Iterator[Diag
 
 
 def _remedy(config: AutoencoderConfig) -> str:
-    if config.kind == "vq":
+    if config.bottleneck.has_codebook:
         return "A VQ autoencoder has one scale for all: fewer latent_channels may do as well"
     return "Set autoencoder.statistics to channel, and measure again with `ldm info --measure DATA --write`"
 
@@ -132,8 +133,10 @@ def discriminator(reports: Sequence[Report], config: Config) -> Iterator[Diagnos
 
 def codebook(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
     """Vectors of a codebook that nothing is near to, or few that most is near to."""
+    if not isinstance(config.autoencoder, VQConfig):
+        return
     size, book = config.autoencoder.codebook_size, config.loss.codebook
-    if size is None or reports[-1]["step"] <= book.start_steps + book.window:
+    if reports[-1]["step"] <= book.start_steps + book.window:
         return
     usage, revived = lasting(reports, "codebook_usage", SOON), "" if book.revive else ", set loss.codebook.revive"
     advice = f"Take a smaller codebook_size{revived}, or loss.codebook.decay 0.99 in place of its loss"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.models.autoencoder.posterior import PointPosterior, Posterior
+from ldm.models.autoencoder.distribution import LatentDistribution
+from ldm.models.autoencoder.kl import DiagonalGaussian
 
 
 @torch.no_grad()
@@ -20,11 +21,11 @@ def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Ten
 
 
 @torch.no_grad()
-def of_posterior(posterior: Posterior | PointPosterior) -> dict[str, Tensor]:
+def of_posterior(posterior: LatentDistribution) -> dict[str, Tensor]:
     """Of z by channel, (C,): its moments and, where it has one, KL in nats a value and the posterior's deviation."""
     found = of_latents(posterior.mean, posterior.variance)
-    if isinstance(posterior, Posterior):
-        found["kl_channels"] = posterior.kl_of_values().mean((0, 2, 3))
+    if isinstance(posterior, DiagonalGaussian):
+        found["kl_channels"] = posterior.kl_per_value().mean((0, 2, 3))
         found["posterior_std"] = torch.exp(0.5 * posterior.log_variance).mean((0, 2, 3))
     return found
 

@@ -24,7 +24,6 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.posterior import PointPosterior
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.precision import at_least_float32
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_logits, of_posterior
@@ -60,10 +59,10 @@ class Reconstruction(nn.Module):
             self.observed = of_posterior(posterior)
         latents = posterior.sample(noise=noise)
         small = self.autoencoder.decode(F.avg_pool2d(latents, self.factor)) if self.factor else None
-        if isinstance(posterior, PointPosterior):
+        if self.autoencoder.config.bottleneck.has_codebook:
             bottleneck: Tensor | Quantised = quantise(self.autoencoder.quantize, posterior.mean)
         else:
-            bottleneck = posterior.kl()
+            bottleneck = posterior.kl()  # type: ignore[attr-defined]
         return self.autoencoder.decode(latents), bottleneck, self.log_variance * 1.0, small
 
 
@@ -90,7 +89,9 @@ class AutoencoderStage(Stage):
         self.networks, self.optimizers = {}, {}
         network = self.place(Reconstruction(autoencoder, config.loss))
         self.emas = self.averages_of(network)
-        self.codebook = self._codebook(autoencoder, config.loss.codebook) if config.autoencoder.kind == "vq" else None
+        self.codebook = (
+            self._codebook(autoencoder, config.loss.codebook) if config.autoencoder.bottleneck.has_codebook else None
+        )
         self._start_steps = 0 if trained else config.loss.codebook.start_steps
         freeze(network, self.config.freeze)
         self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates, self.emas)
@@ -105,7 +106,7 @@ class AutoencoderStage(Stage):
 
     def _check_whole(self, config: Config) -> None:
         """Refuse to divide weights among processes where a loss needs them whole."""
-        whole = config.loss.adversarial.weight or config.autoencoder.kind == "vq"
+        whole = config.loss.adversarial.weight or config.autoencoder.bottleneck.has_codebook
         kind = self.accelerator.distributed_type
         if whole and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise UserError(

@@ -51,7 +51,7 @@ def check(stage: str, config: Config, run: Run, vae: str | None = None, init: st
     check_optimizer(getattr(config.training, stage))
     check_trackers(config.training.trackers)
     if stage == "autoencoder":
-        if config.autoencoder.kind == "identity":
+        if config.autoencoder.is_pixel_space:
             raise UserError("autoencoder.kind identity has nothing to train: ldm train-unet takes images as they are")
         if config.loss.perceptual.weight:
             check_perceptual(config.loss.perceptual.net)
@@ -84,7 +84,7 @@ def _check_classifier(config: Config, run: Run, vae: str | None, init: str | Non
 
 def _check_autoencoder(stage: str, config: Config, run: Run, vae: str | None, init: str | None) -> None:
     """Raise UserError where it is not known whose latents a stage is to train on."""
-    if config.autoencoder.kind == "identity":
+    if config.autoencoder.is_pixel_space:
         check_pixels(stage, config, vae)
     elif vae is not None:
         find_autoencoder(vae)

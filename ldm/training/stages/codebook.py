@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.config.losses import CodebookConfig
 from ldm.data.random import StepRandom
-from ldm.models.autoencoder.quantizer import Quantizer, nearest
+from ldm.models.autoencoder.vq import Quantizer, nearest
 
 LLOYD_ITERATIONS = 10
 

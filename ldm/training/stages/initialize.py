@@ -147,7 +147,7 @@ def _autoencoder(
     config: Config, vae: str | None, given: Parts | TrainedClassifier | None = None, init: str = ""
 ) -> Autoencoder:
     """That of `vae` or else of the model `init`; in pixel space there is none to load."""
-    if config.autoencoder.kind == "identity":
+    if config.autoencoder.is_pixel_space:
         return Autoencoder(config.autoencoder.model_copy(update={"sample_size": config.data.size}))
     if vae is not None:
         autoencoder = Autoencoder.from_pretrained(find_autoencoder(vae))

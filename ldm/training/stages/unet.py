@@ -56,9 +56,7 @@ class UNetStage(Stage):
         self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
-        decoder: Decoder = (
-            "discretised" if config.autoencoder.kind == "identity" else "gaussian"
-        )  # pixels have 256 values
+        decoder: Decoder = "discretised" if config.autoencoder.is_pixel_space else "gaussian"  # pixels have 256 values
         self.variance_loss = VarianceLoss(config.diffusion, decoder) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         self.networks, self.optimizers = {}, {}
@@ -101,7 +99,7 @@ class UNetStage(Stage):
         target = self.loss.prediction.target(latents, noise, level)
         zeros = self.loss(torch.zeros_like(target), target, level).mean()
         told = self.accelerator.unwrap_model(network).observed
-        moments = {} if self.parts.autoencoder.config.kind == "identity" else of_latents(latents)
+        moments = {} if self.parts.autoencoder.config.is_pixel_space else of_latents(latents)
         return {"loss_of_zeros": zeros, **moments, **told}
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:

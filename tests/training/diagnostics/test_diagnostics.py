@@ -13,7 +13,7 @@ import torch
 from ldm import config
 from ldm.config.root import Config
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.autoencoder.posterior import Posterior
+from ldm.models.autoencoder.kl import DiagonalGaussian
 from ldm.training.diagnostics import observations
 from ldm.training.diagnostics.symptoms import Report
 from ldm.training.diagnostics.unet import KEPT, diagnose
@@ -240,7 +240,7 @@ def test_a_resumed_run_tells_nothing_twice(tmp_path: Path) -> None:
 def test_what_is_observed_of_a_posterior_is_its_closed_form() -> None:
     means, deviations = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.1])
     moments = torch.cat([means, 2 * deviations.log()]).view(1, 4, 1, 1).expand(3, 4, 5, 5)
-    posterior = Posterior(moments, AutoencoderConfig(latent_channels=2))
+    posterior = DiagonalGaussian(moments, AutoencoderConfig(latent_channels=2))
     found = observations.of_posterior(posterior)
     expected = [0.0, 0.5 * (4 + 0.01 - 1 - 2 * math.log(0.1))]
     assert found["kl_channels"].tolist() == pytest.approx(expected, abs=1e-6)

@@ -14,7 +14,7 @@ from ldm.config.losses import CodebookConfig
 from ldm.data.random import StepRandom
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.autoencoder.quantizer import Quantizer, nearest
+from ldm.models.autoencoder.vq import Quantizer, nearest
 from ldm.training.stages.autoencoder import AutoencoderStage
 from ldm.training.stages.codebook import CodebookTrainer, choose, k_means, quantise, totals
 
