@@ -1,4 +1,4 @@
-"""Where a model is: a run, a directory, a built-in one or one of the Hub, and its parts' folders."""
+"""Find models: runs, directories, built-in models and Hub ids."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from ldm.errors import UserError
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model: a run, a directory in diffusers layout, a built-in name, or a Hub id.
+    """Return the folder of a model: a run, a directory in diffusers layout, a built-in model or a Hub id.
 
-    A run without `model_index.json` at its top means its newest step. Raises UserError when it is none of them.
+    A run without `model_index.json` at its top means its newest step.
+
+    Raises:
+        UserError: if there is no such model.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _newest(folder)
     if folder.is_file():
-        raise UserError(f"{model} is a file, not a model's folder: make one of a single file with `ldm convert`")
+        raise UserError(f"{model} is a file, not the folder of a model: convert a single file with `ldm convert`")
     if (found := built_in(str(model))) is not None:
         return found
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model)):
@@ -27,13 +30,17 @@ def find_model(model: str | Path) -> Path:
 
 
 def built_in(name: str) -> Path | None:
-    """The folder of a model that is installed with the package; None: there is none of that name."""
+    """Return the folder of a model that is installed with the package, or None."""
     folder = _weights_folder() / name
     return folder if re.fullmatch(r"[\w.-]+", name) and folder.is_dir() else None
 
 
 def find_autoencoder(model: str | Path) -> Path:
-    """The autoencoder's folder of a run or a pipeline, or the folder itself; UserError when there is none."""
+    """Return the autoencoder's folder of a run or a pipeline, or the folder itself.
+
+    Raises:
+        UserError: if there is none.
+    """
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder
@@ -43,11 +50,11 @@ def find_autoencoder(model: str | Path) -> Path:
     for name in ("vae", "vqvae"):
         if (resolved / name).is_dir():
             return resolved / name
-    raise UserError(f"{resolved} holds no autoencoder: neither config.json nor vae/ nor vqvae/")
+    raise UserError(f"{resolved} has no autoencoder: neither config.json nor vae/ nor vqvae/")
 
 
 def step_folders(run: Path) -> list[Path]:
-    """The `step-N` folders of a run, oldest first."""
+    """List the `step-N` folders of a run, oldest first."""
     steps = [path for path in run.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
     return sorted(steps, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -66,4 +73,4 @@ def _weights_folder() -> Path:
 def _unknown(model: str | Path) -> UserError:
     names = sorted(path.name for path in _weights_folder().iterdir() if (path / "model_index.json").is_file())
     installed = f"a built-in model ({', '.join(names) or 'none is installed'})"
-    return UserError(f"no model {str(model)!r}: neither a run, a diffusers directory, {installed}, nor a Hub id")
+    return UserError(f"no model {str(model)!r}: give a run, a diffusers directory, {installed} or a Hub id")

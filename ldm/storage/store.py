@@ -1,4 +1,4 @@
-"""Files that are whole or not there: tensors as safetensors, everything else as JSON, never a pickle."""
+"""Atomic files: tensors as safetensors, everything else as JSON, never a pickle."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from ldm.errors import UserError
 
 
-def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a file beside `path`, flush it to the disk and rename it: `path` is the old file or the new."""
+def write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Write a file atomically: `fill` writes a temporary file, which is flushed to the disk and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,36 +32,47 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
 
 def save_json(path: Path, content: Any) -> None:
     """Write plain values as JSON."""
-    write(path, lambda work: _write_text(work, json.dumps(content, indent=2) + "\n"))
+    save_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_text(path: Path, text: str) -> None:
     """Write a text file."""
-    write(path, lambda work: _write_text(work, text))
+    write(path, lambda work: work.write_text(text, encoding="utf-8"))
 
 
 def load_text(path: Path) -> str:
-    """Read a text file; UserError when there is none or it is no text."""
+    """Read a text file.
+
+    Raises:
+        UserError: if it is missing or not text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: is this a whole checkpoint?") from None
+        raise UserError(f"{path} is missing: the checkpoint is incomplete") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def load_json(path: Path) -> Any:
-    """Read plain values; UserError when there is no such file or it is not JSON."""
+    """Read plain values from JSON.
+
+    Raises:
+        UserError: if the file is missing or not JSON.
+    """
     try:
         return json.loads(load_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): it is cut off or damaged, get it anew") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}): it is cut off or damaged, download or copy it again"
+        ) from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors by name as one safetensors file; tensors that share memory are written apart.
+    """Write tensors by name as one safetensors file; tensors that share memory are written separately.
 
-    OSError where the disk does not take them.
+    Raises:
+        OSError: if the disk is full or not writable.
     """
     whole: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -77,20 +88,24 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, mapped into memory; UserError when it is missing, cut off or damaged."""
+    """Read a safetensors file, mapped into memory.
+
+    Raises:
+        UserError: if it is missing, cut off or damaged.
+    """
     if not path.is_file():
-        raise UserError(f"{path} is missing: is this a whole checkpoint?")
+        raise UserError(f"{path} is missing: the checkpoint is incomplete")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is no whole safetensors file ({error}): it is cut off or damaged, get it anew"
+            f"{path} is not a complete safetensors file ({error}): it is cut off or damaged, download or copy it again"
         ) from error
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a file that `load_tensors` has read."""
+    """Read the metadata in the header of a safetensors file."""
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
@@ -98,7 +113,7 @@ def load_metadata(path: Path) -> dict[str, str]:
 def save_tree(folder: Path, tree: Any) -> None:
     """Write nested dicts, lists and tuples of tensors and plain values, such as an optimizer's `state_dict()`.
 
-    A folder: `tensors.safetensors` and `tree.json`, which holds the structure and the number of each tensor.
+    The folder has `tensors.safetensors` and `tree.json`, which holds the structure and the name of each tensor.
     """
     tensors: dict[str, Tensor] = {}
     structure = _encode(tree, tensors)
@@ -107,17 +122,21 @@ def save_tree(folder: Path, tree: Any) -> None:
 
 
 def load_tree(folder: Path) -> Any:
-    """Read what `save_tree` wrote, to equal types and values; UserError when it is missing or damaged."""
+    """Read a tree that `save_tree` wrote.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
     structure = load_json(folder / "tree.json")
     tensors = load_tensors(folder / "tensors.safetensors")
     try:
         return _decode(structure, tensors)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} does not fit together ({error!r}): it is damaged, use another step") from error
+        raise UserError(f"{folder} is damaged ({error!r}): use another step") from error
 
 
 def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:
-    """Plain values stand for themselves; all else becomes {kind: content}, a dict's content pairs of key and value."""
+    """Convert a node to JSON: plain values stay, others become {kind: content}; a dict becomes pairs of key and value."""
     if node is None or isinstance(node, bool | int | float | str):
         return node
     if isinstance(node, torch.Tensor):
@@ -144,12 +163,8 @@ def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     return values if kind == "list" else tuple(values)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def flush(path: Path) -> None:
-    """Let what was written to a file, or renamed in a folder, reach the disk."""
+    """Flush a file, or the renames in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A network's weights in a folder: whole or in shards, any precision, checked name by name and shape by shape."""
+"""Weights of a network in a folder: one file or shards, in any precision, with names and shapes checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ldm.storage.store import load_tensors, save_json, save_tensors
 N = TypeVar("N", bound=nn.Module)
 
 SHARD_SIZE = 5_000_000_000  # bytes
-# Precisions by the names that safetensors has for them.
+# By safetensors' names.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def find_weights(folder: Path, stem: str) -> Path | None:
-    """The one file of weights in a folder, or the index of its shards; half precision where there is nothing else."""
+    """Find the file of weights in a folder, or the index of its shards; half precision if there is no other."""
     for variant in ("", ".fp16", ".bf16"):
         for name in (
             f"{stem}{variant}.safetensors",
@@ -35,20 +35,22 @@ def find_weights(folder: Path, stem: str) -> Path | None:
 
 
 def load_weights(folder: Path, stem: str) -> dict[str, Tensor]:
-    """Tensors of `stem.safetensors` in a folder, or of its shards, or else of their half-precision variants.
+    """Load `stem.safetensors` of a folder, its shards, or else their half-precision variants.
 
-    Raises UserError when there are none or a file is damaged.
+    Raises:
+        UserError: if there are none, or a file is damaged.
     """
     found = find_weights(folder, stem)
     if found is not None:
         return _load_shards(found) if found.suffix == ".json" else load_tensors(found)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: no weights to load")
+        raise UserError(f"{folder} is not a folder: there are no weights to load")
     if list(folder.glob("*.bin")) or list(folder.glob("*.ckpt")):
         raise UserError(
-            f"{folder} holds weights as a pickle only, which ldm does not read there: get it as .safetensors"
+            f"{folder} has weights only as a pickle, which ldm does not load: get them as .safetensors, or convert a "
+            "single file with `ldm convert`"
         )
-    raise UserError(f"{folder / stem}.safetensors is missing: is this a whole checkpoint?")
+    raise UserError(f"{folder / stem}.safetensors is missing: the checkpoint is incomplete")
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:
@@ -57,22 +59,26 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
     for name in sorted(set(places.values())):
         tensors |= load_tensors(index.parent / name)
     if missing := places.keys() - tensors.keys():
-        raise UserError(f"{index} lists {_some(missing)}, which no shard holds: get them anew")
+        raise UserError(f"{index} lists {_some(missing)}, which is in no shard: download or copy the shards again")
     return tensors
 
 
 def load_places(index: Path) -> dict[str, str]:
-    """The file of each tensor, as an index of shards tells it; UserError where it is missing or damaged."""
+    """Read the file name of each tensor from an index of shards.
+
+    Raises:
+        UserError: if the index is missing or damaged.
+    """
     places = load_fields(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{index} has no weight_map: it is damaged, get it anew")
+        raise UserError(f"{index} has no weight_map: it is damaged, download or copy it again")
     return places
 
 
 def save_weights(
     folder: Path, stem: str, tensors: dict[str, Tensor], dtype: torch.dtype | None, shard_size: int = SHARD_SIZE
 ) -> None:
-    """Write tensors, floating ones as `dtype`, into files of at most `shard_size` bytes; others are then removed."""
+    """Write tensors, floating-point ones as `dtype`, in files of at most `shard_size` bytes; remove older files."""
     if dtype is not None:
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     shards = _shards(tensors, shard_size)
@@ -106,24 +112,28 @@ def _shards(tensors: dict[str, Tensor], shard_size: int) -> list[dict[str, Tenso
 
 
 def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype, where: Path) -> N:
-    """A network in evaluation mode that holds the given tensors, as `dtype`; memory is taken once.
+    """Build a network in evaluation mode with the given tensors as weights of type `dtype`; memory is taken once.
 
-    Raises UserError when a tensor is missing, left over or of another shape.
+    Raises:
+        UserError: if a tensor is missing, unexpected or of another shape.
     """
     with on_meta():
         network = make()
     expected = network.state_dict()
     if missing := expected.keys() - tensors.keys():
-        raise UserError(f"the weights in {where} lack {_some(missing)}, which config.json asks for")
+        raise UserError(f"the weights in {where} lack {_some(missing)}, which config.json describes")
     if unknown := tensors.keys() - expected.keys():
-        raise UserError(f"the weights in {where} hold {_some(unknown)}, which config.json does not ask for")
+        raise UserError(f"the weights in {where} have {_some(unknown)}, which config.json does not describe")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{name} in {where} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+                f"{name} in {where} has shape {tuple(tensor.shape)}, but config.json describes "
+                f"{tuple(expected[name].shape)}"
             )
         if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise UserError(f"{name} in {where} is of {tensor.dtype}, which are no weights: the file is damaged")
+            raise UserError(
+                f"{name} in {where} is {tensor.dtype}, which is not the type of weights: the file is damaged"
+            )
     network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return network.eval()
 

@@ -119,7 +119,7 @@ REFUSED = {
     "neither a pipeline nor": ("there", "out.safetensors", Conversion()),
     "no configuration 'missing'": ("model.safetensors", "out", Conversion(config="missing")),
     "inpainting, with latents before a mask": ("spatial.safetensors", "out", Conversion()),
-    "no whole safetensors file": ("cut.safetensors", "out", Conversion()),
+    "not a complete safetensors file": ("cut.safetensors", "out", Conversion()),
 }
 
 

@@ -61,5 +61,5 @@ def test_a_network_alone_in_a_repository_is_fetched() -> None:
 
 def test_without_a_connection_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"no model 'nobody/nothing': .* the Hub gives none"):
+    with pytest.raises(UserError, match=r"no model 'nobody/nothing': .* the download from the Hub failed"):
         fetch("nobody/nothing")

@@ -100,7 +100,7 @@ def test_folders_and_index_are_those_of_the_class(name: str, saved: Callable[[st
     assert {path.name for path in saved(name).iterdir()} == folders | {"model_index.json"}
     assert {part for part, value in index.items() if isinstance(value, list) and value[0]} == folders
     if name.startswith("pixels"):
-        with pytest.raises(UserError, match="holds no autoencoder"):
+        with pytest.raises(UserError, match="has no autoencoder"):
             find_autoencoder(saved(name))
     else:
         assert find_autoencoder(saved(name)).name in ("vae", "vqvae")

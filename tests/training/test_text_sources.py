@@ -180,7 +180,7 @@ REFUSED = {
     r"text.projection_dim is 5, there None": {"projection_dim": 5},
     r"text.kind is bert, the encoder of text.source .* is a clip": {"kind": "bert"},
     r"cross_attention_dim is 64, the context has text.hidden_size 32": {"hidden_size": 32},
-    r"text.source: no model 'nobody/no-such-model': there is no such folder, and the Hub gives none": {
+    r"text.source: no model 'nobody/no-such-model': there is no such folder, and the download from the Hub failed": {
         "source": "nobody/no-such-model"
     },
     r"text.source /no/such/folder: there is no such folder": {"source": "/no/such/folder"},
