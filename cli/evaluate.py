@@ -12,6 +12,7 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.data.sources import Source
+    from ldm.evaluation.plan import Report
     from ldm.generation import TextToImage
     from ldm.models.autoencoder.autoencoder import Autoencoder
 
@@ -20,17 +21,19 @@ Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id
 
 def evaluate(
     model: Model = "emoji",
-    data: Annotated[str, typer.Option(help="What to compare with: as for training.")] = "scenes",
-    split: Annotated[str | None, typer.Option(help="Of `scenes`: train or test.  [default: test]")] = None,
+    data: Annotated[str, typer.Option(help="Data to compare with, as for training.")] = "scenes",
+    split: Annotated[str | None, typer.Option(help="Split of `scenes`: train or test.  [default: test]")] = None,
     concepts: Annotated[
-        int | None, typer.Option(help="Of `scenes`: only the first so many.  [default: all, or the probe's]")
+        int | None, typer.Option(help="Number of concepts of `scenes`, from the first.  [default: all, or the probe's]")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Of fid, kid, precision, clip, scenes, rfid, psnr, ssim, lpips, codebook, neighbours.")
+        str,
+        typer.Option(help="List of fid, kid, precision, clip, scenes, rfid, psnr, ssim, lpips, codebook, neighbours."),
     ] = "fid,kid,precision,rfid,psnr,ssim",
-    samples: Annotated[int, typer.Option(help="Images to draw, and to reconstruct.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Images to generate, and to reconstruct.")] = 1000,
     images: Annotated[
-        int | None, typer.Option(help="Of the data, to compare with as a whole.  [default: as many as samples]")
+        int | None,
+        typer.Option(help="Images of the data to compare distributions with.  [default: as many as samples]"),
     ] = None,
     features: Annotated[
         str | None,
@@ -41,44 +44,38 @@ def evaluate(
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="File for the features of the data: used if it is there and fits, else made, for next time."),
+        typer.Option(help="File with the features of the data: read if it exists, else written."),
     ] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP model for the score: a folder or a Hub id.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP model of the clip metric: a folder or a Hub id.")] = None,
     cfg: Annotated[
-        float | None, typer.Option("--cfg", help="Guidance scale; 1 is off.  [default: the model's own]")
+        float | None, typer.Option("--cfg", help="Guidance scale; 1 disables guidance.  [default: of the model]")
     ] = None,
     quality: Annotated[
         str | None, typer.Option(help="As in `ldm generate`: exact, fast or draft.  [default: exact]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps.  [default: the quality's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in `ldm generate`.  [default: the quality's]")] = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise in a step of ddim.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.  [default: of the quality]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As in `ldm generate`.  [default: of the quality]")] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise added in each step of ddim.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the first sample; the next ones have the next seeds.  [default: 0]")
+        int | None, typer.Option(help="Seed of the first sample; it increases by one per sample.  [default: 0]")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="report.json; the image of neighbours lies beside it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON document.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Report (report.json); neighbours are saved beside it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
-    """Measure a model's images and its autoencoder, or an autoencoder alone, against a data set."""
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    if "neighbours" in names and out is None:
-        raise UserError("the image of neighbours is written beside the report: give --out report.json")
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"no folder {out.parent} to write the report to")
-    if data != "scenes" and (concepts is not None or split is not None):
-        raise UserError(f"--{'split' if concepts is None else 'concepts'} is an option of scenes, not of {data}")
-    if split not in (None, "train", "test"):
-        raise UserError(f"--split {split}: give train or test")
+    """Measure a model's images and its autoencoder, or an autoencoder alone, on a data set."""
+    names = split_names(metrics)
+    check_options(names, data, split, concepts, out)
     from ldm.evaluation.evaluate import evaluate as measure
     from ldm.evaluation.evaluate import image_side
     from ldm.evaluation.plan import Plan, Sampling
+    from ldm.evaluation.scenes.scores import known_concepts
     from ldm.processes import ProcessShare
 
     levels = {"quality": quality, "num_inference_steps": steps, "sampler": sampler, "eta": eta}
-    told = {"guidance_scale": cfg, **levels, "seed": seed}
-    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    options = {"guidance_scale": cfg, **levels, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     plan = Plan(
         metrics=names,
         samples=samples,
@@ -90,20 +87,39 @@ def evaluate(
         batch_size=batch_size,
     )
     if "scenes" in names and data == "scenes":
-        from ldm.evaluation.scenes.scores import known_concepts
-
         concepts = known_concepts(concepts)
     extractor, share = plan.make_features(), ProcessShare.of_environment()
-    loaded = load(model, plan.draws, device or share.device())
+    loaded = load(model, plan.needs_samples, device or share.device())
     side, most = image_side(loaded), max(samples, plan.references)
     source = share.first_alone(lambda: open_data(data, side, most, split or "test", concepts))
     report = measure(loaded, source, plan, share, extractor)
     share.leave()
-    if not share.is_first:
-        return
-    facts = report.as_dict() | {"model": model, "data": data}
-    if data == "scenes":
-        facts |= {"split": split or "test", "concepts": concepts}
+    if share.is_first:
+        facts = {"split": split or "test", "concepts": concepts} if data == "scenes" else {}
+        show(report, report.as_dict() | {"model": model, "data": data} | facts, out, as_json)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def check_options(
+    metrics: tuple[str, ...], data: str, split: str | None, concepts: int | None, out: Path | None
+) -> None:
+    """Raise UserError for options that cannot be combined."""
+    if "neighbours" in metrics and out is None:
+        raise UserError("the image of neighbours is saved beside the report: add --out report.json")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is not a folder")
+    if data != "scenes" and (concepts is not None or split is not None):
+        raise UserError(f"--{'split' if concepts is None else 'concepts'} works with --data scenes only, not {data}")
+    if split not in (None, "train", "test"):
+        raise UserError(f"--split {split}: choose train or test")
+
+
+def show(report: Report, facts: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Write a report to a file and print it."""
     if out is not None:
         out.write_text(json.dumps(facts, indent=1) + "\n")
         if report.neighbours is not None:
@@ -121,21 +137,21 @@ def evaluate(
         typer.echo(report.scenes.table())
 
 
-def load(model: str, draws: bool, device: str | None) -> TextToImage | Autoencoder:
-    """A pipeline, or the autoencoder alone where there is no more and nothing is drawn."""
+def load(model: str, needs_samples: bool, device: str | None) -> TextToImage | Autoencoder:
+    """Load a pipeline, or only the autoencoder if there is no pipeline and no samples are needed."""
     from ldm.allocator import keep_freed_memory
     from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model
     from ldm.generation import TextToImage, find_device
     from ldm.models.autoencoder.autoencoder import Autoencoder
 
     keep_freed_memory()
-    if not draws and not (find_model(model) / "model_index.json").is_file():
+    if not needs_samples and not (find_model(model) / "model_index.json").is_file():
         return Autoencoder.from_pretrained(find_autoencoder(model)).eval().to(find_device(device))
     return TextToImage.from_pretrained(model, device=device)
 
 
 def open_data(data: str, side: int, images: int, split: str, concepts: int | None) -> Source:
-    """The images to compare with, `scenes` rendered as far as they are needed."""
+    """Open the images to compare with; only the needed `scenes` are rendered."""
     from ldm.config.data import DataConfig, ScenesConfig
     from ldm.data.sources import open_indexed
 
@@ -146,14 +162,15 @@ def open_data(data: str, side: int, images: int, split: str, concepts: int | Non
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Images.")],
     model: Model = "emoji",
-    out: Annotated[Path, typer.Option(help="A folder for the reconstructions.")] = Path("reconstructions"),
-    metrics: Annotated[str, typer.Option(help="Of psnr, ssim, lpips.")] = "psnr,ssim",
+    out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")] = Path("reconstructions"),
+    metrics: Annotated[str, typer.Option(help="List of psnr, ssim, lpips.")] = "psnr,ssim",
     tile: Annotated[
-        int | None, typer.Option(min=0, help="Side of tiles in pixels; 0: none.  [default: for large images]")
+        int | None,
+        typer.Option(min=0, help="Side of tiles in pixels; 0 disables tiling.  [default: automatic for large images]"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
 ) -> None:
-    """Send images through the autoencoder and back, and say how near they come."""
+    """Encode and decode images with the autoencoder, and print how similar the results are."""
     import torch
     from PIL import Image
 
@@ -164,14 +181,14 @@ def reconstruct(
     from ldm.generation import find_device
     from ldm.models.autoencoder.autoencoder import Autoencoder
 
-    measures = fidelity_metrics(name.strip() for name in metrics.split(",") if name.strip())
+    measures = fidelity_metrics(split_names(metrics))
     autoencoder = Autoencoder.from_pretrained(find_autoencoder(model)).eval().to(find_device(device))
     multiple = autoencoder.config.downsampling_factor
     images = [cut_to_multiple(read_image(path), multiple, str(path)) for path in files]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+        raise UserError(f"cannot create the folder {out}: {error.strerror}") from None
     for path, image in zip(files, images, strict=True):
         made = reconstruction(autoencoder, image, tile)
         both = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in (made, image)]

@@ -33,7 +33,7 @@ from ldm.evaluation.evaluate import image_side
 from ldm.evaluation.features import OFFLINE, Features, make_features
 from ldm.evaluation.reading import FeatureReader
 from ldm.evaluation.reference_statistics import read_reference
-from ldm.evaluation.samples import draw_through
+from ldm.evaluation.samples import generate_through
 from ldm.generation import Request
 from ldm.processes import ProcessShare
 
@@ -147,8 +147,8 @@ def measure(
     began = time.process_time()
     reader = FeatureReader(cell.samples, features)
     request = cell.request(captions, batch_size, zero_signal=bool(pipe.schedule.alpha[-1] == 0))
-    draw_through(pipe, pipe.resolve(request), [reader], ProcessShare())
-    drawn = FeatureSet(reader.gathered(ProcessShare()))
+    generate_through(pipe, pipe.resolve(request), [reader], ProcessShare())
+    drawn = FeatureSet(reader.stacked(ProcessShare()))
     return fid(drawn, reference) | kid(drawn, reference) | {"seconds": round(time.process_time() - began, 1)}
 
 

@@ -1,1 +1,1 @@
-"""Measures of quality."""
+"""Metrics of image quality."""

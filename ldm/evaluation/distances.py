@@ -1,16 +1,16 @@
-"""Distances between two sets of images, each known by its features."""
+"""Distances between two sets of images, computed from their features."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import UserError, install_extra
+from ldm.errors import UserError
+from ldm.evaluation.optional import import_optional
 
 FID = "frechet_inception_distance"  # as torch-fidelity calls it, whatever the features
 KID_SUBSETS = 100
@@ -19,14 +19,14 @@ NEIGHBOURHOOD = 3
 
 
 class Moments(NamedTuple):
-    """Of features, in float64."""
+    """Mean and covariance of features, in float64."""
 
     mean: Tensor  # (D,)
     covariance: Tensor  # (D, D)
 
 
 class FeatureSet:
-    """Features (N, D) of images, and the moments of the normal distribution fitted to them."""
+    """Features (N, D) of images, and their moments."""
 
     def __init__(self, features: Tensor, moments: Moments | None = None) -> None:
         self.features, self._moments = features, moments
@@ -36,7 +36,7 @@ class FeatureSet:
 
     @property
     def moments(self) -> Moments:
-        """Mean and unbiased covariance, computed when they are asked for first."""
+        """Mean and unbiased covariance, computed on first use."""
         if self._moments is None:
             wide = self.features.double()
             self._moments = Moments(wide.mean(0), torch.cov(wide.T))
@@ -44,30 +44,31 @@ class FeatureSet:
 
 
 def fid(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-    """Frechet distance of the normal distributions fitted to both (Heusel et al. 2017), through torch-fidelity.
+    """Frechet inception distance (Heusel et al. 2017), with torch-fidelity.
 
-    Its estimate is too high for few images, the more so for few images a dimension: compare equal numbers only.
+    The estimate is too high for few images per dimension: compare results of equal numbers of images only.
     """
     if min(len(ours), len(reference)) < 2:
         raise UserError("FID needs at least two images on each side")
     both = [
         {"mu": found.moments.mean.numpy(), "sigma": found.moments.covariance.numpy()} for found in (ours, reference)
     ]
-    return {"fid": _torch_fidelity("metric_fid").fid_statistics_to_metric(*both, verbose=False)[FID]}
+    metric = import_optional("torch_fidelity.metric_fid", "FID and rFID")
+    return {"fid": metric.fid_statistics_to_metric(*both, verbose=False)[FID]}
 
 
 def kid(ours: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, float]:
-    """Kernel distance, unbiased also for few images, and its spread over subsets (Binkowski et al. 2018)."""
+    """Kernel inception distance, unbiased, and its standard deviation over subsets (Binkowski et al. 2018)."""
     size = min(KID_SUBSET_SIZE, len(ours), len(reference))
     if size < 2:
         raise UserError("KID needs at least two images on each side")
-    subsets = 1 if size == len(ours) == len(reference) else KID_SUBSETS  # there is but one of all images
-    make = _torchmetrics().image.kid.KernelInceptionDistance
+    subsets = 1 if size == len(ours) == len(reference) else KID_SUBSETS  # all images are one subset
+    make = import_optional("torchmetrics.image.kid", "KID metrics").KernelInceptionDistance
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that features are kept, which they are anyway
-        metric = make(_Given(ours.features.shape[1]), subsets=subsets, subset_size=size)
+        warnings.simplefilter("ignore")  # it warns about the memory of features
+        metric = make(_Identity(ours.features.shape[1]), subsets=subsets, subset_size=size)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # which subsets are drawn
+        torch.manual_seed(seed)  # selects the subsets
         metric.update(reference.features.double(), real=True)
         metric.update(ours.features.double(), real=False)
         mean, spread = metric.compute()
@@ -75,11 +76,11 @@ def kid(ours: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, flo
 
 
 def precision_recall(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-    """Share of images within the reference's manifold and the reverse (Kynkaanniemi et al. 2019), k = 3."""
+    """Precision and recall of the manifolds of features (Kynkaanniemi et al. 2019), k = 3."""
     if min(len(ours), len(reference)) <= NEIGHBOURHOOD:
         raise UserError(f"precision and recall need more than {NEIGHBOURHOOD} images on each side")
     options = {"prc_neighborhood": NEIGHBOURHOOD, "prc_batch_size": 10_000, "save_cpu_ram": True, "verbose": False}
-    find = _torch_fidelity("metric_prc").prc_features_to_metric
+    find = import_optional("torch_fidelity.metric_prc", "precision and recall").prc_features_to_metric
     found = find(ours.features, reference.features, **options)
     return {"precision": found["precision"], "recall": found["recall"]}
 
@@ -88,8 +89,8 @@ Distance = Callable[[FeatureSet, FeatureSet], dict[str, float]]
 distances: dict[str, Distance] = {"fid": fid, "kid": kid, "precision": precision_recall}
 
 
-class _Given(nn.Module):
-    """Stands where torchmetrics expects a network from images to features: it is handed the features."""
+class _Identity(nn.Module):
+    """Replaces the network from images to features in torchmetrics, which receives the features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -97,19 +98,3 @@ class _Given(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
-
-
-def _torch_fidelity(module: str) -> Any:
-    try:
-        return import_module(f"torch_fidelity.{module}")
-    except ImportError as error:
-        raise UserError(f"FID, precision and recall need torch-fidelity: {install_extra('eval')}") from error
-
-
-def _torchmetrics() -> Any:
-    try:
-        import torchmetrics
-        import torchmetrics.image.kid
-    except ImportError as error:
-        raise UserError(f"KID needs torchmetrics: {install_extra('eval')}") from error
-    return torchmetrics

@@ -1,4 +1,4 @@
-"""The images of a data set that are nearest to each sample: what a model that remembers its data would show."""
+"""Nearest neighbours of samples in the data, which show whether a model memorized its training images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ldm.data.images import contact_sheet
 
 
 def nearest(features: Tensor, references: Tensor, count: int) -> Tensor:
-    """Numbers (N, count) of the references (M, D) that are nearest to each of the features (N, D), nearest first."""
+    """Return the indices (N, count) of the references (M, D) nearest to each of the features (N, D), nearest first."""
     count = min(count, len(references))
     distances = (torch.cdist(part.double(), references.double()) for part in features.split(256))
     return torch.cat([part.topk(count, largest=False).indices for part in distances])
 
 
 def as_vectors(images: np.ndarray, side: int = 32) -> Tensor:
-    """Bytes (N, H, W, 3) as vectors of pixels (N, 3 side^2) in [0, 1], averaged down where they are larger."""
+    """Convert bytes (N, H, W, 3) to vectors of pixels (N, 3 side^2) in [0, 1]; larger images are averaged."""
     values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     if values.shape[-1] > side:
         values = torch.nn.functional.adaptive_avg_pool2d(values, side)
@@ -28,9 +28,12 @@ def as_vectors(images: np.ndarray, side: int = 32) -> Tensor:
 
 
 def neighbour_sheet(samples: np.ndarray, image: Callable[[int], np.ndarray], *numbers: Tensor) -> Image.Image:
-    """A row a sample: the sample, then its neighbours by each of the `numbers` (N, count), bytes (N, H, W, 3).
+    """Make a contact sheet with a row per sample: the sample, then its neighbours.
 
-    `image` gives the image of the data with a number, bytes (H, W, 3).
+    Args:
+        samples: bytes (N, H, W, 3).
+        image: returns an image of the data by index, bytes (H, W, 3).
+        numbers: indices (N, count) of neighbours, one tensor for each kind.
     """
     rows = []
     for index, sample in enumerate(samples):

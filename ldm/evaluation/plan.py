@@ -1,4 +1,4 @@
-"""What is to be measured, on how many images, and what came out."""
+"""Plans of what to measure on how many images, and reports of the results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ldm.errors import UserError
 from ldm.evaluation.features import Features, make_features
 from ldm.evaluation.scenes.scores import SceneScores
 
-DISTANCES = ("fid", "kid", "precision")  # of samples from the data
-SAMPLED = (*DISTANCES, "clip", "scenes", "neighbours")  # what images are drawn for
-FIDELITY = ("psnr", "ssim", "lpips")  # of each reconstruction to its image
-RECONSTRUCTED = ("rfid", *FIDELITY, "codebook")  # what the autoencoder is asked for
+DISTANCES = ("fid", "kid", "precision")  # between samples and data
+SAMPLED = (*DISTANCES, "clip", "scenes", "neighbours")  # metrics of generated images
+FIDELITY = ("psnr", "ssim", "lpips")  # of a reconstruction to its image
+RECONSTRUCTED = ("rfid", *FIDELITY, "codebook")  # metrics of the autoencoder
 METRICS = (*DISTANCES, "clip", "scenes", *RECONSTRUCTED, "neighbours")
 IN_FEATURES = (*DISTANCES, "rfid", "neighbours")
 DEFAULT_FEATURES = "inception"
@@ -36,67 +36,65 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure, on how many images, and how the samples are drawn; UserError for what means nothing."""
+    """What to measure, on how many images, and how to generate samples; invalid combinations raise UserError."""
 
     metrics: tuple[str, ...] = ("fid", "kid", "precision", "rfid", "psnr", "ssim")
-    samples: int = 1000  # images drawn, and images reconstructed
-    images: int | None = None  # of the data, that they are compared with as a whole; None: as many as samples
-    statistics: Path | None = None  # file of the data's features: read if it is there, else written
-    features: str | None = None  # None: Inception's
-    clip: str | None = None  # a CLIP of transformers for the score of text and image
+    samples: int = 1000  # images to generate, and to reconstruct
+    images: int | None = None  # of the data, to compare distributions with; by default as many as samples
+    statistics: Path | None = None  # file of the data's features: read if it exists, else written
+    features: str | None = None  # by default Inception's
+    clip: str | None = None  # a CLIP model of transformers for the CLIP score
     sampling: Sampling | None = None  # None: as `Sampling` has it
     batch_size: int = 32
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
-            raise UserError(f"no measure {', '.join(map(repr, unknown)) or 'given'}: there are {', '.join(METRICS)}")
+            raise UserError(f"no metric {', '.join(map(repr, unknown)) or 'given'}: choose from {', '.join(METRICS)}")
         if min(self.samples, self.references) < 2 or self.batch_size < 1:
             raise UserError(
                 f"{self.samples} samples and {self.references} images of the data in batches of {self.batch_size}: "
-                "give at least 2, and at least 1 at a time"
+                "give at least 2 of each, and a batch size of at least 1"
             )
         if "clip" in self.metrics and self.clip is None:
             raise UserError("the CLIP score needs a CLIP model: --clip takes a folder or a Hub id")
         if "clip" not in self.metrics and self.clip is not None:
-            raise UserError(f"--clip {self.clip} is for the CLIP score alone: add clip to --metrics")
-        self._refuse_unused(
-            self.sampling, SAMPLED, "how samples are drawn (--cfg, --quality, --steps, --sampler, --eta, --seed)"
-        )
-        self._refuse_unused(self.features, IN_FEATURES, f"--features {self.features}")
-        self._refuse_unused(self.statistics, IN_FEATURES, f"--statistics {self.statistics}")
-        self._refuse_unused(self.images, IN_FEATURES, f"--images {self.images}")
+            raise UserError(f"--clip {self.clip} is only used by the CLIP score: add clip to --metrics")
+        self._check_used(self.sampling, SAMPLED, "sampling (--cfg, --quality, --steps, --sampler, --eta, --seed)")
+        self._check_used(self.features, IN_FEATURES, f"--features {self.features}")
+        self._check_used(self.statistics, IN_FEATURES, f"--statistics {self.statistics}")
+        self._check_used(self.images, IN_FEATURES, f"--images {self.images}")
 
         if self.statistics is not None and not self.statistics.absolute().parent.is_dir():
-            raise UserError(f"no folder {self.statistics.parent} to write the statistics to")
+            raise UserError(f"{self.statistics.parent} is not a folder: --statistics cannot be written there")
 
-    def _refuse_unused(self, value: object, users: Sequence[str], words: str) -> None:
+    def _check_used(self, value: object, users: Sequence[str], words: str) -> None:
         if value is not None and not self.wants(users):
-            told = ", ".join(self.metrics)
-            raise UserError(f"{words} means nothing to {told}: leave it out, or measure one of {', '.join(users)}")
+            names = ", ".join(self.metrics)
+            raise UserError(f"{words} is not used by {names}: remove it, or measure one of {', '.join(users)}")
 
     def wants(self, names: Sequence[str]) -> bool:
-        """Whether any of these is to be measured."""
+        """Return whether any of these metrics is measured."""
         return any(name in self.metrics for name in names)
 
     @property
     def references(self) -> int:
-        """Images of the data that samples and reconstructions are compared with as a whole."""
+        """Number of images of the data that samples and reconstructions are compared with."""
         return self.samples if self.images is None else self.images
 
     @property
-    def draws(self) -> bool:
-        """Whether samples are drawn; otherwise an autoencoder is enough."""
+    def needs_samples(self) -> bool:
+        """Whether samples are generated; otherwise an autoencoder is enough."""
         return self.wants(SAMPLED)
 
     def make_features(self) -> Features | None:
-        """The features that the measures need; None where they need none."""
+        """Load the features that the metrics need, if any."""
         return make_features(self.features or DEFAULT_FEATURES) if self.wants(IN_FEATURES) else None
 
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers, how they came about, and a picture of samples beside their nearest images of the data."""
+    """Results, how they were measured, and an image of samples beside their nearest neighbours in the data."""
 
     results: dict[str, float]
     settings: dict[str, Any]
@@ -104,6 +102,6 @@ class Report:
     scenes: SceneScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the image."""
-        whole: dict[str, Any] = {"results": self.results, "settings": self.settings}
-        return whole if self.scenes is None else whole | {"scenes": self.scenes.as_dict()}
+        """Return everything except the image."""
+        scenes = {} if self.scenes is None else {"scenes": self.scenes.as_dict()}
+        return {"results": self.results, "settings": self.settings} | scenes

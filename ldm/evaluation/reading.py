@@ -1,9 +1,10 @@
-"""Images of a data set, read once for all that look at them."""
+"""Read the images of a data set once for all measures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,22 +13,51 @@ from torch import Tensor
 from ldm.data.images import fit
 from ldm.data.progress import track
 from ldm.data.sources import Source
-from ldm.evaluation.features import Features
-from ldm.evaluation.neighbours import as_vectors
 from ldm.processes import ProcessShare
+
+V = TypeVar("V")
 
 
 class Reader(Protocol):
-    """What looks at this process' share of the first `count` images, batch by batch."""
+    """Receives this process' share of the first `count` images, in batches."""
 
     count: int
 
     def see(self, images: np.ndarray) -> None:
-        """Look at the next images, bytes (n, H, W, 3)."""
+        """Receive the next images, bytes (n, H, W, 3)."""
+
+
+class Collector(Generic[V]):
+    """A reader that keeps a value per image, such as its features."""
+
+    def __init__(self, count: int, measure: Callable[[np.ndarray], Iterable[V]]) -> None:
+        """`measure` returns a value for each of the images, bytes (n, H, W, 3)."""
+        self.count, self._measure = count, measure
+        self._values: list[V] = []
+
+    def see(self, images: np.ndarray) -> None:
+        """Measure the next images, up to `count` in all."""
+        self._values += self._measure(images[: self.count - len(self._values)])
+
+    def gathered(self, share: ProcessShare) -> list[V]:
+        """Return the values of all processes in the order of the images."""
+        return share.gather(self._values)[: self.count]
+
+
+class FeatureReader(Collector[Tensor]):
+    """A reader that keeps the features of images."""
+
+    def __init__(self, count: int, features: Callable[[Tensor], Tensor]) -> None:
+        """`features` maps bytes (n, 3, H, W) to features (n, D)."""
+        super().__init__(count, lambda images: features(as_tensor(images)).cpu())
+
+    def stacked(self, share: ProcessShare) -> Tensor:
+        """Return the features of all processes' images in order, (count, D)."""
+        return torch.stack(self.gathered(share))
 
 
 def read_through(source: Source, size: int, readers: Sequence[Reader], share: ProcessShare, batch_size: int) -> None:
-    """Show each reader its images, cut to squares of `size` pixels; each is decoded once."""
+    """Decode each image once, cut it to a square of `size` pixels, and pass it to the readers that need it."""
     numbers = share.of(max((reader.count for reader in readers), default=0))
     batches = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
     tracked = track(batches, "reading batches of the data", len(batches)) if share.is_first and batches else batches
@@ -39,56 +69,12 @@ def read_through(source: Source, size: int, readers: Sequence[Reader], share: Pr
                 reader.see(images[:count])
 
 
-class FeatureReader:
-    """Features of images."""
-
-    def __init__(self, count: int, features: Features) -> None:
-        self.count, self.features = count, features
-        self._found: list[Tensor] = []
-
-    def see(self, images: np.ndarray) -> None:
-        """Bytes (n, H, W, 3)."""
-        self._found.append(self.features(as_tensor(images)).cpu())
-
-    def gathered(self, share: ProcessShare) -> Tensor:
-        """Of all processes' images in the order of their numbers, (count, D)."""
-        return gathered(self._found, share)
-
-
-class PixelReader:
-    """Small versions of images as vectors, in which near ones are looked for."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._found: list[Tensor] = []
-
-    def see(self, images: np.ndarray) -> None:
-        """Bytes (n, H, W, 3)."""
-        self._found.append(as_vectors(images))
-
-    def gathered(self, share: ProcessShare) -> Tensor:
-        """Of all processes' images in the order of their numbers, (count, D)."""
-        return gathered(self._found, share)
-
-
-def gathered(found: Sequence[Tensor], share: ProcessShare) -> Tensor:
-    """Rows of all processes in the order of their numbers, of this one's batches of rows."""
-    rows = [row for batch in found for row in batch]
-    return torch.stack(share.gather(rows))
-
-
 def as_tensor(images: np.ndarray) -> Tensor:
-    """Bytes (n, H, W, 3) to bytes (n, 3, H, W)."""
+    """Convert bytes (n, H, W, 3) to bytes (n, 3, H, W)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def in_batches(images: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Single images (H, W, 3) as bytes (n, H, W, 3), `size` at a time."""
-    batch: list[np.ndarray] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield np.stack(batch)
-            batch = []
-    if batch:
+    """Stack single images (H, W, 3) to batches (n, H, W, 3) of at most `size`."""
+    while batch := list(islice(images, size)):
         yield np.stack(batch)

@@ -1,1 +1,1 @@
-"""What `ldm info` tells of a configuration, a run, a directory of weights or a single file."""
+"""Describe a configuration, a run, a directory of weights or a single file."""

@@ -63,9 +63,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(load_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): it is cut off or damaged, download or copy it again"
-        ) from error
+        raise UserError(f"{path} is not valid JSON ({error}): it is damaged, download or copy it again") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -136,7 +134,7 @@ def load_tree(folder: Path) -> Any:
 
 
 def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:
-    """Convert a node to JSON: plain values stay, others become {kind: content}; a dict becomes pairs of key and value."""
+    """Convert a node to JSON: plain values stay, others become {kind: content}; a dict becomes pairs."""
     if node is None or isinstance(node, bool | int | float | str):
         return node
     if isinstance(node, torch.Tensor):

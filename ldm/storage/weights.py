@@ -131,9 +131,7 @@ def build(make: Callable[[], N], tensors: dict[str, Tensor], dtype: torch.dtype,
                 f"{tuple(expected[name].shape)}"
             )
         if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise UserError(
-                f"{name} in {where} is {tensor.dtype}, which is not the type of weights: the file is damaged"
-            )
+            raise UserError(f"{name} in {where} is {tensor.dtype}, not a type of weights: the file is damaged")
     network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return network.eval()
 

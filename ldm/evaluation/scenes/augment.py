@@ -1,4 +1,4 @@
-"""What the probe sees in training: its scenes moved, mirrored, softened and noisy, as a model's images may be."""
+"""Augmentation of the probe's training images, which covers the defects of generated images."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_SHIFT = 4  # pixels
-MOST_BLUR = 1.3  # standard deviation of the widest blur, pixels
-MOST_NOISE = 0.05  # standard deviation, the image's range being 1
+MOST_BLUR = 1.3  # largest standard deviation, pixels
+MOST_NOISE = 0.05  # standard deviation, for images in [0, 1]
 MOST_CONTRAST, MOST_BRIGHTNESS = 0.12, 0.05
-BLUR_GROUPS = 4  # of images in a batch, each blurred alike
+BLUR_GROUPS = 4  # of images in a batch with the same blur
 
 
 def augment(images: Tensor, things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) in [0, 1] and rows of things (B, 6, 6), changed alike at random."""
+    """Augment images (B, 3, H, W) in [0, 1] and rows of objects (B, 6, 6)."""
     mirrored = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     turned = things.clone()
@@ -30,7 +30,7 @@ def augment(images: Tensor, things: Tensor, generator: torch.Generator) -> tuple
 
 
 def _shift(images: Tensor, things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """All images by the same few pixels; edges are continued."""
+    """Shift all images by the same pixels; edges are replicated."""
     down, right = torch.randint(-MOST_SHIFT, MOST_SHIFT + 1, (2,), generator=generator).tolist()
     height, width = images.shape[2:]
     padded = F.pad(images, (MOST_SHIFT,) * 4, mode="replicate")
@@ -41,7 +41,7 @@ def _shift(images: Tensor, things: Tensor, generator: torch.Generator) -> tuple[
 
 
 def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian blurs of random widths, a quarter of the batch each; the first quarter stays sharp."""
+    """Blur each quarter of the batch with a random width, except the first one."""
     groups = list(images.chunk(BLUR_GROUPS))
     for number in range(1, len(groups)):
         deviation = 0.2 + (MOST_BLUR - 0.2) * float(torch.rand((), generator=generator))

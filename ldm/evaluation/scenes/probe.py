@@ -1,6 +1,6 @@
-"""The probe: a small detector of the built-in scenes' things, which finds their names, places, sizes and colours.
+"""The probe: a small detector of the names, boxes and colours of objects in the built-in scenes.
 
-Things are points of heat maps, one map a concept, with a box and a colour at each point (Zhou et al. 2019, "Objects as
+Objects are peaks of heat maps, one map per concept, with a box and a colour at each peak (Zhou et al. 2019, "Objects as
 points").
 """
 
@@ -22,18 +22,18 @@ from ldm.evaluation.features import resize
 from ldm.storage.store import load_metadata, load_tensors, save_tensors
 
 SIDE = 64  # pixels; other images are resized to it
-STRIDE = 4  # pixels a cell of the maps
+STRIDE = 4  # pixels per cell of the maps
 CELLS = SIDE // STRIDE
-CONCEPTS = 80  # the first so many
-WIDTHS = (32, 64, 96, 128)  # channels at 32, 16, 8 and 4 cells a side
-SEEN = 0.35  # least probability of a thing
-SAME_PLACE = 0.6  # overlap (intersection over union) from which on only the likelier of two things is there
+CONCEPTS = 80  # number of concepts, from the first
+WIDTHS = (32, 64, 96, 128)  # channels at 32, 16, 8 and 4 cells per side
+SEEN = 0.35  # least probability of an object
+SAME_PLACE = 0.6  # intersection over union above which only the likelier of two objects is kept
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the image
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing that the probe saw."""
+    """A detected object."""
 
     name: str
     colour: str
@@ -42,19 +42,19 @@ class Found:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Of its box, in sides of the image."""
+        """Centre of the box, in sides of the image."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 
     @property
     def size(self) -> float:
-        """The longer side of its box, in sides of the image."""
+        """Longer side of the box, in sides of the image."""
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
 
 
 class SceneProbe(nn.Module):
-    """Images (B, 3, 64, 64) in [0, 1] to maps of logits, boxes and colours, each (B, ..., 16, 16)."""
+    """Network from images (B, 3, 64, 64) in [0, 1] to maps of logits, boxes and colours, each (B, ..., 16, 16)."""
 
     def __init__(self, concepts: int = CONCEPTS) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class SceneProbe(nn.Module):
         self.join = nn.Sequential(nn.BatchNorm2d(b), _Residual(b))
         self.heat, self.box = nn.Conv2d(b, concepts, 1), nn.Conv2d(b, 4, 1)
         self.colour = nn.Conv2d(b, len(COLOURS), 1)
-        nn.init.constant_(self.heat.bias, -4.6)  # things are rare: 1 % at first  # type: ignore[arg-type]
+        nn.init.constant_(self.heat.bias, -4.6)  # objects are rare: start at 1 %  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of a thing's centre (B, concepts, 16, 16), its box (B, 4, 16, 16) and its colour (B, 12, 16, 16).
+        """Return logits of centres (B, concepts, 16, 16), boxes (B, 4, 16, 16) and logits of colours (B, 12, 16, 16).
 
-        A box is the centre's offset within its cell and the logarithm of width and height in cells.
+        A box is the offset of the centre in its cell, and the logarithm of width and height in cells.
         """
         fine = self.fine(images)  # (B, 64, 16, 16)
         middle = self.middle(fine)  # (B, 96, 8, 8)
@@ -82,7 +82,7 @@ class SceneProbe(nn.Module):
 
     @torch.inference_mode()
     def find(self, images: np.ndarray) -> list[list[Found]]:
-        """The things in images, bytes (n, H, W, 3), the likeliest first."""
+        """Detect the objects in images, bytes (n, H, W, 3), the likeliest first."""
         given = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.heat.weight.device)
         heat, box, colour = (maps.float().cpu() for maps in self(resize(given, SIDE).float() / 255))
         heat = heat.sigmoid()
@@ -100,7 +100,7 @@ class SceneProbe(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside an identity."""
+    """Residual block of two convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def _likeliest(things: list[Found]) -> list[Found]:
-    """Without those at the place of a likelier one."""
+    """Remove objects at the place of a likelier one."""
     kept: list[Found] = []
     for thing in sorted(things, key=lambda thing: -thing.probability):
         if all(overlap(thing.box, other.box) < SAME_PLACE for other in kept):
@@ -125,7 +125,7 @@ def _likeliest(things: list[Found]) -> list[Found]:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
+    """Return the intersection over union of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     both = max(width, 0.0) * max(height, 0.0)
@@ -137,14 +137,14 @@ def _area(box: Box) -> float:
 
 
 def save_probe(probe: SceneProbe, path: Path, facts: dict[str, str]) -> None:
-    """Write the weights in half precision, and how they were made."""
+    """Write the weights in half precision, with facts about their training."""
     tensors = {name: tensor.half() for name, tensor in probe.state_dict().items() if tensor.is_floating_point()}
     save_tensors(path, tensors, facts | {"concepts": str(len(probe.names))})
 
 
 @cache
 def load_probe(path: Path | None = None) -> SceneProbe:
-    """The probe that comes with the package, or that of a file; UserError if it is not there."""
+    """Load the installed probe, or one from a file."""
     path = path or _shipped()
     tensors = load_tensors(path)
     facts = load_metadata(path)
@@ -154,7 +154,7 @@ def load_probe(path: Path | None = None) -> SceneProbe:
     try:
         probe.load_state_dict({name: tensor.float() for name, tensor in tensors.items()} | counters)
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold this probe's weights: train it again (docs/evaluation.md)") from error
+        raise UserError(f"{path} is not a checkpoint of this probe: train it again (docs/evaluation.md)") from error
     return probe.eval().requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""Scene scores of many images, and the probe's own on the real ones beside them."""
+"""Scene scores of samples, beside the scores of the real images of the same scenes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from ldm.data.scenes.scene import Kind, Scene
 from ldm.data.scenes.vocabulary import concepts, is_held_out
 from ldm.errors import UserError
+from ldm.evaluation.reading import Collector
 from ldm.evaluation.scenes.judging import MEASURES, judge
 from ldm.evaluation.scenes.probe import CONCEPTS, SceneProbe, load_probe
 from ldm.processes import ProcessShare
 
-EVERYTHING, HELD_OUT = "all", "held-out pairs"  # rows beside those of the kinds
+EVERYTHING, HELD_OUT = "all", "held-out pairs"  # rows besides the kinds of scenes
 Judged = dict[str, bool]
 
 
 class Score(NamedTuple):
-    """A share of images that are right."""
+    """Fraction of images that are right."""
 
     share: float
     standard_error: float
@@ -29,67 +30,59 @@ class Score(NamedTuple):
 
     @classmethod
     def of(cls, right: Sequence[bool]) -> Score:
-        """Of images judged alike; at least one."""
+        """Return the score of at least one judgment."""
         share = float(np.mean(right))
         return cls(share, (share * (1 - share) / len(right)) ** 0.5, len(right))
 
 
-class SceneReader:
-    """Judges this process' share of the images of scenes."""
+def scene_reader(probe: SceneProbe, scenes: Sequence[Scene], count: int) -> Collector[Judged]:
+    """Return a reader that judges images of scenes.
 
-    def __init__(self, probe: SceneProbe, scenes: Sequence[Scene], count: int) -> None:
-        """`scenes` are those of the images that will be seen, in their order, out of `count` of all processes."""
-        self.probe, self.scenes, self.count = probe, scenes, count
-        self._judged: list[Judged] = []
-
-    def see(self, images: np.ndarray) -> None:
-        """Bytes (n, H, W, 3)."""
-        at = len(self._judged)
-        scenes = self.scenes[at : at + len(images)]
-        self._judged += [judge(scene, found) for scene, found in zip(scenes, self.probe.find(images), strict=True)]
-
-    def gathered(self, share: ProcessShare) -> list[Judged]:
-        """Of all processes' images in their order."""
-        return share.gather(self._judged)
+    Args:
+        scenes: records of the images that this process sees, in order.
+        count: number of images of all processes.
+    """
+    waiting = iter(scenes)
+    return Collector(count, lambda images: [judge(next(waiting), found) for found in probe.find(images)])
 
 
 @runtime_checkable
 class SceneSource(Protocol):
-    """A source whose images were drawn from records."""
+    """A source whose images were rendered from records."""
 
     concepts: int | None
 
     def scene(self, index: int) -> Scene:
-        """The record of an image."""
+        """Return the record of an image."""
         ...
 
 
 def scenes_of(source: object) -> SceneSource:
-    """The source, if it tells what the probe can judge; else UserError."""
+    """Return the source if the probe can judge its images, else raise UserError."""
     if not isinstance(source, SceneSource):
-        raise UserError("the scene score compares images with records of the built-in scenes: --data scenes")
+        raise UserError("the scene score needs records of the built-in scenes: use --data scenes")
     known_concepts(source.concepts or len(concepts()))
     return source
 
 
 def known_concepts(asked: int | None) -> int:
-    """The number of concepts asked for, or all that the probe knows; UserError for more."""
+    """Return the requested number of concepts, by default all that the probe knows."""
     if asked is not None and asked > CONCEPTS:
         raise UserError(f"the probe of the scene score knows the first {CONCEPTS} concepts, not {asked}")
     return CONCEPTS if asked is None else asked
 
 
 class SceneJudges:
-    """Judges of this process' part of the samples, and of the same scenes' real images."""
+    """Readers that judge this process' part of the samples, and the real images of the same scenes."""
 
     def __init__(self, source: SceneSource, count: int, share: ProcessShare, device: torch.device) -> None:
         self._source, self._count = source, count
         scenes = [source.scene(number) for number in share.of(count)]
         probe = load_probe().to(device)
-        self.samples, self.real = SceneReader(probe, scenes, count), SceneReader(probe, scenes, count)
+        self.samples, self.real = scene_reader(probe, scenes, count), scene_reader(probe, scenes, count)
 
     def scores(self, share: ProcessShare) -> SceneScores:
-        """Of all processes' images."""
+        """Return the scores of all processes' images."""
         scenes = [self._source.scene(number) for number in range(self._count)]
         return SceneScores.of(scenes, self.samples.gathered(share), self.real.gathered(share))
 
@@ -103,11 +96,11 @@ class SceneScores:
 
     @classmethod
     def of(cls, scenes: Sequence[Scene], samples: Sequence[Judged], real: Sequence[Judged]) -> SceneScores:
-        """Of the scenes' samples and images, each as it was judged."""
+        """Aggregate the judgments of samples and real images."""
         return cls(_rows(scenes, samples), _rows(scenes, real))
 
     def results(self) -> dict[str, float]:
-        """The scores of all scenes and of the held-out pairs, with standard errors and the probe's accuracy."""
+        """Return the scores of all scenes and of held-out pairs, with standard errors and the probe's accuracy."""
         found: dict[str, float] = {}
         for row in (EVERYTHING, HELD_OUT):
             for measure, score in self.samples.get(row, {}).items():
@@ -117,7 +110,7 @@ class SceneScores:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """All rows: of each measure the share, its standard error, the number of images and the probe's share."""
+        """Return all rows: for each measure its share, standard error, number of images and the probe's share."""
         return {
             row: {
                 measure: score._asdict() | {"probe": self.real[row][measure].share}
@@ -127,7 +120,7 @@ class SceneScores:
         }
 
     def table(self) -> str:
-        """All rows as text, in per cent: `right +- standard error (the probe on the real images)`."""
+        """Format all rows in per cent: `right ±standard error (probe on the real images)`."""
         lines = [f"{'scene score, %':15}{'N':>6}" + "".join(f"{measure:>21}" for measure in MEASURES)]
         for row, measures in self.samples.items():
             cells = [self._cell(row, measure) if measure in measures else "" for measure in MEASURES]

@@ -1,4 +1,4 @@
-"""How the probe is trained: `python -m ldm.evaluation.scenes.training --out FOLDER`."""
+"""Train the probe of the scene score: `python -m ldm.evaluation.scenes.training --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ldm.evaluation.scenes.augment import augment
 from ldm.evaluation.scenes.examples import Examples, make_examples
 from ldm.evaluation.scenes.probe import CELLS, CONCEPTS, SIDE, SceneProbe, save_probe
 
-PART = 2000  # examples that are rendered at a time, each part of a seed of its own
-LEAST_SPREAD = 0.7  # standard deviation of a small thing's point in the heat map, cells
+PART = 2000  # examples per part; each part has its seed
+LEAST_SPREAD = 0.7  # standard deviation of a small object's peak in the heat map, cells
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the probe is trained."""
+    """Options of the probe's training."""
 
-    seed: int = 8_000_000  # far from those of data sets
+    seed: int = 8_000_000  # far from the seeds of data sets
     parts: int = 8
     concepts: int = CONCEPTS
     steps: int = 4000
@@ -37,7 +37,7 @@ class Recipe:
 
 
 def train_probe(recipe: Recipe, device: torch.device, cache: Path | None = None) -> SceneProbe:
-    """A trained probe, in evaluation; a pure function of recipe and machine."""
+    """Train a probe; a pure function of recipe and machine."""
     examples = read_examples(recipe, cache or default_cache())
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -46,7 +46,7 @@ def train_probe(recipe: Recipe, device: torch.device, cache: Path | None = None)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, recipe.steps, pct_start=recipe.warmup_steps / recipe.steps
     )
-    began = time.monotonic()
+    start = time.monotonic()
     for step in range(1, recipe.steps + 1):
         numbers = torch.randint(len(examples.images), (recipe.batch_size,), generator=generator).numpy()
         images = torch.from_numpy(examples.images[numbers]).permute(0, 3, 1, 2).float() / 255
@@ -60,12 +60,12 @@ def train_probe(recipe: Recipe, device: torch.device, cache: Path | None = None)
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step:,} of {recipe.steps:,}  loss {loss:.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(f"step {step:,} of {recipe.steps:,}  loss {loss:.3f}  {time.monotonic() - start:.0f} s", flush=True)
     return probe.eval()
 
 
 def read_examples(recipe: Recipe, cache: Path) -> Examples:
-    """The recipe's examples, rendered part by part on all cores and kept in the cache."""
+    """Return the recipe's examples, rendered in parts on all cores and cached."""
     parts = []
     for part in range(recipe.parts):
         path = cache / "scene-probe" / f"{recipe.seed + part}-{PART}-{SIDE}-{recipe.concepts}.npz"
@@ -81,9 +81,11 @@ def read_examples(recipe: Recipe, cache: Path) -> Examples:
 
 
 def loss_of(maps: tuple[Tensor, Tensor, Tensor], things: Tensor) -> Tensor:
-    """The focal loss of the heat maps (Zhou et al. 2019, equation 1), and errors of boxes and colours at the points.
+    """Focal loss of the heat maps (Zhou et al. 2019, equation 1), plus losses of boxes and colours at the peaks.
 
-    Maps are those of the probe, things rows (B, 6, 6) as in `Examples`.
+    Args:
+        maps: output of the probe.
+        things: rows (B, 6, 6) as in `Examples`.
     """
     heat, box, colour = (each.float() for each in maps)
     image, slot = torch.nonzero(things[..., 0] >= 0, as_tuple=True)
@@ -106,7 +108,7 @@ def loss_of(maps: tuple[Tensor, Tensor, Tensor], things: Tensor) -> Tensor:
 
 
 def _points(column: Tensor, row: Tensor, size: Tensor) -> Tensor:
-    """Gaussians around cells, 1 there, the wider the larger the things are."""
+    """Return Gaussians around cells with maximum 1, wider for larger objects."""
     cells = torch.arange(CELLS, device=size.device)
     across = (cells - column[:, None]) ** 2
     down = (cells - row[:, None]) ** 2
@@ -115,7 +117,7 @@ def _points(column: Tensor, row: Tensor, size: Tensor) -> Tensor:
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Summed over all cells; alpha is 2, beta 4."""
+    """Sum the focal loss over all cells, with alpha 2 and beta 4."""
     likely = logits.sigmoid()
     at_points = (1 - likely) ** 2 * -F.logsigmoid(logits)
     elsewhere = (1 - wanted) ** 4 * likely**2 * -F.logsigmoid(-logits)
@@ -123,17 +125,17 @@ def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Train, and write `probe.safetensors` with the recipe in its header."""
+    """Train the probe and write `probe.safetensors` with the recipe in its header."""
     parser = argparse.ArgumentParser(description="Train the probe of the scene score.")
     parser.add_argument("--out", type=Path, default=Path("weights/scene-probe"))
-    parser.add_argument("--parts", type=int, default=Recipe.parts, help=f"of {PART} examples each")
+    parser.add_argument("--parts", type=int, default=Recipe.parts, help=f"parts of {PART} examples")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    told = parser.parse_args()
-    recipe = Recipe(parts=told.parts, steps=told.steps)
-    probe = train_probe(recipe, torch.device(told.device))
-    told.out.mkdir(parents=True, exist_ok=True)
-    save_probe(probe, told.out / "probe.safetensors", {name: str(value) for name, value in asdict(recipe).items()})
+    options = parser.parse_args()
+    recipe = Recipe(parts=options.parts, steps=options.steps)
+    probe = train_probe(recipe, torch.device(options.device))
+    options.out.mkdir(parents=True, exist_ok=True)
+    save_probe(probe, options.out / "probe.safetensors", {name: str(value) for name, value in asdict(recipe).items()})
 
 
 if __name__ == "__main__":
