@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldm.checkpoint.pretrained import UNet
     from ldm.generation import TextToImage
     from ldm.models.autoencoder.autoencoder import Autoencoder
+    from ldm.models.unet.unet import UNet
 
 __all__ = ["Autoencoder", "TextToImage", "UNet"]
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "cli").is_dir():
 _rooms = {
     "Autoencoder": "ldm.models.autoencoder.autoencoder",
     "TextToImage": "ldm.generation",
-    "UNet": "ldm.checkpoint.pretrained",
+    "UNet": "ldm.models.unet.unet",
 }
 
 

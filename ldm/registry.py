@@ -112,7 +112,7 @@ IMAGE_ENCODERS = Registry(
         "clip": "ldm.conditioning.image.encoders:CLIPImageEncoder",
     },
 )
-DENOISERS = Registry("denoiser")
+DENOISERS = Registry("denoiser", {"unet": "ldm.models.unet.unet:UNet"})  # by the key of their section
 BOTTLENECKS = Registry(
     "autoencoder bottleneck",
     {

@@ -17,9 +17,9 @@ from ldm.bench.runner import timed
 from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
 from ldm.bench.workload import Run
 from ldm.chart import Chart, Point
-from ldm.checkpoint.pretrained import UNet
 from ldm.config.root import Config
 from ldm.generation import TextToImage
+from ldm.models.unet.unet import UNet
 from ldm.storage.store import write
 
 COLOURS = {torch.float32: "#2f6db5", torch.bfloat16: "#c8553d"}

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
-from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.diffusion import DiffusionConfig
@@ -23,6 +22,7 @@ from ldm.models.autoencoder.fields import autoencoder_to_fields
 from ldm.models.compiling import compile_blocks
 from ldm.models.cost import autoencoder_flops, unet_flops
 from ldm.models.fast import prepare_for_sampling
+from ldm.models.unet.fields import unet_to_fields
 from ldm.models.unet.unet import UNet
 from ldm.storage.fields import EXTRA, Fields
 

@@ -22,7 +22,6 @@ from ldm.bench.networks import (
 )
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.pretrained import UNet
 from ldm.config.root import Config
 from ldm.devices import find_device
 from ldm.generation import Request, TextToImage
@@ -30,6 +29,7 @@ from ldm.generation.condition import Condition
 from ldm.generation.seeded_noise import SeededNoise
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.unet.unet import UNet
 
 SCALE = 3.0  # of guidance
 STEPS = 20

@@ -29,7 +29,6 @@ from ldm.bench.networks import (
 )
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.parts import Parts
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
@@ -39,6 +38,7 @@ from ldm.data.loader import Share, TrainingData
 from ldm.data.preparing import Batch
 from ldm.data.random import StepRandom
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.unet.unet import UNet
 from ldm.processes import ProcessShare
 from ldm.training.cache.caching import CacheWriter
 from ldm.training.cache.fingerprints import Encoders, facts_of

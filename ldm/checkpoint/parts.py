@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.classes import ClassEmbedder
 from ldm.conditioning.image.encoders import ImageEncoder, OwnImageConfig
 from ldm.conditioning.spatial import Spatial
@@ -19,6 +18,7 @@ from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.unet.unet import UNet
 
 
 @dataclass

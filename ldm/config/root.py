@@ -109,7 +109,7 @@ class Config(Section):
     @property
     def image_sizes(self) -> tuple[Size, ...]:
         """Heights and widths of the images in training: the square, and the buckets that both networks can take."""
-        halvings = 1 if self.unet is None else 2 ** (len(self.unet.block_out_channels) - 1)
+        halvings = 1 if self.unet is None else self.unet.multiple
         squares = self.loss.equivariance.factor if self.loss.equivariance.weight else 1
         return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ldm.models.unet.unet import Added
+from ldm.models.denoiser import Added
 
 
 @dataclass(frozen=True)

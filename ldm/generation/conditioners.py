@@ -16,7 +16,7 @@ from ldm.generation.class_names import class_number
 from ldm.generation.condition import Condition
 from ldm.generation.image_variations import ImageConditioner
 from ldm.generation.request import Request, SizeConditioning, Subject
-from ldm.models.unet.unet import Added
+from ldm.models.denoiser import Added
 
 GUIDANCE_SCALE = 3.0  # where there is something to guide away from and nothing else is asked for
 

@@ -18,7 +18,7 @@ def image_size(parts: Parts, request: Request) -> tuple[int, int]:
     if given is None:
         side = parts.unet.config.sample_size * factor
         return side, side
-    multiple, scale = factor * _halvings(parts), factor if enlarges(parts) else 1
+    multiple, scale = factor * parts.unet.config.multiple, factor if enlarges(parts) else 1
     width, height = (side * scale // multiple * multiple for side in given.size)
     if not width or not height:
         least = multiple // scale
@@ -38,7 +38,7 @@ def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) 
             needed = (count, channels, height // factor, width // factor)
             raise UserError(f"latents are {tuple(latents.shape)}: {width}x{height} images need {needed}")
         width, height = given
-    multiple = factor * _halvings(parts)
+    multiple = factor * parts.unet.config.multiple
     if min(width, height) < 1 or width % multiple or height % multiple:
         raise UserError(f"size {width}x{height}: width and height must be multiples of {multiple} for this model")
     return channels, height // factor, width // factor
@@ -47,8 +47,3 @@ def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) 
 def enlarges(parts: Parts) -> bool:
     """Whether the model draws from a small image a larger one."""
     return parts.spatial is not None and parts.spatial.config.kind == "low_resolution"
-
-
-def _halvings(parts: Parts) -> int:
-    """What the sides of latents must be divisible by, for the U-Net to halve them as often as it does."""
-    return int(2 ** (len(parts.unet.config.block_out_channels) - 1))

@@ -15,7 +15,6 @@ from ldm.checkpoint.compvis.files import read_original
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
-from ldm.checkpoint.diffusers.unet_fields import unet_from_fields
 from ldm.checkpoint.find import built_in, find_model, step_folders
 from ldm.checkpoint.spatial import spatial_from_fields
 from ldm.conditioning.text.encoder import TextSection
@@ -27,6 +26,7 @@ from ldm.errors import UserError
 from ldm.info.headers import Header, read_folder, read_headers
 from ldm.info.parameters import Counts, by_part
 from ldm.models.autoencoder.fields import autoencoder_from_fields
+from ldm.models.unet.fields import unet_from_fields
 from ldm.storage.fields import Fields, load_fields
 
 # Sections by folder of a pipeline; other networks, such as a safety checker, go by the name of their folder.

@@ -6,7 +6,7 @@ A multiplication and an addition are two operations. Operations are counted on n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.devices import ShapesOnly, on_meta
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import Added, UNet
+from ldm.models.denoiser import DenoiserNetwork
 
 T = TypeVar("T")
 
@@ -55,23 +54,10 @@ def count_forward_backward(network: nn.Module, run: Callable[[], Tensor]) -> tup
     return counter.get_total_flops(), activations
 
 
-def unet_flops(unet: UNet, side: int, tokens: int) -> int:
+def unet_flops(unet: DenoiserNetwork, side: int, tokens: int) -> int:
     """Count the operations of one call on latents of `side` x `side` and a context of `tokens`, with a batch of one."""
-    config = unet.config
     with on_meta():
-        inputs: dict[str, Any] = {"latents": torch.empty(1, config.in_channels, side, side), "t": torch.empty(1)}
-        if config.cross_attention_dim is not None:
-            inputs["context"] = torch.empty(1, tokens, config.cross_attention_dim)
-        if config.num_class_embeds is not None:
-            inputs["classes"] = torch.empty(1, dtype=torch.int64)
-        elif config.class_embed_type == "timestep":
-            inputs["classes"] = torch.empty(1)
-        elif config.class_embed_type is not None:
-            width = config.projection_class_embeddings_input_dim or 4 * config.block_out_channels[0]
-            inputs["classes"] = torch.empty(1, width)
-        if config.addition_embed_type is not None:
-            pooled = (config.projection_class_embeddings_input_dim or 0) - 6 * (config.addition_time_embed_dim or 0)
-            inputs["added"] = Added(torch.empty(1, pooled), torch.empty(1, 6))
+        inputs = unet.example_inputs(side, tokens)
         return count_forward(lambda: unet(**inputs))[0]
 
 
@@ -100,7 +86,7 @@ def training_memory(trained: int, averages: int, frozen: int = 0, moments: int |
 
 
 def image_memory(
-    unet: UNet, autoencoder: Autoencoder, shape: tuple[int, int, int], rows: int, backward: bool = False
+    unet: DenoiserNetwork, autoencoder: Autoencoder, shape: tuple[int, int, int], rows: int, backward: bool = False
 ) -> float:
     """Estimate the bytes of activations that generating one image takes, in the U-Net or in the decoder.
 
@@ -109,18 +95,9 @@ def image_memory(
         rows: rows in the U-Net's batch for the image.
         backward: whether a gradient flows through both networks, whose feature maps are then all kept.
     """
-    denoising = rows * unet_width(unet.config, backward) * _element_size(unet)
+    denoising = rows * unet.config.activations(backward) * _element_size(unet)
     decoding = decoder_width(autoencoder.config, backward) * _element_size(autoencoder)
     return shape[1] * shape[2] * (denoising + decoding if backward else max(denoising, decoding))
-
-
-def unet_width(config: UNetConfig, backward: bool = False) -> float:
-    """Values that the U-Net holds per position of the latents: skip connections and its widest map, or all maps."""
-    maps = [width / 4**level for level, width in enumerate(config.block_out_channels)]
-    layers = config.layers_per_block + 1
-    if backward:
-        return COPIES * 2 * layers * sum(maps)  # on the way down and up
-    return layers * sum(maps) + 2 * COPIES * max(maps)  # concatenating skip connections doubles the width
 
 
 def decoder_width(config: AutoencoderConfig, backward: bool = False) -> float:

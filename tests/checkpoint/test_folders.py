@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers import pipeline as diffusers_pipeline
-from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.pipeline import (
     Parts,
     find_autoencoder,
@@ -20,7 +19,6 @@ from ldm.checkpoint.diffusers.pipeline import (
     load_pipeline,
     save_pipeline,
 )
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.files import load_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer
@@ -31,6 +29,7 @@ from ldm.info.describe import describe
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 AUTOENCODER = AutoencoderConfig(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.7
@@ -112,18 +111,18 @@ def test_half_precision_is_written_and_read_as_asked(parts: Parts, tmp_path: Pat
 
 
 def test_shards_come_back_and_give_way_to_one_file(parts: Parts, tmp_path: Path) -> None:
-    write_unet(parts.unet, tmp_path, shard_size=20_000)
+    parts.unet.save_pretrained(tmp_path, shard_size=20_000)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2
     assert files[0] == f"diffusion_pytorch_model-00001-of-{len(files):05d}.safetensors"
     assert_same_weights(UNet.from_pretrained(tmp_path), parts.unet)
-    write_unet(parts.unet, tmp_path)
+    parts.unet.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
     assert_same_weights(UNet.from_pretrained(tmp_path), parts.unet)
 
 
 def test_a_half_precision_variant_is_read_where_there_is_nothing_else(parts: Parts, tmp_path: Path) -> None:
-    write_unet(parts.unet, tmp_path, torch.float16)
+    parts.unet.save_pretrained(tmp_path, torch.float16)
     stem = tmp_path / "diffusion_pytorch_model"
     stem.with_suffix(".safetensors").rename(stem.with_suffix(".fp16.safetensors"))
     assert UNet.from_pretrained(tmp_path).conv_in.weight.dtype == torch.float32

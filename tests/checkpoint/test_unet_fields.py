@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
-from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
-from ldm.checkpoint.pretrained import UNet
 from ldm.errors import UserError
+from ldm.models.unet import condition_fields, plain_fields
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.fields import unet_from_fields, unet_to_fields
+from ldm.models.unet.unet import UNet
 from ldm.storage.fields import EXTRA
 
 HERE = Path("unet/config.json")
@@ -21,9 +21,7 @@ SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "attention_layers": (1, 
 SCALE_SHIFT = {"resnet_time_scale_shift": "scale_shift"}
 
 FIXED = [
-    (fields, name)
-    for fields, module in ((CONDITION, unet_condition_fields), (PLAIN, unet_plain_fields))
-    for name in module.FIXED
+    (fields, name) for fields, module in ((CONDITION, condition_fields), (PLAIN, plain_fields)) for name in module.FIXED
 ]
 REFUSED: list[tuple[dict[str, Any], str, Any]] = [
     *((fields, name, "something else") for fields, name in FIXED),
@@ -65,9 +63,7 @@ def test_what_we_do_not_have_is_refused_by_its_name(fields: dict[str, Any], name
 
 
 @pytest.mark.parametrize("value", [None, [], [None], "x", -1, 0, 1.5, {}, [{}], [[1]], ["x"], [0, 0, 0, 0], True])
-@pytest.mark.parametrize(
-    ("fields", "names"), [(CONDITION, unet_condition_fields.DEFAULTS), (PLAIN, unet_plain_fields.DEFAULTS)]
-)
+@pytest.mark.parametrize(("fields", "names"), [(CONDITION, condition_fields.DEFAULTS), (PLAIN, plain_fields.DEFAULTS)])
 def test_a_field_with_any_value_is_understood_or_an_error_of_one_line(
     fields: dict[str, Any], names: dict[str, Any], value: Any
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.generation import TextToImage, batch_size
-from ldm.models.cost import image_memory, unet_width
+from ldm.models.cost import image_memory
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> No
     assert image_memory(parts.unet, parts.autoencoder, (4, 32, 32), rows=1) == 4 * small
     assert image_memory(parts.unet, parts.autoencoder, (4, 16, 16), rows=20) > small
     wider = tiny.unet_config(block_out_channels=(32, 64, 64))
-    assert unet_width(wider) == 2 * unet_width(parts.unet.config)
+    assert wider.activations() == 2 * parts.unet.config.activations()
 
 
 def test_a_containers_limit_counts_as_the_machines(tmp_path: Path) -> None:

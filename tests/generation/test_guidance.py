@@ -21,7 +21,7 @@ from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
 from ldm.errors import UserError, UserNote
 from ldm.generation import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batch_size
-from ldm.models.cost import image_memory, unet_width
+from ldm.models.cost import image_memory
 
 DOG, CATS = CAPTIONS[:2]
 
@@ -148,7 +148,9 @@ def test_a_backward_pass_takes_more_memory_and_a_pixel_model_needs_no_decoder(pi
     networks = pipe.parts.unet, pipe.parts.autoencoder
     once, back = (image_memory(*networks, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
-    assert image_memory(pixels.unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet_width(pixels.unet.config) * 4
+    assert (
+        image_memory(pixels.unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * pixels.unet.config.activations() * 4
+    )
 
 
 def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(

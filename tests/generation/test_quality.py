@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tiny_models import CAPTIONS, random_parts
 
-from ldm.checkpoint.pretrained import UNet
 from ldm.cli.generate import generate
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
@@ -21,6 +20,7 @@ from ldm.generation import Request, TextToImage
 from ldm.generation.deepcache import DeepCacheUNet
 from ldm.generation.prepared_cache import PreparedCache
 from ldm.generation.quality import PRESETS
+from ldm.models.unet.unet import UNet
 
 CPU = torch.device("cpu")
 DOG = CAPTIONS[0]

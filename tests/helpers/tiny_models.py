@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]
 

@@ -10,7 +10,6 @@ from tokenizers import processors
 from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
 from ldm.conditioning.image.encoders import CLIPImageConfig, ImageSection, OwnImageConfig, make_image_encoder
 from ldm.conditioning.spatial import SpatialConfig, make_spatial
@@ -25,6 +24,7 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.identity import identity_config
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 from ldm.registry import BOTTLENECKS
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]

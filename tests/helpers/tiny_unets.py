@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ldm.models.denoiser import Added
 from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import Added, UNet
+from ldm.models.unet.unet import UNet
 
 CONFIG = UNetConfig(
     block_out_channels=(16, 24, 32),

@@ -84,11 +84,11 @@ def test_every_kind_starts_as_zero_and_passes_a_gradient_to_every_parameter(kind
 def test_what_a_network_needs_and_what_it_does_not_know_are_errors(kind: str) -> None:
     config, classes, added = KINDS[kind]
     unet, t, context = UNet(config), torch.tensor([3, 70]), random_context(config)
-    with pytest.raises(ValueError, match="needs classes" if classes is not None else "knows no classes"):
+    with pytest.raises(ValueError, match="needs classes" if classes is not None else "takes no classes"):
         unet.embed_time(t, CLASSES if classes is None else None, added)
-    with pytest.raises(ValueError, match="needs added" if added is not None else "knows no added"):
+    with pytest.raises(ValueError, match="needs pooled text" if added is not None else "takes no pooled text"):
         unet.embed_time(t, classes, ADDED if added is None else None)
-    with pytest.raises(ValueError, match="needs a context" if context is not None else "knows no context"):
+    with pytest.raises(ValueError, match="needs context" if context is not None else "takes no context"):
         unet.project_context(torch.zeros(2, 1, 12) if context is None else None)
 
 

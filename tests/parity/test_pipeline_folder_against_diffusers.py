@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, schedule_config
@@ -18,6 +17,7 @@ from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
 

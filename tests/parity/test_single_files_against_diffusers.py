@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import read_single_file, write_single_file
 from ldm.checkpoint.compvis.convert import Conversion, convert
-from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.models.autoencoder.fields import autoencoder_to_fields
+from ldm.models.unet.fields import unet_to_fields
 
 
 @pytest.fixture(scope="module", params=SMALL_MODELS)

@@ -14,15 +14,14 @@ from running import PEAK
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.pipeline import save_scheduler
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.files import save_text_encoder
 from ldm.config.files import load
 from ldm.devices import on_meta
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.unet.unet import UNet
 from ldm.storage.store import save_json
 
 pytestmark = pytest.mark.slow
@@ -61,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         text_encoder = make_text_encoder(CLIPConfig())
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964
     materialised(autoencoder, 0).save_pretrained(path / "vae")
-    write_unet(materialised(unet, 1), path / "unet")
+    materialised(unet, 1).save_pretrained(path / "unet")
     save_text_encoder(materialised(text_encoder, 2), path / "text_encoder")
     save_tokenizer(path / "tokenizer")
     save_scheduler(config.diffusion, path / "scheduler")

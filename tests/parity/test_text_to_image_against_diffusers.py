@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers.pipeline import Parts
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, schedule_config
@@ -20,6 +19,7 @@ from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 PROMPTS = ["a red dog playing a trumpet", "two blue cats"]
 PLAIN = DiffusionConfig()

@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.diffusers import unet_condition_fields, unet_plain_fields
-from ldm.checkpoint.diffusers.networks import write_unet
-from ldm.checkpoint.diffusers.unet_fields import unet_from_fields, unet_to_fields
-from ldm.checkpoint.pretrained import UNet
+from ldm.models.denoiser import Added
+from ldm.models.unet import condition_fields, plain_fields
 from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import Added
+from ldm.models.unet.fields import unet_from_fields, unet_to_fields
+from ldm.models.unet.unet import UNet
 from ldm.storage.fields import EXTRA, load_fields
 from ldm.storage.store import save_tensors
 
@@ -182,7 +181,7 @@ def test_shards_and_half_precision_variants_of_either_side_are_read_by_the_other
     config = random_unet(kind, 5)
     ours = UNet(config)
     randomise(ours, 0)
-    write_unet(ours, tmp_path / "ours", shard_size=150_000)
+    ours.save_pretrained(tmp_path / "ours", shard_size=150_000)
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
     theirs = load_theirs(kind, tmp_path / "ours")
     assert_close(*run_both(ours, theirs, (8, 8)))
@@ -316,7 +315,7 @@ def test_published_fields_lead_to_the_same_weights_on_both_sides(name: str) -> N
     assert unet_from_fields(written, Path("config.json")) == config
 
 
-@pytest.mark.parametrize("module", [unet_condition_fields, unet_plain_fields])
+@pytest.mark.parametrize("module", [condition_fields, plain_fields])
 def test_every_field_of_diffusers_is_known_and_has_its_default(module: Any) -> None:
     theirs = inspect.signature(getattr(diffusers, module.NAME).__init__).parameters
     assert theirs.keys() - {"self"} == module.DEFAULTS.keys() | module.FIXED.keys()
@@ -325,3 +324,24 @@ def test_every_field_of_diffusers_is_known_and_has_its_default(module: Any) -> N
         assert value == (list(default) if isinstance(default, tuple) else default), name
     for name, values in module.FIXED.items():
         assert theirs[name].default in values, name
+
+
+def test_residuals_of_a_controlnet_are_added_as_by_diffusers(tmp_path: Path) -> None:
+    config = UNetConfig(
+        block_out_channels=(8, 16), attention_layers=(0, 1), num_attention_heads=2, cross_attention_dim=12,
+        norm_num_groups=4,
+    )  # fmt: skip
+    ours, generator = UNet(config), torch.Generator().manual_seed(3)
+    randomise(ours, 5)
+    ours.save_pretrained(tmp_path)
+    theirs = load_theirs("transformer", tmp_path)
+    x, t, context = (torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 700]),
+                     torch.randn(2, 3, 12, generator=generator))  # fmt: skip
+    shapes = [(8, 8)] * 3 + [(8, 4)] + [(16, 4)] * 3
+    *down, mid = (torch.randn(2, width, side, side, generator=generator) for width, side in shapes)
+    with torch.no_grad():
+        made = ours.denoise(x, ours.embed_time(t), ours.project_context(context), [*down, mid])
+        expected = theirs(
+            x, t, context, down_block_additional_residuals=tuple(down), mid_block_additional_residual=mid
+        ).sample
+    assert_close(made, expected)

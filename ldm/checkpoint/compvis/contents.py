@@ -11,7 +11,6 @@ from ldm.checkpoint.compvis.autoencoder_rules import autoencoder_rules
 from ldm.checkpoint.compvis.condition_rules import condition_rules
 from ldm.checkpoint.compvis.rules import Rules
 from ldm.checkpoint.compvis.unet_rules import unet_rules
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
 from ldm.conditioning.spatial import SpatialConfig, SpatialRescaler
 from ldm.conditioning.text.encoder import TextConfig, make_text_encoder
@@ -21,6 +20,7 @@ from ldm.config.section import Section
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AnyAutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 # Where the names of a network begin in files of a whole model; networks alone have none of it.
 UNET, FIRST_STAGE, CONDITION, CONDITIONS = (

@@ -7,30 +7,29 @@ import shutil
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile
 from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
-from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, load_unet, save_pipeline, save_unet
+from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
 from ldm.checkpoint.parts import check_fit
 from ldm.conditioning.spatial import make_spatial
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.unet.unet import UNet
 from ldm.storage.fields import load_fields
 from ldm.storage.weights import DTYPES
 
 CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
     ("UNet2DConditionModel", "UNet2DModel"), "unet"
 )
-LOADERS: dict[str, Callable[..., nn.Module]] = {"autoencoder": Autoencoder.from_pretrained, "unet": load_unet}
-SAVERS: dict[str, Callable[..., None]] = {"autoencoder": Autoencoder.save_pretrained, "unet": save_unet}
+NETWORKS: dict[str, Any] = {"autoencoder": Autoencoder, "unet": UNet}
 TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}  # our section -> the part
 PARTS = {  # our section -> the part
     "autoencoder": "autoencoder",
@@ -54,7 +53,7 @@ def read_folder(folder: Path) -> SingleFile:
     if kind not in CLASSES:
         raise UserError(f"{folder} is neither a pipeline nor one of {', '.join(CLASSES)}")
     name = CLASSES[kind]
-    network = LOADERS[name](folder, _stored_dtype(folder))
+    network = NETWORKS[name].from_pretrained(folder, _stored_dtype(folder))
     return SingleFile(Contents(**{name: network.config}), {name: network})
 
 
@@ -68,8 +67,8 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
         raise UserError("--tokenizer goes with a text encoder, which SRC has not")
     save: Callable[[Path], None]
     if len(file.networks) == 1:
-        [(name, network)] = file.networks.items()
-        save = partial(SAVERS[name], network)
+        [network] = file.networks.values()
+        save = cast(Any, network).save_pretrained
     else:
         parts = _to_parts(file, tokenizer)
         check_fit(parts, folder)

@@ -8,15 +8,12 @@ import torch
 
 from ldm.checkpoint.class_tables import load_class_embedder, read_class_facts, save_class_embedder
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, ZEROS, Kind, Layout, make_index, network_kinds, read_index
-from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
-from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.checkpoint.find import find_autoencoder as find_autoencoder
 from ldm.checkpoint.find import find_model as find_model
 from ldm.checkpoint.find import step_folders as step_folders
 from ldm.checkpoint.parts import Parts as Parts
 from ldm.checkpoint.parts import check_fit
-from ldm.checkpoint.pretrained import UNet
 from ldm.checkpoint.spatial import load_spatial, save_spatial, spatial_of_class
 from ldm.conditioning.image.files import load_image_encoder, save_image_encoder
 from ldm.conditioning.text.encoder import TextEncoder
@@ -27,20 +24,10 @@ from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.identity import identity_config
-from ldm.models.unet import unet as unets
+from ldm.models.unet.unet import UNet
 from ldm.storage.fields import load_fields
 from ldm.storage.store import save_json
 from ldm.storage.weights import SHARD_SIZE
-
-
-def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> UNet:
-    """The U-Net in a folder; UserError if it is not whole or asks for what we do not have."""
-    return UNet.from_pretrained(folder, dtype)
-
-
-def save_unet(unet: unets.UNet, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a U-Net to a folder, its weights as `dtype` if given."""
-    write_unet(unet, Path(folder), dtype)
 
 
 def load_scheduler(folder: str | Path) -> DiffusionConfig:
@@ -65,7 +52,7 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Par
     places = {part: folder / name for part, name in layout.folders.items() if part in kinds}
     text_encoder, tokenizer = _load_text(layout, places, "", dtype)
     text_encoder_2, tokenizer_2 = _load_text(layout, places, "_2", dtype)
-    unet, diffusion = load_unet(places["unet"], dtype), load_scheduler(places["scheduler"])
+    unet, diffusion = UNet.from_pretrained(places["unet"], dtype), load_scheduler(places["scheduler"])
     autoencoder = (
         Autoencoder.from_pretrained(places["autoencoder"], dtype)
         if "autoencoder" in places
@@ -128,14 +115,14 @@ def save_pipeline(
     """
     folder = Path(folder)
     index = make_index(parts)
-    unet_to_fields(parts.unet.config)
+    parts.unet.to_fields(parts.unet.config)
     scheduler_to_fields(parts.diffusion)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").unlink(missing_ok=True)
     places = {part: folder / name for part, name in LAYOUTS[index["_class_name"]].folders.items()}
     if "autoencoder" in network_kinds(parts):
         parts.autoencoder.save_pretrained(places["autoencoder"], dtype, shard_size)
-    write_unet(parts.unet, places["unet"], dtype, shard_size)
+    parts.unet.save_pretrained(places["unet"], dtype, shard_size)
     for (encoder, tokenizer), end in zip(parts.texts, ("", "_2"), strict=False):
         save_text_encoder(encoder, places[f"text_encoder{end}"], dtype, shard_size)
         save_tokenizer(tokenizer, places[f"tokenizer{end}"])

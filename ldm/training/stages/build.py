@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from ldm.checkpoint.classifiers import find_classifier
 from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
-from ldm.checkpoint.diffusers.unet_fields import unet_to_fields
 from ldm.config.data import DataConfig
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
@@ -16,6 +15,7 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.unet.fields import unet_to_fields
 from ldm.processes import ProcessShare
 from ldm.training.cache.caching import cache_in
 from ldm.training.cache.fingerprints import Encoders, check_cache

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, find_model, load_pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.config.root import Config
 from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
+from ldm.models.unet.unet import UNet
 from ldm.training.compatibility import check_same
 from ldm.training.conditions import Condition, Fields
 from ldm.training.runs.run import Run

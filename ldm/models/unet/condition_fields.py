@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.unet_levels import (
+from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.level_fields import (
     COMMON_DEFAULTS,
     COMMON_FIXED,
     common_from_fields,
@@ -15,7 +16,6 @@ from ldm.checkpoint.diffusers.unet_levels import (
     resampling_of_attending_levels,
     whole_numbers,
 )
-from ldm.models.unet.config import UNetConfig
 from ldm.storage.fields import Fields, Fixed, known_fields, one_value, refused
 
 NAME = "UNet2DConditionModel"
