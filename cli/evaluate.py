@@ -152,10 +152,10 @@ def load(model: str, needs_samples: bool, device: str | None) -> TextToImage | A
 
 def open_data(data: str, side: int, images: int, split: str, concepts: int | None) -> Source:
     """Open the images to compare with; only the needed `scenes` are rendered."""
-    from ldm.config.data import DataConfig, ScenesConfig
+    from ldm.config.data import DataConfig
     from ldm.data.sources import open_indexed
 
-    scenes = ScenesConfig(num=images, concepts=concepts)
+    scenes = {"num": images, "concepts": concepts}
     return open_indexed(data, DataConfig(size=side, scenes=scenes), "train" if split == "train" else "test")
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ldm.config.root import Config
-    from ldm.data.shards import Shards
     from ldm.data.sources import Source
     from ldm.training.runs.run import Run
     from ldm.training.stages.stage import Stage
@@ -174,9 +173,7 @@ def _plan(
     typer.echo(plan(stage, config, data, make, gpus, gpu))
 
 
-def _stage(
-    name: str, config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, **starting: Any
-) -> Stage:
+def _stage(name: str, config: Config, source: Source, accelerator: Accelerator, run: Run, **starting: Any) -> Stage:
     """The stage as its command makes it."""
     from ldm.training.stages import build
 

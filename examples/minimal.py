@@ -22,7 +22,7 @@ from torch import Tensor
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.encoder import TextEncoder, make_text_encoder
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.data import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.data.images import contact_sheet, to_bytes, to_tensor
 from ldm.data.sources import Source, open_indexed
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    source = open_indexed("scenes", DataConfig(size=SIZE, scenes=ScenesConfig(num=options.images, concepts=20)))
+    source = open_indexed("scenes", DataConfig(size=SIZE, scenes={"num": options.images, "concepts": 20}))
     captions = [caption for index in range(len(source)) for caption in source.captions(index)]
     tokenizer = Tokenizer.train(captions, TEXT.vocab_size, TEXT.max_length)
     autoencoder, first = train_autoencoder(source, options.batch_size, options.autoencoder_steps)

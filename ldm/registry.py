@@ -167,4 +167,14 @@ SAMPLERS = Registry(
     },
 )
 LOSS_TERMS = Registry("loss term")  # of train-vae
-DATA_SOURCES = Registry("data source")
+DATA_SOURCES = Registry(  # that of the last one that matches `--data` is opened
+    "data source",
+    {
+        "hub": "ldm.data.tables:HubSource",
+        "folder": "ldm.data.folders:FolderSource",
+        "parquet": "ldm.data.tables:ParquetSource",
+        "shards": "ldm.data.shards:Shards",
+        "cache": "ldm.data.cached:CachedData",
+        "scenes": "ldm.data.scenes.dataset:ScenesDataset",
+    },
+)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ldm import Autoencoder
-from ldm.config.data import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig
 from ldm.data.images import contact_sheet, fit, to_bytes, to_tensor
 from ldm.data.sources import Source, open_indexed
 from ldm.evaluation.evaluate import evaluate
@@ -72,7 +72,7 @@ def main() -> None:
     asked = parser.parse_args()
     autoencoders = [Autoencoder.from_pretrained(run / "vae").eval() for run in asked.runs]
     [side] = {autoencoder.config.sample_size for autoencoder in autoencoders}  # others cannot be compared
-    scenes = ScenesConfig(num=asked.samples, concepts=asked.concepts)
+    scenes = {"num": asked.samples, "concepts": asked.concepts}
     source = open_indexed("scenes", DataConfig(size=side, scenes=scenes), "test")
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
     shown = np.stack([fit(source.image(index), side) for index in range(SHOWN)])

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ldm import TextToImage
-from ldm.config.data import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig
 from ldm.data.cache import default_cache
 from ldm.data.sources import Source, open_indexed
 from ldm.errors import UserError
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace) -> None:
     pipe = TextToImage.from_pretrained(options.model, getattr(torch, options.dtype))
     features = make_features(OFFLINE)
     side, images = image_side(pipe), options.images
-    scenes = ScenesConfig(num=max(images, options.samples), concepts=options.concepts)
+    scenes = {"num": max(images, options.samples), "concepts": options.concepts}
     source = open_indexed("scenes", DataConfig(size=side, scenes=scenes), "test")
     reference, _ = read_reference(source, side, images, features.to(pipe.device), options.statistics)
     captions = distinct_captions(source, options.samples)

@@ -34,9 +34,10 @@ from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.images import to_tensor
-from ldm.data.loader import Share, TrainingData
+from ldm.data.loader import BatchShare, TrainingData
 from ldm.data.preparing import Batch
 from ldm.data.random import StepRandom
+from ldm.data.sources import IndexedSource
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
 from ldm.processes import ProcessShare
@@ -50,7 +51,7 @@ from ldm.training.texts import TextCondition
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # a step's latents (B, C, h, w) and contexts (B, L, D)
 
 
-class RandomImages:
+class RandomImages(IndexedSource):
     """Images of noise, each with a caption of its own."""
 
     class_names: tuple[str, ...] = ()
@@ -100,7 +101,7 @@ class Trainer:
     @property
     def data(self) -> TrainingData:
         """The batch of each step, as the loop gets it."""
-        share, seed = Share(self.batch_size), self.config.training.seed
+        share, seed = BatchShare(self.batch_size), self.config.training.seed
         return TrainingData(self.cache, self.config.data, share, seed, images=False)
 
 

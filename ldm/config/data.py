@@ -1,63 +1,44 @@
-"""Where images come from and how they are made ready."""
+"""How images are read and prepared; data sources add their own sections."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ldm.config.section import Section
+from ldm.config.section import Section, component_fields, extended
+from ldm.registry import DATA_SOURCES
 
 Size = tuple[int, int]  # height and width, pixels
-
-
-class ScenesConfig(Section):
-    """The built-in data set, used where `--data scenes` is given."""
-
-    num: int = Field(20_000, ge=1)
-    seed: int = 0
-    concepts: int | None = None  # only the first so many of the list, the most recognisable ones; None: all
-    # How often each kind of scene comes, and what captions say: of single things most, or of how things stand to each
-    # other, in captions that leave less open.
-    mix: Literal["objects", "relations"] = "objects"
-
-
-class ShardsConfig(Section):
-    """How `.tar` shards are read, used where `--data` names some."""
-
-    lanes: int | None = Field(None, ge=1)  # streams that fill a batch; None: as many as batch_size and shards allow
-    shuffle_buffer: int = Field(4096, ge=1)  # samples held in memory to be shuffled, in all lanes together
 
 
 class BucketsConfig(Section):
     """Batches of images of one shape, about `data.size` x `data.size` pixels each."""
 
-    max_aspect: float = Field(2.0, gt=1.0, le=16.0)  # of the longer side to the shorter; what is beyond is cropped
+    max_aspect: float = Field(2.0, gt=1.0, le=16.0)  # of longer to shorter side; longer images are cropped
 
 
-class DataConfig(Section):
-    """How images are made ready."""
+class DataConfigBase(Section):
+    """How images are prepared."""
 
     size: int = Field(64, ge=1)  # side in pixels, after a resize of the shorter side and a crop
-    caption_fields: tuple[str, ...] = ()  # columns or JSON fields (`a.b` is b in a); (): the first of the usual names
-    # Where a model of classes finds them: a column or JSON field, or `folder` for the folder that an image lies in.
-    # None: the usual column, folder or `.cls`; of scenes, what the first thing in them is.
+    caption_fields: tuple[str, ...] = ()  # columns or JSON fields (`a.b` is b in a); (): the usual ones
+    # Where classes are: a column or JSON field, or `folder` for the name of an image's folder. None: the usual column,
+    # folder or `.cls`; the class of a scene is its first object.
     class_field: str | None = None
     random_crop: bool = False
     random_flip: bool = False
     random_zoom: float = Field(1.0, ge=1.0)  # enlarged by up to this factor before the crop
-    buckets: BucketsConfig | None = None  # None: every image is cut to a square
-    map_classes: int | None = Field(None, ge=1, le=256)  # of the maps beside the images; None: none are read
-    low_res_noise_std: float = Field(0.0, ge=0.0)  # most noise that small images get, for spatial.kind low_resolution
-    max_broken: float = Field(0.1, ge=0.0, le=1.0)  # share of images that may be unreadable before training stops
+    buckets: BucketsConfig | None = None  # None: every image is cropped to a square
+    map_classes: int | None = Field(None, ge=1, le=256)  # in maps of the images; None: maps are not read
+    low_res_noise_std: float = Field(0.0, ge=0.0)  # largest noise on images, for spatial.kind low_resolution
+    max_broken: float = Field(0.1, ge=0.0, le=1.0)  # largest share of unreadable images; more stop the training
     workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
-    scenes: ScenesConfig = ScenesConfig()
-    shards: ShardsConfig = ShardsConfig()
 
     def sizes(self, multiple: int) -> tuple[Size, ...]:
-        """Shapes of the images in training, the square first; sides of the others are multiples of `multiple`.
+        """Shapes of the images in training: the square, and those of the buckets, with sides divisible by `multiple`.
 
-        A width has the greatest height with which it covers no more than the square does.
+        Each width goes with the largest height that does not exceed the square's area.
         """
         square = (self.size, self.size)
         if self.buckets is None:
@@ -68,3 +49,17 @@ class DataConfig(Section):
             if height and max(width / height, height / width) <= limit:
                 found.append((height, width))
         return (square, *(size for size in found if size[0] != size[1]))
+
+
+if TYPE_CHECKING:
+
+    class DataConfig(DataConfigBase):
+        """How images are prepared, with the sections of the data sources."""
+
+        def __init__(self, **options: Any) -> None: ...
+        def __getattr__(self, source: str) -> Any: ...
+
+else:
+    SOURCES = {name: source for name, source in DATA_SOURCES.items() if source.section is not None}
+    DataConfig = extended(DataConfigBase, component_fields(SOURCES))
+    DataConfig.__name__ = DataConfig.__qualname__ = "DataConfig"

@@ -1,17 +1,10 @@
-"""Samples that cannot be read: how they are told of, and how others take their places."""
+"""Samples that cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ldm.errors import UserError
-
-TRIES = 100  # draws for one slot of a batch before the data as a whole is given up
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -23,7 +16,7 @@ class Broken:
 
 
 class UnreadableError(UserError):
-    """A sample that cannot be used, whose name and fault a person is told."""
+    """A sample cannot be used: carries its name and the reason."""
 
     def __init__(self, name: str, fault: BaseException | str) -> None:
         words = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
@@ -32,22 +25,3 @@ class UnreadableError(UserError):
 
     def __reduce__(self) -> tuple[type[UnreadableError], tuple[str, str]]:
         return UnreadableError, (self.broken.name, self.broken.reason)  # it may cross from a loader process
-
-
-def first_readable(
-    item: Item, another: Callable[[int], Item], make: Callable[[Item], Made]
-) -> tuple[Made, list[Broken]]:
-    """What `make` makes of `item`, or, while that is unreadable, of `another(1)`, `another(2)`...; what was skipped.
-
-    `another` draws by seed, step and slot, so every number of processes fills a slot alike. Raises UserError after 100
-    failures in a row.
-    """
-    broken: list[Broken] = []
-    while True:
-        try:
-            return make(item), broken
-        except UnreadableError as error:
-            broken.append(error.broken)
-            if len(broken) == TRIES:
-                raise UserError(f"{TRIES} samples in a row cannot be used, the last of them: {error}") from error
-            item = another(len(broken))

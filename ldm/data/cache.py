@@ -1,4 +1,4 @@
-"""Where what was made or counted once is kept."""
+"""The folder of cached files."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def default_cache() -> Path:
-    """`$LDM_CACHE`, else `~/.cache/ldm`."""
+    """Return `$LDM_CACHE`, by default `~/.cache/ldm`."""
     return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm")

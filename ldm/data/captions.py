@@ -1,19 +1,18 @@
-"""The captions of an image, in whatever way people write them down."""
+"""The captions of an image: in a text file, a JSON file or the columns of a table."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
 
-USUAL = ("captions", "text", "caption", "prompt")  # the first of these that there is, where no field is configured
+USUAL = ("captions", "text", "caption", "prompt")  # the first that exists is used where no field is configured
 
 
 def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> tuple[str, ...]:
-    """The caption fields of a table with these columns; UserError for one that is asked for and not there."""
+    """The caption fields of a table with these columns; UserError if one that is asked for is missing."""
     columns = list(columns)
     missing = [field for field in columns_of(columns, asked) if field not in columns]
     if missing:
@@ -22,34 +21,23 @@ def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> 
 
 
 def columns_of(columns: Iterable[str], fields: tuple[str, ...]) -> list[str]:
-    """The columns of a table in which the caption fields are found."""
+    """The columns of a table that hold the caption fields."""
     columns = list(columns)
     return list(dict.fromkeys(field if field in columns else field.split(".")[0] for field in fields))
 
 
 def of_record(record: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
-    """The captions that the fields of a row or of a JSON object hold: each one text or a list of them."""
+    """The captions in the fields of a row or JSON object; a field holds one text or a list."""
     found = [_value(record, field) for field in fields]
     several = [text for value in found for text in (value if isinstance(value, list) else [value])]
     return [str(text) for text in several if text is not None and str(text).strip()]
 
 
-def beside(image: Path, asked: tuple[str, ...]) -> list[str]:
-    """The captions in the sidecars of an image file, [""] where there are none; ValueError for unreadable ones."""
-    contents = {}
-    for suffix in (".txt", ".json"):
-        try:
-            contents[suffix] = image.with_suffix(suffix).read_bytes()
-        except FileNotFoundError:
-            continue
-    return of_contents(contents.get(".txt"), contents.get(".json"), asked)
-
-
 def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]) -> list[str]:
-    """The captions of a `.txt` (one a line) and a `.json` beside an image, [""] where there are none.
+    """The captions of a `.json` or else of a `.txt` (one a line) beside an image, [""] without any.
 
-    The JSON's fields come first. Raises ValueError for what is not UTF-8 or no JSON object, and where fields are asked
-    for that are not there.
+    Raises:
+        ValueError: for text that is not UTF-8 or not a JSON object, and for missing fields that are asked for.
     """
     try:
         decoded = None if text is None else text.decode("utf-8-sig")
@@ -59,7 +47,7 @@ def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]
 
 
 def field_of(record: bytes | None, field: str) -> Any:
-    """The value of a field of a `.json`, None where there is none; ValueError for what is no JSON object."""
+    """The value of a field of a `.json`, None if it is missing; ValueError if it is not a JSON object."""
     return None if record is None else _value(_parse_record(record), field)
 
 
@@ -81,12 +69,12 @@ def _parse_record(content: bytes) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"its .json is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError("its .json holds no object")
+        raise ValueError("its .json is not an object")
     return record
 
 
 def _value(record: Any, field: str) -> Any:
-    """The value at a dotted path; a text on the way is read as JSON."""
+    """The value at a dotted path; text on the path is parsed as JSON."""
     if isinstance(record, Mapping) and field in record:
         return record[field]
     for part in field.split("."):

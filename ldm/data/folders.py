@@ -2,124 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ldm.config.data import Size
 from ldm.data import captions as captions_of
 from ldm.data.broken import UnreadableError
-from ldm.data.classes import FOLDER, Labels, choose_field, no_classes, of_folders
-from ldm.data.images import decode, decode_map, header_size
+from ldm.data.classes import FOLDER, Labels, choose_field, of_folders
+from ldm.data.files import is_remote, list_files, open_file, read_if_present
+from ldm.data.images import IMAGE_SUFFIXES, decode, decode_map, header_size
+from ldm.data.sources import IndexedSource, Split
 from ldm.data.tables import load_table
 from ldm.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+if TYPE_CHECKING:
+    from ldm.config.data import DataConfig, Size
 
 MAP_SUFFIX = ".map.png"  # in place of an image's own
-MAP_FIELDS = ("map", "map_file_name")  # of metadata; the second is the name that Hugging Face's image folders know
+MAP_FIELDS = ("map", "map_file_name")  # of metadata; the second is the name in Hugging Face's image folders
+METADATA: dict[str, tuple[str, dict[str, Any]]] = {
+    "metadata.jsonl": ("json", {}),
+    "metadata.csv": ("csv", {"keep_default_na": False}),
+}
 
 
-class FolderSource:
-    """Image files below a folder; their captions lie in a table's rows or beside them."""
+class FolderSource(IndexedSource):
+    """Image files below a folder, with captions in a table's rows or in files beside them."""
+
+    accepts = "a folder of images"
+    has_maps = True
 
     def __init__(
         self,
-        folder: Path,
+        folder: str,
         names: Sequence[str],
         rows: Any | None = None,
         caption_fields: tuple[str, ...] = (),
         labels: Labels | None = None,
         maps: Sequence[str | None] | None = None,
+        files: Mapping[str, int | None] | None = None,
     ) -> None:
-        self.folder, self.names, self.maps, self._labels = folder, names, maps, labels
-        self._rows, self._fields = rows, caption_fields
+        """`files` are the sizes of the folder's files by name, of a remote folder."""
+        self.name, self.names, self.maps, self.labels = folder, names, maps, labels
+        self._rows, self._fields, self._files = rows, caption_fields, files or {}
+
+    @classmethod
+    def matches(cls, data: str) -> bool:
+        """A local folder, or a URL."""
+        return is_remote(data) or Path(data).is_dir()
+
+    @classmethod
+    def open(cls, data: str, config: DataConfig, split: Split) -> FolderSource:
+        """Open a folder with `metadata.jsonl` or `metadata.csv`, with `image.txt` beside `image.png`, or bare."""
+        files = list_files(data)
+        for metadata, (kind, options) in METADATA.items():
+            if metadata in files:
+                path = f"{data.rstrip('/')}/{metadata}"
+                return cls._with_metadata(data, path, load_table(kind, path, data_files=path, **options), config, files)
+        # Hidden files are thumbnails and what macOS leaves beside images on other disks.
+        names = sorted(
+            name
+            for name in files
+            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+            and not name.endswith(MAP_SUFFIX)
+            and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+        )
+        field = config.class_field
+        if not names:
+            raise UserError(f"no images in {data}: looked for {' '.join(IMAGE_SUFFIXES)}")
+        if field not in (None, FOLDER):
+            raise UserError(f"data.class_field {field} needs {data}/metadata.jsonl or .csv, where it is a column")
+        labels = of_folders(names, required=field is not None)
+        return cls(data, names, caption_fields=config.caption_fields, labels=labels, files=files)
+
+    @classmethod
+    def _with_metadata(
+        cls, data: str, path: str, table: Any, config: DataConfig, files: Mapping[str, int | None]
+    ) -> FolderSource:
+        columns, names = table.features, table["file_name"] if "file_name" in table.features else ()
+        if not names:
+            raise UserError(f"{path} has no column file_name, only {', '.join(columns)}")
+        fields = captions_of.choose_fields(columns, config.caption_fields, path)
+        rows = table.select_columns(captions_of.columns_of(columns, fields))
+        if config.class_field == FOLDER:
+            labels = of_folders(names)
+        else:
+            column = choose_field(columns, config.class_field, path)
+            labels = None if column is None else Labels(list(table[column]))
+        field = next((field for field in MAP_FIELDS if field in columns), None)
+        return cls(data, names, rows, fields, labels, None if field is None else table[field], files)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(self, index: int) -> Image.Image:
-        """The image at `index`, upright and in RGB; UnreadableError when its file cannot be read."""
-        return decode(self.folder / self._name(index), self._name(index))
+        """Decode the image file, upright and in RGB."""
+        name = self.name_of(index)
+        return decode(self._content(name), name)
 
     def map(self, index: int) -> Image.Image:
-        """The map at `index`, which its row names or `image.map.png` is; UnreadableError when it cannot be read."""
+        """Decode the map that the row names, or `image.map.png`."""
         named = None if self.maps is None else self.maps[index]
-        name = named or str(Path(self._name(index)).with_suffix(MAP_SUFFIX))
-        return decode_map(self.folder / name, name)
+        name = named or str(PurePosixPath(self.name_of(index)).with_suffix(MAP_SUFFIX))
+        return decode_map(self._content(name), name)
 
     def shape(self, index: int) -> Size:
-        """Height and width of the image at `index`."""
-        return header_size(self.folder / self._name(index), self._name(index))
+        """Height and width from the image's header."""
+        name = self.name_of(index)
+        return header_size(self._content(name), name)
 
     def captions(self, index: int) -> list[str]:
-        """The captions at `index`, [""] where nobody wrote any; UnreadableError when they cannot be read."""
-        name = self._name(index)
+        """Read the captions, [""] where there are none."""
+        name = self.name_of(index)
         try:
-            if self._rows is None:
-                return captions_of.beside(self.folder / name, self._fields)
-            return captions_of.of_record(self._rows[index] if self._fields else {}, self._fields) or [""]
+            if self._rows is not None:
+                return captions_of.of_record(self._rows[index] if self._fields else {}, self._fields) or [""]
+            text, record = (self._beside(name, suffix) for suffix in (".txt", ".json"))
+            return captions_of.of_contents(text, record, self._fields)
         except (OSError, ValueError) as error:
             raise UnreadableError(name, error) from error
 
-    def label(self, index: int) -> int:
-        """The class at `index`; UnreadableError when it has none, UserError when no image of the folder has."""
-        return self._classes().number(index, self._name(index))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the classes by number, () where numbers are all that is known; UserError where there are none."""
-        return self._classes().names
-
-    def _classes(self) -> Labels:
-        if self._labels is None:
-            raise no_classes(str(self.folder))
-        return self._labels
-
-    def stamp(self, index: int) -> str:
-        """A file's name and number of bytes."""
-        name = self._name(index)
-        try:
-            return f"{name} {(self.folder / name).stat().st_size}"
-        except OSError:
-            return name
-
-    def _name(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
+        """The file's name below the folder."""
         return str(self.names[index])
 
+    def stamp(self, index: int) -> str:
+        """The file's name and number of bytes."""
+        name = self.name_of(index)
+        try:
+            size = self._files[name] if is_remote(self.name) else Path(self.name, name).stat().st_size
+            return f"{name} {size}"
+        except (OSError, KeyError):
+            return name
 
-def open_folder(path: Path, caption_fields: tuple[str, ...], class_field: str | None = None) -> FolderSource:
-    """A folder with `metadata.jsonl` or `metadata.csv`, or with `image.txt` beside `image.png`, or bare."""
-    for name, kind, options in (("metadata.jsonl", "json", {}), ("metadata.csv", "csv", {"keep_default_na": False})):
-        metadata = path / name
-        if metadata.is_file():
-            table = load_table(kind, str(metadata), data_files=str(metadata), **options)
-            return _with_metadata(path, metadata, table, caption_fields, class_field)
-    relative = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    # Hidden files are thumbnails and what macOS leaves beside images on other disks.
-    images = (name for name in relative if not name.name.endswith(MAP_SUFFIX))
-    names = sorted(str(name) for name in images if not any(part.startswith(".") for part in name.parts))
-    if not names:
-        raise UserError(f"no images in {path}: looked for {' '.join(IMAGE_SUFFIXES)}")
-    if class_field not in (None, FOLDER):
-        raise UserError(f"data.class_field {class_field} needs {path}/metadata.jsonl or .csv, where it is a column")
-    labels = of_folders(names, asked=class_field is not None)
-    return FolderSource(path, names, caption_fields=caption_fields, labels=labels)
+    def _beside(self, image: str, suffix: str) -> bytes | None:
+        name = str(PurePosixPath(image).with_suffix(suffix))
+        return read_if_present(self._path(name)) if name in self._files or not is_remote(self.name) else None
 
+    def _content(self, name: str) -> bytes | Path:
+        """A local file's path, or a remote file's bytes."""
+        if not is_remote(self.name):
+            return Path(self.name, name)
+        if name not in self._files:
+            raise UnreadableError(name, "there is no such file")
+        with open_file(self._path(name)) as file:
+            return file.read()
 
-def _with_metadata(
-    folder: Path, metadata: Path, table: Any, caption_fields: tuple[str, ...], class_field: str | None
-) -> FolderSource:
-    if "file_name" not in table.features:
-        raise UserError(f"{metadata} has no column file_name, only {', '.join(table.features)}")
-    fields = captions_of.choose_fields(table.features, caption_fields, str(metadata))
-    rows = table.select_columns(captions_of.columns_of(table.features, fields))
-    if class_field == FOLDER:
-        labels = of_folders(table["file_name"])
-    else:
-        column = choose_field(table.features, class_field, str(metadata))
-        labels = None if column is None else Labels(list(table[column]))
-    field = next((field for field in MAP_FIELDS if field in table.features), None)
-    return FolderSource(folder, table["file_name"], rows, fields, labels, None if field is None else table[field])
+    def _path(self, name: str) -> str:
+        return f"{self.name.rstrip('/')}/{name}"

@@ -1,4 +1,4 @@
-"""An image of any kind and size -> RGB bytes of one size -> numbers in [-1, 1]."""
+"""Decode, crop and convert images: files -> RGB bytes of one size -> tensors in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -9,63 +9,68 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ldm.config.data import Size
 from ldm.data.broken import UnreadableError
 
-# Formats of pixels alone: Pillow would run Ghostscript for a file that says it is PostScript, whatever its suffix.
+if TYPE_CHECKING:
+    from ldm.config.data import Size
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
+# Raster formats only: Pillow would run Ghostscript for a file with PostScript content, whatever its suffix.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 RESIZING = "shorter side by Pillow's Lanczos filter, antialiased, then the middle square"  # what `fit` does
-# Of the first classes of a map, where people see it.
+# Of the first classes in a map that is shown.
 CLASS_COLOURS = ["FFFFFF", "A3D977", "E4572E", "9B5DE5", "F6AE2D", "2F4858", "33A1FD", "F26CA7", "2E933C", "8D8D8D"]
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 @dataclass(frozen=True)
-class Cut:
-    """An image made ready, and what was done to it."""
+class CroppedImage:
+    """A resized and cropped image, and how it was cropped."""
 
     pixels: np.ndarray  # uint8 (H, W, 3), of a map (H, W)
     original: Size  # before the resize
     resized: Size
-    crop: tuple[int, int]  # top and left of the cut in the resized image
+    crop: tuple[int, int]  # top and left of the crop in the resized image
 
-    def flipped(self) -> Cut:
-        """Left and right exchanged; the cut then lies as far from the left as it lay from the right."""
+    def flipped(self) -> CroppedImage:
+        """Flip left to right, with `crop` as of the flipped image."""
         top, left = self.crop
         crop = (top, self.resized[1] - self.pixels.shape[1] - left)
-        return Cut(self.pixels[:, ::-1], self.original, self.resized, crop)
+        return CroppedImage(self.pixels[:, ::-1], self.original, self.resized, crop)
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file, upright and in RGB; UserError when it cannot be read."""
+    """Read an image file, upright and in RGB; UserError if it cannot be read."""
     return decode(path, str(path))
 
 
 def decode(content: bytes | Path, name: str) -> Image.Image:
-    """An image out of a file or its bytes, the first frame, upright and in RGB; UnreadableError says what is wrong.
+    """Decode the first frame of a file or its bytes, upright and in RGB.
 
-    Truncated files and those of more than 179 megapixels, which may be decompression bombs, are refused.
+    Raises:
+        UnreadableError: also for truncated files, and for more than 179 megapixels (decompression bombs).
     """
     with _opened(content, name) as image:
         return to_rgb(image)
 
 
 def decode_map(content: bytes | Path, name: str) -> Image.Image:
-    """A map of class numbers out of a PNG's file or bytes, in mode L; UnreadableError says what is wrong."""
+    """Decode a map of class numbers from a PNG's file or bytes, in mode L; UnreadableError if that fails."""
     with _opened(content, name) as image:
         if image.mode not in ("L", "P"):
-            raise ValueError(f"a map has class numbers, in grey or with a palette; this is of mode {image.mode}")
+            raise ValueError(f"a map must be of mode L or P (class numbers), this is of mode {image.mode}")
         return Image.fromarray(np.asarray(image))
 
 
 def header_size(content: bytes | Path, name: str) -> Size:
-    """Height and width of an image as it stands upright, without decoding it; UnreadableError where there are none."""
+    """Read height and width of the upright image from its header; UnreadableError if that fails."""
     with _opened(content, name) as image:
         width, height = image.size
         sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
@@ -78,17 +83,17 @@ def _opened(content: bytes | Path, name: str) -> Iterator[Image.Image]:
     formats = [form for form in FORMATS if form in Image.OPEN]  # AVIF and JPEG 2000 are optional in Pillow
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and damaged metadata
+            warnings.simplefilter("ignore")  # about large images and damaged metadata
             with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as image:
                 yield image
     except Image.UnidentifiedImageError as error:
         raise UnreadableError(name, "it is empty or not an image") from error
-    except Exception as error:  # decoders raise whatever their damaged input leads them to
+    except Exception as error:  # decoders raise any type for damaged input
         raise UnreadableError(name, error) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image upright and in RGB; transparent parts lie on white, 16 bits are rounded to 8."""
+    """Convert to upright RGB; transparent parts become white, 16 bits are rounded to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = _rounded(image)
@@ -102,23 +107,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _rounded(image: Image.Image) -> Image.Image:
-    """Grey values of 16 bits as 8; Pillow's own conversion would clip them at 255."""
+    """Convert grey values from 16 bits to 8; Pillow's own conversion would clip them at 255."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its values are integers of more than 16 bits")
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
-def cut_out(
+def resize_and_crop(
     image: Image.Image,
     size: Size,
     at: tuple[float, float] = (0.5, 0.5),
     zoom: float = 1.0,
     resample: Image.Resampling = Image.Resampling.LANCZOS,
-) -> Cut:
-    """Scale the image until it covers `size`, `zoom` times more than it must, and cut that size out.
+) -> CroppedImage:
+    """Scale an image until it covers `size`, enlarge it by `zoom`, and crop it to `size`.
 
-    `at` says where the cut lies in what can be cut away, (0, 0) left and top to (1, 1) right and bottom.
+    Args:
+        at: place of the crop as (across, down), from (0, 0) for left and top to (1, 1) for right and bottom.
     """
     height, width = size
     scale = zoom * max(width / image.width, height / image.height)
@@ -127,50 +133,50 @@ def cut_out(
     original, resized, crop = (image.height, image.width), (scaled_height, scaled_width), (top, left)
     if (scaled_width, scaled_height) == image.size:
         same = image.crop((left, top, left + width, top + height))
-        return Cut(np.asarray(same), original, resized, crop)
-    # Only the part that stays is resized: a picture of 1 x 100,000 would be far too much otherwise.
+        return CroppedImage(np.asarray(same), original, resized, crop)
+    # Resize only the part that is kept: an image of 1 x 100,000 would need far too much memory otherwise.
     across, down = image.width / scaled_width, image.height / scaled_height
     right, bottom = min((left + width) * across, image.width), min((top + height) * down, image.height)
     box = (left * across, top * down, right, bottom)
     made = image.resize((width, height), resample, box, reducing_gap=3.0)
-    return Cut(np.asarray(made), original, resized, crop)
+    return CroppedImage(np.asarray(made), original, resized, crop)
 
 
 def fit(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """The middle of a source's image as bytes (size, size, 3); bytes of that size already are taken as they are."""
+    """Resize and center-crop a source's image to bytes (size, size, 3)."""
     if isinstance(image, np.ndarray):
         if image.shape[:2] == (size, size):
             return image
         image = Image.fromarray(image)
-    return cut_out(image, (size, size)).pixels
+    return resize_and_crop(image, (size, size)).pixels
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """Bytes (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+    """Convert bytes (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
-    """Numbers (B, 3, H, W) in [-1, 1] -> rounded and clamped bytes (B, H, W, 3)."""
+    """Convert (B, 3, H, W) in [-1, 1] to rounded and clamped bytes (B, H, W, 3)."""
     scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def paint(classes: np.ndarray) -> Image.Image:
-    """A map of class numbers (H, W) as an image with a palette, whose indices are those numbers."""
+    """Convert a map of class numbers (H, W) to an image with a palette, whose indices are these numbers."""
     image = Image.fromarray(classes)
-    image.putpalette(b"".join(bytes.fromhex(colour) for colour in CLASS_COLOURS) + _far_apart())
+    image.putpalette(b"".join(bytes.fromhex(colour) for colour in CLASS_COLOURS) + _distinct_colours())
     return image
 
 
-def _far_apart() -> bytes:
-    """Colours of the classes after those of `CLASS_COLOURS`: steps of the golden ratio around the circle of hues."""
+def _distinct_colours() -> bytes:
+    """Colours of the classes after those of `CLASS_COLOURS`: hues in steps of the golden ratio."""
     hues = (number * 0.618 % 1 for number in range(256 - len(CLASS_COLOURS)))
     return bytes(round(255 * part) for hue in hues for part in colorsys.hsv_to_rgb(hue, 0.6, 0.8))
 
 
 def contact_sheet(images: Sequence[Image.Image] | np.ndarray, columns: int, gap: int = 2) -> Image.Image:
-    """Images of one size, or bytes (B, H, W, 3), side by side on white, row by row."""
+    """Arrange images of one size, or bytes (B, H, W, 3), in rows on white."""
     images = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
     width, height = images[0].size
     rows = -(-len(images) // columns)

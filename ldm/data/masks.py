@@ -1,31 +1,37 @@
-"""Free-form masks of what is to be filled, as those that people draw: strokes of a brush, boxes, or everything."""
+"""Random masks for inpainting, as people paint them: brush strokes, boxes, or the whole image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ldm.config.data import Size
 from ldm.data.random import StepRandom
 
-EVERYTHING = 0.25  # share of masks that hide the whole image, as for Stable Diffusion's inpainting model
+if TYPE_CHECKING:
+    from ldm.config.data import Size
+
+EVERYTHING = 0.25  # share of masks that cover the whole image, as for Stable Diffusion's inpainting model
 STROKES, VERTICES = (1, 5), (4, 13)  # numbers of strokes, and of points in each; the upper ends excluded
 WIDTH = (0.05, 0.16)  # of the brush, in sides of the image
-TURN, SPREAD = 2 * math.pi / 5, 2 * math.pi / 15  # mean angle between the parts of a stroke, and the most beside it
+TURN, SPREAD = (
+    2 * math.pi / 5,
+    2 * math.pi / 15,
+)  # angle between segments: mean, largest deviation
 BOXES, SIDES = (1, 4), (0.12, 0.6)  # number of boxes, and their sides in sides of the image
 
 
-def free_form_masks(draws: StepRandom, step: int, slots: Sequence[int], size: Size) -> Tensor:
-    """A mask (B, 1, H, W) a slot, 1 where to fill, a function of (seed, step, slot).
+def free_form_masks(random: StepRandom, step: int, slots: Sequence[int], size: Size) -> Tensor:
+    """Generate a mask for each slot, (B, 1, H, W), 1 where to fill, as a function of (seed, step, slot).
 
-    Strokes turn as in algorithm 1 of Yu et al. 2019; one mask has strokes, boxes or both, as in Suvorov et al. 2022.
+    Strokes turn as in algorithm 1 of Yu et al. 2019; a mask has strokes, boxes or both, as in Suvorov et al. 2022.
     """
-    seeds = (draws.generator("mask", step, slot).initial_seed() for slot in slots)
+    seeds = (random.generator("mask", step, slot).initial_seed() for slot in slots)
     masks = np.stack([_mask(np.random.default_rng(seed), size) for seed in seeds])
     return torch.from_numpy(masks)[:, None].float()
 
@@ -46,7 +52,7 @@ def _mask(rng: np.random.Generator, size: Size) -> np.ndarray:
 
 
 def _stroke(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: Size) -> None:
-    """A line of a brush that turns one way and the other."""
+    """Paint a polyline that turns left and right in alternation."""
     height, width = size
     count, brush = int(rng.integers(*VERTICES)), max(1, round(rng.uniform(*WIDTH) * min(size)))
     reach = math.hypot(*size) / 8

@@ -1,32 +1,32 @@
-"""Which images stand in which step: a pure function of the seed, for data that can be read in any order.
-
-So a run continues where it stopped, and any number of processes share the work, without any state.
-"""
+"""The images of each step, as a pure function of the seed, for data that can be read in any order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ldm.config.data import Size
 from ldm.data.random import StepRandom
+
+if TYPE_CHECKING:
+    from ldm.config.data import Size
 
 
 @dataclass(frozen=True)
-class Pick:
+class BatchIndices:
     """The images of one global batch."""
 
-    size: Size  # that all of them are cut to
+    size: Size  # of all crops
     indices: Sequence[int]  # one for each slot
-    pool: Sequence[int] | np.ndarray  # where unreadable ones find others in their places
+    pool: Sequence[int] | np.ndarray  # replacements of unreadable ones
 
 
 class Order:
-    """Sample number n of a run -> index of an image: each epoch is its own permutation."""
+    """Maps sample number n of a run to the index of an image: each epoch is another permutation."""
 
     def __init__(self, count: int, seed: int, bucket: int = 0) -> None:
         self.count, self.bucket = count, bucket
@@ -37,31 +37,31 @@ class Order:
         return torch.randperm(self.count, generator=self._random.generator("order", epoch, self.bucket)).numpy()
 
     def __call__(self, number: int) -> int:
-        """Index of the image that is the run's sample `number`."""
+        """Index of the image of sample `number`."""
         epoch, position = divmod(number, self.count)
         return int(self._epoch(epoch)[position])
 
 
 class SquareOrder:
-    """Global batches of squares: a batch may hold the end of one epoch and the beginning of the next."""
+    """Global batches of squares: a batch may contain the end of one epoch and the beginning of the next."""
 
     def __init__(self, count: int, batch_size: int, size: Size, seed: int) -> None:
         self.batch_size, self.size, self._order = batch_size, size, Order(count, seed)
 
-    def __call__(self, step: int) -> Pick:
+    def __call__(self, step: int) -> BatchIndices:
         """The batch of optimiser step `step`, counted from 1."""
         first = (step - 1) * self.batch_size  # the first sample of a run is number 0
         indices = [self._order(number) for number in range(first, first + self.batch_size)]
-        return Pick(self.size, indices, range(self._order.count))
+        return BatchIndices(self.size, indices, range(self._order.count))
 
 
 class BucketOrder:
     """Global batches of one bucket each.
 
-    Every bucket is an endless row of permutations of its own images, cut into batches; what an epoch leaves over in
-    a bucket, less than a batch, opens that bucket's first batch of the next epoch. So no image comes again before
-    all others of its bucket have come, and none is dropped. Epoch e holds the floor((e + 1) n / B) - floor(e n / B)
-    batches that a bucket of n images has filled by then, those of all buckets in a random order.
+    Every bucket is an endless sequence of permutations of its own images, divided into batches. Images of an epoch
+    that do not fill a batch begin the bucket's first batch of the next epoch. So no image repeats before all others
+    of its bucket, and none is dropped. Epoch e has floor((e + 1) n / B) - floor(e n / B) batches of a bucket of n
+    images; the batches of all buckets are in a random order.
     """
 
     def __init__(self, members: Mapping[Size, np.ndarray], batch_size: int, seed: int) -> None:
@@ -76,7 +76,7 @@ class BucketOrder:
         """Steps of all epochs before `epoch`."""
         return sum(self._batches_before(bucket, epoch) for bucket in range(len(self._counts)))
 
-    def __call__(self, step: int) -> Pick:
+    def __call__(self, step: int) -> BatchIndices:
         """The batch of optimiser step `step`, counted from 1."""
         epoch = (step - 1) * self.batch_size // sum(self._counts)  # or a later one: batches are rounded down
         while self.steps_before(epoch + 1) < step:
@@ -85,7 +85,7 @@ class BucketOrder:
         size, indices = self._buckets[bucket]
         first = batch * self.batch_size
         numbers = range(first, first + self.batch_size)
-        return Pick(size, [int(indices[self._orders[bucket](number)]) for number in numbers], indices)
+        return BatchIndices(size, [int(indices[self._orders[bucket](number)]) for number in numbers], indices)
 
     def _batches_before(self, bucket: int, epoch: int) -> int:
         return epoch * self._counts[bucket] // self.batch_size
@@ -102,10 +102,10 @@ class BucketOrder:
 
 
 def sort_into_buckets(shapes: Sequence[Size | None], sizes: Sequence[Size], batch_size: int) -> dict[Size, np.ndarray]:
-    """Indices of the images in each bucket: the one of the nearest aspect ratio, by the ratio's logarithm.
+    """Indices of the images in each bucket: that of the nearest aspect ratio, by the ratio's logarithm.
 
-    A bucket that would not fill one batch is dissolved and its images go to the nearest that is left, so that a
-    small set does not see the same image twice in a batch. Images of unknown shape go to the fullest bucket.
+    The images of a bucket that would not fill one batch go to the nearest remaining bucket, so that no batch contains
+    an image twice. Images of unknown shape go to the largest bucket.
     """
     known = np.array([index for index, shape in enumerate(shapes) if shape is not None], dtype=int)
     aspects = np.log([shape[1] / shape[0] for shape in shapes if shape is not None])

@@ -1,35 +1,44 @@
-"""One sample made ready: which caption, which part of the image, flipped or not, as seed, step and slot say."""
+"""Prepare samples: choose a caption, crop and flip the image, as seed, step and slot determine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import index as index_of
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.config.data import DataConfig, Size
 from ldm.data.broken import Broken, UnreadableError
-from ldm.data.images import Cut, cut_out, to_tensor
+from ldm.data.images import CroppedImage, resize_and_crop, to_tensor
 from ldm.data.random import StepRandom
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.config.data import DataConfig, Size
+    from ldm.data.sources import Source
+
+TRIES = 100  # samples tried for one slot of a batch before an error says that the data as a whole is unusable
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What stands in one slot."""
+class PreparedSample:
+    """The sample in one slot of a batch, and the unreadable ones that it replaces."""
 
     index: int
     caption: str
-    cut: Cut | None  # None where images are not needed
-    label: int | None = None  # its class; None where classes are not needed
-    map: np.ndarray | None = None  # uint8 (H, W), of the pixels of the cut; None where there are no maps
+    crop: CroppedImage | None  # None where images are not needed
+    label: int | None = None  # class; None where classes are not needed
+    map: np.ndarray | None = None  # uint8 (H, W), classes of the pixels of the crop; None where there are no maps
+    broken: tuple[Broken, ...] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: what the samples are, and the slots from which their random numbers follow."""
+    """One micro-batch: its samples, and the slots that determine their random numbers."""
 
     step: int
     slots: Sequence[int]
@@ -37,54 +46,85 @@ class Batch:
     images: Tensor | None  # (B, 3, H, W) in [-1, 1]; None where latents are cached
     captions: Sequence[str]
     original_sizes: Tensor | None = None  # (B, 2), height and width before the resize
-    crops: Tensor | None = None  # (B, 2), top and left of the cut in the resized image, as the network sees it
-    labels: Sequence[int] = ()  # class of each sample; () where nobody asks for them
+    crops: Tensor | None = None  # (B, 2), top and left of the crop in the resized image
+    labels: Sequence[int] = ()  # class of each sample; () where classes are not needed
     maps: Tensor | None = None  # (B, H, W), uint8, classes of the pixels
-    broken: Sequence[Broken] = ()  # samples that could not be read, in whose places others stand
+    broken: Sequence[Broken] = ()  # unreadable samples that others replace
 
 
 class Preparation:
-    """Makes samples ready; one process and many make the same of them."""
+    """Prepares samples of a source, alike for any number of processes."""
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
-        self.config, self.random = config, StepRandom(seed)
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        seed: int,
+        images: bool = True,
+        classes: bool = False,
+        unreadable: Mapping[int, Broken] | None = None,
+    ) -> None:
+        self.source, self.config, self.random = source, config, StepRandom(seed)
+        self.images, self.classes, self.unreadable = images, classes, unreadable or {}
+        if config.map_classes is not None and not source.has_maps:
+            raise source.no_maps()
 
-    def caption(self, captions: Sequence[str], step: int, slot: int) -> str:
-        """One of an image's captions."""
-        return captions[self.random.choice("caption", step, slot, len(captions))]
+    def fill(
+        self, item: Any, count: int, replacement: Callable[[int], Any], size: Size, step: int, slot: int
+    ) -> PreparedSample:
+        """Prepare `item` for a slot, or while it is unreadable a random one of `count` replacements.
 
-    def image(self, image: Image.Image | np.ndarray, size: Size, step: int, slot: int) -> Cut:
-        """The image cut to `size`, with the configured chance."""
-        at, zoom, flip = self._placing(step, slot)
-        if isinstance(image, np.ndarray) and image.shape[:2] == size and zoom == 1:
-            cut = Cut(image, size, size, (0, 0))
-        else:
-            loaded = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-            cut = cut_out(loaded, size, at, zoom)
-        return cut.flipped() if flip else cut
-
-    def map(
-        self, drawn: Image.Image | np.ndarray, like: Cut | None, size: Size, step: int, slot: int, name: str
-    ) -> np.ndarray:
-        """The map (H, W) of classes cut to `size` as its image is, which became `like` if it was read.
-
-        UnreadableError, with the sample's name, where it does not fit the image or has classes of other numbers.
+        Raises:
+            UserError: after 100 unreadable samples in a row.
         """
-        loaded = Image.fromarray(drawn) if isinstance(drawn, np.ndarray) else drawn
-        if like is not None and like.original != (loaded.height, loaded.width):
+        broken: list[Broken] = []
+        while True:
+            try:
+                return replace(self.sample(item, size, step, slot), broken=tuple(broken))
+            except UnreadableError as error:
+                broken.append(error.broken)
+                if len(broken) == TRIES:
+                    raise UserError(
+                        f"{TRIES} samples in a row cannot be used: check the data. The last one: {error}"
+                    ) from error
+                item = replacement(self.random.choice(f"fill/{len(broken)}", step, slot, count))
+
+    def sample(self, item: Any, size: Size, step: int, slot: int) -> PreparedSample:
+        """Read and prepare one sample."""
+        source, index, crop, classes = self.source, index_of(item), None, None
+        if index in self.unreadable:
+            raise UnreadableError(self.unreadable[index].name, self.unreadable[index].reason)
+        captions = source.captions(item)
+        caption = captions[self.random.choice("caption", step, slot, len(captions))]
+        if self.images:
+            crop = self._crop(source.image(item), size, step, slot)
+        if self.config.map_classes is not None:
+            classes = self._map(item, crop, size, step, slot)
+        return PreparedSample(index, caption, crop, source.label(item) if self.classes else None, classes)
+
+    def _crop(self, image: Image.Image | np.ndarray, size: Size, step: int, slot: int) -> CroppedImage:
+        at, zoom, flip = self._augmentation(step, slot)
+        if isinstance(image, np.ndarray) and image.shape[:2] == size and zoom == 1:
+            crop = CroppedImage(image, size, size, (0, 0))
+        else:
+            crop = resize_and_crop(_pillow(image), size, at, zoom)
+        return crop.flipped() if flip else crop
+
+    def _map(self, item: Any, like: CroppedImage | None, size: Size, step: int, slot: int) -> np.ndarray:
+        """Crop a map of classes (H, W) as its image was cropped."""
+        image, name, count = _pillow(self.source.map(item)), self.source.name_of(item), self.config.map_classes or 0
+        if like is not None and like.original != (image.height, image.width):
             height, width = like.original
-            raise UnreadableError(name, f"its map is {loaded.width}x{loaded.height}, the image {width}x{height}")
-        at, zoom, flip = self._placing(step, slot)
-        cut = cut_out(loaded, size, at, zoom, Image.Resampling.NEAREST)
-        pixels = cut.flipped().pixels if flip else cut.pixels
-        known = self.config.map_classes or 0
-        if (highest := int(pixels.max())) >= known:
-            fault = f"its map has class {highest}; data.map_classes is {known}: 0 to {known - 1}"
-            raise UnreadableError(name, fault)
+            raise UnreadableError(name, f"its map is {image.width}x{image.height}, the image {width}x{height}")
+        at, zoom, flip = self._augmentation(step, slot)
+        crop = resize_and_crop(image, size, at, zoom, Image.Resampling.NEAREST)
+        pixels = crop.flipped().pixels if flip else crop.pixels
+        if (highest := int(pixels.max())) >= count:
+            raise UnreadableError(name, f"its map has class {highest}; data.map_classes is {count}: 0 to {count - 1}")
         return pixels
 
-    def _placing(self, step: int, slot: int) -> tuple[tuple[float, float], float, bool]:
-        """Where an image is cut, how far it is enlarged before, and whether it is flipped."""
+    def _augmentation(self, step: int, slot: int) -> tuple[tuple[float, float], float, bool]:
+        """Place of the crop as (across, down), enlargement before it, and whether to flip."""
         at, zoom = (0.5, 0.5), 1.0
         if self.config.random_crop:
             across, down = torch.rand(2, generator=self.random.generator("crop", step, slot)).tolist()
@@ -94,39 +134,42 @@ class Preparation:
         return at, zoom, bool(self.config.random_flip and self.random.choice("flip", step, slot, 2))
 
 
-def make_batch(step: int, slots: Sequence[int], samples: Sequence[Sample], broken: Sequence[Broken]) -> Batch:
-    """Samples side by side; their images have one size."""
-    indices, captions = [sample.index for sample in samples], [sample.caption for sample in samples]
-    cuts = [sample.cut for sample in samples if sample.cut is not None]
-    labels = [sample.label for sample in samples if sample.label is not None]
-    drawn = [sample.map for sample in samples if sample.map is not None]
-    maps = torch.from_numpy(np.stack(drawn)) if drawn else None
-    if not cuts:
-        return Batch(step, slots, indices, None, captions, labels=labels, maps=maps, broken=broken)
-    images = to_tensor(np.stack([cut.pixels for cut in cuts]))
-    originals, crops = (torch.tensor(pairs) for pairs in zip(*((cut.original, cut.crop) for cut in cuts), strict=True))
-    return Batch(step, slots, indices, images, captions, originals, crops, labels, maps, broken)
+def _pillow(image: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+
+def make_batch(step: int, slots: Sequence[int], samples: Sequence[PreparedSample]) -> Batch:
+    """Stack samples; their crops have one size."""
+    crops = [sample.crop for sample in samples if sample.crop is not None]
+    maps = [sample.map for sample in samples if sample.map is not None]
+    return Batch(
+        step=step,
+        slots=slots,
+        indices=[sample.index for sample in samples],
+        images=to_tensor(np.stack([crop.pixels for crop in crops])) if crops else None,
+        captions=[sample.caption for sample in samples],
+        original_sizes=torch.tensor([crop.original for crop in crops]) if crops else None,
+        crops=torch.tensor([crop.crop for crop in crops]) if crops else None,
+        labels=[sample.label for sample in samples if sample.label is not None],
+        maps=torch.from_numpy(np.stack(maps)) if maps else None,
+        broken=[broken for sample in samples for broken in sample.broken],
+    )
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """Batches of images of one step with different slots as one, in the order of the slots."""
-    if len(parts) == 1:
-        return parts[0]
-    order = sorted((slot, part, place) for part, batch in enumerate(parts) for place, slot in enumerate(batch.slots))
-    rows = [(parts[part], place) for _, part, place in order]
+    """Merge batches of one step that hold different slots, in the order of the slots."""
+    full = [part for part in parts if len(part.slots)]
+    slots = [slot for part in full for slot in part.slots]
+    order = sorted(range(len(slots)), key=slots.__getitem__)
 
-    def together(name: str) -> Tensor:
-        return torch.stack([getattr(batch, name)[place] for batch, place in rows])
+    def rows(name: str) -> list[Any]:
+        values = [value for part in full for value in getattr(part, name)]
+        return [values[row] for row in order] if values else []
 
-    return Batch(
-        step=parts[0].step,
-        slots=[slot for slot, _, _ in order],
-        indices=[batch.indices[place] for batch, place in rows],
-        images=together("images"),
-        captions=[batch.captions[place] for batch, place in rows],
-        original_sizes=together("original_sizes"),
-        crops=together("crops"),
-        labels=[batch.labels[place] for batch, place in rows] if parts[0].labels else (),
-        maps=None if parts[0].maps is None else together("maps"),
-        broken=[broken for batch in parts for broken in batch.broken],
-    )
+    def tensor(name: str) -> Tensor | None:
+        found = [getattr(part, name) for part in full]
+        return None if found[0] is None else torch.cat(found)[order]
+
+    lists: dict[str, Any] = {name: rows(name) for name in ("slots", "indices", "captions", "labels")}
+    tensors: dict[str, Any] = {name: tensor(name) for name in ("images", "original_sizes", "crops", "maps")}
+    return Batch(parts[0].step, **lists, **tensors, broken=[broken for part in parts for broken in part.broken])

@@ -1,4 +1,4 @@
-"""Work that is done once and takes a while: a bar with time left on a terminal, one plain line elsewhere."""
+"""Progress of long work: a bar with time left on a terminal, one plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """The items, one by one, while a person sees how many of `total` are done."""
+    """Yield the items, and show how many of `total` are done."""
     if not sys.stderr.isatty():
         print(f"{description}: {total:,}", file=sys.stderr)
         yield from items

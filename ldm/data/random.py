@@ -1,7 +1,7 @@
 """Random numbers of training as a pure function of (seed, step, slot, purpose).
 
-A *slot* is the index of a sample in the global batch. Because nothing depends on the process that draws, one process
-and many see the same numbers, and a resumed run goes on exactly without saving any generator.
+A *slot* is the index of a sample in the global batch. As nothing depends on the process, one process and many see the
+same numbers, and a resumed run continues exactly without saved generators.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class StepRandom:
         self.seed = seed
 
     def generator(self, purpose: str, step: int, slot: int = 0) -> torch.Generator:
-        """A CPU generator that is the same wherever and whenever it is asked for."""
+        """Return the CPU generator of a step and slot."""
         words = f"{self.seed}/{purpose}/{step}/{slot}".encode()
         digest = hashlib.blake2b(words, digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
@@ -35,5 +35,5 @@ class StepRandom:
         return torch.stack(numbers)
 
     def choice(self, purpose: str, step: int, slot: int, count: int) -> int:
-        """One of range(count), each as likely."""
+        """A uniform choice from range(count)."""
         return int(torch.randint(count, (), generator=self.generator(purpose, step, slot)))

@@ -1,52 +1,67 @@
-"""WebDataset shards: tar files of images and captions, here or behind http(s), read as streams."""
+"""WebDataset shards: tar files of images and captions, local or remote, read as streams."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
+from ldm.config.section import Section
 from ldm.data import captions as captions_of
-from ldm.data.broken import UnreadableError
-from ldm.data.cache import default_cache
+from ldm.data import shard_index
+from ldm.data.broken import Broken, UnreadableError
 from ldm.data.classes import class_number
-from ldm.data.images import decode, decode_map
-from ldm.data.progress import track
-from ldm.data.remote import fetch_if_there, is_remote, open_remote, version_of
+from ldm.data.files import is_remote, list_files, open_file
+from ldm.data.images import IMAGE_SUFFIXES, decode, decode_map
+from ldm.data.loader import BatchShare
+from ldm.data.preparing import Batch
+from ldm.data.preview import HeldSource
+from ldm.data.sources import Block, IndexedSource, Source, Split, digest
+from ldm.data.streaming import StreamData, stream
 from ldm.errors import UserError
 
-INDEX = (
-    "index.json"  # {"shardlist": [{"url": "000000.tar", "nsamples": 1000}, ...]}, as WebDataset's own tools write it
-)
+if TYPE_CHECKING:
+    from ldm.config.data import DataConfig
+    from ldm.config.root import Config
+
 MAP = "map.png"  # suffix of a sample's map of classes
-META = re.compile(r"__[^/]*__($|/)")  # members that webdataset passes over
-SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2")
+
+
+class ShardsConfig(Section):
+    """How `.tar` shards are read."""
+
+    lanes: int | None = Field(None, ge=1)  # streams that fill a batch; None: as many as batch_size and shards allow
+    shuffle_buffer: int = Field(4096, ge=1)  # samples in memory to be shuffled, in all lanes together
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One sample of a shard as it lies there, not decoded."""
+    """One sample of a shard, not decoded."""
 
     index: int  # in the whole data set
     name: str  # shard.tar:key
     members: dict[str, Any]  # bytes by suffix
-    fault: str | None = None  # why there are none
+    fault: str | None = None  # why there are no members
+
+    def __index__(self) -> int:
+        return self.index
 
 
-class Shards:
-    """A list of tar shards and the numbers of samples in them."""
+class Shards(Source):
+    """Tar shards and the numbers of samples in them; a sample has one image, a .txt or .json, perhaps a .cls."""
 
-    class_names = ()  # the shards tell numbers
+    section = ShardsConfig
+    accepts = ".tar shards"
+    random_access = False
+    has_maps = True
+    class_names = ()
 
     def __init__(
         self,
@@ -59,18 +74,33 @@ class Shards:
         self.caption_fields, self.class_field = caption_fields, class_field
         self._starts = self.counts.cumsum() - self.counts
 
+    @classmethod
+    def matches(cls, data: str) -> bool:
+        """A path, brace pattern or URL that ends in .tar, or a folder of .tar files without images beside them."""
+        return data.removesuffix(".gz").endswith(".tar") or bool(_shards_in(data))
+
+    @classmethod
+    def open(cls, data: str, config: DataConfig, split: Split) -> Shards:
+        """Expand the pattern and look up or count the samples of each shard."""
+        urls = _shards_in(data) or _expand(data)
+        counts = shard_index.sample_counts(urls)
+        if not sum(counts):
+            raise UserError(f"{urls[0]} and {len(urls) - 1} more shards hold no samples")
+        return cls(urls, counts, config.caption_fields, config.class_field)
+
     def __len__(self) -> int:
         return int(self.counts.sum())
 
-    def read(self, shard: int) -> Iterator[Packed]:
-        """Every sample of a shard in its order; those that a damaged or shortened file does not give are faulty ones.
+    def read_shard(self, shard: int) -> Iterator[Packed]:
+        """Yield every sample of a shard in order; those lost in a damaged or shortened file have a `fault`.
 
-        Raises UserError where the shard does not come over the network.
+        Raises:
+            UserError: if a remote shard cannot be read.
         """
         url, start, count = self.urls[shard], int(self._starts[shard]), int(self.counts[shard])
         found, fault = 0, "the shard ends before it"
         try:
-            with open_shard(url) as file:
+            with open_file(url) as file:
                 for sample in _grouped(file, url):
                     if found == count:
                         return
@@ -81,78 +111,116 @@ class Shards:
         for position in range(found, count):
             yield Packed(start + position, f"{url}:{position}", {}, fault)
 
-    def image(self, packed: Packed) -> Image.Image:
-        """The image of a sample, upright and in RGB; UnreadableError when there is none or it cannot be read."""
-        if packed.fault:
-            raise UnreadableError(packed.name, packed.fault)
-        for suffix, content in packed.members.items():
-            if suffix != MAP and suffix.rsplit(".", 1)[-1] in SUFFIXES:
-                return decode(content, packed.name)
-        raise UnreadableError(packed.name, f"it has no image, only {', '.join(packed.members) or 'nothing'}")
+    def image(self, item: Packed) -> Image.Image:
+        """Decode the first member that is an image."""
+        for suffix, content in _members(item).items():
+            if suffix != MAP and f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES:
+                return decode(content, item.name)
+        raise UnreadableError(item.name, f"it has no image, only {', '.join(item.members) or 'nothing'}")
 
-    def map(self, packed: Packed) -> Image.Image:
-        """The map of classes of a sample, its `.map.png`; UnreadableError when there is none or it cannot be read."""
-        if packed.fault:
-            raise UnreadableError(packed.name, packed.fault)
-        if MAP not in packed.members:
-            raise UnreadableError(packed.name, f"it has no .{MAP}, only {', '.join(packed.members) or 'nothing'}")
-        return decode_map(packed.members[MAP], packed.name)
+    def map(self, item: Packed) -> Image.Image:
+        """Decode the member `.map.png`."""
+        if MAP not in _members(item):
+            raise UnreadableError(item.name, f"it has no .{MAP}, only {', '.join(item.members) or 'nothing'}")
+        return decode_map(item.members[MAP], item.name)
 
-    def captions(self, packed: Packed) -> list[str]:
-        """All captions of a sample, of its `.json` or `.txt`; UnreadableError when they cannot be read."""
-        if packed.fault:
-            raise UnreadableError(packed.name, packed.fault)
+    def captions(self, item: Packed) -> list[str]:
+        """Read the captions of the `.json` or `.txt`."""
+        members = _members(item)
         try:
-            members = packed.members
             return captions_of.of_contents(members.get("txt"), members.get("json"), self.caption_fields)
         except ValueError as error:
-            raise UnreadableError(packed.name, error) from error
+            raise UnreadableError(item.name, error) from error
 
-    def label(self, packed: Packed) -> int:
-        """The class of a sample, of its `.cls` or a field of its `.json`; UnreadableError when it has none."""
-        if packed.fault:
-            raise UnreadableError(packed.name, packed.fault)
+    def label(self, item: Packed) -> int:
+        """Read the class of the `.cls`, or of a field of the `.json`."""
+        members = _members(item)
         if self.class_field is None:
-            return class_number(packed.members.get("cls", b"").decode("utf-8", "replace").strip(), packed.name)
+            return class_number(members.get("cls", b"").decode("utf-8", "replace").strip(), item.name)
         try:
-            return class_number(captions_of.field_of(packed.members.get("json"), self.class_field), packed.name)
+            return class_number(captions_of.field_of(members.get("json"), self.class_field), item.name)
         except ValueError as error:
-            raise UnreadableError(packed.name, error) from error
+            raise UnreadableError(item.name, error) from error
+
+    def name_of(self, item: Packed) -> str:
+        """The shard and the sample's key."""
+        return item.name
+
+    def batches(
+        self,
+        config: Config,
+        share: BatchShare,
+        start: int,
+        end: int,
+        images: bool = True,
+        unreadable: Mapping[int, Broken] | None = None,
+    ) -> Generator[Batch, None, None]:
+        """Stream this process' micro-batches; images are always read."""
+        if config.data.buckets is not None:
+            raise UserError("data.buckets needs the shapes of all images, which streamed shards do not have: unset it")
+        data = StreamData(self, config.data, share, config.training.seed, start, end, config.tells_classes)
+        return stream(data, config.data.workers)
 
     def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[Packed]:
-        """About `count` samples, the first of as many shards as can be; of them, those of this process' shards."""
+        """Yield about `count` samples, the first ones of as many shards as possible, of this process' shards."""
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
         quotas = np.bincount(np.searchsorted(self._starts, chosen, side="right") - 1, minlength=len(self.urls))
         for shard in np.flatnonzero(quotas)[rank::processes]:
-            for packed, _ in zip(self.read(int(shard)), range(quotas[shard]), strict=False):
+            for packed, _ in zip(self.read_shard(int(shard)), range(quotas[shard]), strict=False):
                 yield packed
 
+    def scan(self, count: int) -> Iterator[Packed]:
+        """Yield about `count` samples spread over the shards."""
+        return self.spread(count)
 
-def open_shard(url: str) -> BinaryIO:
-    """A shard's bytes, from its beginning."""
-    return open_remote(url) if is_remote(url) else open(url, "rb")
+    def preview(self, count: int) -> IndexedSource:
+        """Hold about `count` samples in memory."""
+        return HeldSource(self, count)
+
+    def blocks(self, images: int) -> list[Block]:
+        """One block for each shard that is not empty."""
+        pairs = zip(self._starts.tolist(), self.counts.tolist(), strict=True)
+        return [Block(number, first, count) for number, (first, count) in enumerate(pairs) if count]
+
+    def read(self, block: Block) -> Iterator[Packed]:
+        """Yield the samples of a shard."""
+        return self.read_shard(block.number)
+
+    def fingerprint(self, block: Block) -> str:
+        """Digest a shard's name, number of samples and, of a local file, size."""
+        url = self.urls[block.number]
+        size = "" if is_remote(url) else str(Path(url).stat().st_size)
+        return digest([url.rpartition("/")[2], str(block.images), size])
+
+    def class_fingerprint(self, block: Block) -> str:
+        """The field that holds classes."""
+        return str(self.class_field)
+
+
+def _members(item: Packed) -> dict[str, Any]:
+    if item.fault:
+        raise UnreadableError(item.name, item.fault)
+    return item.members
 
 
 def _grouped(file: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-    # webdataset's own opener runs curl, which does not go on where a connection broke.
+    # webdataset's own opener runs curl, which does not continue where a connection broke.
     members = (member | {"__url__": url} for member in tar_file_iterator(file))
     for sample in group_by_keys(members):
         del sample["__url__"]
         yield sample
 
 
-def shards_of(data: str) -> list[str] | None:
-    """The shards that a path, a brace pattern, a URL or a folder names; None where `data` is something else."""
-    if not data.removesuffix(".gz").endswith(".tar"):
-        return _folder_of_shards(Path(data)) if Path(data).is_dir() else None
+def _expand(data: str) -> list[str]:
+    """Expand a brace pattern; UserError if a local file is missing."""
     from braceexpand import braceexpand
 
     try:
         urls = list(braceexpand(data))
     except ValueError as error:
-        raise UserError(f"data {data!r}: the braces do not balance") from error
+        raise UserError(f"data {data!r}: the braces are not balanced") from error
     missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
     if missing:
         others = f" and {len(missing) - 1} other shards" if len(missing) > 1 else ""
@@ -160,89 +228,11 @@ def shards_of(data: str) -> list[str] | None:
     return urls
 
 
-def _folder_of_shards(folder: Path) -> list[str] | None:
-    """The shards in a folder; None where images lie beside them, of which a .tar may be somebody's backup."""
-    paths = sorted(folder.iterdir())
-    if any(path.suffix[1:].lower() in SUFFIXES or path.stem == "metadata" for path in paths):
-        return None
-    return [str(path) for path in paths if path.suffix == ".tar"] or None
-
-
-def open_shards(urls: Sequence[str], caption_fields: tuple[str, ...], class_field: str | None = None) -> Shards:
-    """The shards with their numbers of samples: out of an index beside them, else counted once and remembered."""
-    known: dict[str, int] = {}
-    for folder in {url.rpartition("/")[0] for url in urls}:
-        known |= _index(folder)
-    unknown = [url for url in urls if url not in known]
-    if unknown:
-        with ThreadPoolExecutor(8) as pool:  # each waits for a disk or a network
-            counts = track(pool.map(_counted, unknown), "counting samples of shards, once", len(unknown))
-            known |= dict(zip(unknown, counts, strict=True))
-    counts_in_order = [known[url] for url in urls]
-    if not sum(counts_in_order):
-        raise UserError(f"{urls[0]} and {len(urls) - 1} more shards hold no samples")
-    return Shards(urls, counts_in_order, caption_fields, class_field)
-
-
-def write_index(folder: Path, counts: dict[str, int]) -> None:
-    """Write the index of shards that lie in `folder`."""
-    shardlist = [{"url": name, "nsamples": count} for name, count in counts.items()]
-    content = {"wids_version": 1, "shardlist": shardlist}
-    (folder / INDEX).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _index(folder: str) -> dict[str, int]:
-    """Samples by shard, as the index in a folder tells; nothing where there is none."""
-    path = f"{folder}/{INDEX}" if folder else INDEX
-    try:
-        content = fetch_if_there(path) if is_remote(path) else Path(path).read_bytes()
-    except FileNotFoundError:
-        return {}
-    if content is None:
-        return {}
-    try:
-        entries = json.loads(content)["shardlist"]
-        return {f"{folder}/{entry['url']}" if folder else entry["url"]: int(entry["nsamples"]) for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no index of shards: expected a shardlist of url and nsamples; delete it") from error
-
-
-def _counted(url: str) -> int:
-    """Samples in a shard, remembered in the cache as long as the shard does not change."""
-    if is_remote(url):
-        facts = f"{url} {version_of(url)}"
-    else:
-        status = os.stat(url)
-        facts = f"{Path(url).resolve()} {status.st_size} {status.st_mtime_ns}"
-    path = default_cache() / "shards" / hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
-    if path.is_file():
-        return int(path.read_text())
-    count = _count(url)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        work.write_text(str(count))
-        work.replace(path)
-    except OSError:
-        return count  # counted again next time
-    return count
-
-
-def _count(url: str) -> int:
-    """Groups of neighbouring members with one key, as webdataset groups them; contents are passed over."""
-    from webdataset.tariterators import base_plus_ext
-
-    count, last = 0, None
-    with open_shard(url) as file:
-        try:
-            # Only a local file can be sought in; `mode` r|* reads through what it passes over.
-            with tarfile.open(fileobj=file, mode="r|*" if is_remote(url) else "r:*") as archive:
-                for member in archive:
-                    key = base_plus_ext(member.name)[0]
-                    if not member.isreg() or key is None or META.match(member.name):
-                        continue
-                    count, last = count + (key != last), key
-        except (tarfile.TarError, EOFError) as error:
-            if not count:
-                raise UserError(f"{url} is not a tar file: {' '.join(str(error).split())}") from error
-    return count
+def _shards_in(folder: str) -> list[str]:
+    """The .tar files in a folder; none where there are images beside them, as a .tar may then be a backup."""
+    if (not is_remote(folder) and not Path(folder).is_dir()) or re.search(r"\.(tar|gz|parquet)$", folder):
+        return []
+    names = [Path(name) for name in list_files(folder, below=False)]
+    if any(name.suffix.lower() in IMAGE_SUFFIXES or name.stem == "metadata" for name in names):
+        return []
+    return sorted(f"{folder.rstrip('/')}/{name}" for name in names if name.suffix == ".tar")

@@ -1,210 +1,274 @@
-"""Where captioned images come from: sources that answer by index, and shards that are read as streams."""
+"""Data sources: the protocol of all kinds, and opening what `--data` names.
+
+A kind of data is one class, registered in `ldm.registry.DATA_SOURCES`. Most kinds subclass `IndexedSource`:
+
+    @DATA_SOURCES.register("numbers")
+    class Numbers(IndexedSource):
+        section = NumbersConfig  # options below `data.numbers`; leave it out if there are none
+        accepts = "`numbers`"
+
+        @classmethod
+        def matches(cls, data): return data == "numbers"
+
+        @classmethod
+        def open(cls, data, config, split): return cls(config.numbers)
+
+        def __len__(self): ...
+        def image(self, index): ...
+        def captions(self, index): ...
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import index as index_of
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
-from ldm.config.data import DataConfig, Size
-from ldm.data import captions as captions_of
-from ldm.data.broken import UnreadableError
-from ldm.data.cached import CachedData, is_cache
-from ldm.data.classes import Labels, choose_field, no_classes
-from ldm.data.folders import FolderSource, open_folder
-from ldm.data.images import decode, decode_map, header_size
-from ldm.data.shards import Shards, open_shards, shards_of
-from ldm.data.tables import load_table
+from ldm.config.section import Section
+from ldm.data.broken import Broken, UnreadableError
+from ldm.data.classes import Labels
+from ldm.data.loader import BatchShare, TrainingData, make_loader
+from ldm.data.preparing import Batch
 from ldm.errors import UserError
+from ldm.registry import DATA_SOURCES
 
-MAP_COLUMN = "map"
+if TYPE_CHECKING:
+    from ldm.config.data import DataConfig, Size
+    from ldm.config.root import Config
+    from ldm.data.cached import CachedData
+
+Split = Literal["train", "test"]
 
 
-class Source(Protocol):
-    """A finite, indexable collection of captioned images.
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring samples that `ldm cache` writes to one file; of a stream, those of one shard."""
 
-    Each answer about a sample that cannot be used is an UnreadableError, which names it.
+    number: int
+    first: int  # index of the first sample
+    images: int
+
+    @property
+    def indices(self) -> range:
+        """Indices of the samples."""
+        return range(self.first, self.first + self.images)
+
+
+class Source(ABC):
+    """Captioned images to train on.
+
+    Methods with a parameter `item` read one sample. Items come from `spread`, `scan` and `read`; any index is an item
+    where there is `random_access`, and `operator.index(item)` is a sample's index. All of them raise UnreadableError
+    for a sample that cannot be used.
     """
 
+    section: ClassVar[type[Section] | None] = None  # options below `data.NAME`, with the name of the registry
+    accepts: ClassVar[str] = ""  # what `--data` may be, for an error message
+    random_access: ClassVar[bool]  # whether samples can be read in any order
+    has_maps: bool = False  # whether images can have maps of classes
+    labels: Labels | None = None
+    name = "the data"
+
+    @classmethod
+    def matches(cls, data: str) -> bool:
+        """Whether `--data` names data of this kind."""
+        return False
+
+    @classmethod
+    def open(cls, data: str, config: DataConfig, split: Split) -> Source:
+        """Open what `--data` names; kinds without a test split ignore `split`."""
+        raise NotImplementedError
+
+    @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
-        ...
+        """Number of samples."""
 
-    def image(self, index: int) -> Image.Image | np.ndarray:
-        """An RGB image; a source of ready-made bytes gives uint8 (H, W, 3)."""
-        ...
+    @property
+    def latents(self) -> CachedData | None:
+        """This source if it holds latents in place of images."""
+        return None
 
-    def shape(self, index: int) -> Size:
-        """Height and width of an image, found without decoding it."""
-        ...
+    @abstractmethod
+    def image(self, item: Any) -> Image.Image | np.ndarray:
+        """Read an RGB image, as uint8 (H, W, 3) where no decoding is needed."""
 
-    def captions(self, index: int) -> list[str]:
-        """All captions of an image, at least one; one of them is drawn each time it is used."""
-        ...
+    @abstractmethod
+    def captions(self, item: Any) -> list[str]:
+        """Read all captions of an image, at least one; training chooses one each time."""
 
-    def label(self, index: int) -> int:
-        """The class of an image; UserError where the data tells no classes."""
-        ...
+    def map(self, item: Any) -> Image.Image | np.ndarray:
+        """Read the classes of an image's pixels, mode L or uint8 (H, W)."""
+        raise self.no_maps()
+
+    def label(self, item: Any) -> int:
+        """Read the class of an image; UserError where the data has no classes."""
+        return self._labels().number(index_of(item), self.name_of(item))
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Names of the classes by number, () where numbers are all that is known; UserError where there are none."""
-        ...
+        """Names of the classes by number, () where only numbers are known; UserError where there are no classes."""
+        return self._labels().names
 
-    def stamp(self, index: int) -> str:
-        """What tells an image from others and from an older version of it, found without decoding it."""
-        ...
+    def name_of(self, item: Any) -> str:
+        """Name a sample in messages: its file, or its row in a table."""
+        return f"{self.name}, image {index_of(item)}"
 
+    def stamp(self, item: Any) -> str:
+        """Identify an image and its version without decoding it."""
+        return self.name_of(item)
 
-@runtime_checkable
-class MapSource(Protocol):
-    """A source with a map of classes beside each image."""
-
-    def map(self, index: int) -> Image.Image | np.ndarray:
-        """Classes of the pixels of an image, of mode L or uint8 (H, W)."""
-        ...
-
-
-class TableSource:
-    """Images of a Hugging Face `datasets` table: an image column, and columns of captions if there are any."""
-
-    def __init__(
+    @abstractmethod
+    def batches(
         self,
-        table: Any,
-        data: str,
-        image_column: str,
-        caption_fields: tuple[str, ...],
-        class_column: str | None = None,
-    ) -> None:
-        from datasets import Image as ImageFeature
+        config: Config,
+        share: BatchShare,
+        start: int,
+        end: int,
+        images: bool = True,
+        unreadable: Mapping[int, Broken] | None = None,
+    ) -> Generator[Batch, None, None]:
+        """Yield this process' micro-batches of the optimiser steps `start` to `end`.
 
-        # Not decoded by `datasets`, whose errors would not say which image is broken.
-        self._images = table.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
-        self._column, self._fields, self._data = image_column, caption_fields, data
-        self._texts = table.select_columns(captions_of.columns_of(table.features, caption_fields))
-        has_maps = isinstance(table.features.get(MAP_COLUMN), ImageFeature)
-        maps = table.select_columns([MAP_COLUMN]) if has_maps else None
-        self._maps = None if maps is None else maps.cast_column(MAP_COLUMN, ImageFeature(decode=False))
-        self._labels = None if class_column is None else _labels(table, class_column)
-        self._fingerprint: str = table._fingerprint  # `datasets`' own, of the files or of the Hub's revision
+        Args:
+            images: whether to read images; without them latents are cached.
+            unreadable: samples known to be broken where images are not read.
+        """
 
-    def __len__(self) -> int:
-        return len(self._images)
+    @abstractmethod
+    def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[Any]:
+        """Yield this process' part of about `count` items that are spread evenly over the data."""
 
-    def image(self, index: int) -> Image.Image:
-        """The image at `index`, upright and in RGB; UnreadableError when it cannot be read."""
-        return decode(*self._content(self._images, self._column, index))
+    @abstractmethod
+    def scan(self, count: int) -> Iterator[Any]:
+        """Yield all items in order; a stream yields `spread(count)`."""
 
-    def map(self, index: int) -> Image.Image:
-        """The map at `index`, of a second column of images; UnreadableError when there is none or it is damaged."""
-        if self._maps is None:
-            raise UnreadableError(f"{self._data}, row {index}", f"it has no map: there is no column {MAP_COLUMN}")
-        return decode_map(*self._content(self._maps, MAP_COLUMN, index))
+    @abstractmethod
+    def preview(self, count: int) -> IndexedSource:
+        """Return a source with random access: this one, or about `count` samples of it in memory."""
+
+    @abstractmethod
+    def blocks(self, images: int) -> list[Block]:
+        """Divide all samples into blocks of `images`, or of one shard each."""
+
+    @abstractmethod
+    def read(self, block: Block) -> Iterator[Any]:
+        """Yield the items of a block."""
+
+    @abstractmethod
+    def fingerprint(self, block: Block) -> str:
+        """Digest names, sizes and captions of a block, as far as they are known without decoding images."""
+
+    @abstractmethod
+    def class_fingerprint(self, block: Block) -> str:
+        """Digest the classes of a block."""
+
+    def no_maps(self) -> UserError:
+        """The error of data without maps."""
+        return UserError(f"data.map_classes is set but {self.name} has no maps of classes: use data with maps")
+
+    def _labels(self) -> Labels:
+        if self.labels is None:
+            raise UserError(
+                f"data {self.name!r} has no classes: set data.class_field to a column or JSON field, or to `folder` "
+                "for images in one folder a class"
+            )
+        return self.labels
+
+
+class IndexedSource(Source):
+    """A source whose items are the indices of its images."""
+
+    random_access = True
 
     def shape(self, index: int) -> Size:
-        """Height and width of the image at `index`."""
-        return header_size(*self._content(self._images, self._column, index))
+        """Height and width of an image."""
+        image = self.image(index)
+        return (image.shape[0], image.shape[1]) if isinstance(image, np.ndarray) else (image.height, image.width)
 
-    def captions(self, index: int) -> list[str]:
-        """The captions at `index`; a column of lists gives several, and so do several columns."""
-        if not self._fields:
-            return [""]
-        try:
-            return captions_of.of_record(self._texts[index], self._fields) or [""]
-        except ValueError as error:
-            raise UnreadableError(f"{self._data}, row {index}", error) from error
+    def batches(
+        self,
+        config: Config,
+        share: BatchShare,
+        start: int,
+        end: int,
+        images: bool = True,
+        unreadable: Mapping[int, Broken] | None = None,
+    ) -> Generator[Batch, None, None]:
+        """Yield this process' micro-batches; every epoch is a permutation of the images."""
+        seed, sizes, classes = config.training.seed, config.image_sizes, config.tells_classes
+        data = TrainingData(self, config.data, share, seed, images, sizes, unreadable, classes)
+        return make_loader(data, start, end, config.data.workers)
 
-    def label(self, index: int) -> int:
-        """The class at `index`; UnreadableError when it has none, UserError when no row has."""
-        return self._classes().number(index, f"{self._data}, row {index}")
+    def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[int]:
+        """Yield this process' part of `count` evenly spaced indices."""
+        chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+        yield from chosen[rank::processes].tolist()
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the classes by number, () where numbers are all that is known; UserError where there are none."""
-        return self._classes().names
+    def scan(self, count: int) -> Iterator[int]:
+        """Yield all indices."""
+        yield from range(len(self))
 
-    def _classes(self) -> Labels:
-        if self._labels is None:
-            raise no_classes(self._data)
-        return self._labels
+    def preview(self, count: int) -> IndexedSource:
+        """Return this source."""
+        return self
 
-    def stamp(self, index: int) -> str:
-        """Of the table and the row."""
-        return f"{self._fingerprint} {index}"
+    def blocks(self, images: int) -> list[Block]:
+        """Divide the indices into blocks of `images`."""
+        firsts = range(0, len(self), images)
+        return [Block(number, first, min(images, len(self) - first)) for number, first in enumerate(firsts)]
 
-    def _content(self, images: Any, column: str, index: int) -> tuple[bytes | Path, str]:
-        """An image's bytes or file, and what to call it."""
-        image = images[index][column] or {}
-        name = image.get("path") or f"{self._data}, row {index}"
-        if image.get("bytes") is not None:
-            return image["bytes"], f"{name} (row {index})" if image.get("path") else name
-        if not image.get("path"):
-            raise UnreadableError(name, "there is no image in it")
-        return Path(image["path"]), name
+    def read(self, block: Block) -> Iterator[int]:
+        """Yield the indices of a block."""
+        yield from block.indices
+
+    def fingerprint(self, block: Block) -> str:
+        """Digest the stamps and captions of a block."""
+        captions = (_json_or_null(self.captions, index) for index in block.indices)
+        return digest(f"{self.stamp(index)} {text}" for index, text in zip(block.indices, captions, strict=True))
+
+    def class_fingerprint(self, block: Block) -> str:
+        """Digest the classes of a block."""
+        return digest(_json_or_null(self.label, index) for index in block.indices)
 
 
-def open_source(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source | Shards:
-    """What `--data` names: `scenes`, a folder of images, a cache, .tar shards, parquet files, or a Hub data set id.
+def digest(words: Iterable[str]) -> str:
+    """Digest a sequence of strings."""
+    found = hashlib.blake2b(digest_size=16)
+    for word in words:
+        found.update(word.encode("utf-8", "surrogatepass") + b"\0")
+    return found.hexdigest()
 
-    Only `scenes` has a `split`; other data is taken as it is.
+
+def _json_or_null(read: Any, index: int) -> str:
+    try:
+        return json.dumps(read(index))
+    except UnreadableError:
+        return "null"
+
+
+def open_source(data: str, config: DataConfig, split: Split = "train") -> Source:
+    """Open what `--data` names, by the registered kind that matches it; those registered last are asked first.
+
+    Raises:
+        UserError: if no kind matches, or the data cannot be opened.
     """
-    if data == "scenes":
-        from ldm.data.scenes import ScenesDataset
-
-        if config.caption_fields:
-            raise UserError("data.caption_fields has no use for scenes, which have captions of their own")
-        if config.class_field is not None:
-            raise UserError("data.class_field has no use for scenes, whose class is that of the first thing in them")
-        return ScenesDataset(config.scenes, config.size, split, map_classes=config.map_classes)
-    if is_cache(data):
-        return CachedData(Path(data))
-    shards = shards_of(data)
-    if shards is not None:
-        return open_shards(shards, config.caption_fields, config.class_field)
-    path = Path(data)
-    parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
-    if parquet and all(file.is_file() for file in parquet):
-        return _table(load_table("parquet", data, data_files=[str(file) for file in parquet]), data, config)
-    if path.is_dir():
-        return open_folder(path, config.caption_fields, config.class_field)
-    if path.suffix or path.is_absolute() or data.startswith(".") or data.count("/") != 1:
-        raise UserError(
-            f"no data at {data!r}: expected `scenes`, a folder of images, .tar shards, a .parquet file or a Hub id"
-        )
-    return _table(load_table(data, data), data, config)
+    kinds: list[type[Source]] = list(DATA_SOURCES.values())
+    for kind in reversed(kinds):
+        if kind.matches(data):
+            return kind.open(data, config, split)
+    raise UserError(f"no data at {data!r}: expected {', '.join(kind.accepts for kind in reversed(kinds))}")
 
 
-def open_indexed(data: str, config: DataConfig, split: Literal["train", "test"] = "train") -> Source:
-    """As `open_source`, for work that needs images in any order; UserError for shards."""
+def open_indexed(data: str, config: DataConfig, split: Split = "train") -> IndexedSource:
+    """Open data whose images can be read in any order; UserError for a stream."""
     source = open_source(data, config, split)
-    if isinstance(source, Shards):
-        raise UserError(f"{data} is read as a stream; this needs images by number: a folder, parquet or scenes")
-    return source
-
-
-def _table(table: Any, data: str, config: DataConfig) -> TableSource:
-    from datasets import ClassLabel
-    from datasets import Image as ImageFeature
-
-    columns = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
-    images = [name for name in columns if name != MAP_COLUMN]
-    if not images:
-        raise UserError(f"data {data!r} has no column of images, only {', '.join(table.features)}")
-    if not len(table):
-        raise UserError(f"data {data!r} holds no images")
-    fields = captions_of.choose_fields(table.features, config.caption_fields, data)
-    named = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
-    column = choose_field(table.features, config.class_field, data) if config.class_field or not named else named[0]
-    return TableSource(table, data, images[0], fields, column)
-
-
-def _labels(table: Any, column: str) -> Labels:
-    """A column of numbers, names, or of `datasets`' ClassLabel, which is numbers with names."""
-    names = getattr(table.features[column], "names", None)
-    return Labels(list(table[column]), names)
-
-
-__all__ = ["FolderSource", "MapSource", "Shards", "Source", "TableSource", "open_indexed", "open_source"]
+    if not source.random_access:
+        raise UserError(f"{data} is read as a stream, but this needs images by index: use a folder, parquet or scenes")
+    return source.preview(len(source))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.diffusers.pipeline import find_autoencoder
-from ldm.config.data import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 from ldm.info.describe import Description
@@ -40,7 +40,7 @@ def measure(description: Description, data: str, images: int, write: bool) -> di
     before, size = latent_statistics(autoencoder.config), autoencoder.config.sample_size
     accelerator = Accelerator()
     with accelerator.main_process_first():  # which renders or downloads the data
-        source = open_source(data, DataConfig(size=size, scenes=ScenesConfig(num=images)))
+        source = open_source(data, DataConfig(size=size, scenes={"num": images}))
     means, deviations = channel_statistics(autoencoder.to(accelerator.device), source, size, images, accelerator)
     autoencoder.set_statistics(means, deviations)
     if write and accelerator.is_main_process:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.config.data import ScenesConfig
-from ldm.data.scenes import ScenesDataset
+from ldm.data.scenes import ScenesConfig, ScenesDataset
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.features import OFFLINE
 from ldm.evaluation.plan import IN_FEATURES, Plan, Sampling

@@ -18,7 +18,6 @@ from ldm.checkpoint.diffusers.pipeline import Parts
 from ldm.conditioning.classes import ClassEmbedder
 from ldm.config.root import Config
 from ldm.data.loader import Batch
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.training.compatibility import differing
@@ -44,12 +43,12 @@ class ClassCondition(Condition):
             raise UserError(f"{cls.option} is 1: with training.unet.condition_dropout the last class stands for none")
 
     @classmethod
-    def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
+    def new_parts(cls, config: Config, source: Source, accelerator: Accelerator) -> Fields:
         """What is known of the classes."""
         return cls.facts(config, source)
 
     @classmethod
-    def facts(cls, config: Config, source: Source | Shards) -> Fields:
+    def facts(cls, config: Config, source: Source) -> Fields:
         """Names of the classes, where the data has them, and the number of the empty one; UserError for other rows."""
         names, rows = tuple(source.class_names), cls.rows(config)
         empty = rows - 1 if config.training.unet.condition_dropout else None
@@ -60,7 +59,7 @@ class ClassCondition(Condition):
         return {"class_names": names, "empty_class": empty}
 
     @classmethod
-    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source, saved: Parts, where: str) -> Fields:
         """Those of the run; UserError where the data has other classes, or the empty one comes or goes."""
         names = tuple(source.class_names)
         if names != saved.class_names:
@@ -114,18 +113,18 @@ class TokenCondition(ClassCondition):
         return config.classes.num_classes
 
     @classmethod
-    def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
+    def new_parts(cls, config: Config, source: Source, accelerator: Accelerator) -> Fields:
         """A new table, and what is known of the classes."""
         assert config.classes is not None
         return cls.facts(config, source) | {"classes": ClassEmbedder(config.classes)}
 
     @classmethod
-    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source, saved: Parts, where: str) -> Fields:
         """The table of the run, and what is known of the classes."""
         return super().own_parts(config, source, saved, where) | {"classes": saved.classes}
 
     @classmethod
-    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source, given: Parts, where: str) -> Fields | None:
         """The table of a model with the same classes; of others it begins anew."""
         assert config.classes is not None
         if given.classes is None or differing(given.classes.config, config.classes):
@@ -159,7 +158,7 @@ class TableCondition(ClassCondition):
         return rows
 
     @classmethod
-    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source, given: Parts, where: str) -> Fields | None:
         """None: the table is the U-Net's."""
         return None
 

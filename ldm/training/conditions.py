@@ -21,7 +21,6 @@ from ldm.config.training import UNetStageConfig
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch
 from ldm.data.random import StepRandom
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.unet.unet import UNet
@@ -67,7 +66,7 @@ class Condition(ABC):
 
     options: tuple[str, ...] = ()  # those of OPTIONS that mean something for this kind
     needs_images = False  # even where latents are cached
-    data: Source | Shards | None = None  # that is trained on, for what `show` takes from it
+    data: Source | None = None  # that is trained on, for what `show` takes from it
 
     def __init__(self, parts: Parts, config: Config, accelerator: Accelerator, cache: CachedData | None) -> None:
         self.parts, self.config, self.accelerator, self.cache = parts, config, accelerator, cache
@@ -79,12 +78,12 @@ class Condition(ABC):
         """Raise UserError for what cannot be trained, `new` if not from a trained model, before data is made."""
 
     @classmethod
-    def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
+    def new_parts(cls, config: Config, source: Source, accelerator: Accelerator) -> Fields:
         """The parts of this kind for a U-Net that is told it for the first time; every process comes here."""
         return {}
 
     @classmethod
-    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source, saved: Parts, where: str) -> Fields:
         """The parts of a run that goes on, whose trained weights follow; UserError if they are not what is asked."""
         found = cls.given_parts(config, source, saved, where)
         if found is None:
@@ -92,7 +91,7 @@ class Condition(ABC):
         return found
 
     @classmethod
-    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source, given: Parts, where: str) -> Fields | None:
         """The parts of a model to start from; None if new ones are needed, UserError if they are not what is asked."""
         return {}
 

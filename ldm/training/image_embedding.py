@@ -17,7 +17,6 @@ from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.images import read_image
 from ldm.data.loader import Batch
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.training.compatibility import check_same
@@ -52,7 +51,7 @@ class ImageCondition(Condition):
             read_image(Path(settings.sample_image))
 
     @classmethod
-    def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
+    def new_parts(cls, config: Config, source: Source, accelerator: Accelerator) -> Fields:
         """The encoder of `image.source`, or a new one."""
         image = _section(config)
         if isinstance(image, CLIPImageConfig) and image.source is not None:
@@ -60,7 +59,7 @@ class ImageCondition(Condition):
         return {"image_encoder": make_image_encoder(image)}
 
     @classmethod
-    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source, given: Parts, where: str) -> Fields | None:
         """The encoder of a model that varies images, if it is like that of the configuration."""
         if given.image_encoder is None:
             return None

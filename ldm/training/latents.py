@@ -16,7 +16,6 @@ from ldm.data.images import to_tensor
 from ldm.data.loader import Batch
 from ldm.data.preview import some_images
 from ldm.data.random import StepRandom
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.training.transfer import moved
@@ -39,7 +38,7 @@ def sampled(
 
 
 def measure(
-    autoencoder: Autoencoder, source: Source | Shards, size: int, images: int, accelerator: Accelerator
+    autoencoder: Autoencoder, source: Source, size: int, images: int, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Set the autoencoder's latent statistics to those of `images` images spread evenly over the source.
 

@@ -14,8 +14,7 @@ from accelerate.utils import parse_flag_from_env
 
 from ldm.config.root import Config
 from ldm.config.training import StageConfig
-from ldm.data.loader import Share, training_batches
-from ldm.data.shards import Shards
+from ldm.data.loader import BatchShare
 from ldm.data.sources import Source
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
@@ -33,7 +32,7 @@ from ldm.training.stages.stage import Stage
 from ldm.training.transfer import on_device
 
 
-def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limits: Limits) -> None:
+def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits) -> None:
     """Train `stage` to its last step or the time limit; save, and write the newest model to the top of the run.
 
     A save that fails on the way is reported, and training goes on; the last one must succeed, else SaveError is raised.
@@ -49,7 +48,7 @@ def train(stage: Stage, source: Source | Shards, config: Config, run: Run, limit
     saved = step
     share = share_of(accelerator, settings.batch_size, settings.gradient_accumulation)
     end, images = settings.max_steps, stage.needs_images
-    read = training_batches(source, config, share, step + 1, end, images, stage.unreadable)
+    read = source.batches(config, share, step + 1, end, images, stage.unreadable)
     loader = on_device(read, accelerator.device)
     broken = BrokenReport(run.path / "broken.jsonl", accelerator, config.data.max_broken, len(source))
     trackers = Trackers(accelerator, config)
@@ -117,7 +116,7 @@ def precision_of(settings: StageConfig) -> str:
     return "no" if lacking else settings.mixed_precision
 
 
-def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Share:
+def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> BatchShare:
     """This process' part of the global batch; UserError when it cannot be divided evenly."""
     parts = accelerator.num_processes * accumulation
     if batch_size % parts:
@@ -125,7 +124,7 @@ def share_of(accelerator: Accelerator, batch_size: int, accumulation: int) -> Sh
             f"batch_size {batch_size} cannot be divided among {accelerator.num_processes} processes with "
             f"gradient_accumulation {accumulation}"
         )
-    return Share(batch_size, accelerator.process_index, accelerator.num_processes, accumulation)
+    return BatchShare(batch_size, accelerator.process_index, accelerator.num_processes, accumulation)
 
 
 def _save(saver: Saver, step: int, log: Log) -> dict[str, float]:

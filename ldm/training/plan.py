@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from PIL import Image
 
-from ldm.config.data import Size
 from ldm.config.root import Config
 from ldm.config.training import StageConfig
-from ldm.data.cached import CachedData
-from ldm.data.folders import IMAGE_SUFFIXES
+from ldm.data.images import IMAGE_SUFFIXES
 from ldm.data.loader import TrainingData
 from ldm.data.preview import HeldSource
-from ldm.data.shards import Shards
-from ldm.data.sources import MapSource, Source, open_source
-from ldm.errors import UserError
+from ldm.data.sources import IndexedSource, Source, open_source
 from ldm.training.cost import PEAK, UTILISATION, StepCost, memory, seconds_on, step_cost
 from ldm.training.loop import precision_of, share_of, start_accelerator
 from ldm.training.runs.run import Run
@@ -100,7 +95,7 @@ def _bytes_read(stage: str, config: Config, data: str, images: int) -> float:
     return sum(sizes) / len(sizes) if sizes else 3 * config.data.size**2
 
 
-def _time(stage: str, config: Config, source: Source | Shards | None, make: MakeStage | None, cost: StepCost) -> str:
+def _time(stage: str, config: Config, source: Source | None, make: MakeStage | None, cost: StepCost) -> str:
     """How long the run would take on this machine, after a few steps of it."""
     settings: StageConfig = getattr(config.training, stage)
     if make is None:
@@ -111,18 +106,16 @@ def _time(stage: str, config: Config, source: Source | Shards | None, make: Make
         if accelerator.device.type == "cpu" and work > SLOW:
             return f"not tried: a step of {work / 1e12:.3g} TFLOP takes a CPU too long"
         count = 2 * settings.batch_size
-        if isinstance(source, Shards):
-            source = HeldSource(source, count)
-        few: Source = (
-            source if isinstance(source, CachedData) else Few(source or _few_scenes(config, Path(folder), count), count)
-        )
+        if source is None:
+            source = _few_scenes(config, Path(folder), count)
+        few = source.latents or HeldSource(source, count)
         made = make(config, few, accelerator, Run(Path(folder) / "run", resume=False))
         seconds, steps = _timed(made, few, config)
     total = seconds * settings.max_steps
     return f"about {_long(total)}, {seconds:.3g} s a step on {accelerator.device.type}, tried for {steps} steps"
 
 
-def _timed(stage: Stage, source: Source, config: Config) -> tuple[float, int]:
+def _timed(stage: Stage, source: IndexedSource, config: Config) -> tuple[float, int]:
     """Seconds of a step, and the number of steps tried, the first not counted."""
     settings = stage.config
     share = share_of(stage.accelerator, settings.batch_size, settings.gradient_accumulation)
@@ -150,47 +143,3 @@ def _few_scenes(config: Config, folder: Path, count: int) -> Source:
 
     few = config.data.scenes.model_copy(update={"num": min(count, config.data.scenes.num)})
     return ScenesDataset(few, config.data.size, cache=folder, map_classes=config.data.map_classes)
-
-
-class Few:
-    """The first images of a source."""
-
-    def __init__(self, source: Source, count: int) -> None:
-        if not len(source):
-            raise UserError("the data holds no images")
-        self.source, self.count = source, min(count, len(source))
-
-    def __len__(self) -> int:
-        """Their number."""
-        return self.count
-
-    def image(self, index: int) -> Image.Image | np.ndarray:
-        """That of the source."""
-        return self.source.image(index)
-
-    def map(self, index: int) -> Image.Image | np.ndarray:
-        """That of the source's image; UserError where it has none."""
-        if not isinstance(self.source, MapSource):
-            raise UserError("data.map_classes: these data have no maps of classes; name images with maps beside them")
-        return self.source.map(index)
-
-    def shape(self, index: int) -> Size:
-        """That of the source's image."""
-        return self.source.shape(index)
-
-    def captions(self, index: int) -> list[str]:
-        """Those of the source."""
-        return self.source.captions(index)
-
-    def label(self, index: int) -> int:
-        """That of the source's image."""
-        return self.source.label(index)
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Those of the source."""
-        return self.source.class_names
-
-    def stamp(self, index: int) -> str:
-        """That of the source's image."""
-        return self.source.stamp(index)

@@ -17,10 +17,8 @@ from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.degrading import small_images
 from ldm.data.images import paint, to_bytes
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.data.masks import free_form_masks
-from ldm.data.preview import HeldSource
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.training.compatibility import check_same
@@ -50,12 +48,12 @@ class SpatialCondition(Condition):
                 )
 
     @classmethod
-    def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
+    def new_parts(cls, config: Config, source: Source, accelerator: Accelerator) -> Fields:
         """What brings the image beside the latents."""
         return {"spatial": make_spatial(_section(config))}
 
     @classmethod
-    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source, given: Parts, where: str) -> Fields | None:
         """That of a model of the same kind."""
         if given.spatial is None:
             return None
@@ -91,9 +89,9 @@ class SpatialCondition(Condition):
         if self._examples is None:
             assert self.data is not None  # whoever made the condition set it
             count = self.settings.sample_images
-            held = HeldSource(self.data, count) if isinstance(self.data, Shards) else self.data
+            held = self.data.preview(count)
             data, seed, classes = self.config.data, self.config.training.seed, self.config.tells_classes
-            self._examples = TrainingData(held, data, Share(count), seed, classes=classes)[0, 0]
+            self._examples = TrainingData(held, data, BatchShare(count), seed, classes=classes)[0, 0]
         return self._examples
 
 

@@ -20,7 +20,6 @@ from ldm.config.root import Config
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch
 from ldm.data.preview import all_captions
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.training.compatibility import check_same
@@ -60,7 +59,7 @@ class TextCondition(Condition):
             )
 
     @classmethod
-    def new_parts(cls, config: Config, source: Source | Shards, accelerator: Accelerator) -> Fields:
+    def new_parts(cls, config: Config, source: Source, accelerator: Accelerator) -> Fields:
         """The encoder and tokenizer of `text.source`, or new ones with a vocabulary out of the captions."""
         text = _section(config)
         if text.source is not None:
@@ -70,13 +69,13 @@ class TextCondition(Condition):
         return {"text_encoder": _new_encoder(text, tokenizer), "tokenizer": tokenizer}
 
     @classmethod
-    def own_parts(cls, config: Config, source: Source | Shards, saved: Parts, where: str) -> Fields:
+    def own_parts(cls, config: Config, source: Source, saved: Parts, where: str) -> Fields:
         """The run's tokenizer, and its encoder where that is frozen."""
         text, found = _section(config), super().own_parts(config, source, saved, where)
         return found if text.frozen else found | {"text_encoder": _new_encoder(text, found["tokenizer"])}
 
     @classmethod
-    def given_parts(cls, config: Config, source: Source | Shards, given: Parts, where: str) -> Fields | None:
+    def given_parts(cls, config: Config, source: Source, given: Parts, where: str) -> Fields | None:
         """The encoder and tokenizer of a model with one text encoder like that of the configuration."""
         if not given.texts:
             return None
@@ -147,7 +146,7 @@ def _new_encoder(text: TextSection, tokenizer: Tokenizer) -> TextEncoder:
     return make_text_encoder(text.model_copy(update=found))
 
 
-def _tokenizer(text: TextSection, source: Source | Shards, accelerator: Accelerator) -> Tokenizer:
+def _tokenizer(text: TextSection, source: Source, accelerator: Accelerator) -> Tokenizer:
     """A vocabulary made from the captions by the main process and given to the others."""
     from accelerate.utils import broadcast_object_list
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from ldm import config
 from ldm.config.data import DataConfig
-from ldm.data.loader import Share, TrainingData, make_loader
+from ldm.data.loader import BatchShare, TrainingData, make_loader
 from ldm.data.order import BucketOrder, sort_into_buckets
+from ldm.data.sources import IndexedSource
 from ldm.errors import UserError
 
 BUCKETS = DataConfig.model_validate({"size": 64, "buckets": {"max_aspect": 2.5}})
@@ -75,7 +76,7 @@ def test_the_buckets_of_an_epoch_come_in_a_random_order() -> None:
     assert epochs[0] != sorted(epochs[0])
 
 
-class Shapes:
+class Shapes(IndexedSource):
     """Images of two shapes, bright on the left."""
 
     def __len__(self) -> int:
@@ -93,16 +94,16 @@ class Shapes:
         return [str(index)]
 
 
-def batches(share: Share, workers: int = 0) -> list:
+def batches(share: BatchShare, workers: int = 0) -> list:
     settings = DataConfig.model_validate({"size": 64, "buckets": {}, "random_flip": True, "random_crop": True})
     data = TrainingData(Shapes(), settings, share, 0, sizes=settings.sizes(8))
     return list(make_loader(data, 1, 10, workers))
 
 
 def test_every_global_batch_is_of_one_bucket_for_any_number_of_processes() -> None:
-    whole = batches(Share(8))
+    whole = batches(BatchShare(8))
     assert {tuple(batch.images.shape[2:]) for batch in whole} == {(64, 64), (48, 80)}
-    parts = [batches(Share(8, rank, 2)) for rank in range(2)]
+    parts = [batches(BatchShare(8, rank, 2)) for rank in range(2)]
     for step, batch in enumerate(whole):
         assert len({int(caption) % 2 for caption in batch.captions}) == 1
         assert [c for part in parts for c in part[step].captions] == batch.captions
@@ -110,7 +111,7 @@ def test_every_global_batch_is_of_one_bucket_for_any_number_of_processes() -> No
 
 
 def test_sizes_and_crops_are_told() -> None:
-    for batch in batches(Share(8)):
+    for batch in batches(BatchShare(8)):
         shapes = [Shapes().shape(index) for index in batch.indices]
         assert batch.original_sizes.tolist() == [list(shape) for shape in shapes]
         assert batch.crops.shape == (8, 2)

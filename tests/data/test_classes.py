@@ -11,13 +11,12 @@ import datasets
 import pytest
 from PIL import Image
 
-from ldm.config.data import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig
 from ldm.data.broken import UnreadableError
-from ldm.data.loader import Share, StreamData, TrainingData
-from ldm.data.preview import HeldSource
-from ldm.data.scenes import ScenesDataset, make_scene
-from ldm.data.shards import Shards
-from ldm.data.sources import Source, open_source
+from ldm.data.loader import BatchShare, TrainingData
+from ldm.data.scenes import ScenesConfig, ScenesDataset, make_scene
+from ldm.data.sources import IndexedSource, open_source
+from ldm.data.streaming import StreamData
 from ldm.errors import UserError
 
 ANIMALS = ("zebra", "ant", "bee", "ant")
@@ -30,13 +29,13 @@ def image() -> bytes:
     return buffer.getvalue()
 
 
-def opened(path: Path, class_field: str | None = None) -> Source:
+def opened(path: Path, class_field: str | None = None) -> IndexedSource:
     source = open_source(str(path), DataConfig(size=16, class_field=class_field))
-    assert not isinstance(source, Shards)
+    assert isinstance(source, IndexedSource)
     return source
 
 
-def labels(source: Source) -> list[int]:
+def labels(source: IndexedSource) -> list[int]:
     return [source.label(index) for index in range(len(source))]
 
 
@@ -59,7 +58,7 @@ def test_a_column_of_metadata_holds_names_or_numbers(tmp_path: Path) -> None:
     assert numbered.class_names == ()
     with pytest.raises(UserError, match=r"has no field 'sort' \(data.class_field\), only file_name, kind"):
         opened(tmp_path / "b", "sort")
-    with pytest.raises(UserError, match=r"tells no classes: data.class_field names"):
+    with pytest.raises(UserError, match=r"has no classes: set data.class_field"):
         opened(tmp_path / "b").label(0)
 
 
@@ -67,7 +66,7 @@ def test_a_missing_class_is_a_broken_sample_that_is_named(tmp_path: Path) -> Non
     source = opened(with_metadata(tmp_path / "a", [{"label": "ant"}, {"label": None}, {"label": "bee"}]))
     with pytest.raises(UnreadableError, match=r"1.png cannot be read: it has no class"):
         source.label(1)
-    batch = TrainingData(source, DataConfig(size=16), Share(6), 0, classes=True)[1, 0]
+    batch = TrainingData(source, DataConfig(size=16), BatchShare(6), 0, classes=True)[1, 0]
     assert {broken.name for broken in batch.broken} == {"1.png"}
     assert set(batch.labels) == {0, 1}
     assert [source.label(index) for index in batch.indices] == batch.labels
@@ -81,9 +80,9 @@ def test_each_class_may_have_a_folder(tmp_path: Path) -> None:
     assert labels(source) == [0, 1, 1, 2]
     assert source.class_names == ("ant", "bee", "zebra")
     (tmp_path / "alone.png").write_bytes(image())
-    with pytest.raises(UserError, match=r"tells no classes"):
+    with pytest.raises(UserError, match=r"has no classes"):
         opened(tmp_path).label(0)
-    with pytest.raises(UserError, match=r"the image alone.png lies in no folder of a class"):
+    with pytest.raises(UserError, match=r"the image alone.png is in no folder of a class"):
         opened(tmp_path, "folder")
 
 
@@ -95,7 +94,7 @@ def test_a_table_has_a_column_of_names_numbers_or_datasets_own_labels(tmp_path: 
     source = opened(tmp_path / "own.parquet")
     assert source.class_names == ("zebra", "bee", "ant")
     assert [source.label(index) for index in (0, 1, 3)] == [0, 2, 2]
-    with pytest.raises(UnreadableError, match="row 2 cannot be read: it has no class, but -1"):
+    with pytest.raises(UnreadableError, match="row 2 cannot be read: its class -1 is negative"):
         source.label(2)
     plain = datasets.Features({"image": datasets.Image(), "name": datasets.Value("string")})
     datasets.Dataset.from_dict({"image": images, "name": list(ANIMALS)}, features=plain).to_parquet(
@@ -119,14 +118,13 @@ def test_a_shard_has_a_number_beside_each_image_or_in_its_json(tmp_path: Path) -
     for field, expected in ((None, [0, 1, 2]), ("a.b", [9, 8, 7])):
         config = DataConfig(size=16, class_field=field)
         shards = open_source(str(tmp_path / "0.tar"), config)
-        assert isinstance(shards, Shards)
-        packed = list(shards.read(0))
+        packed = list(shards.spread(4))
         assert [shards.label(each) for each in packed[:3]] == expected
         with pytest.raises(UnreadableError, match=r"0.tar:3 cannot be read: it has no class"):
             shards.label(packed[3])
-        held = HeldSource(shards, 4)
+        held = shards.preview(4)
         assert [held.label(index) for index in range(3)] == expected
-        batch = next(iter(StreamData(shards, config, Share(4), 0, 1, 1, classes=True)))
+        batch = next(iter(StreamData(shards, config, BatchShare(4), 0, 1, 1, classes=True)))
         assert set(batch.labels) <= set(expected)
         assert len(batch.labels) == 4
 

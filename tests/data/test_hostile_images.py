@@ -13,8 +13,8 @@ from PIL import Image
 from ldm.config.data import DataConfig
 from ldm.data.broken import UnreadableError
 from ldm.data.images import decode, header_size
-from ldm.data.loader import Share, TrainingData, make_loader
-from ldm.data.sources import open_source
+from ldm.data.loader import BatchShare, TrainingData, make_loader
+from ldm.data.sources import IndexedSource, open_source
 from ldm.errors import UserError
 
 
@@ -88,7 +88,7 @@ def test_a_large_image_below_the_limit_is_read_without_a_word() -> None:
     assert made.size == (10_000, 9_200)
 
 
-class Half:
+class Half(IndexedSource):
     """Images of which those of odd number cannot be read."""
 
     def __init__(self, broken: Sequence[int]) -> None:
@@ -106,15 +106,15 @@ class Half:
         return [str(index)]
 
 
-def batches(broken: Sequence[int], share: Share, start: int = 1, workers: int = 0) -> list:
+def batches(broken: Sequence[int], share: BatchShare, start: int = 1, workers: int = 0) -> list:
     data = TrainingData(Half(broken), DataConfig(size=8), share, seed=0)
     return list(make_loader(data, start, 6, workers))
 
 
 def test_another_stands_in_the_place_of_the_unreadable_the_same_for_any_number_of_processes() -> None:
     odd = range(1, 24, 2)
-    whole, sound = batches(odd, Share(8)), batches([], Share(8))
-    parts = [batches(odd, Share(8, rank, 2), workers=rank) for rank in range(2)]
+    whole, sound = batches(odd, BatchShare(8)), batches([], BatchShare(8))
+    parts = [batches(odd, BatchShare(8, rank, 2), workers=rank) for rank in range(2)]
     for step, batch in enumerate(whole):
         assert not set(batch.indices) & set(odd)
         assert [c for part in parts for c in part[step].captions] == batch.captions == list(map(str, batch.indices))
@@ -123,13 +123,13 @@ def test_another_stands_in_the_place_of_the_unreadable_the_same_for_any_number_o
         told = {broken.name for broken in batch.broken}
         assert {f"{index}.png" for index in sound[step].indices if index in odd} <= told
         assert sorted(b.name for part in parts for b in part[step].broken) == sorted(b.name for b in batch.broken)
-    assert [batch.indices for batch in batches(odd, Share(8), start=4)] == [batch.indices for batch in whole[3:]]
+    assert [batch.indices for batch in batches(odd, BatchShare(8), start=4)] == [batch.indices for batch in whole[3:]]
 
 
 def test_data_of_which_nothing_can_be_read_stops_at_once() -> None:
     for workers in (0, 1):
-        with pytest.raises(UserError, match=r"^100 samples in a row cannot be used, .* it is odd$") as error:
-            batches(range(24), Share(8), workers=workers)
+        with pytest.raises(UserError, match=r"^100 samples in a row cannot be used: .* it is odd$") as error:
+            batches(range(24), BatchShare(8), workers=workers)
         assert "\n" not in str(error.value)
 
 
@@ -142,7 +142,7 @@ def test_captions_of_every_kind_are_read_beside_the_images(tmp_path: Path) -> No
     (tmp_path / "d.json").write_text("[1, 2]")
     source = open_source(str(tmp_path), DataConfig())
     assert [source.captions(index) for index in (0, 1, 4)] == [["one", "two"], ["three", "four"], [""]]
-    for index, words in ((2, "c.png cannot be read: its caption is not in UTF-8"), (3, "no object")):
+    for index, words in ((2, "c.png cannot be read: its caption is not in UTF-8"), (3, "not an object")):
         with pytest.raises(UnreadableError, match=words):
             source.captions(index)
     fields = open_source(str(tmp_path), DataConfig(caption_fields=("more.short", "captions")))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ldm.data.lanes import Lane, Lanes, ShardAssignment
-from ldm.data.loader import Share, _most_lanes
+from ldm.data.loader import BatchShare
 from ldm.data.order import Order
+from ldm.data.streaming import most_lanes
 
 PROCESSES, WORKERS = 512, 4
 COUNTS = {
@@ -25,13 +26,13 @@ COUNTS = {
 def test_512_processes_of_4_workers_give_each_streamed_sample_once_an_epoch(
     counts: list[int], batch_size: int, accumulation: int
 ) -> None:
-    lanes = Lanes(batch_size, _most_lanes(batch_size, len(counts)), sum(counts))
+    lanes = Lanes(batch_size, most_lanes(batch_size, len(counts)), sum(counts))
     deal = ShardAssignment(lanes, counts, buffer=8192, seed=1)
     starts = np.cumsum(counts) - counts
     takers: dict[int, set[tuple[int, int]]] = {}
     slots: Counter[int] = Counter()
     for rank in range(PROCESSES):
-        share = Share(batch_size, rank, PROCESSES, accumulation)
+        share = BatchShare(batch_size, rank, PROCESSES, accumulation)
         mine = [slot for micro in range(accumulation) for slot in share.slots(micro)]
         slots.update(mine)
         own = sorted({lanes.of_slot(slot) for slot in mine})
@@ -58,7 +59,7 @@ def test_512_processes_of_4_workers_give_each_indexed_sample_once_an_epoch() -> 
         order, steps = Order(count, seed=0), -(-count // batch_size)
         seen = np.zeros(2 * count, dtype=int)
         for rank in range(PROCESSES):
-            share = Share(batch_size, rank, PROCESSES)
+            share = BatchShare(batch_size, rank, PROCESSES)
             keys = [(step, 0) for step in range(1, steps + 1)]
             for worker in range(WORKERS):  # a loader deals keys to its workers in turn
                 for step, micro in keys[worker::WORKERS]:

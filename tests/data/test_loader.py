@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from ldm.config.data import DataConfig
-from ldm.data.loader import Share, TrainingData, make_loader
+from ldm.data.loader import BatchShare, TrainingData, make_loader
 from ldm.data.order import Order
+from ldm.data.sources import IndexedSource
 
 
-class Numbers:
+class Numbers(IndexedSource):
     """A source whose image number i is i everywhere."""
 
     def __len__(self) -> int:
@@ -22,7 +23,7 @@ class Numbers:
         return [f"image {index}", f"number {index}"]
 
 
-def batches(share: Share, start: int = 1, end: int = 6, workers: int = 0) -> list:
+def batches(share: BatchShare, start: int = 1, end: int = 6, workers: int = 0) -> list:
     data = TrainingData(Numbers(), DataConfig(size=8), share, seed=0)
     return list(make_loader(data, start, end, workers))
 
@@ -36,8 +37,8 @@ def test_each_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
 def test_processes_and_micro_batches_together_take_what_one_process_takes(processes: int, accumulation: int) -> None:
-    whole = batches(Share(8))
-    parts = [batches(Share(8, rank, processes, accumulation)) for rank in range(processes)]
+    whole = batches(BatchShare(8))
+    parts = [batches(BatchShare(8, rank, processes, accumulation)) for rank in range(processes)]
     for step in range(6):
         mine = [part[step * accumulation + micro] for micro in range(accumulation) for part in parts]
         assert [i for batch in mine for i in batch.indices] == list(whole[step].indices)
@@ -47,19 +48,19 @@ def test_processes_and_micro_batches_together_take_what_one_process_takes(proces
 
 
 def test_a_run_continues_where_it_stopped() -> None:
-    whole, rest = batches(Share(8)), batches(Share(8), start=4)
+    whole, rest = batches(BatchShare(8)), batches(BatchShare(8), start=4)
     assert [batch.indices for batch in whole[3:]] == [batch.indices for batch in rest]
 
 
 def test_loader_processes_change_nothing() -> None:
-    for here, there in zip(batches(Share(4)), batches(Share(4), workers=2), strict=True):
+    for here, there in zip(batches(BatchShare(4)), batches(BatchShare(4), workers=2), strict=True):
         assert here.indices == there.indices
         assert here.captions == there.captions
         assert torch.equal(here.images, there.images)
 
 
 def test_all_captions_of_a_image_are_used() -> None:
-    data = TrainingData(Numbers(), DataConfig(size=8), Share(20), seed=0, images=False)
+    data = TrainingData(Numbers(), DataConfig(size=8), BatchShare(20), seed=0, images=False)
     captions = {caption for batch in make_loader(data, 1, 20) for caption in batch.captions}
     assert len(captions) == 40
     assert next(iter(make_loader(data, 1, 1))).images is None

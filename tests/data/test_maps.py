@@ -12,13 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.config.data import DataConfig, ScenesConfig
+from ldm.config.data import DataConfig
 from ldm.data.images import decode_map, paint
-from ldm.data.loader import Batch, Share, StreamData, TrainingData, stream
-from ldm.data.scenes import ScenesDataset, concepts, make_scene, render_mask, write_folder, write_webdataset
+from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.scenes import (
+    ScenesConfig,
+    ScenesDataset,
+    concepts,
+    make_scene,
+    render_mask,
+    write_folder,
+    write_webdataset,
+)
 from ldm.data.scenes.maps import kind_names, kind_of, render_map
-from ldm.data.shards import Shards
-from ldm.data.sources import MapSource, open_source
+from ldm.data.sources import IndexedSource, open_source
+from ldm.data.streaming import StreamData
 from ldm.errors import UserError
 
 CONCEPTS = 40
@@ -56,16 +64,16 @@ def test_scenes_of_the_cache_have_maps_where_they_are_asked_for(tmp_path: Path) 
     mapped = ScenesDataset(config, 32, processes=1, cache=tmp_path, map_classes=KINDS)
     assert mapped.folder == plain.folder
     assert np.array_equal(mapped.map(3), render_map(make_scene(0, 3, "train", CONCEPTS), 32))
-    with pytest.raises(UserError, match=f"maps have {KINDS}: background, ground"):
+    with pytest.raises(UserError, match=f"maps of scenes have {KINDS} classes.*: background, ground"):
         ScenesDataset(config, 32, processes=1, cache=tmp_path, map_classes=3)
 
 
 def batch_of(data: Path, **options: Any) -> Batch:
     """The first batch of a folder, or of shards."""
     config = DataConfig(**{"size": 32, "map_classes": KINDS} | options)
-    source, share = open_source(str(data), config), Share(4)
-    if isinstance(source, Shards):
-        return next(stream(StreamData(source, config, share, 0, 1, 1)))
+    source, share = open_source(str(data), config), BatchShare(4)
+    if not source.random_access:
+        return next(iter(StreamData(source, config, share, 0, 1, 1)))
     return TrainingData(source, config, share, 0)[1, 0]
 
 
@@ -122,7 +130,7 @@ def test_a_map_lies_beside_its_image_or_where_metadata_says(row: dict[str, str],
     folder = bare(tmp_path / "data", CLASSES, "classes.png" if row else "a.map.png", **row)
     source = open_source(str(folder), DataConfig())
     assert len(source) == 1 or not row
-    assert isinstance(source, MapSource)
+    assert source.has_maps
     assert np.array_equal(np.asarray(source.map(0)), CLASSES)
 
 
@@ -149,20 +157,25 @@ def test_crops_and_flips_of_a_map_are_those_of_its_image(tmp_path: Path) -> None
     ],
     ids=["missing", "colours", "size", "class"],
 )
-def test_a_map_that_cannot_be_used_is_told_of_by_name(change: Any, message: str, tmp_path: Path) -> None:
+def test_the_error_about_an_unusable_map_names_it(change: Any, message: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "data", CLASSES)
     change(folder / "a.map.png")
     with pytest.raises(UserError, match=rf"a.*png.*{message}"):
         batch_of(folder)
 
 
-def test_data_that_never_has_maps_is_refused(tmp_path: Path) -> None:
-    class Bare:
+def test_data_without_maps_raises_an_error(tmp_path: Path) -> None:
+    class Bare(IndexedSource):
         def __len__(self) -> int:
             return 1
 
-    with pytest.raises(UserError, match="these data have no maps"):
-        TrainingData(Bare(), DataConfig(map_classes=3), Share(1), 0)
+        def image(self, index: int) -> Image.Image:
+            raise AssertionError
+
+        captions = image
+
+    with pytest.raises(UserError, match="the data has no maps of classes"):
+        TrainingData(Bare(), DataConfig(map_classes=3), BatchShare(1), 0)
 
 
 def test_painted_maps_keep_their_numbers(tmp_path: Path) -> None:

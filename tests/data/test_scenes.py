@@ -84,7 +84,7 @@ def test_only_the_concepts_asked_for_appear(made):
 def test_one_concept_is_enough_and_none_is_refused():
     assert {make_scene(0, index, "train", 1).things[0].name for index in range(30)} == {"dog"}
     for count in (0, 10_000):
-        with pytest.raises(UserError, match=f"{count} concepts"):
+        with pytest.raises(UserError, match=f"number of concepts is {count}"):
             make_scene(0, 0, "train", count)
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ldm.cli import data as command
-from ldm.config.data import ScenesConfig
-from ldm.data.scenes import Scene, ScenesDataset, make_scene, render, write_folder, write_webdataset
+from ldm.data.scenes import Scene, ScenesConfig, ScenesDataset, make_scene, render, write_folder, write_webdataset
 from ldm.errors import UserError
 
 CONCEPTS = 12
@@ -62,7 +61,7 @@ def test_hugging_face_datasets_loads_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("write", [write_folder, write_webdataset])
 def test_a_folder_with_files_is_left_alone(tmp_path, write):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="has files already"):
+    with pytest.raises(UserError, match="contains files already"):
         write(tmp_path, 2, 16, concepts=CONCEPTS)
     assert contents(tmp_path) == {"mine.txt": b"keep"}
 
@@ -76,11 +75,11 @@ def test_a_file_in_the_way_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num": 0}, "0 scenes"),
+        ({"num": 0}, "number of scenes is 0"),
         ({"size": 8}, "8 pixels"),
         ({"seed": -1}, "seed -1"),
         ({"split": "validation"}, "validation"),
-        ({"concepts": 0}, "0 concepts"),
+        ({"concepts": 0}, "number of concepts is 0"),
     ],
 )
 def test_impossible_orders_are_refused_before_anything_is_written(tmp_path, arguments, message):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm.config.data import DataConfig
-from ldm.data.images import contact_sheet, cut_out, to_bytes, to_rgb, to_tensor
+from ldm.data.images import contact_sheet, resize_and_crop, to_bytes, to_rgb, to_tensor
 from ldm.data.sources import open_source
 from ldm.errors import UserError
 
@@ -76,11 +76,11 @@ def test_the_image_is_scaled_to_cover_and_cut_where_asked() -> None:
     ramp = np.zeros((10, 20, 3), dtype=np.uint8)
     ramp[:, 10:] = 200
     wide = Image.fromarray(ramp)
-    assert cut_out(wide, (10, 10), at=(0, 0)).pixels.max() == 0
-    assert cut_out(wide, (10, 10), at=(1, 1)).pixels.min() == 200
-    assert cut_out(wide, (4, 4)).pixels.shape == (4, 4, 3)
-    assert cut_out(wide, (40, 40)).pixels.shape == (40, 40, 3)
-    assert cut_out(wide, (6, 4)).pixels.shape == (6, 4, 3)
+    assert resize_and_crop(wide, (10, 10), at=(0, 0)).pixels.max() == 0
+    assert resize_and_crop(wide, (10, 10), at=(1, 1)).pixels.min() == 200
+    assert resize_and_crop(wide, (4, 4)).pixels.shape == (4, 4, 3)
+    assert resize_and_crop(wide, (40, 40)).pixels.shape == (40, 40, 3)
+    assert resize_and_crop(wide, (6, 4)).pixels.shape == (6, 4, 3)
 
 
 @pytest.mark.parametrize("size", [(31, 32), (64, 40), (128, 128)])
@@ -88,7 +88,7 @@ def test_the_image_is_scaled_to_cover_and_cut_where_asked() -> None:
 def test_cutting_while_resizing_is_resizing_and_then_cutting(size: tuple[int, int], at: tuple[float, float]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    cut = cut_out(image, size, at, zoom=1.3)
+    cut = resize_and_crop(image, size, at, zoom=1.3)
     height, width = cut.resized
     whole = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     top, left = cut.crop
@@ -99,14 +99,14 @@ def test_cutting_while_resizing_is_resizing_and_then_cutting(size: tuple[int, in
 
 def test_a_flipped_cut_lies_where_the_flipped_image_has_it() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
-    cut = cut_out(Image.fromarray(noise), (16, 16), at=(0.25, 0.0)).flipped()
+    cut = resize_and_crop(Image.fromarray(noise), (16, 16), at=(0.25, 0.0)).flipped()
     top, left = cut.crop
     assert (top, left) == (0, 18)
     assert np.array_equal(noise[:, ::-1][:, left : left + 16], cut.pixels)
 
 
 def test_an_extremely_long_image_takes_no_more_memory_than_it_has() -> None:
-    assert cut_out(Image.new("RGB", (60_000, 1)), (512, 512)).pixels.shape == (512, 512, 3)
+    assert resize_and_crop(Image.new("RGB", (60_000, 1)), (512, 512)).pixels.shape == (512, 512, 3)
 
 
 def test_bytes_survive_the_way_to_numbers_and_back() -> None:

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ldm.data.sources import IndexedSource
 from ldm.evaluation.features import Features
 
 SIDE = 32
 
 
-class Blots:
+class Blots(IndexedSource):
     """A source of smooth random images, which counts how often one is taken out."""
 
     def __init__(self, count: int = 12, seed: int = 0) -> None:

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 
 from ldm import config
 from ldm.config.root import Config
-from ldm.data.loader import Share, TrainingData
+from ldm.data.loader import BatchShare, TrainingData
+from ldm.data.sources import IndexedSource
 from ldm.training.runs.run import Run
 from ldm.training.runs.saving import Saver
 from ldm.training.stages import build
@@ -50,7 +51,7 @@ CASES = {
 }
 
 
-class Noise:
+class Noise(IndexedSource):
     """Images of noise, each of a brightness of its own."""
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ def make(case: str, seed: int = 0) -> AutoencoderStage:
 def train(stage: AutoencoderStage, case: str, first: int, last: int) -> list[dict[str, float]]:
     """The losses of each step, those of all processes together."""
     accelerator = stage.accelerator
-    share = Share(BATCH, accelerator.process_index, accelerator.num_processes)
+    share = BatchShare(BATCH, accelerator.process_index, accelerator.num_processes)
     data, found = TrainingData(Noise(), settings(case).data, share, 0), []
     for step in range(first, last + 1):
         stage.begin(step)

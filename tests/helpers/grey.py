@@ -9,9 +9,10 @@ import torch
 
 from ldm import config
 from ldm.config.root import Config
+from ldm.data.sources import IndexedSource
 
 
-class Grey:
+class Grey(IndexedSource):
     """Flat images."""
 
     def __len__(self) -> int:

@@ -51,15 +51,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(503 if busy else 404)
             return
         content = path.read_bytes()
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if server.ranges else 0
-        server.resumed += start > 0
-        self.send_response(206 if start else 200)
+        start, end = 0, len(content)
+        if server.ranges and (wanted := self.headers.get("Range")):
+            first, last = wanted.removeprefix("bytes=").split("-")
+            start, end = int(first), min(int(last or end) + 1, end)
+        content = content[:end]
+        self.send_response(206 if server.ranges and "Range" in self.headers else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         self.end_headers()
         if with_content:
             left = content[start:]
-            self.wfile.write(left[: len(left) // 2] if drop else left[: server.at_most])
+            written = left[: len(left) // 2] if drop else left[: server.at_most]
+            server.resumed += start > 0 and written == left
+            self.wfile.write(written)
 
     def log_message(self, *words: object) -> None:
         """Nobody reads it."""

@@ -20,7 +20,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from grey import Grey, assert_close, settings
 
 from ldm.config.root import Config
-from ldm.data.loader import Share, TrainingData
+from ldm.data.loader import BatchShare, TrainingData
 from ldm.storage.store import load_json, load_tree, save_json, save_tree
 from ldm.training import loop
 from ldm.training.loop import start_accelerator
@@ -52,7 +52,7 @@ def make(vae: Path, precision: str = "no", *more: str) -> UNetStage:
 def steps(stage: UNetStage, first: int, last: int) -> torch.Tensor:
     """Losses and gradient norms."""
     accelerator, found = stage.accelerator, []
-    share = Share(4, accelerator.process_index, accelerator.num_processes, 2)
+    share = BatchShare(4, accelerator.process_index, accelerator.num_processes, 2)
     data = TrainingData(Grey(), asked("no").data, share, 0)
     for step in range(first, last + 1):
         stage.begin(step)

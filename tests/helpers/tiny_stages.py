@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from ldm import config
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.sources import IndexedSource
 from ldm.training.runs.run import Run
 from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
@@ -20,7 +21,7 @@ PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=2", "loss
 NAMES = ("ant", "bee", "cow", "dog")
 
 
-class Colours:
+class Colours(IndexedSource):
     """Flat images, each of a colour of its own."""
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ def autoencoder_stage(*overrides: str) -> AutoencoderStage:
 
 
 def micro_batches(step: int, accumulation: int = 1, images: bool = True) -> list[Batch]:
-    data = TrainingData(Colours(), settings().data, Share(8, accumulation=accumulation), 0, images)
+    data = TrainingData(Colours(), settings().data, BatchShare(8, accumulation=accumulation), 0, images)
     return [data[step, micro] for micro in range(accumulation)]
 
 

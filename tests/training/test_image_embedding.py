@@ -16,7 +16,8 @@ from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.conditioning.image.encoders import CLIPImageConfig, make_image_encoder
 from ldm.conditioning.image.files import save_image_encoder
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.sources import IndexedSource
 from ldm.errors import UserError
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -28,7 +29,7 @@ from ldm.training.stages.unet import UNetStage
 OWN = ("text=null", "image.kind=own", "image.channels=[8, 16]", "image.tokens=2", "image.hidden_size=64")
 
 
-class Colours:
+class Colours(IndexedSource):
     """Flat images, each of a colour of its own."""
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ def stage(vae: Path, run: Path, *overrides: str, init: str | None = None) -> UNe
 
 
 def batch(step: int, images: bool = True) -> Batch:
-    return TrainingData(Colours(), settings().data, Share(8), 0, images)[step, 0]
+    return TrainingData(Colours(), settings().data, BatchShare(8), 0, images)[step, 0]
 
 
 def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.data.masks import free_form_masks
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
@@ -51,6 +51,8 @@ class Halves(Colours):
     def label(self, index: int) -> int:
         return index % 4
 
+    has_maps = True
+
     def map(self, index: int) -> np.ndarray:
         classes = np.full((32, 32), index % 4, dtype=np.uint8)
         classes[:, 4 * (index % 4) + 8 :] = 3
@@ -85,7 +87,7 @@ def make(kind: str, run: Path, model: str, *overrides: str) -> UNetStage:
 
 
 def batch_of(stage: UNetStage, kind: str, step: int) -> Batch:
-    return TrainingData(Halves(), settings(kind).data, Share(8), 0, stage.needs_images)[step, 0]
+    return TrainingData(Halves(), settings(kind).data, BatchShare(8), 0, stage.needs_images)[step, 0]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -137,7 +139,7 @@ def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str
     stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
     if kind == "layout":
         nn.init.normal_(stage.conditions[1].parts.spatial.channel_mapper.weight)
-    batch = TrainingData(Halves(), settings(kind).data, Share(4), 0)[1, 0]
+    batch = TrainingData(Halves(), settings(kind).data, BatchShare(4), 0)[1, 0]
     network = stage.networks["unet"].eval()
     with torch.no_grad():
         found = stage.conditions[1].teller(network, *stage.conditions[1].inputs(batch))["joined"]

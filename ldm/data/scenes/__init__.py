@@ -1,7 +1,7 @@
-"""The built-in data set: scenes of emoji, described before they are drawn, so that every caption is true."""
+"""The built-in data set: scenes of emoji, rendered from records, so that every caption is true."""
 
 from ldm.data.scenes.compose import make_scene
-from ldm.data.scenes.dataset import ScenesDataset
+from ldm.data.scenes.dataset import ScenesConfig, ScenesDataset
 from ldm.data.scenes.drawing import render, render_mask
 from ldm.data.scenes.scene import Background, Scene, Thing
 from ldm.data.scenes.vocabulary import Concept, concepts, is_held_out
@@ -11,6 +11,7 @@ __all__ = [
     "Background",
     "Concept",
     "Scene",
+    "ScenesConfig",
     "ScenesDataset",
     "Thing",
     "concepts",

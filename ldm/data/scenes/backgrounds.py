@@ -1,4 +1,4 @@
-"""Flat colours and simple landscapes: which one suits the things before it, and how it is drawn."""
+"""Backgrounds, flat colours and simple landscapes: choose one that contrasts with the things, and paint it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ldm.data.scenes import colours
 from ldm.data.scenes.artwork import measures
 from ldm.data.scenes.scene import Background, Thing
 
-WHITE_SHARE, LANDSCAPE_SHARE = 0.25, 0.30  # of all scenes; the rest lies on other flat colours
-CONTRAST = 26.0  # CIELAB distance below which an edge is hard to see
+WHITE_SHARE, LANDSCAPE_SHARE = 0.25, 0.30  # of all scenes; the rest has other flat colours
+CONTRAST = 26.0  # CIELAB distance; an edge of less is hard to see
 MOST_LOST = 0.30  # share of a thing's edge that may be hard to see
 ATTEMPTS = 24
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """Sky from top to horizon, then ground; a strip of sea between them where there is one."""
+    """Sky from the top to the horizon, then ground; optionally a strip of sea between them."""
 
     sky: tuple[str, str]  # at the top and at the horizon
     ground: tuple[str, str]  # at the horizon and at the bottom
@@ -39,10 +39,10 @@ STARS = np.random.RandomState(7).uniform((0.03, 0.03), (0.97, 0.55), (26, 2))
 
 
 def choose_background(things: Sequence[Thing], rng: np.random.Generator) -> Background:
-    """A background before which every thing can be seen; the best of those tried where none suits all."""
+    """Choose a random background with enough contrast to every thing, or the best of those tried."""
     best, least = Background("flat", "white"), np.inf
     for _ in range(ATTEMPTS):
-        background = _draw(rng)
+        background = _random(rng)
         lost = max(_lost(thing, background) for thing in things)
         if lost < least:
             best, least = background, lost
@@ -52,7 +52,7 @@ def choose_background(things: Sequence[Thing], rng: np.random.Generator) -> Back
 
 
 def paint_background(background: Background, side: int) -> np.ndarray:
-    """The background alone, uint8 (side, side, 3)."""
+    """Paint the background, uint8 (side, side, 3)."""
     if background.kind == "flat":
         return np.full((side, side, 3), colours.rgb(colours.BACKGROUNDS[background.name]), dtype=np.uint8)
     look = LANDSCAPES[background.name]
@@ -68,7 +68,7 @@ def paint_background(background: Background, side: int) -> np.ndarray:
 
 
 def _bands(look: Landscape, rows: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of the sky and of the ground for each row, (side, 3) each."""
+    """Colours of sky and ground for each row, (side, 3) each."""
     return _blend(look.sky, rows / horizon), _blend(look.ground, (rows - horizon) / (1 - horizon))
 
 
@@ -86,7 +86,7 @@ def _stars(image: np.ndarray, horizon: float) -> None:
             image[row : row + thickness, column : column + thickness] = (240, 240, 210)
 
 
-def _draw(rng: np.random.Generator) -> Background:
+def _random(rng: np.random.Generator) -> Background:
     chance = rng.random()
     if chance < WHITE_SHARE:
         return Background("flat", "white")
@@ -98,7 +98,7 @@ def _draw(rng: np.random.Generator) -> Background:
 
 
 def _lost(thing: Thing, background: Background) -> float:
-    """The share of a thing's edge that is hard to see before the worst part of the background."""
+    """The share of a thing's edge that is hard to see on the worst part of the background."""
     edge = measures(thing.code, thing.colour).edge
     if background.kind == "flat":
         codes = [colours.BACKGROUNDS[background.name]]

@@ -1,15 +1,18 @@
-"""What can be said of a scene: short English in few words, and all of it true."""
+"""Captions of a scene: short, in a small vocabulary, and true."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldm.data.scenes.scene import Background, Scene, Thing
 from ldm.data.scenes.vocabulary import anchors, hyponyms, named, plural_of, shared_names, with_article
+
+if TYPE_CHECKING:
+    from ldm.data.scenes.scene import Background, Scene, Thing
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 LANDSCAPES = {
@@ -23,10 +26,10 @@ STYLES = ("an emoji of", "a picture of", "a drawing of", "a cartoon of")
 
 
 def captions(scene: Scene, exact: bool = False) -> list[str]:
-    """Three to five captions; which ones is a pure function of the scene.
+    """Return three to five captions, as a pure function of the scene.
 
-    With `exact` none leaves open how two things stand to each other where there is more to say than that they are
-    there, nor which of several concepts a name such as `hat` means.
+    Args:
+        exact: use only captions that state the relation of two things, and names that only one concept has (not `hat`).
     """
     digest = hashlib.blake2b(json.dumps(scene.to_record(), sort_keys=True).encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
@@ -43,7 +46,7 @@ def captions(scene: Scene, exact: bool = False) -> list[str]:
 
 
 def places(background: Background) -> tuple[str, str]:
-    """The background as the plainest full phrase, and as another one; white goes without saying."""
+    """Two phrases for the background, the plainest first; white is not mentioned in it."""
     if background.kind == "landscape":
         return LANDSCAPES[background.name]
     phrase = f"on {with_article(background.name)} background"
@@ -55,7 +58,7 @@ def _join(subject: str, place: str) -> str:
 
 
 def _subjects(scene: Scene, rng: np.random.Generator, exact: bool) -> list[str]:
-    """What the scene is of, the plainest first, without its background."""
+    """Phrases for the things of the scene, the plainest first, without the background."""
     one, other = scene.things[0], scene.things[-1]
     if scene.kind == "count":
         return _counted(scene.things, _narrow_name(one, rng, exact))
@@ -79,7 +82,7 @@ def _counted(things: Sequence[Thing], narrow: str) -> list[str]:
 
 
 def _acting(animal: Thing, prop: Thing, verb: str, narrow: str) -> list[str]:
-    """An animal doing something with a prop; inside some vehicles it sits."""
+    """An animal doing something with a prop; it sits inside some vehicles."""
     actor, thing = _phrase(animal), _phrase(prop)
     if verb == "riding":
         verb = anchors("vehicles")[prop.name].get("verb", verb)
@@ -108,7 +111,7 @@ def _sized(one: Thing, other: Thing) -> list[str]:
 
 
 def _narrow_name(thing: Thing, rng: np.random.Generator, exact: bool) -> str:
-    """A narrower or more familiar name where there is one, `exact`: that is no other thing's; else the thing's own."""
+    """A narrower or more familiar name, or the thing's own; with `exact` one that no other concept shares."""
     names = hyponyms().get(thing.name, [thing.name])
     if exact:
         names = [name for name in names if name not in shared_names()] or [thing.name]

@@ -1,4 +1,4 @@
-"""Named colours, distances between them as the eye sees them (CIELAB), and the repainting of flat artwork."""
+"""Named colours, perceptual distances between them (CIELAB), and repainting of flat artwork."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# What a coloured thing is called, and what it is painted with.
+# Names of the colours of things, and the paint of each.
 THINGS = {
     "red": "#DD2E44",
     "orange": "#F4900C",
@@ -21,7 +21,7 @@ THINGS = {
     "white": "#F4F6F7",
     "gray": "#98A4AD",
 }
-# The other names of THINGS are given only to artwork that has the colour by nature.
+# The other names of THINGS are used only for artwork that has the colour unpainted.
 PAINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 BACKGROUNDS = {
     "white": "#FFFFFF",
@@ -38,13 +38,13 @@ BACKGROUNDS = {
     "gray": "#C2C6CA",
     "black": "#1E2022",
 }
-GREY_CHROMA = 14.0  # below this a colour reads as grey, black or white
+GREY_CHROMA = 14.0  # a colour of less looks grey, black or white
 SAME_HUE = np.deg2rad(40.0)
 SAME_GREY = 22.0  # in lightness
 
 
 def rgb(code: str) -> tuple[int, int, int]:
-    """`#RRGGBB` or `#RGB` as three bytes."""
+    """Parse `#RRGGBB` or `#RGB` to three bytes."""
     digits = code.lstrip("#")
     if len(digits) == 3:
         digits = "".join(2 * digit for digit in digits)
@@ -52,7 +52,7 @@ def rgb(code: str) -> tuple[int, int, int]:
 
 
 def to_lab(colours: np.ndarray) -> np.ndarray:
-    """sRGB bytes (..., 3) -> CIELAB under D65, float64 (..., 3)."""
+    """Convert sRGB bytes (..., 3) to CIELAB under D65, float64 (..., 3)."""
     c = np.asarray(colours, dtype=np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _RGB_TO_XYZ.T / _WHITE
@@ -62,7 +62,7 @@ def to_lab(colours: np.ndarray) -> np.ndarray:
 
 
 def from_lab(lab: np.ndarray) -> np.ndarray:
-    """CIELAB (..., 3) -> the nearest sRGB bytes (..., 3)."""
+    """Convert CIELAB (..., 3) to the nearest sRGB bytes (..., 3)."""
     y = (lab[..., 0] + 16) / 116
     f = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * _WHITE
@@ -83,12 +83,12 @@ def share(palette: Mapping[str, float], name: str) -> float:
 
 
 def is_coloured(palette: Mapping[str, float], name: str) -> bool:
-    """Whether over half of the pixels are nearest the colour `name`: the rule for calling a thing by a colour."""
+    """Whether more than half of the pixels are nearest the colour `name`: then captions use this name."""
     return share(palette, name) > 0.5
 
 
 def repaint(palette: Mapping[str, float], name: str) -> dict[str, str]:
-    """New colours for those of a palette that belong to its main colour; shades stay apart as they were."""
+    """Map the shades of a palette's main colour to shades of the colour `name`."""
     codes = list(palette)
     lab = to_lab(np.array([rgb(code) for code in codes]))
     weights = np.array(list(palette.values()))
@@ -103,7 +103,7 @@ def repaint(palette: Mapping[str, float], name: str) -> dict[str, str]:
 
 
 def _main_colours(lab: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Which colours (K, 3) belong to the main one: those of its hue, or greys of about its lightness."""
+    """Select the colours (K, 3) of the most frequent hue, or greys of similar lightness, as a mask (K,)."""
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     hue = np.arctan2(lab[:, 2], lab[:, 1])
     grey = chroma < GREY_CHROMA

@@ -1,4 +1,4 @@
-"""From (seed, index, split) to a scene: what it is of, where things lie and what is behind them."""
+"""Make a scene from (seed, index, split): choose things, place them, and choose a background."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = Literal["train", "test"]
 
 Mix = Literal["objects", "relations"]
 
-# How often each kind is made, where the concepts allow it.
+# Frequency of each kind, if the concepts allow it.
 WEIGHTS: dict[Kind, float] = {
     "one": 0.30,
     "coloured": 0.08,
@@ -33,7 +33,7 @@ WEIGHTS: dict[Kind, float] = {
     "wearing": 0.08,
     "riding": 0.07,
 }
-# The same for the mix "relations": three of four scenes have something to tell besides what is in them.
+# For the mix "relations": three of four scenes have counts, colours or relations.
 RELATION_WEIGHTS: dict[Kind, float] = {
     "one": 0.14,
     "coloured": 0.09,
@@ -65,7 +65,7 @@ COLOURED_COUNTS = 0.2  # the share of counts whose things have a colour
 
 @dataclass(frozen=True)
 class Cast:
-    """The concepts that one choice of (concepts, split) allows in each part."""
+    """The concepts that (concepts, split) allows for each role."""
 
     alone: tuple[Concept, ...]
     countable: tuple[Concept, ...]
@@ -76,7 +76,7 @@ class Cast:
 
 
 def make_scene(seed: int, index: int, split: Split, concepts: int | None = None, mix: Mix = "objects") -> Scene:
-    """Scene number `index` of a split: a pure function of its arguments; `concepts` keeps only the first so many."""
+    """Make scene number `index` of a split, as a pure function of the arguments, with the first `concepts` concepts."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, int(split == "test")]))
     cast = _cast(concepts, split)
     of_mix = WEIGHTS if mix == "objects" else RELATION_WEIGHTS
@@ -89,7 +89,7 @@ def make_scene(seed: int, index: int, split: Split, concepts: int | None = None,
 
 @cache
 def _cast(count: int | None, split: Split) -> Cast:
-    """Which concepts and pairs may be used, and so which kinds of scene."""
+    """Find the allowed concepts, pairs and kinds of scene."""
     alone = first(count)
     names = {concept.name for concept in alone}
     animals = [name for name in anchors("animals") if name in names]
@@ -105,7 +105,7 @@ def _cast(count: int | None, split: Split) -> Cast:
 
 
 def _possible(kind: Kind, cast: Cast) -> bool:
-    """Whether there is at least one choice of concepts; what stops at the first one found costs little."""
+    """Whether there is at least one choice of concepts for a kind."""
     if kind in cast.pairs:
         return bool(cast.pairs[kind])
     if kind == "count":
@@ -130,7 +130,7 @@ def _allowed(a: str, b: str, split: Split) -> bool:
 
 
 def _things(kind: Kind, cast: Cast, rng: np.random.Generator) -> tuple[list[Thing], str | None]:
-    """The things of a scene, placed, and how the first stands to the second."""
+    """Place the things of a scene; return them and the relation of the first to the second."""
     if kind in CONTACTS:
         return _contact(kind, cast, rng), kind
     if kind == "one":
@@ -165,13 +165,13 @@ def _count(cast: Cast, rng: np.random.Generator) -> list[Thing]:
 
 
 def _two(kind: Kind, cast: Cast, rng: np.random.Generator) -> list[Thing]:
-    """Two different things side by side, one above the other, or a big and a small one."""
+    """Place two different things side by side, one above the other, or a big and a small one."""
     parts = _coloured_pair(cast, rng) if kind == "two coloured" else _pair(cast, rng)
     return [thing for part, frame in zip(parts, _frames(kind, rng), strict=True) for thing in fit([part], frame)]
 
 
 def _frames(kind: Kind, rng: np.random.Generator) -> tuple[Box, Box]:
-    """Where the first and the second of two things lie."""
+    """Boxes of the first and the second thing."""
     dx, dy, size = *rng.uniform(-0.02, 0.02, 2), rng.uniform(0.41, 0.46)
     if kind == "above":
         return around(0.5 + 3 * dx, 0.26, size), around(0.5 + 3 * dy, 0.74, size)
@@ -191,7 +191,7 @@ def _mirrored(box: Box) -> Box:
 
 
 def _contact(kind: Kind, cast: Cast, rng: np.random.Generator) -> list[Thing]:
-    """An animal playing an instrument, wearing a hat or riding a vehicle, facing either way."""
+    """Place an animal with an instrument, a hat or a vehicle, facing either way."""
     animal, prop = cast.pairs[kind][rng.integers(len(cast.pairs[kind]))]
     parts = CONTACTS[kind][1](animal, prop)
     if rng.random() < 0.5:
@@ -207,7 +207,7 @@ def _pick(among: Sequence[Concept], rng: np.random.Generator) -> Concept:
 
 
 def _pick_coloured(among: Sequence[Concept], rng: np.random.Generator) -> tuple[Concept, str]:
-    while True:  # here and below: `_possible` made sure that there is a choice
+    while True:  # here and below: `_possible` has checked that there is a choice
         concept = _pick(among, rng)
         names = artwork.paintable(concept.code)
         if names:

@@ -1,4 +1,4 @@
-"""An animal with an instrument, a hat or a vehicle: two drawings put together at their points of contact."""
+"""Pairs of drawings aligned at points of contact: an animal with an instrument, a hat or a vehicle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldm.data.scenes.vocabulary import anchors, named
 
 
 def playing(animal: str, instrument: str) -> list[Part]:
-    """The animal's face with a wind instrument at its mouth, or any other in front of it."""
+    """Align a wind instrument with the animal's mouth, or put another instrument in front of the animal."""
     grip = anchors("instruments")[instrument]
     prop = replace(_upright(instrument), side=grip["size"], angle=grip["angle"], z=1)
     contact = anchors("animals")[animal]["mouth"] if grip["hold"] == "mouth" else grip["to"]
@@ -18,7 +18,7 @@ def playing(animal: str, instrument: str) -> list[Part]:
 
 
 def wearing(animal: str, hat: str) -> list[Part]:
-    """The animal with a hat as wide as its head, resting on it."""
+    """Put a hat as wide as the animal's head on it."""
     x, y, width = anchors("animals")[animal]["head"]
     shape = anchors("hats")[hat]
     prop = replace(_upright(hat), side=UNITS * width / shape["width"], z=1)
@@ -26,7 +26,7 @@ def wearing(animal: str, hat: str) -> list[Part]:
 
 
 def riding(animal: str, vehicle: str) -> list[Part]:
-    """The animal with its lowest point on the vehicle's seat, or inside of it."""
+    """Put the animal's lowest point on the vehicle's seat, in front of the vehicle or behind it."""
     seat = anchors("vehicles")[vehicle]
     ride = replace(_upright(vehicle), angle=seat["angle"]).put(seat["seat"], (0, 0))
     rider = replace(_upright(animal), side=seat["size"], z=-1 if seat.get("behind") else 1)
@@ -35,5 +35,5 @@ def riding(animal: str, vehicle: str) -> list[Part]:
 
 
 def _upright(name: str) -> Part:
-    """A drawing in its own units."""
+    """A drawing at its place in artwork units."""
     return Part(named(name).code, name, x=UNITS / 2, y=UNITS / 2, side=UNITS)

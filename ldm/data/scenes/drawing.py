@@ -1,4 +1,4 @@
-"""Scenes as images and as masks of instances."""
+"""Render scenes to images and to masks of instances."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ OVERSAMPLING = 2
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """The scene as an image, uint8 (size, size, 3)."""
+    """Render an image, uint8 (size, size, 3)."""
     canvas = Image.fromarray(paint_background(scene.background, size * OVERSAMPLING)).convert("RGBA")
     for _, drawing, corner in _drawings(scene, size * OVERSAMPLING):
-        _lay(canvas, drawing, corner)
+        _paste(canvas, drawing, corner)
     return np.asarray(canvas.convert("RGB").reduce(OVERSAMPLING))
 
 
 def render_mask(scene: Scene, size: int) -> np.ndarray:
-    """Which thing is seen at each pixel, uint8 (size, size): 0 background, else its place in `things` from 1."""
+    """Render the visible thing of each pixel, uint8 (size, size): 0 background, else position in `things` from 1."""
     mask = np.zeros((size, size), dtype=np.uint8)
     for number, drawing, corner in _drawings(scene, size * OVERSAMPLING):
         canvas = Image.new("RGBA", (size * OVERSAMPLING,) * 2)
-        _lay(canvas, drawing, corner)
+        _paste(canvas, drawing, corner)
         mask[np.asarray(canvas.getchannel("A").reduce(OVERSAMPLING)) > 127] = number
     return mask
 
 
 def _drawings(scene: Scene, side: int) -> Iterator[tuple[int, Image.Image, tuple[int, int]]]:
-    """Number, drawing and top left corner of each thing, lowest first."""
+    """Number, raster and top left corner of each thing, lowest first."""
     for number, thing in sorted(enumerate(scene.things, 1), key=lambda item: item[1].z):
         drawing = _drawing(thing, max(1, round(thing.side * side)))
         left = round(thing.x * side - drawing.width / 2)
@@ -42,8 +42,8 @@ def _drawings(scene: Scene, side: int) -> Iterator[tuple[int, Image.Image, tuple
 
 
 def _drawing(thing: Thing, pixels: int) -> Image.Image:
-    """The thing's artwork at its size, mirrored and turned."""
-    # From at least twice the size, in few sizes: what the cache holds serves many scenes.
+    """Raster of a thing's artwork at its size, flipped and rotated."""
+    # From few sizes, so that many scenes share the cached rasters.
     source = raster(thing.code, thing.colour, max(128, 1 << (pixels - 1).bit_length()))
     drawing = source.resize((pixels, pixels), Image.Resampling.LANCZOS)
     if thing.flip:
@@ -53,8 +53,8 @@ def _drawing(thing: Thing, pixels: int) -> Image.Image:
     return drawing
 
 
-def _lay(canvas: Image.Image, drawing: Image.Image, corner: tuple[int, int]) -> None:
-    """Draw over the canvas; what lies outside of it is cut away."""
+def _paste(canvas: Image.Image, drawing: Image.Image, corner: tuple[int, int]) -> None:
+    """Composite over the canvas; parts outside it are cropped."""
     left, top = corner
     visible = (
         max(0, -left),

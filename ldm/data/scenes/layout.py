@@ -1,4 +1,4 @@
-"""Where drawings lie: parts in any coordinate system, held together by points of contact and fitted into an image."""
+"""Place drawings: parts in any coordinate system, aligned at points of contact and fitted into an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Part:
-    """A drawing placed in some coordinate system; fields as those of `Thing`."""
+    """A drawing placed in a coordinate system; the fields are those of `Thing`."""
 
     code: str
     name: str
@@ -28,38 +28,38 @@ class Part:
     z: int = 0
 
     def points(self, unit: np.ndarray) -> np.ndarray:
-        """Points (M, 2) of the artwork, given from its centre with the side 1, in the part's coordinate system."""
+        """Transform points (M, 2), in sides of the artwork from its centre, to the part's coordinate system."""
         x, y = unit[:, 0] * (-1 if self.flip else 1), unit[:, 1]
         cos, sin = np.cos(np.deg2rad(self.angle)), np.sin(np.deg2rad(self.angle))
         turned = np.stack([x * cos + y * sin, y * cos - x * sin], axis=-1)
         return turned * self.side + (self.x, self.y)
 
     def box(self) -> Box:
-        """The smallest box around what is drawn."""
+        """Bounding box of the opaque pixels."""
         points = self.points(measures(self.code).outline)
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         return left, top, right, bottom
 
     def put(self, anchor: Sequence[float], at: Sequence[float]) -> Part:
-        """The part moved so that its artwork's point `anchor` (in artwork units) lies at `at`."""
+        """Move the part so that the point `anchor` of its artwork (in artwork units) is at `at`."""
         unit = np.array([anchor], dtype=np.float64) / UNITS - 0.5
         ((x, y),) = self.points(unit).tolist()
         return replace(self, x=self.x + at[0] - x, y=self.y + at[1] - y)
 
 
 def union(boxes: Sequence[Box]) -> Box:
-    """The smallest box around all of them."""
+    """Bounding box of all boxes."""
     low, high = np.array(boxes)[:, :2].min(0), np.array(boxes)[:, 2:].max(0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
 def mirror(parts: Sequence[Part]) -> list[Part]:
-    """The group as a mirror shows it."""
+    """Flip a group left to right."""
     return [replace(p, x=-p.x, angle=-p.angle, flip=not p.flip) for p in parts]
 
 
 def fit(parts: Sequence[Part], frame: Box) -> list[Thing]:
-    """The group scaled to fill `frame` (in sides of the image) without distortion, in the middle of it."""
+    """Scale a group to fit into `frame` (in sides of the image) without distortion, centred."""
     left, top, right, bottom = union([part.box() for part in parts])
     scale = min((frame[2] - frame[0]) / (right - left), (frame[3] - frame[1]) / (bottom - top))
     dx = (frame[0] + frame[2]) / 2 - scale * (left + right) / 2
@@ -68,13 +68,13 @@ def fit(parts: Sequence[Part], frame: Box) -> list[Thing]:
 
 
 def around(x: float, y: float, width: float, height: float | None = None) -> Box:
-    """The box of that size whose centre is (x, y)."""
+    """The box of a size around the centre (x, y)."""
     height = width if height is None else height
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def _thing(part: Part) -> Thing:
-    """The part with rounded numbers, so that a record reads well and JSON keeps it exactly."""
+    """Round a part's numbers, so that records are readable and exact in JSON."""
     x, y, side = (round(float(length), 4) for length in (part.x, part.y, part.side))
     placed = replace(part, x=x, y=y, side=side, angle=round(float(part.angle), 1))
     left, top, right, bottom = (round(edge, 4) for edge in placed.box())

@@ -1,4 +1,4 @@
-"""Many scenes at once, on several processes; what comes out never depends on how many."""
+"""Make many scenes on several processes; the result does not depend on their number."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import first
 from ldm.errors import UserError
 
-Drawn = TypeVar("Drawn")
-Made = TypeVar("Made")
+Rendered = TypeVar("Rendered")
+Result = TypeVar("Result")
 
 SMALLEST = 16  # pixels
 CHUNK = 64  # scenes a process makes at a time
@@ -25,7 +25,7 @@ FEW = 4 * CHUNK  # fewer scenes than this are not worth starting processes
 
 
 @dataclass(frozen=True)
-class Order:
+class ScenesSpec:
     """Which scenes to make: the first `num` of a seed and split, as images of `size` pixels."""
 
     num: int
@@ -36,30 +36,32 @@ class Order:
     mix: Mix = "objects"
 
     def check(self) -> None:
-        """UserError when it cannot be carried out."""
+        """Raise UserError if the scenes cannot be made."""
         if self.num < 1:
-            raise UserError(f"{self.num} scenes asked for: at least 1 is needed")
+            raise UserError(f"the number of scenes is {self.num}: expected at least 1")
         if self.size < SMALLEST:
-            raise UserError(f"scenes of {self.size} pixels are too small to see: at least {SMALLEST} are needed")
+            raise UserError(f"scenes of {self.size} pixels are too small: expected at least {SMALLEST}")
         if self.split not in ("train", "test"):
-            raise UserError(f"no split {self.split!r}: expected train or test")
+            raise UserError(f"the split is {self.split!r}: expected train or test")
         if self.seed < 0:
             raise UserError(f"seed {self.seed} is negative: expected 0 or more")
         first(self.concepts)
 
     def scene(self, index: int) -> Scene:
-        """Scene number `index`."""
+        """Make scene number `index`."""
         return make_scene(self.seed, index, self.split, self.concepts, self.mix)
 
 
-def make_all(order: Order, processes: int | None, draw: Callable[[Scene, int], Drawn]) -> Iterator[tuple[Scene, Drawn]]:
-    """Scenes in order, and what `draw` makes of each; `processes` None: one a core, or this one alone for a few."""
-    order.check()
-    yield from make_many(partial(_make, order, draw), order.num, processes)
+def make_all(
+    spec: ScenesSpec, processes: int | None, draw: Callable[[Scene, int], Rendered]
+) -> Iterator[tuple[Scene, Rendered]]:
+    """Yield each scene with `draw(scene, size)`; `processes` None: one a core, or none for a few scenes."""
+    spec.check()
+    yield from make_many(partial(_make, spec, draw), spec.num, processes)
 
 
-def make_many(make: Callable[[int], Made], num: int, processes: int | None) -> Iterator[Made]:
-    """What `make` returns for the numbers below `num`, in their order; it goes to the processes by its name."""
+def make_many(make: Callable[[int], Result], num: int, processes: int | None) -> Iterator[Result]:
+    """Yield `make(number)` for the numbers below `num`, in order; `make` is pickled."""
     if processes is None:
         processes = 1 if num < FEW else os.cpu_count() or 1
     starts = range(0, num, CHUNK)
@@ -73,17 +75,17 @@ def make_many(make: Callable[[int], Made], num: int, processes: int | None) -> I
         try:
             for made in pool.map(partial(_chunk, make, num), starts):
                 yield from made
-        except BrokenProcessPool as error:  # a pool of `multiprocessing` would start them again without end
+        except BrokenProcessPool as error:  # a pool of `multiprocessing` would restart them forever
             raise UserError(
                 "the processes that render scenes ended early: if a script of yours started them, "
                 'put its code under `if __name__ == "__main__":`'
             ) from error
 
 
-def _chunk(make: Callable[[int], Made], num: int, start: int) -> list[Made]:
+def _chunk(make: Callable[[int], Result], num: int, start: int) -> list[Result]:
     return [make(index) for index in range(start, min(start + CHUNK, num))]
 
 
-def _make(order: Order, draw: Callable[[Scene, int], Drawn], index: int) -> tuple[Scene, Drawn]:
-    scene = order.scene(index)
-    return scene, draw(scene, order.size)
+def _make(spec: ScenesSpec, draw: Callable[[Scene, int], Rendered], index: int) -> tuple[Scene, Rendered]:
+    scene = spec.scene(index)
+    return scene, draw(scene, spec.size)

@@ -1,4 +1,4 @@
-"""Semantic maps of scenes: which kind of thing is seen at each pixel."""
+"""Segmentation maps of scenes: the kind of thing at each pixel."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ldm.data.scenes.drawing import render, render_mask
 from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import table_text
 
-BEHIND = ("background", "ground")  # what lies behind the things: a flat colour or a sky, and below it the ground
-OTHER = "thing"  # the kind of what no list names
+BEHIND = ("background", "ground")  # behind the things: a flat colour or sky, and below it the ground
+OTHER = "thing"  # the kind of concepts in no list
 
 
 @cache
 def kind_names() -> tuple[str, ...]:
-    """The kinds by their numbers in a map."""
+    """Names of the kinds by their numbers in a map."""
     return (*BEHIND, *_table(), OTHER)
 
 
 @cache
 def kind_of(name: str) -> int:
-    """The number of the kind of the concept of that name."""
+    """The number of the kind of a concept."""
     found = next((kind for kind, names in _table().items() if name in names), OTHER)
     return kind_names().index(found)
 
 
 def render_map(scene: Scene, size: int) -> np.ndarray:
-    """The kind that is seen at each pixel, uint8 (size, size)."""
+    """Render the visible kind of each pixel, uint8 (size, size)."""
     rows = (np.arange(size) + 0.5) / size
     on_ground = (scene.background.kind == "landscape") & (rows >= scene.background.horizon)
     behind = np.repeat(on_ground[:, None], size, axis=1).astype(np.uint8)  # 0 or 1, the numbers of BEHIND
@@ -40,12 +40,12 @@ def render_map(scene: Scene, size: int) -> np.ndarray:
 
 
 def render_with_map(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and map."""
+    """Render image and map."""
     return render(scene, size), render_map(scene, size)
 
 
 def maps_digest() -> str:
-    """A fingerprint of the table of kinds, which changes with it."""
+    """Digest of the table of kinds."""
     return hashlib.blake2b(table_text("kinds.yaml").encode(), digest_size=8).hexdigest()
 
 

@@ -1,9 +1,11 @@
-"""The record of a scene: everything that image, mask, labels and captions are derived from."""
+"""The record of a scene, from which image, mask, labels and captions are derived."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from ldm.data.scenes import captions as captions_of
 
 Kind = Literal["one", "coloured", "count", "beside", "above", "sizes", "two coloured", "playing", "wearing", "riding"]
 
@@ -20,13 +22,13 @@ class Thing:
     side: float  # of the artwork's square
     angle: float  # degrees, counter-clockwise
     flip: bool  # mirrored left to right before it is turned
-    z: int  # things of higher z hide those below
-    box: tuple[float, float, float, float]  # left, top, right, bottom of what is drawn
+    z: int  # things of higher z cover lower ones
+    box: tuple[float, float, float, float]  # left, top, right, bottom of the opaque pixels
 
 
 @dataclass(frozen=True)
 class Background:
-    """A flat colour, or a simple landscape with its horizon at a height of the image."""
+    """A flat colour, or a simple landscape whose horizon is at a fraction of the image's height."""
 
     kind: Literal["flat", "landscape"]
     name: str
@@ -35,7 +37,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things, how the first stands to the second, and what lies behind them."""
+    """Things, the relation of the first to the second, and the background."""
 
     kind: Kind
     things: tuple[Thing, ...]
@@ -43,25 +45,20 @@ class Scene:
     background: Background
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
+        """Convert to plain values for JSON."""
         record = asdict(self)
         record["things"] = [thing | {"box": list(thing["box"])} for thing in record["things"]]
         return record
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Scene:
-        """The scene that `to_record` gave."""
+        """Convert the result of `to_record` back."""
         things = tuple(Thing(**{**thing, "box": tuple(thing["box"])}) for thing in record["things"])
         return cls(record["kind"], things, record["relation"], Background(**record["background"]))
 
     def captions(self, exact: bool = False) -> list[str]:
-        """Three to five true captions, the same at every call; the first is the plainest full description.
-
-        `exact` as in `ldm.data.scenes.captions`.
-        """
-        from ldm.data.scenes.captions import captions
-
-        return captions(self, exact)
+        """Return three to five captions, the plainest full one first; `exact` as in `ldm.data.scenes.captions`."""
+        return captions_of.captions(self, exact)
 
     def labels(self) -> list[str]:
         """The name of each thing, in the order of `things`."""

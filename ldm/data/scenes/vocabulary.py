@@ -1,6 +1,6 @@
-"""What can stand in a scene, most recognisable first, and which two things never meet in training.
+"""The concepts of scenes, most recognisable first, and the pairs that are held out of training.
 
-The tables beside this file are kept by hand: `concepts.csv` (the ranking and the names), `anchors.yaml` (mouths, heads,
+The tables beside this file are written by hand: `concepts.csv` (ranking and names), `anchors.yaml` (mouths, heads,
 seats) and `words.yaml` (narrower names).
 """
 
@@ -19,13 +19,13 @@ import yaml
 from ldm.errors import UserError
 
 HELD_OUT_PERCENT = 10
-# The README's own prompt stays a test of composition.
+# The README's prompt is a test of composition.
 ALWAYS_HELD_OUT = frozenset({frozenset({"dog", "trumpet"})})
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing with artwork: its code point, its common name and how captions speak of one and of several."""
+    """A thing with artwork: its code point, its name, and the words for one and for several."""
 
     code: str  # as in the artwork's file names: hexadecimal code points joined by hyphens
     name: str
@@ -42,15 +42,15 @@ def concepts() -> tuple[Concept, ...]:
 
 @cache
 def named(name: str) -> Concept:
-    """The concept of that name; KeyError when there is none."""
+    """Look up a concept by name; KeyError if there is none."""
     return _by_name()[name]
 
 
 def first(count: int | None) -> tuple[Concept, ...]:
-    """The `count` most recognisable concepts, all for None; UserError when there are not so many."""
+    """The `count` most recognisable concepts, all for None; UserError if there are fewer."""
     everything = concepts()
     if count is not None and not 1 <= count <= len(everything):
-        raise UserError(f"{count} concepts asked for; the built-in scenes have 1 to {len(everything)}")
+        raise UserError(f"the number of concepts is {count}: the built-in scenes have 1 to {len(everything)}")
     return everything[:count]
 
 
@@ -70,20 +70,20 @@ def hyponyms() -> dict[str, list[str]]:
 
 @cache
 def shared_names() -> frozenset[str]:
-    """The narrower names that more than one concept goes by."""
+    """The narrower names that more than one concept has."""
     found = Counter(name for names in hyponyms().values() for name in set(names))
     return frozenset(name for name, times in found.items() if times > 1)
 
 
 @cache
 def never_coloured() -> frozenset[str]:
-    """Names of the things that captions do not call by a colour."""
+    """Names of the concepts whose colour captions do not mention."""
     return frozenset(yaml.safe_load(table_text("words.yaml"))["never_coloured"])
 
 
 @cache
 def is_held_out(a: str, b: str) -> bool:
-    """Whether the concepts named `a` and `b`, in either order, never stand together in the train split."""
+    """Whether the concepts `a` and `b`, in either order, never occur together in the train split."""
     if frozenset({a, b}) in ALWAYS_HELD_OUT:
         return True
     digest = hashlib.blake2b("+".join(sorted((a, b))).encode(), digest_size=8).digest()
@@ -91,7 +91,7 @@ def is_held_out(a: str, b: str) -> bool:
 
 
 def with_article(words: str) -> str:
-    """`a` or `an` by the sound of the first word."""
+    """Prefix `a` or `an`, by the sound of the first word."""
     first_word = words.split()[0]
     silent_h = first_word.startswith(("hour", "honest"))
     sounds_like_you = first_word.startswith(("uni", "ufo", "ukulele", "one", "euro"))
@@ -119,12 +119,12 @@ def _by_name() -> dict[str, Concept]:
 
 
 def table_text(name: str) -> str:
-    """The content of a hand-kept table."""
+    """Read a table."""
     return files("ldm.data.scenes").joinpath(name).read_text(encoding="utf-8")
 
 
 def tables_digest() -> str:
-    """A fingerprint of the hand-kept tables, which changes with any of them."""
+    """Digest of the tables."""
     digest = hashlib.blake2b(digest_size=8)
     for name in ("concepts.csv", "anchors.yaml", "words.yaml"):
         digest.update(table_text(name).encode())

@@ -1,4 +1,4 @@
-"""The data set as files: an image folder for Hugging Face `datasets`, or WebDataset's tar shards."""
+"""Write scenes to files: an image folder for Hugging Face `datasets`, or WebDataset's tar shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from ldm.data.folders import MAP_SUFFIX
 from ldm.data.images import paint
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.drawing import render
-from ldm.data.scenes.making import Order, make_all
+from ldm.data.scenes.making import ScenesSpec, make_all
 from ldm.data.scenes.maps import render_with_map
 from ldm.data.scenes.scene import Scene
-from ldm.data.shards import MAP, write_index
+from ldm.data.shard_index import write_index
+from ldm.data.shards import MAP
 from ldm.errors import UserError
 
 SHARD = 1000  # scenes in a tar file
@@ -35,19 +36,22 @@ def write_folder(
     concepts: int | None = None,
     maps: bool = False,
 ) -> None:
-    """Write `num` scenes as PNG files beside a `metadata.jsonl` with text, captions and the scene's record.
+    """Write scenes as PNG files and a `metadata.jsonl` with text, captions and the scene's record.
 
-    With `maps` there is a `image.map.png` beside each, whose palette indices are the kinds of things. Raises
-    UserError when the folder has files already or cannot be written.
+    Args:
+        maps: also write an `image.map.png` beside each, whose palette indices are the kinds of things.
+
+    Raises:
+        UserError: if the folder contains files or cannot be written.
     """
-    order = Order(num, size, seed, split, concepts)
-    folder = _empty_folder(out, order)
+    spec = ScenesSpec(num, size, seed, split, concepts)
+    folder = _empty_folder(out, spec)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
-        for index, (scene, (image, kinds)) in enumerate(make_all(order, processes, _draw(maps))):
+        for index, (scene, image, kinds) in enumerate(_rendered(spec, processes, maps)):
             name = f"{index:06d}.png"
             (folder / name).write_bytes(_png(Image.fromarray(image)))
             captions = scene.captions()
-            # The record goes as one string: its optional fields would give the table's columns varying types.
+            # The record is one string: its optional fields would give the table's columns varying types.
             row = {"file_name": name, "text": captions[0], "captions": captions, "record": _json(scene.to_record())}
             if kinds is not None:
                 row["map_file_name"] = map_name = f"{index:06d}{MAP_SUFFIX}"
@@ -65,26 +69,39 @@ def write_webdataset(
     concepts: int | None = None,
     maps: bool = False,
 ) -> None:
-    """Write `num` scenes as tar shards of .png, .txt (the first caption) and .json (captions, record), with an index.
+    """Write scenes as tar shards of .png, .txt (the first caption) and .json (captions, record), with an index.
 
-    With `maps` there is a .map.png besides, whose palette indices are the kinds of things. Raises UserError when the
-    folder has files already or cannot be written.
+    Args:
+        maps: also write a .map.png of each, whose palette indices are the kinds of things.
+
+    Raises:
+        UserError: if the folder contains files or cannot be written.
     """
-    order = Order(num, size, seed, split, concepts)
-    folder = _empty_folder(out, order)
-    made = enumerate(make_all(order, processes, _draw(maps)))
+    spec = ScenesSpec(num, size, seed, split, concepts)
+    folder = _empty_folder(out, spec)
+    scenes = enumerate(_rendered(spec, processes, maps))
     counts = {f"{first // SHARD:06d}.tar": min(SHARD, num - first) for first in range(0, num, SHARD)}
     for name, count in counts.items():
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as archive:
             for _ in range(count):
-                index, (scene, (image, kinds)) = next(made)
+                index, (scene, image, kinds) = next(scenes)
                 for suffix, content in _members(scene, image, kinds).items():
                     _add(archive, f"{index:06d}.{suffix}", content)
     write_index(folder, counts)
 
 
-def _empty_folder(out: str | Path, order: Order) -> Path:
-    order.check()
+def _rendered(
+    spec: ScenesSpec, processes: int | None, maps: bool
+) -> Iterator[tuple[Scene, np.ndarray, np.ndarray | None]]:
+    """Scenes, images and, if asked for, maps."""
+    if maps:
+        yield from ((scene, *both) for scene, both in make_all(spec, processes, render_with_map))
+    else:
+        yield from ((scene, image, None) for scene, image in make_all(spec, processes, render))
+
+
+def _empty_folder(out: str | Path, spec: ScenesSpec) -> Path:
+    spec.check()
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,18 +109,10 @@ def _empty_folder(out: str | Path, order: Order) -> Path:
     except OSError as error:
         raise UserError(f"{folder} cannot be used as a folder: {error.strerror}; name another one") from error
     if full:
-        raise UserError(f"{folder} has files already: empty it or name another folder")
+        raise UserError(f"{folder} contains files already: empty it or name another folder")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} is not writable: change its permissions or name another folder")
     return folder
-
-
-def _draw(maps: bool) -> Callable[[Scene, int], tuple[np.ndarray, np.ndarray | None]]:
-    return render_with_map if maps else _render_alone
-
-
-def _render_alone(scene: Scene, size: int) -> tuple[np.ndarray, None]:
-    return render(scene, size), None
 
 
 def _members(scene: Scene, image: np.ndarray, kinds: np.ndarray | None) -> dict[str, bytes]:
@@ -114,7 +123,7 @@ def _members(scene: Scene, image: np.ndarray, kinds: np.ndarray | None) -> dict[
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # owner 0 and time 0: the same bytes whoever writes, and when
+    info = tarfile.TarInfo(name)  # owner 0 and time 0: the same bytes for every user and time
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
 

@@ -24,12 +24,11 @@ from ldm.data.broken import Broken, UnreadableError
 from ldm.data.cached import EMPTY, INDEX, CachedData, Facts, Shard, file_digest, is_cache, parse_facts, shard_name
 from ldm.data.images import fit
 from ldm.data.progress import track
-from ldm.data.shards import Shards
-from ldm.data.sources import Source
+from ldm.data.sources import Block, Source
 from ldm.errors import UserError
 from ldm.processes import ProcessShare
 from ldm.storage.store import save_json, save_tensors
-from ldm.training.cache.fingerprints import Block, Encoders, blocks_of, facts_of
+from ldm.training.cache.fingerprints import Encoders, facts_of
 from ldm.training.latents import BATCH, encode
 
 PER_SHARD = 1024  # images in a file
@@ -64,7 +63,7 @@ class CacheWriter:
     def __init__(
         self,
         folder: Path,
-        source: Source | Shards,
+        source: Source,
         facts: Facts,
         encoders: Encoders,
         share: ProcessShare,
@@ -74,7 +73,7 @@ class CacheWriter:
         self.folder, self.source, self.facts, self.share, self.device = folder, source, facts, share, device
         self.autoencoder, self.text, self.batch_size = encoders.autoencoder, encoders.text, batch_size
         self.classes = encoders.classes
-        self.blocks = blocks_of(source, facts.per_shard)
+        self.blocks = source.blocks(facts.per_shard)
 
     def write(self) -> CachedData:
         """The whole cache, of which what is there already stays; UserError where that is of something else."""
@@ -148,9 +147,8 @@ class CacheWriter:
         save_tensors(self._path(block), whole, told)
 
     def _samples(self, block: Block) -> Iterator[Sample]:
-        source: Any = self.source  # either kind answers about its own items
-        items = source.read(block.number) if isinstance(source, Shards) else block.indices
-        for item in items:
+        source = self.source
+        for item in source.read(block):
             pixels = np.zeros((self.facts.size, self.facts.size, 3), dtype=np.uint8)
             captions, broken, label = None, None, -1
             try:

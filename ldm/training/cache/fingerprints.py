@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -16,11 +13,8 @@ from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import saved_form
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.data import DataConfig
-from ldm.data.broken import UnreadableError
 from ldm.data.cached import EMPTY, CachedData, Facts, file_digest
-from ldm.data.remote import is_remote
-from ldm.data.shards import Shards
-from ldm.data.sources import Source
+from ldm.data.sources import Source, digest
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
@@ -44,51 +38,20 @@ class Encoders:
         return self
 
 
-@dataclass(frozen=True)
-class Block:
-    """The samples of one file of a cache: a range of indices, of streamed shards those of one shard."""
-
-    number: int  # of the block or the shard
-    first: int
-    images: int
-
-    @property
-    def indices(self) -> range:
-        """Of its images."""
-        return range(self.first, self.first + self.images)
-
-
-def blocks_of(source: Source | Shards, per_shard: int) -> list[Block]:
-    """The whole of the data, cut up."""
-    if not isinstance(source, Shards):
-        count = len(source)
-        return [
-            Block(number, first, min(per_shard, count - first))
-            for number, first in enumerate(range(0, count, per_shard))
-        ]
-    counts: list[int] = source.counts.tolist()
-    firsts = accumulate(counts, initial=0)
-    return [
-        Block(number, first, count) for number, (first, count) in enumerate(zip(firsts, counts, strict=False)) if count
-    ]
-
-
-def facts_of(
-    source: Source | Shards, data: DataConfig, encoders: Encoders, share: ProcessShare, per_shard: int
-) -> Facts:
+def facts_of(source: Source, data: DataConfig, encoders: Encoders, share: ProcessShare, per_shard: int) -> Facts:
     """The fingerprint of a cache to be made; every process must come here."""
-    blocks = blocks_of(source, per_shard)
-    digests = share.gather([_block_digest(source, blocks[number]) for number in share.of(len(blocks))])
+    blocks = source.blocks(per_shard)
+    digests = share.gather([source.fingerprint(blocks[number]) for number in share.of(len(blocks))])
     text = encoders.text
     if encoders.classes:
-        mine = [_classes_digest(source, blocks[number]) for number in share.of(len(blocks))]
+        mine = [source.class_fingerprint(blocks[number]) for number in share.of(len(blocks))]
         digests = [*digests, "classes", *share.gather(mine)]
     return Facts(
         images=len(source),
         size=data.size,
         caption_fields=data.caption_fields,
         per_shard=per_shard,
-        data=_digest(digests),
+        data=digest(digests),
         autoencoder=autoencoder_digest(encoders.autoencoder),
         text=None if text is None else text_digest(*text),
     )
@@ -110,7 +73,7 @@ def text_digest(encoder: TextEncoder, tokenizer: Tokenizer) -> str:
     sizes = config.model_dump_json(exclude={"source", "frozen", "vocab_size"})  # their weights tell the last
     ids, mask = tokenizer(["", PROBE])
     words = [sizes, str(ids.tolist()), str(mask.tolist()), *tokenizer.pieces]
-    return _digest([_weights_digest(weights), *words])
+    return digest([_weights_digest(weights), *words])
 
 
 def check_cache(cache: CachedData, data: DataConfig, encoders: Encoders, share: ProcessShare) -> None:
@@ -146,44 +109,9 @@ def _is_file(path: Path, digest: str) -> bool:
     return path.is_file() and file_digest(path) == digest
 
 
-def _block_digest(source: Source | Shards, block: Block) -> str:
-    if isinstance(source, Shards):
-        url = source.urls[block.number]
-        size = "" if is_remote(url) else str(Path(url).stat().st_size)
-        return _digest([url.rpartition("/")[2], str(block.images), size])
-    return _digest(f"{source.stamp(index)} {_captions(source, index)}" for index in block.indices)
-
-
-def _classes_digest(source: Source | Shards, block: Block) -> str:
-    if isinstance(source, Shards):
-        return str(source.class_field)
-    return _digest(_class(source, index) for index in block.indices)
-
-
-def _class(source: Source, index: int) -> str:
-    try:
-        return str(source.label(index))
-    except UnreadableError:
-        return "null"
-
-
-def _captions(source: Source, index: int) -> str:
-    try:
-        return json.dumps(source.captions(index))
-    except UnreadableError:
-        return "null"
-
-
 def _weights_digest(weights: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
-def _digest(words: Iterable[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for word in words:
-        digest.update(word.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

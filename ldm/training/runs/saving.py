@@ -15,10 +15,8 @@ import ldm
 from ldm.config.root import Config
 from ldm.config.section import dump
 from ldm.config.training import TrainingConfig
-from ldm.data.loader import Batch, Share, TrainingData
-from ldm.data.preview import HeldSource
-from ldm.data.shards import Shards
-from ldm.data.sources import Source
+from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.sources import IndexedSource, Source
 from ldm.errors import UserError
 from ldm.training.diagnostics.divergence import Divergence
 from ldm.training.runs.clock import Clock
@@ -42,11 +40,11 @@ DIVISIONS = {DistributedType.FSDP: "FSDP2", DistributedType.DEEPSPEED: "DeepSpee
 class Saver:
     """Writes the steps of a run and takes up its newest one; every process must call the same methods."""
 
-    def __init__(self, stage: Stage, run: Run, config: Config, source: Source | Shards) -> None:
+    def __init__(self, stage: Stage, run: Run, config: Config, source: Source) -> None:
         self.stage, self.run, self.config, self.source = stage, run, config, source
         self.divergence = Divergence(stage.accelerator, stage.name, stage.config, run)
         self.clock = Clock(stage.config, stage.accelerator, None, 0.0)
-        self._held: Source | None = None  # what validation draws from
+        self._held: IndexedSource | None = None  # what validation draws from
 
     def resume(self, budget: float | None = None) -> tuple[int, str | None]:
         """Load the newest state into the stage: its step, 0 in an empty run, and a line on what will not be exact.
@@ -126,9 +124,9 @@ class Saver:
         images = self.stage.config.validation_images
         if not images:
             return {}
-        share = Share(images, accumulation=images // VALIDATION_BATCH)
+        share = BatchShare(images, accumulation=images // VALIDATION_BATCH)
         if self._held is None:
-            self._held = HeldSource(self.source, images) if isinstance(self.source, Shards) else self.source
+            self._held = self.source.preview(images)
         stage, seed = self.stage, self.config.training.seed
         data = TrainingData(
             self._held,

@@ -20,7 +20,6 @@ from ldm.data.images import contact_sheet, to_bytes, to_tensor
 from ldm.data.loader import Batch
 from ldm.data.preview import first_images
 from ldm.data.random import StepRandom
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -78,7 +77,7 @@ class AutoencoderStage(Stage):
         autoencoder: Autoencoder,
         config: Config,
         accelerator: Accelerator,
-        source: Source | Shards,
+        source: Source,
         trained: bool = False,  # its codebook is kept as it is at the start
     ) -> None:
         self.config = config.training.autoencoder
@@ -250,7 +249,7 @@ class AutoencoderStage(Stage):
         for ema, place in zip(self.emas, self.places(folder), strict=True):
             _autoencoder(ema).save_pretrained(place / "vae")
 
-    def finish(self, source: Source | Shards) -> dict[str, Any]:
+    def finish(self, source: Source) -> dict[str, Any]:
         """Measure the latent statistics over many images and all processes, and keep them with the autoencoder."""
         count = self.config.statistics_images
         facts = [measure(_autoencoder(ema), source, self.data.size, count, self.accelerator) for ema in self.emas]

@@ -11,7 +11,6 @@ from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.config.data import DataConfig
 from ldm.config.root import Config
 from ldm.data.cached import CachedData
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -116,7 +115,7 @@ def check_pixels(stage: str, config: Config, vae: str | None) -> None:
 
 
 def autoencoder_stage(
-    config: Config, source: Source | Shards, accelerator: Accelerator, init: str | None = None
+    config: Config, source: Source, accelerator: Accelerator, init: str | None = None
 ) -> AutoencoderStage:
     """A new autoencoder, or that of `init`, and all that trains it."""
     sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
@@ -129,7 +128,7 @@ def autoencoder_stage(
 
 
 def unet_stage(
-    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
 ) -> UNetStage:
     """A new U-Net and text encoder, or those of `init`, on the latents of the autoencoder `vae`, ready to train."""
     parts = initial_parts(config, _kinds(config), source, accelerator, run, vae, init)
@@ -143,7 +142,7 @@ def unet_stage(
 
 
 def classifier_stage(
-    config: Config, source: Source | Shards, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
 ) -> ClassifierStage:
     """A new classifier, or that of `init` or of the run, on the latents of an autoencoder, ready to train."""
     trained = initial_classifier(config, source, run, vae, init)
@@ -165,17 +164,18 @@ def _kinds(config: Config) -> list[type[Condition]]:
 
 
 def _cache(
-    stage: str, config: Config, encoders: Encoders, source: Source | Shards, accelerator: Accelerator, run: Run
+    stage: str, config: Config, encoders: Encoders, source: Source, accelerator: Accelerator, run: Run
 ) -> CachedData:
     """The cache that is the data, or one of latents alone in the run, made now or found; UserError if it is stale."""
-    if isinstance(source, Shards):
+    if not source.random_access:
         raise UserError(
             "streamed shards are cached beforehand: `ldm cache`, then --data with its folder; or "
             f"--set training.{stage}.cache_latents=false"
         )
     autoencoder = encoders.autoencoder.to(accelerator.device, memory_format=torch.channels_last).eval()
     share = ProcessShare(accelerator.process_index, accelerator.num_processes)
-    if not isinstance(source, CachedData):
-        source = cache_in(run.path, source, config.data, Encoders(autoencoder), share, accelerator.device)
-    check_cache(source, config.data, encoders, share)
-    return source
+    cache = source.latents
+    if cache is None:
+        cache = cache_in(run.path, source, config.data, Encoders(autoencoder), share, accelerator.device)
+    check_cache(cache, config.data, encoders, share)
+    return cache

@@ -14,7 +14,6 @@ from torch import Tensor
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, find_model, load_pipeline
 from ldm.config.root import Config
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -28,7 +27,7 @@ from ldm.training.runs.run import Run
 def initial_parts(
     config: Config,
     kinds: Sequence[type[Condition]],
-    source: Source | Shards,
+    source: Source,
     accelerator: Accelerator,
     run: Run,
     vae: str | None,
@@ -43,9 +42,7 @@ def initial_parts(
     return _parts(config, autoencoder, [kind.new_parts(config, source, accelerator) for kind in kinds])
 
 
-def _of_run(
-    config: Config, kinds: Sequence[type[Condition]], source: Source | Shards, run: Run, vae: str | None
-) -> Parts:
+def _of_run(config: Config, kinds: Sequence[type[Condition]], source: Source, run: Run, vae: str | None) -> Parts:
     """The run's own autoencoder and tokenizer; the trained weights follow from its state."""
     newest = run.steps()[-1]
     saved = load_pipeline(newest)
@@ -58,7 +55,7 @@ def _of_run(
 def _of_model(
     config: Config,
     kinds: Sequence[type[Condition]],
-    source: Source | Shards,
+    source: Source,
     accelerator: Accelerator,
     vae: str | None,
     init: str,
@@ -85,7 +82,7 @@ def _parts(config: Config, autoencoder: Autoencoder, told: Sequence[Fields]) -> 
 
 
 def initial_classifier(
-    config: Config, source: Source | Shards, run: Run, vae: str | None, init: str | None
+    config: Config, source: Source, run: Run, vae: str | None, init: str | None
 ) -> TrainedClassifier:
     """A new classifier, or that of a run that goes on or of `init`; UserError where that is another than is asked."""
     names, asked = tuple(source.class_names), config.need_classifier()

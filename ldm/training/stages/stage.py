@@ -19,7 +19,6 @@ from ldm.config.training import StageConfig
 from ldm.data.broken import Broken
 from ldm.data.loader import Batch
 from ldm.data.random import StepRandom
-from ldm.data.shards import Shards
 from ldm.data.sources import Source
 from ldm.models.compiling import compile_blocks
 from ldm.training.checkpointing import checkpoint_gradients
@@ -69,7 +68,7 @@ class Stage(ABC):
     def sample(self) -> Any:
         """An image that shows how far training has come, or None; called by the main process alone."""
 
-    def finish(self, source: Source | Shards) -> dict[str, Any]:
+    def finish(self, source: Source) -> dict[str, Any]:
         """What is left to do when training ends, by all processes; the facts it found."""
         return {}
 

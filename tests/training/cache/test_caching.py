@@ -23,7 +23,7 @@ from ldm.config.data import DataConfig
 from ldm.config.root import Config
 from ldm.data.broken import UnreadableError
 from ldm.data.cached import INDEX, CachedData
-from ldm.data.loader import Share, TrainingData
+from ldm.data.loader import BatchShare, TrainingData
 from ldm.data.sources import Source, open_source
 from ldm.errors import UserError
 from ldm.generation import find_device
@@ -125,7 +125,7 @@ def stage_on(source: Source, configuration: Config, vae: Path, run: Path) -> UNe
 
 
 def losses(stage: UNetStage, source: Source) -> list[float]:
-    data = TrainingData(source, DATA, Share(8), 0, stage.needs_images, unreadable=stage.unreadable)
+    data = TrainingData(source, DATA, BatchShare(8), 0, stage.needs_images, unreadable=stage.unreadable)
     return [stage.losses([data[step, 0]], step)["loss"].item() for step in range(1, 6)]
 
 
@@ -170,7 +170,7 @@ def test_interrupted_caching_leaves_whole_files_alone_and_goes_on_with_the_other
         writer(folder, encoders, Interrupted()).write()
     first, empty = folder / "latents-00000.safetensors", folder / "empty.safetensors"
     assert sorted(folder.iterdir()) == [empty, first]
-    with pytest.raises(UserError, match="not whole: finish it with ldm cache --resume"):
+    with pytest.raises(UserError, match="incomplete cache: finish it with ldm cache --resume"):
         open_source(str(folder), DATA)
     with pytest.raises(UserError, match="finish it with --resume"):
         check_folder(folder, resume=False)
@@ -222,7 +222,7 @@ def test_altered_and_missing_files_are_named(encoders: Encoders, tmp_path: Path)
     assert "latents-00001.safetensors and 1 more files changed since" in stale(cache, encoders)
     for damage in ("{", "{}", '{"facts": {"version": 0}}'):
         (cache.folder / INDEX).write_text(damage)
-        with pytest.raises(UserError, match="is no index of a cache"):
+        with pytest.raises(UserError, match="is not the index of a cache"):
             CachedData(cache.folder)
 
 

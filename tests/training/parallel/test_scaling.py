@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from grey import Grey, assert_close, settings
 
-from ldm.data.loader import Share, TrainingData
+from ldm.data.loader import BatchShare, TrainingData
 from ldm.errors import UserError
 from ldm.models.layers import ResNetBlock
 from ldm.storage.store import load_json, load_tree, save_json, save_tree
@@ -53,7 +53,7 @@ def unet_stage(measured: Path, *overrides: str) -> UNetStage:
 
 
 def steps(stage: AutoencoderStage | UNetStage, count: int) -> list[float]:
-    data = TrainingData(Grey(), settings().data, Share(4), 0)
+    data = TrainingData(Grey(), settings().data, BatchShare(4), 0)
     found = []
     for step in range(1, count + 1):
         stage.begin(step)

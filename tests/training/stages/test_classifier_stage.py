@@ -12,7 +12,7 @@ from tiny_stages import NAMES, Kinds, changed, weights
 from ldm import config
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.errors import UserError
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
@@ -44,7 +44,7 @@ def make(run: Path, vae: str | None, *overrides: str, init: str | None = None) -
 
 
 def batch(stage: ClassifierStage, step: int) -> list[Batch]:
-    return [TrainingData(Shades(), settings().data, Share(8), 0, stage.needs_images, classes=True)[step, 0]]
+    return [TrainingData(Shades(), settings().data, BatchShare(8), 0, stage.needs_images, classes=True)[step, 0]]
 
 
 def test_it_is_trained_and_saved_and_goes_on_exactly(vae: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_stages import NAMES, Colours, Kinds, changed, weights
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
@@ -55,7 +55,7 @@ def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | Non
 def batches(stage: UNetStage, kind: str, step: int, source: Colours | None = None) -> list[Batch]:
     asked = settings(kind)
     needs, told = stage.needs_images, asked.tells_classes
-    return [TrainingData(source or Kinds(), asked.data, Share(8), 0, needs, classes=told)[step, 0]]
+    return [TrainingData(source or Kinds(), asked.data, BatchShare(8), 0, needs, classes=told)[step, 0]]
 
 
 @pytest.mark.parametrize("kind", TASKS)
