@@ -34,7 +34,7 @@ def cache(
     from ldm.training.cache.encoders import configuration_of, load_encoders
     from ldm.training.cache.fingerprints import facts_of
     from ldm.training.runs.run import with_text_source
-    from ldm.training.stages.build import check_cacheable
+    from ldm.training.stages.latent_stage import check_cacheable
 
     loaded = with_text_source(ldm.config.load(config or configuration_of(model), settings or ()), out)
     check_cacheable(loaded.data)

@@ -1,25 +1,79 @@
-"""Curves in an image: axes with grid lines, and no library but Pillow."""
+"""Line charts as PNG files, drawn with matplotlib."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from ldm.storage.store import write
 
-SCALE = 2  # drawn so many times as large and scaled down, for smooth lines
-LEFT, RIGHT, TOP, BOTTOM = 84, 24, 44, 56
 Point = tuple[float, float]
+DPI = 100
 
 
-def smoothed(values: list[float]) -> list[float]:
-    """Moving averages to both sides, whose weights fall by e over a thirtieth of the curve."""
-    there, back = _averages(values), _averages(values[::-1])[::-1]
-    return [(a + b) / 2 for a, b in zip(there, back, strict=True)]
+@dataclass(frozen=True)
+class Line:
+    """A named line; `smooth` draws a moving average over the pale raw values, which suits noisy ones."""
+
+    name: str
+    points: Sequence[Point]
+    smooth: bool = False
 
 
-def _averages(values: list[float]) -> list[float]:
-    """Exponential moving averages, unbiased at the start."""
+@dataclass(frozen=True)
+class Panel:
+    """A plot with axes. The y axis is logarithmic if positive values span more than a factor of 5."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    from_zero: bool = False  # linear axes that begin at 0
+
+
+def write_chart(path: Path, panels: Sequence[Panel], size: tuple[int, int] = (900, 420)) -> None:
+    """Write panels beside each other as a PNG; `size` is the width and height of each in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((len(panels) * size[0] / DPI, size[1] / DPI), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # outside pyplot, whose figures must be closed
+    for number, panel in enumerate(panels, 1):
+        _plot(figure.add_subplot(1, len(panels), number), panel)
+    write(path, lambda work: figure.savefig(work, format="png"))
+
+
+def _plot(axes: Any, panel: Panel) -> None:
+    for number, line in enumerate(filter(lambda line: line.points, panel.lines)):
+        places, values = zip(*line.points, strict=True)
+        if line.smooth:
+            axes.plot(places, values, color=f"C{number}", alpha=0.3, linewidth=1)
+            axes.plot(places, smoothed(values), color=f"C{number}", linewidth=2, label=f"{line.name}, smoothed")
+        else:
+            axes.plot(places, values, color=f"C{number}", linewidth=2, marker="o", markersize=4, label=line.name)
+    heights = [value for line in panel.lines for _, value in line.points]
+    if panel.from_zero:
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    elif min(heights) > 0 and max(heights) > 5 * min(heights):
+        axes.set_yscale("log")
+    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Average values in both directions, with weights that fall by e over a thirtieth of the curve."""
+    forward, backward = _averages(values), _averages(values[::-1])[::-1]
+    return [(a + b) / 2 for a, b in zip(forward, backward, strict=True)]
+
+
+def _averages(values: Sequence[float]) -> list[float]:
+    """Return exponential moving averages, unbiased at the start."""
     keep = math.exp(-30 / max(len(values), 60))
     total = weight = 0.0
     means = []
@@ -27,105 +81,3 @@ def _averages(values: list[float]) -> list[float]:
         total, weight = keep * total + value, keep * weight + 1
         means.append(total / weight)
     return means
-
-
-class Chart:
-    """Axes with grid lines for some points, which curves are then drawn into.
-
-    Logarithmic upwards where all values are positive and span more than a factor of 5, unless both axes start at zero.
-    """
-
-    def __init__(
-        self,
-        points: Sequence[Point],
-        across: str,
-        upwards: str,
-        size: tuple[int, int] = (900, 420),
-        from_zero: bool = False,
-    ) -> None:
-        places, values = zip(*[(0.0, 0.0), *points] if from_zero else points, strict=True)
-        self.width, self.height = size
-        self.first, self.last = min(places), max(max(places), min(places) + 1)
-        self.logarithmic = min(values) > 0 and max(values) > 5 * min(values)
-        self.ticks = _log_ticks(min(values), max(values)) if self.logarithmic else _ticks(min(values), max(values))
-        self.low = self._height(min(min(values), self.ticks[0]))
-        self.high = self._height(max(max(values), self.ticks[-1]))
-        self.high += self.high == self.low  # a level curve has a height as well
-        self.image = Image.new("RGB", (self.width * SCALE, self.height * SCALE), "white")
-        self.draw, self.font, self.legend = ImageDraw.Draw(self.image), ImageFont.load_default(13 * SCALE), float(LEFT)
-        self._axes(across, upwards + (", logarithmic" if self.logarithmic else ""))
-
-    def curve(self, points: Sequence[Point], name: str, colour: str, smooth: bool = False) -> None:
-        """Draw points joined by lines, with the name in the legend; `smooth`: pale, with a moving average over it."""
-        if not points:
-            return
-        places, values = zip(*points, strict=True)
-        if smooth:
-            self._line(points, _pale(colour), 1.2)
-            points = list(zip(places, smoothed(list(values)), strict=True))
-        self._line(points, colour, 2.2)
-        if not smooth:
-            for point in points:
-                x, y = self._at(*point)
-                self.draw.ellipse([x - 3 * SCALE, y - 3 * SCALE, x + 3 * SCALE, y + 3 * SCALE], fill=colour)
-        self.draw.line([self._pixel(self.legend, 22), self._pixel(self.legend + 24, 22)], colour, 3 * SCALE)
-        self.draw.text(self._pixel(self.legend + 32, 22), name, "#333333", self.font, anchor="lm")
-        self.legend += 56 + self.draw.textlength(name, self.font) / SCALE
-
-    def finished(self) -> Image.Image:
-        """The chart at its size."""
-        return self.image.resize((self.width, self.height), Image.Resampling.LANCZOS)
-
-    def _axes(self, across: str, upwards: str) -> None:
-        for value in self.ticks:
-            _, y = self._at(self.first, value)
-            self.draw.line([(LEFT * SCALE, y), ((self.width - RIGHT) * SCALE, y)], "#e4e4e4", SCALE)
-            self.draw.text(((LEFT - 8) * SCALE, y), f"{value:.3g}", "#555555", self.font, anchor="rm")
-        foot = self.height - BOTTOM
-        for place in _ticks(self.first, self.last):
-            x, _ = self._at(place, self.ticks[0])
-            self.draw.line([(x, foot * SCALE), (x, (foot + 5) * SCALE)], "#888888", SCALE)
-            self.draw.text((x, (foot + 10) * SCALE), f"{place:,.0f}", "#555555", self.font, anchor="mt")
-        self.draw.line([self._pixel(LEFT, foot), self._pixel(self.width - RIGHT, foot)], "#888888", SCALE)
-        middle = (LEFT + self.width - RIGHT) / 2
-        self.draw.text(self._pixel(middle, self.height - 8), across, "#333333", self.font, anchor="mb")
-        label = Image.new("L", (self.height * SCALE, 20 * SCALE))
-        middle = (self.height - (TOP + foot) / 2) * SCALE
-        ImageDraw.Draw(label).text((middle, 10 * SCALE), upwards, 255, self.font, anchor="mm")
-        self.image.paste("#333333", (4 * SCALE, 0), label.rotate(90, expand=True))
-
-    def _line(self, points: Sequence[Point], colour: str, width: float) -> None:
-        self.draw.line([self._at(*point) for point in points], colour, round(width * SCALE), joint="curve")
-
-    def _height(self, value: float) -> float:
-        return math.log(value) if self.logarithmic else value
-
-    def _at(self, place: float, value: float) -> Point:
-        right = (place - self.first) / (self.last - self.first)
-        up = (self._height(value) - self.low) / (self.high - self.low)
-        across, upwards = right * (self.width - LEFT - RIGHT), up * (self.height - TOP - BOTTOM)
-        return self._pixel(LEFT + across, self.height - BOTTOM - upwards)
-
-    @staticmethod
-    def _pixel(x: float, y: float) -> Point:
-        return (x * SCALE, y * SCALE)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from below or at `low` to `high`."""
-    rough = (high - low or abs(high) or 1.0) / 5
-    size = 10.0 ** math.floor(math.log10(rough))
-    size *= next(step for step in (1, 2, 5, 10) if step * size >= rough)
-    return [size * count for count in range(math.ceil(low / size), math.floor(high / size) + 1)] or [low]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between `low` and `high`."""
-    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
-    return [first * 10.0**power for power in powers for first in (1, 2, 5) if low <= first * 10.0**power <= high]
-
-
-def _pale(colour: str) -> str:
-    """A third of a colour on white."""
-    parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    return "#" + "".join(f"{255 - (255 - part) // 3:02x}" for part in parts)

@@ -178,3 +178,11 @@ DATA_SOURCES = Registry(  # that of the last one that matches `--data` is opened
         "scenes": "ldm.data.scenes.dataset:ScenesDataset",
     },
 )
+STAGES = Registry(
+    "training stage",
+    {
+        "autoencoder": "ldm.training.stages.autoencoder:AutoencoderStage",
+        "unet": "ldm.training.stages.unet:UNetStage",
+        "classifier": "ldm.training.stages.classifier:ClassifierStage",
+    },
+)

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from PIL import Image
 
 from ldm import config as configuration
 from ldm.bench.machine import types_of
@@ -16,13 +15,11 @@ from ldm.bench.networks import prepared, random_network
 from ldm.bench.runner import timed
 from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
 from ldm.bench.workload import Run
-from ldm.chart import Chart, Point
+from ldm.chart import Line, Panel, Point, write_chart
 from ldm.config.root import Config
 from ldm.generation import TextToImage
 from ldm.models.unet.unet import UNet
-from ldm.storage.store import write
 
-COLOURS = {torch.float32: "#2f6db5", torch.bfloat16: "#c8553d"}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 PANEL = (430, 380)  # pixels
 
@@ -79,12 +76,9 @@ def _work(pipe: TextToImage, config: Config, size: Size, device: torch.device) -
 
 
 def draw_growth(curves: list[Curves], out: Path, axes: tuple[Axis, ...] = AXES) -> None:
-    """Write the curves as a PNG, a panel an axis, all from zero on."""
-    sheet = Image.new("RGB", (PANEL[0] * len(axes), PANEL[1]), "white")
-    for number, (axis, found) in enumerate(zip(axes, curves, strict=True)):
-        points = [point for line in found.values() for point in line]
-        chart = Chart(points, axis.across, "seconds", PANEL, from_zero=True)
-        for dtype, line in found.items():
-            chart.curve(line, NAMES[dtype], COLOURS[dtype])
-        sheet.paste(chart.finished(), (number * PANEL[0], 0))
-    write(out, lambda work: sheet.save(work, format="png", optimize=True))
+    """Write the curves as a PNG, one panel per axis, with axes from zero."""
+    panels = [
+        Panel("", axis.across, "seconds", [Line(NAMES[dtype], points) for dtype, points in found.items()], True)
+        for axis, found in zip(axes, curves, strict=True)
+    ]
+    write_chart(out, panels, PANEL)

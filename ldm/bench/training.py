@@ -167,7 +167,7 @@ def our_steps(trainer: Trainer) -> Run:
         step = next(steps)
         batch = data[step, 0]
         stage.begin(step)
-        return stage.losses([batch], step)["loss"]
+        return stage.train_step([batch], step).losses["loss"]
 
     return run
 

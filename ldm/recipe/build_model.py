@@ -19,12 +19,12 @@ from ldm.recipe.plot import plot
 from ldm.recipe.rendering import Rendering, first_scenes
 from ldm.recipe.sweep import Curves, Scores, measure
 from ldm.recipe.timetable import OutOfTimeError, Timetable
+from ldm.registry import STAGES
 from ldm.storage.store import save_json
 from ldm.training.loop import start_accelerator, train
 from ldm.training.runs.run import Run
 from ldm.training.runs.stop import Limits
-from ldm.training.stages import build
-from ldm.training.stages.stage import Stage
+from ldm.training.stages.stage import Stage, StartingPoint
 
 GRID_COLUMNS = 6
 
@@ -71,20 +71,17 @@ def make(order: Order, times: Timetable) -> bool:
 
 def _train(name: str, order: Order, source: Source, times: Timetable) -> None:
     """Go on training a stage; OutOfTimeError where it does not reach its end."""
-    config, settings = order.config, getattr(order.config.training, name)
+    config, settings = order.config, order.config.training.of(name)
     run = Run(order.out / name, resume=True)
     marker = run.path / "budget.json"
     if _finished(run, settings, marker):
         return
     times.until_end()
-    starting = {} if name == "autoencoder" else {"vae": str(order.out / "autoencoder"), "init": None}
-    build.check(name, config, run, **starting)
+    kind: type[Stage] = STAGES[name]
+    start = StartingPoint(vae=str(order.out / "autoencoder") if kind.on_latents else None)
+    kind.check(config, run, start)
     accelerator = start_accelerator(settings, config.training.seed)
-    stage: Stage
-    if name == "autoencoder":
-        stage = build.autoencoder_stage(config, source, accelerator)
-    else:
-        stage = build.unet_stage(config, source, accelerator, run, **starting)
+    stage = kind.build(config, source, accelerator, run, start)
     budget = times.budget(name, _trained(run))
     train(stage, source, config, run, Limits(times.left(), budget))
     accelerator.end_training()

@@ -1,47 +1,45 @@
-"""Exponential moving average of a network's weights: what is saved, sampled from and used."""
+"""Exponential moving average of a network's weights, which is what is saved and sampled from."""
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.training.parallel.sharding import divided, is_shard, local
+from ldm.training.parallel.strategy import ShardingStrategy
 
 
 class EMA:
-    """A float32 copy of a network that follows it: average += (1 - decay) * (weights - average).
+    """A float32 average of a network: average += (1 - decay) * (weights - average).
 
-    Early on the decay is (1 + n) / (10 + n) for the n-th update, where that is smaller, so that the random start is
-    soon forgotten. On a `device` of its own the average costs a copy of all weights in every step, and no memory there.
+    The decay of update n is at most (1 + n) / (10 + n), which forgets the random initialization quickly. On another
+    `device` the average takes no memory beside the network but costs a copy of all weights in every step.
     """
 
-    def __init__(self, network: nn.Module, decay: float, device: str | None = None) -> None:
-        self.network = copy.deepcopy(network).float().to(device).eval().requires_grad_(False)
-        self.decay, self._device = decay, device
-        self._shards: list = []  # what is averaged, where processes divide the weights among them
-
-    def shard(self, network: nn.Module) -> None:
-        """Average only this process' shards, if the weights of `network` are divided."""
-        weights = list(network.parameters())
-        if any(is_shard(weight) for weight in weights):
-            if self._device is not None:
-                raise UserError(
-                    f"ema_device {self._device}: averages of divided weights lie beside them, set ema_device=null"
-                )
-            self._shards = [divided(average.detach(), weight) for average, weight in self._pairs(weights)]
+    def __init__(
+        self, copy: nn.Module, decay: float, device: str | None = None, sharding: ShardingStrategy | None = None
+    ) -> None:
+        """Start from `copy`, a whole copy of the network; `sharding` is the prepared network's strategy."""
+        self.network = copy.float().to(device).eval().requires_grad_(False)
+        self.decay = decay
+        self._shards: list[Any] | None = None if sharding is None else sharding.shard(list(copy.parameters()))
+        self._sharding = None if self._shards is None else sharding
+        if self._shards is not None:
+            if device is not None:
+                raise UserError(f"ema_device {device} is not supported with sharded weights: set ema_device=null")
             self.network.to("cpu")
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Move towards `network` after optimiser step number `step`, counted from 1; buffers are copied."""
+        """Move towards `network` after optimizer step `step`, counted from 1; copy its buffers."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [local(average) for average in self._shards or self.network.parameters()]
+        averages, weights = self._shards or list(self.network.parameters()), list(network.parameters())
+        if self._sharding is not None:
+            averages, weights = self._sharding.local(averages), self._sharding.local(weights)
         weights = [
-            local(weight).detach().to(average.device, torch.float32)
-            for average, weight in zip(averages, network.parameters(), strict=True)
+            weight.detach().to(average.device, torch.float32) for average, weight in zip(averages, weights, strict=True)
         ]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
@@ -49,15 +47,13 @@ class EMA:
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Make the weights of `network` whole and the newest; where they are sharded, every process must come here."""
-        for average, shard in self._pairs(self._shards):
-            average.copy_(shard.full_tensor())
+        """Update the whole weights of `self.network` from the shards; all processes must call this."""
+        if self._shards is not None and self._sharding is not None:
+            for average, shard in zip(self.network.parameters(), self._shards, strict=True):
+                average.copy_(self._sharding.unshard(shard))
 
-    @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over the whole weights and buffers of a network's `state_dict()`."""
+        """Load the whole weights and buffers of a network's `state_dict()`."""
         self.network.load_state_dict(state)
-        self._shards = [divided(average.detach(), shard) for average, shard in self._pairs(self._shards)]
-
-    def _pairs(self, weights: list) -> list:
-        return list(zip(self.network.parameters(), weights, strict=True)) if weights else []
+        if self._shards is not None and self._sharding is not None:
+            self._shards = self._sharding.shard(list(self.network.parameters()))

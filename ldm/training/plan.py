@@ -125,8 +125,8 @@ def _timed(stage: Stage, source: IndexedSource, config: Config) -> tuple[float, 
     while len(times) < 2 or (len(times) <= TRIAL_STEPS and sum(times) < TRIAL_SECONDS):
         began, step = time.monotonic(), settings.max_steps  # the last one, in which every loss takes part
         stage.begin(step)
-        losses = stage.losses([data[step, micro] for micro in range(share.accumulation)], step)
-        losses["loss"].item()  # waits for the device
+        report = stage.train_step([data[step, micro] for micro in range(share.accumulation)], step)
+        report.losses["loss"].item()  # waits for the device
         times.append(time.monotonic() - began)
     return float(np.median(times[1:])), len(times) - 1
 

@@ -120,8 +120,9 @@ def test_sizes_and_crops_are_told() -> None:
 
 def test_a_stage_with_cached_latents_refuses_buckets(tmp_path) -> None:
     from ldm.training.runs.run import Run
-    from ldm.training.stages import build
+    from ldm.training.stages.stage import StartingPoint
+    from ldm.training.stages.unet import UNetStage
 
     loaded = config.load("tiny", ["data.buckets={}"])
-    with pytest.raises(UserError, match=r"not together with data\.buckets"):
-        build.check("unet", loaded, Run(tmp_path, resume=True))
+    with pytest.raises(UserError, match=r"do not support data\.buckets"):
+        UNetStage.check(loaded, Run(tmp_path, resume=True), StartingPoint())

@@ -20,7 +20,6 @@ from ldm.data.loader import BatchShare, TrainingData
 from ldm.data.sources import IndexedSource
 from ldm.training.runs.run import Run
 from ldm.training.runs.saving import Saver
-from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
 
 STEPS, SAVED = 50, 6
@@ -71,7 +70,7 @@ def settings(case: str) -> Config:
 
 def make(case: str, seed: int = 0) -> AutoencoderStage:
     torch.manual_seed(seed)
-    return build.autoencoder_stage(settings(case), Noise(), Accelerator(cpu=True))
+    return AutoencoderStage.build(settings(case), Noise(), Accelerator(cpu=True))
 
 
 def train(stage: AutoencoderStage, case: str, first: int, last: int) -> list[dict[str, float]]:
@@ -81,7 +80,7 @@ def train(stage: AutoencoderStage, case: str, first: int, last: int) -> list[dic
     data, found = TrainingData(Noise(), settings(case).data, share, 0), []
     for step in range(first, last + 1):
         stage.begin(step)
-        losses = stage.losses([data[step, 0]], step)
+        losses = stage.train_step([data[step, 0]], step).losses
         found.append({name: accelerator.reduce(loss, "mean").item() for name, loss in losses.items()})
     return found
 

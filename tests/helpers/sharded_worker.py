@@ -1,4 +1,4 @@
-"""What each of two processes runs, over gloo on the CPU, for the tests of weights that are divided among them.
+"""What each of two processes runs, over gloo on the CPU, for the tests of weights that are sharded among them.
 
 accelerate divides weights on GPUs only. Here it is told that it has some, once the processes have found each other; all
 else is its own, FSDP2's and DeepSpeed's, as `accelerate launch --config_file configs/accelerate/KIND.yaml` has it.
@@ -25,7 +25,7 @@ from ldm.storage.store import load_json, load_tree, save_json, save_tree
 from ldm.training import loop
 from ldm.training.loop import start_accelerator
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 CONFIGURATIONS = Path(__file__).parents[2] / "configs" / "accelerate"
@@ -46,33 +46,47 @@ def asked(precision: str, *more: str) -> Config:
 def make(vae: Path, precision: str = "no", *more: str) -> UNetStage:
     config = asked(precision, *more)
     accelerator = start_accelerator(config.training.unet, 0)
-    return build.unet_stage(config, Grey(), accelerator, Run(vae.parent / "run", resume=True), str(vae), None)
+    return UNetStage.build(
+        config, Grey(), accelerator, Run(vae.parent / "run", resume=True), StartingPoint(vae=str(vae))
+    )
 
 
 def steps(stage: UNetStage, first: int, last: int) -> torch.Tensor:
-    """Losses and gradient norms."""
+    """Losses and gradient norms of steps."""
     accelerator, found = stage.accelerator, []
     share = BatchShare(4, accelerator.process_index, accelerator.num_processes, 2)
     data = TrainingData(Grey(), asked("no").data, share, 0)
     for step in range(first, last + 1):
         stage.begin(step)
-        losses = stage.losses([data[step, 0], data[step, 1]], step)
+        losses = stage.train_step([data[step, 0], data[step, 1]], step).losses
         found.append(accelerator.reduce(torch.stack([losses["loss"], losses["gradient_norm"]]), "mean"))
     return torch.stack(found)
 
 
-def state_of(stage: UNetStage) -> dict[str, Any]:
+def state_of(stage: UNetStage, folder: Path | None = None) -> dict[str, Any]:
+    """The state without its scaler; several processes read what the first one writes to `folder`."""
     with stage.averaged():
-        return {name: copy.deepcopy(part) for name, part in stage.state().items() if name != "scaler"}
+        state = {name: copy.deepcopy(part) for name, part in stage.state().items() if name != "scaler"}
+    if folder is None:
+        return state
+    if stage.accelerator.is_main_process:
+        save_tree(folder / "state-of", state)
+    elif stage.accelerator.distributed_type == DistributedType.FSDP:
+        assert not state["networks"]["unet"]  # the full state is held by the first process only
+        assert not state["optimizers"]["unet"]
+    stage.accelerator.wait_for_everyone()
+    state = load_tree(folder / "state-of")
+    stage.accelerator.wait_for_everyone()
+    return state
 
 
 def load(stage: UNetStage, state: dict[str, Any]) -> UNetStage:
-    stage.load_state(copy.deepcopy({**state, "scaler": None}))  # an optimiser keeps what it is given
+    stage.load_state(copy.deepcopy({**state, "scaler": None}))  # an optimizer keeps the tensors it loads
     return stage
 
 
 def environment(kind: str) -> dict[str, str]:
-    """What accelerate's launcher makes of the configuration of a kind."""
+    """The variables that accelerate's launcher sets for a strategy's configuration."""
     file, stage = STAGES.get(kind, (kind, ""))
     words = ["--config_file", str(CONFIGURATIONS / f"{file}.yaml"), "--num_processes", "2", "-m", "ldm"]
     words = ["--zero_stage", stage, *words] if stage else words
@@ -82,7 +96,7 @@ def environment(kind: str) -> dict[str, str]:
 
 
 def begin(kind: str) -> None:
-    """The next accelerator divides weights in a way of that kind."""
+    """Let the next accelerator shard weights with a strategy."""
     AcceleratorState._reset_state(False)
     launched = {name: value for name, value in environment(kind).items() if name not in os.environ}
     os.environ |= {name: value for name, value in launched.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
@@ -104,31 +118,31 @@ def main(vae: Path, kinds: list[str]) -> None:
         first = make(vae)
         assert first.accelerator.distributed_type.value == ("DEEPSPEED" if kind in STAGES else "FSDP")
         assert_close(steps(first, 1, 4), expected["1-4"], 1e-5)
-        state = state_of(first)
+        state = state_of(first, folder)
         assert_close(state, load_tree(folder / "plain"), 1e-4)
         goes_on = steps(first, 5, 6)
-        begin(kind)  # into divided weights again, bit by bit
+        begin(kind)  # into sharded weights again, bit for bit
         again = load(make(vae), state)
-        assert_close(state_of(again), state, 0.0)
+        assert_close(state_of(again, folder), state, 0.0)
         assert torch.equal(steps(again, 5, 6), goes_on)
         begin(kind)  # from whole ones
         assert_close(steps(load(make(vae), load_tree(folder / "plain")), 5, 6), expected["5-6"], 1e-5)
         if again.accelerator.is_main_process:
             save_tree(folder / kind, state)
             save_json(folder / f"{kind}.json", {"5-6": goes_on.tolist()})
-        begin(kind)  # with maps that are computed again on the way back
+        begin(kind)  # with activations that are recomputed in the backward pass
         assert_close(steps(make(vae, "no", "gradient_checkpointing=true"), 1, 4), expected["1-4"], 1e-5)
         begin(kind)
         half = make(vae, "bf16")
         assert_close(steps(half, 1, 4), expected["bf16"], 2e-2)
-        state = state_of(half)
+        state = state_of(half, folder)
         begin(kind)
-        assert_close(state_of(load(make(vae, "bf16"), state)), state, 0.0)
+        assert_close(state_of(load(make(vae, "bf16"), state), folder), state, 0.0)
         if kind == "fsdp2":
             begin(kind)
             orthogonal = make(vae, "no", "optimizer=muon")
             assert_close(steps(orthogonal, 1, 4), expected["muon"], 1e-5)
-            state = state_of(orthogonal)
+            state = state_of(orthogonal, folder)
             goes_on = steps(orthogonal, 5, 6)
             begin(kind)
             assert torch.equal(steps(load(make(vae, "no", "optimizer=muon"), state), 5, 6), goes_on)

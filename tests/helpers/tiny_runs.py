@@ -11,7 +11,6 @@ from grey import Grey
 from ldm import config
 from ldm.config.root import Config
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
 
 OPTIONS = ("batch_size=4", "max_steps=4", "save_every=1", "validation_images=16", "statistics_images=4")
@@ -26,4 +25,4 @@ def settings(*more: str) -> Config:
 def start(run: Path, *more: str) -> tuple[AutoencoderStage, Run, Config]:
     torch.manual_seed(0)
     asked = settings(*more)
-    return build.autoencoder_stage(asked, Grey(), Accelerator(cpu=True)), Run(run, resume=True), asked
+    return AutoencoderStage.build(asked, Grey(), Accelerator(cpu=True)), Run(run, resume=True), asked

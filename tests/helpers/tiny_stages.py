@@ -13,8 +13,8 @@ from ldm.config.root import Config
 from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.data.sources import IndexedSource
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 PLAYING = ("loss.adversarial.weight=0.5", "loss.adversarial.start_step=2", "loss.adversarial.discriminator_channels=8")
@@ -43,7 +43,7 @@ def settings(*overrides: str) -> Config:
 
 def autoencoder_stage(*overrides: str) -> AutoencoderStage:
     torch.manual_seed(0)
-    return build.autoencoder_stage(settings(*overrides), Colours(), Accelerator(cpu=True))
+    return AutoencoderStage.build(settings(*overrides), Colours(), Accelerator(cpu=True))
 
 
 def micro_batches(step: int, accumulation: int = 1, images: bool = True) -> list[Batch]:
@@ -62,7 +62,7 @@ def changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
 def unet_stage(measured: Path, *overrides: str) -> UNetStage:
     torch.manual_seed(0)
     accelerator, run = Accelerator(cpu=True), Run(measured.parent / "run", resume=True)
-    return build.unet_stage(settings(*overrides), Colours(), accelerator, run, str(measured), None)
+    return UNetStage.build(settings(*overrides), Colours(), accelerator, run, StartingPoint(vae=str(measured)))
 
 
 class Kinds(Colours):

@@ -15,8 +15,7 @@ from ldm import TextToImage
 from ldm.config.training import StageConfig
 from ldm.recipe.sweep import GUIDANCE, SAMPLERS, STEPS, Cell, Curves, Scores
 from ldm.recipe.timetable import OutOfTimeError, Timetable
-from ldm.training.runs.clock import Clock
-from ldm.training.stages.stage import learning_rate_factor
+from ldm.training.optim.schedules import Clock, learning_rate_factor
 
 CURVES = Curves(samples=8, curve_samples=4, metrics=("scenes",))
 
@@ -28,15 +27,15 @@ def report(score: float) -> dict:
 def test_schedules_follow_the_time_where_a_run_has_one() -> None:
     config = StageConfig(max_steps=1000, decay="linear", warmup_steps=10)
     clock = Clock(config, Accelerator(cpu=True), budget=100.0, spent=50.0)
-    assert 500 <= clock.at(7) <= 502  # half of the time: as at half of the steps, however few they were
-    assert clock.at(800) == 800
+    assert 500 <= clock.schedule_step(7) <= 502  # half of the time: as at half of the steps, however few they were
+    assert clock.schedule_step(800) == 800
     assert learning_rate_factor(config, 7, 500) == 7 / 10  # but the warm-up is one of steps
     assert learning_rate_factor(config, 20, 505) == pytest.approx(0.5, abs=0.01)
     assert learning_rate_factor(config, 20, 1000) == pytest.approx(learning_rate_factor(config, 1000))
     assert clock.left(None) == 50.0
     assert clock.left(9.0) == 9.0
-    assert Clock(config, Accelerator(cpu=True), None, 50.0).at(7) == 7
-    assert Clock(config, Accelerator(cpu=True), 0.0, 0.0).at(1) == 1000  # no time at all
+    assert Clock(config, Accelerator(cpu=True), None, 50.0).schedule_step(7) == 7
+    assert Clock(config, Accelerator(cpu=True), 0.0, 0.0).schedule_step(1) == 1000  # no time at all
 
 
 def test_what_a_part_leaves_over_is_the_next_ones(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The moving average of weights against its recurrence, and the learning rate's course."""
 
+import copy
 import itertools
 
 import pytest
@@ -8,12 +9,12 @@ from torch import nn
 
 from ldm.config.training import StageConfig
 from ldm.training.ema import EMA
-from ldm.training.stages.stage import learning_rate_factor
+from ldm.training.optim.schedules import learning_rate_factor
 
 
 def test_the_average_follows_its_recurrence() -> None:
     network = nn.Linear(3, 2)
-    ema = EMA(network, decay=0.9)
+    ema = EMA(copy.deepcopy(network), decay=0.9)
     expected = network.weight.detach().clone()
     for step in range(1, 200):
         with torch.no_grad():

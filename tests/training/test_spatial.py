@@ -21,7 +21,7 @@ from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2")
@@ -71,7 +71,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     vae.save(folder / "first")
     torch.manual_seed(0)
     asked, run = config.load("tiny", list(SMALL)), Run(folder / "run", resume=True)
-    stage = build.unet_stage(asked, Halves(), Accelerator(cpu=True), run, str(folder / "first" / "vae"), None)
+    stage = UNetStage.build(
+        asked, Halves(), Accelerator(cpu=True), run, StartingPoint(vae=str(folder / "first" / "vae"))
+    )
     for weight in stage.average.unet.conv_out.parameters():
         nn.init.normal_(weight)
     stage.save(folder / "text")
@@ -82,8 +84,8 @@ def make(kind: str, run: Path, model: str, *overrides: str) -> UNetStage:
     torch.manual_seed(0)
     asked, folder = settings(kind, *overrides), Run(run, resume=True)
     init = None if folder.steps() else model
-    build.check("unet", asked, folder, None, init)
-    return build.unet_stage(asked, Halves(), Accelerator(cpu=True), folder, None, init)
+    UNetStage.check(asked, folder, StartingPoint(init=init))
+    return UNetStage.build(asked, Halves(), Accelerator(cpu=True), folder, StartingPoint(init=init))
 
 
 def batch_of(stage: UNetStage, kind: str, step: int) -> Batch:
@@ -113,7 +115,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     assert not beside.any()
     for step in (1, 2):
         stage.begin(step)
-        assert stage.losses([batch_of(stage, kind, step)], step)["loss"].isfinite()
+        assert stage.train_step([batch_of(stage, kind, step)], step).losses["loss"].isfinite()
     assert changed(before, weights(stage, "unet"))
     assert beside.any()  # it is seen from now on
     assert stage.validate(batch_of(stage, kind, 0)).isfinite()
@@ -127,7 +129,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     went_on.load_state(saved.state)
     for each in (stage, went_on):
         each.begin(3)
-    ours, theirs = (each.losses([batch_of(each, kind, 3)], 3)["loss"] for each in (stage, went_on))
+    ours, theirs = (each.train_step([batch_of(each, kind, 3)], 3).losses["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     assert f'"{KINDS[kind]}Pipeline"' in (tmp_path / "step-000002" / "model_index.json").read_text()
     assert "not tried" in plan("unet", settings(kind), "scenes")

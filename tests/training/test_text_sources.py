@@ -30,7 +30,7 @@ from ldm.generation import TextToImage
 from ldm.training.cache.fingerprints import text_digest
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run, with_text_source
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 BERT = BertConfig(vocab_size=60, max_length=40, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
@@ -72,8 +72,8 @@ def settings(run: Path, text: dict[str, object], *overrides: str) -> Config:
 def stage_of(configuration: Config, run: Path, vae: Path, resume: bool = False) -> UNetStage:
     torch.manual_seed(0)
     folder = Run(run, resume)
-    build.check("unet", configuration, folder, str(vae))
-    return build.unet_stage(configuration, Colours(), Accelerator(cpu=True), folder, str(vae), None)
+    UNetStage.check(configuration, folder, StartingPoint(vae=str(vae)))
+    return UNetStage.build(configuration, Colours(), Accelerator(cpu=True), folder, StartingPoint(vae=str(vae)))
 
 
 def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -96,8 +96,8 @@ def test_a_frozen_clip_stays_as_it_is_and_goes_with_the_run(clip: Path, vae: Pat
     before = state_of(stage.conditions[0].text_encoder)
     assert_equal(load_text_encoder(clip), before)
     moving = [weight.clone() for weight in stage.networks["unet"].parameters()]
-    stage.losses(micro_batches(1), 1)
-    stage.losses(micro_batches(2), 2)
+    stage.train_step(micro_batches(1), 1)
+    stage.train_step(micro_batches(2), 2)
     assert_equal(stage.conditions[0].text_encoder, before)
     assert not stage.conditions[0].text_encoder.training
     assert all(
@@ -123,7 +123,7 @@ def test_a_frozen_clip_stays_as_it_is_and_goes_with_the_run(clip: Path, vae: Pat
         resumed = stage_of(again, run, vae, resume=True)
         resumed.load_state(stage.state())
         assert_equal(resumed.conditions[0].text_encoder, before)
-        with pytest.raises(UserError, match=r"text.frozen is False, in the run .* it is True"):
+        with pytest.raises(UserError, match=r"text.frozen is False, but the run .* has True"):
             settings(run, text | {"frozen": False})
     finally:
         away.rename(clip)
@@ -139,7 +139,7 @@ def test_an_encoder_that_is_not_frozen_starts_from_its_source_and_is_trained(
     stage = stage_of(configuration, run, vae)
     before = [weight.clone() for weight in stage.networks["unet"].text_encoder.parameters()]
     for step in (1, 2, 3):
-        stage.losses(micro_batches(step), step)
+        stage.train_step(micro_batches(step), step)
     after = list(stage.networks["unet"].text_encoder.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     step_folder = Run(run, resume=False).save(3, stage.save, stage.state(), configuration)
@@ -154,7 +154,7 @@ def test_an_ldm_bert_finds_its_vocabulary_in_the_captions(vae: Path, tmp_path: P
     stage = stage_of(settings(tmp_path, text), tmp_path, vae)
     assert stage.parts.text_encoder.vocab_size == stage.parts.tokenizer.vocab_size <= 90
     for step in (1, 2, 3):
-        assert torch.isfinite(stage.losses(micro_batches(step), step)["loss"])
+        assert torch.isfinite(stage.train_step(micro_batches(step), step).losses["loss"])
     stage.save(tmp_path / "saved")
     TextToImage.from_pretrained(tmp_path / "saved", device="cpu")("a", num_inference_steps=1)
 
@@ -252,7 +252,7 @@ def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
     configuration = settings(run, OPEN | {"source": str(open_clip_file / name)})
     assert (configuration.text.num_hidden_layers, configuration.text.num_attention_heads) == (3, 4)
     stage = stage_of(configuration, run, vae)
-    assert torch.isfinite(stage.losses(micro_batches(1), 1)["loss"])
+    assert torch.isfinite(stage.train_step(micro_batches(1), 1).losses["loss"])
     step = Run(run, resume=False).save(1, stage.save, stage.state(), configuration)
     pipe = TextToImage.from_pretrained(step, device="cpu")
     captions = ["colour number 3", "a trumpet"]

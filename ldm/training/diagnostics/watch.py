@@ -1,4 +1,4 @@
-"""Tells what is wrong with a run while it trains: each thing once, as long as it stays the same, and all in the end."""
+"""Diagnose a run while it trains: announce each diagnosis once, and list all of them at the end."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ldm.training.diagnostics.symptoms import Diagnosis, Report
 from ldm.training.diagnostics.unet import KEPT, diagnose
 from ldm.training.logging.log import Log, read_log
 
-FORGOTTEN = 10  # reports without it after which a diagnosis no longer holds
+FORGOTTEN = 10  # reports without a diagnosis after which it no longer applies
 
 
 @dataclass
 class _Held:
-    """A diagnosis since it was made first."""
+    """The history of a diagnosis."""
 
     diagnosis: Diagnosis
     first: int  # step
     last: int
     missed: int = 0  # reports since `last`
-    places: set[str] = field(default_factory=set)  # told so far
+    places: set[str] = field(default_factory=set)  # announced so far
 
 
 class Watch:
-    """What is diagnosed from the reports of a run, those of its log included, which a resumed run goes on with."""
+    """Diagnoses the reports of a run, including those in the log of a resumed run."""
 
     def __init__(self, log: Log, stage: str, config: Config, path: Path) -> None:
         self.log, self.stage, self.config = log, stage, config
@@ -38,27 +38,27 @@ class Watch:
                 if "observed" in report:  # neither words nor a validation loss
                     self._update(report)
 
-    def see(self, report: Report) -> None:
-        """Tell what is new after one more report, and what is no more; only where there is a log to tell it to."""
+    def add(self, report: Report) -> None:
+        """Add a report and announce new diagnoses and those that no longer apply."""
         if self.log.path is None:
             return
         new, gone = self._update(report)
         step = report["step"]
         for found in new:
-            self.log.tell(step, {"found": found.title, "text": found.text}, f"{found.title}: {found.text}")
+            self.log.announce(step, {"found": found.title, "text": found.text}, f"{found.title}: {found.text}")
         for name in gone:
-            self.log.tell(step, {"gone": name}, f"{name}: no more")
+            self.log.announce(step, {"gone": name}, f"{name}: no longer")
 
     def summary(self) -> str:
-        """All that was found, a line each."""
+        """Return all diagnoses, one per line."""
         now = sorted(self._held.values(), key=lambda held: held.first)
         lines = [f"  {held.diagnosis.title} (since step {held.first}): {held.diagnosis.text}" for held in now]
         gone = [held for name, held in self._gone.items() if name not in self._held]
-        lines += [f"  {held.diagnosis.title} (steps {held.first} to {held.last}, then no more)" for held in gone]
-        return "\n".join(["diagnosis:", *lines]) if lines else "diagnosis: nothing unusual was seen"
+        lines += [f"  {held.diagnosis.title} (steps {held.first} to {held.last} only)" for held in gone]
+        return "\n".join(["diagnosis:", *lines]) if lines else "diagnosis: nothing unusual"
 
     def _update(self, report: Report) -> tuple[list[Diagnosis], list[str]]:
-        """What is found for the first time or in another place, and the names of what is found no longer."""
+        """Return diagnoses that are new or in another place, and the names of those that no longer apply."""
         self._reports.append(report)
         step, new = report["step"], []
         for held in self._held.values():

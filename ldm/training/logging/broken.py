@@ -1,8 +1,9 @@
-"""What training could not read: counted over all processes, listed by name, and a reason to stop when it is much."""
+"""Unreadable samples: counted over all processes, listed by name, and an error if there are too many."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,71 +11,68 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ldm.data.broken import Broken
-from ldm.data.loader import Batch
 from ldm.errors import UserError
+from ldm.storage.store import save_text
 
-ENOUGH = 1000  # samples that must have been asked for before their share of broken ones says anything
-SHOWN = 100  # names in the last message; the file has all
+ENOUGH = 1000  # samples after which the share of unreadable ones is judged
+SHOWN = 100  # names in the summary; the file has all
 
 
 class BrokenReport:
-    """`broken.jsonl` of a run: name and reason of each sample that could not be read, once."""
+    """`broken.jsonl` of a run: name and reason of each unreadable sample, once."""
 
     def __init__(self, path: Path, accelerator: Accelerator, limit: float, images: int) -> None:
         self.path, self.accelerator, self.limit = path, accelerator, limit
-        self.enough = min(ENOUGH, images)  # a small set is judged when all of it has been seen
-        self.asked = self.failed = 0
+        self.enough = min(ENOUGH, images)  # a small set is judged after one pass
+        self.read = self.failed = 0
         self._new: list[Broken] = []
-        self._asked = 0
         self.found = _read(path)
 
-    def note(self, batch: Batch) -> Batch:
-        """Remember what was broken in a micro-batch of this process; the same batch."""
-        self._asked += len(batch.slots) + len(batch.broken)
-        self._new += batch.broken
-        return batch
+    def note(self, broken: Sequence[Broken]) -> None:
+        """Remember the unreadable samples of a micro-batch of this process."""
+        self._new += broken
 
-    def check(self) -> None:
-        """Put together what all processes have noted, and write down new names; all processes must come here.
+    def check(self, read: int) -> None:
+        """Combine what all processes have noted and write new names; all processes must call this.
 
-        UserError when more than the configured share of at least 1000 samples, or of all there are, is broken.
+        Args:
+            read: The number of samples that all processes have read since the last call.
+
+        Raises:
+            UserError: if more than the configured share of at least 1000 samples, or of all, is unreadable.
         """
-        counts = torch.tensor([self._asked, len(self._new)], device=self.accelerator.device)
-        asked, failed = self.accelerator.reduce(counts, "sum").tolist()
-        self.asked, self.failed = self.asked + asked, self.failed + failed
+        failed = int(self.accelerator.reduce(torch.tensor(len(self._new), device=self.accelerator.device), "sum"))
+        self.read, self.failed = self.read + read + failed, self.failed + failed
         if failed:
             self._gather()
-        self._new, self._asked = [], 0
-        if self.asked >= self.enough and self.failed > self.limit * self.asked:
+        self._new = []
+        if self.read >= self.enough and self.failed > self.limit * self.read:
             name, reason = next(iter(self.found.items()))
             raise UserError(
-                f"{self.failed:,} of {self.asked:,} samples of the data cannot be read, more than data.max_broken "
-                f"{self.limit:g} of them: {name} ({reason}) and others, listed in {self.path}"
+                f"{self.failed:,} of {self.read:,} samples of the data cannot be read, more than data.max_broken "
+                f"{self.limit:g}: {name} ({reason}) and others, listed in {self.path}"
             )
 
     def summary(self) -> str | None:
-        """All that was found broken, a line each; None where nothing was."""
+        """Return all unreadable samples, one per line; None if there are none."""
         if not self.found:
             return None
         lines = [f"  {name}: {reason}" for name, reason in sorted(self.found.items())[:SHOWN]]
         more = [f"  and {len(self.found) - SHOWN:,} more"] if len(self.found) > SHOWN else []
-        head = f"{len(self.found):,} unreadable samples, in whose places others stood ({self.path}):"
+        head = f"{len(self.found):,} unreadable samples were replaced by others ({self.path}):"
         return "\n".join([head, *lines, *more])
 
     def _gather(self) -> None:
-        new: list[Broken] = gather_object(self._new)
         before = len(self.found)
-        for broken in new:
+        for broken in gather_object(self._new):
             self.found.setdefault(broken.name, broken.reason)
         if self.accelerator.is_main_process and len(self.found) > before:
             rows = [json.dumps({"name": name, "reason": reason}) for name, reason in sorted(self.found.items())]
-            work = self.path.with_suffix(".tmp")
-            work.write_text("\n".join(rows) + "\n", encoding="utf-8")
-            work.replace(self.path)
+            save_text(self.path, "\n".join(rows) + "\n")
 
 
 def _read(path: Path) -> dict[str, str]:
-    """What a run found before it was resumed."""
+    """Read what a run found before it was resumed."""
     if not path.is_file():
         return {}
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -13,76 +12,71 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ldm.training.stages.stage import StepReport
+
+Steps = list[tuple[int, dict[str, Tensor]]]  # number and losses
+
 
 class Meter:
-    """Means of the losses since the last report, read from the device only when they are logged."""
+    """Collects the losses and observations of steps on the device; only a report waits for them."""
 
     def __init__(self, accelerator: Accelerator, batch_size: int) -> None:
         self.accelerator, self.batch_size = accelerator, batch_size
-        self.began = self.last = time.monotonic()
-        self.losses, self.observed = _Means(), _Means()
-        self.steps = 0
+        self._began = self._last = time.monotonic()
+        self._reports: list[StepReport] = []
+        self._unchecked: Steps = []
 
-    def add(self, losses: Mapping[str, Tensor], observed: Mapping[str, Tensor] = MappingProxyType({})) -> None:
-        """Add the detached scalars of one step, and what it observed besides, scalars or vectors."""
-        self.steps += 1
-        self.losses.add(losses)
-        self.observed.add(observed)
+    def add(self, step: int, report: StepReport) -> None:
+        """Add the detached tensors of one step."""
+        self._reports.append(report)
+        self._unchecked.append((step, report.losses))
+
+    def unchecked(self) -> Steps:
+        """Return the losses of the steps since the last call, for `Divergence.check`."""
+        steps, self._unchecked = self._unchecked, []
+        return steps
 
     def read(self) -> dict[str, Any]:
-        """Means over steps and processes, what was observed as `observed`, and rates; starts anew.
+        """Return means over steps and processes, `observed` among them, and rates; start the next interval.
 
-        What is not finite is left out: `Divergence` tells where it may be so.
+        Values that are not finite are left out; `Divergence` reports those. All processes must call this.
         """
-        losses, observed = self.losses.read(), self.observed.read()
-        means = torch.cat([mean.reshape(-1) for mean in (*losses.values(), *observed.values())])
-        values = iter(self.accelerator.reduce(means, "mean").tolist())
+        losses = _means([report.losses for report in self._reports])
+        observed = _means([report.observed for report in self._reports])
+        tensors = [*losses.values(), *observed.values()]
+        flat = self.accelerator.reduce(torch.cat([mean.reshape(-1) for mean in tensors]), "mean").cpu()
+        values = iter(part.tolist() for part in flat.split([mean.numel() for mean in tensors]))
         facts, seen = (
-            {name: value for name, value in _take(means, values).items() if _is_finite(value)}
+            {name: value if mean.ndim else value[0] for (name, mean), value in zip(means.items(), values, strict=False)}
             for means in (losses, observed)
         )
         now = time.monotonic()
-        seconds = (now - self.last) / self.steps
+        seconds = (now - self._last) / len(self._reports)
+        self._last, self._reports = now, []
         rates = {"seconds_per_step": seconds, "images_per_second": self.batch_size / seconds}
-        self.last, self.steps = now, 0
-        times = {**rates, "memory_mib": memory_mib(), "seconds": now - self.began}
-        return {**facts, **times, "observed": seen}
+        times = {**rates, "memory_mib": memory_mib(), "seconds": now - self._began}
+        return {**_finite(facts), **times, "observed": _finite(seen)}
 
 
-class _Means:
-    """Means of tensors by name, over the steps in which they were there."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def read(self) -> dict[str, Tensor]:
-        """The means so far, by sorted names; starts anew."""
-        means = {name: self.sums[name].float() / self.counts[name] for name in sorted(self.sums)}
-        self.sums, self.counts = {}, {}
-        return means
+def _means(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each tensor over the steps that have it, by sorted name."""
+    values: dict[str, list[Tensor]] = {}
+    for tensors in steps:
+        for name, tensor in tensors.items():
+            values.setdefault(name, []).append(tensor)
+    return {name: sum(values[name][1:], values[name][0]).float() / len(values[name]) for name in sorted(values)}
 
 
-def _take(tensors: Mapping[str, Tensor], values: Iterable[float]) -> dict[str, Any]:
-    """The next values as numbers and lists of numbers, in the shapes of the tensors."""
-    rest = iter(values)
+def _finite(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: next(rest) if tensor.ndim == 0 else [next(rest) for _ in range(tensor.numel())]
-        for name, tensor in tensors.items()
+        name: value
+        for name, value in facts.items()
+        if all(map(math.isfinite, value if isinstance(value, list) else [value]))
     }
 
 
-def _is_finite(value: float | list[float]) -> bool:
-    return all(map(math.isfinite, value if isinstance(value, list) else [value]))
-
-
 def memory_mib() -> float:
-    """The most that this process has held of its GPU so far or, where it uses none, what it holds of the machine."""
+    """Return the peak GPU memory of this process or, without a GPU, its current main memory, in MiB."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     return psutil.Process().memory_info().rss / 2**20

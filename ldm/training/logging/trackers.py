@@ -1,8 +1,7 @@
-"""Experiment trackers, through accelerate: what is logged goes to them as well."""
+"""Experiment trackers of accelerate, which receive what is logged."""
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,41 +15,45 @@ from ldm.config.root import Config
 from ldm.config.section import dump
 from ldm.errors import UserError
 
-PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
-
 
 def check_trackers(names: Sequence[str]) -> None:
-    """UserError for a tracker whose package is not installed."""
+    """Raise UserError for a tracker that accelerate does not have or whose package is not installed."""
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    installed = [str(name) for name in get_available_trackers()]
     for name in names:
-        if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
-            raise UserError(f"training.trackers names {name}, which is not installed: pip install {PACKAGES[name][0]}")
+        if name not in known:
+            raise UserError(f"training.trackers: unknown tracker {name!r}; accelerate has {', '.join(known)}")
+        if name not in installed:
+            raise UserError(f"training.trackers: {name} is not installed: pip install {name.replace('_', '-')}")
 
 
 class Trackers:
-    """The trackers that the accelerator was started with, told of the configuration; perhaps none."""
+    """The trackers that the accelerator was started with, perhaps none."""
 
     def __init__(self, accelerator: Accelerator, config: Config) -> None:
-        self.accelerator = accelerator
-        self._any = bool(config.training.trackers)
+        self.accelerator, self._any = accelerator, bool(config.training.trackers)
         if self._any:
             accelerator.init_trackers("ldm", config={"config": dump(config)})
 
     def log(self, facts: dict[str, Any]) -> None:
-        """Record the numbers of a step, which they name as `step`."""
+        """Record the numbers among the facts of step `facts["step"]`."""
         if self._any:
             numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
-            values = {name: value for name, value in numbers.items() if name != "step"}
-            self.accelerator.log(values, step=facts["step"])
+            self.accelerator.log({name: value for name, value in numbers.items() if name != "step"}, step=facts["step"])
 
     def image(self, image: Image.Image, step: int) -> None:
-        """Record the sample grid of a step."""
+        """Record the sample grid of a step, as an image or as a file."""
         for tracker in self.accelerator.trackers if self._any else ():
-            if tracker.name == "mlflow":
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": np.asarray(image)[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": [image]}, step=step)
+            elif hasattr(tracker, "log_artifact"):
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / f"step-{step:06d}.png"
                     image.save(path)
                     tracker.log_artifact(str(path), "samples")
-            elif tracker.name == "tensorboard":
-                tracker.log_images({"samples": np.asarray(image)[None]}, step=step, dataformats="NHWC")
-            else:
-                tracker.log_images({"samples": [image]}, step=step)

@@ -1,128 +1,114 @@
-"""How the weights of a network are divided among processes: not at all, or by FSDP2; by DeepSpeed in `zero`.
+"""One network and its optimizer in every process, replicated (`ShardingStrategy`) or sharded by FSDP2 or DeepSpeed.
 
-States are whole whatever the sharding is, and an optimiser's state is kept by the position of its weights, as torch
-does where nothing is divided. So a run may be resumed on another number of processes and with another sharding.
+Saved states are whole and the same for all strategies, with an optimizer's state by the position of its weights, so
+that a run resumes on another number of processes and with another strategy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.training.parallel.sharding import divided, is_shard, undivided
+T = TypeVar("T")
 
 
 class ShardingStrategy:
-    """A network and its optimiser as accelerate prepares them: whole in every process, or divided by FSDP2."""
+    """A network and its optimizer, whole in every process: one process, or several with DistributedDataParallel."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator = accelerator
+        self.wrapped, self.optimizer = self._prepare(network, optimizer)
+        self.network = accelerator.unwrap_model(self.wrapped)
 
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Hand both to accelerate, together, since dividing replaces the weights that the optimiser holds."""
-        if self.accelerator.distributed_type == DistributedType.FSDP and self.accelerator.mixed_precision != "no":
-            self._autocast(network)
-        return self.accelerator.prepare(network, optimizer)
+    def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        return self.accelerator.prepare(network, optimizer)  # together: sharding replaces the optimizer's weights
 
-    def _autocast(self, network: nn.Module) -> None:
-        """Let a network that FSDP2 will divide compute as others do: weights come in half precision, sums in float32.
+    def micro_batches(self, batches: Sequence[T]) -> Iterator[T]:
+        """Yield the micro-batches of a step; gradients are synchronized across processes in the last one only."""
+        for number, batch in enumerate(batches, 1):
+            with self.synchronize(number == len(batches)):
+                yield batch
 
-        accelerate's own policy would round all that the network is given, its time steps too.
-        """
-        from torch.distributed.fsdp import MixedPrecisionPolicy
+    def synchronize(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context of a micro-batch's forward and backward pass."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float16
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-        plain = network.forward
-
-        def forward(*inputs: Any) -> Any:
-            with self.accelerator.autocast():
-                return plain(*inputs)
-
-        network.forward = convert_outputs_to_fp32(forward)
-
-    def micro_batch(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Within it one micro-batch goes forward and back; gradients of all processes meet in the last one only."""
-        return nullcontext() if last else self.accelerator.no_sync(network)
-
-    def backward(self, network: nn.Module, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss () to those of the network."""
         self.accelerator.backward(loss)
 
-    def step(self, network: nn.Module, optimizer: Any, clip: float | None) -> Tensor:
-        """Clip the gradients to a norm, step the optimiser and clear them; the norm () before clipping."""
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), math.inf if clip is None else clip)
-        assert norm is not None  # only DeepSpeed has none
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return undivided(norm.detach())
+    def step(self, clip: float | None) -> Tensor:
+        """Clip the gradients to a norm, step the optimizer and clear them; return the norm () before clipping."""
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), math.inf if clip is None else clip)
+        assert norm is not None  # None only with DeepSpeed
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
 
-    def network_state(self, network: nn.Module) -> dict[str, Tensor]:
-        """The whole `state_dict()`; where it is divided, every process must come here, and each gets it on the CPU."""
-        state = self.accelerator.unwrap_model(network).state_dict()
-        return {name: _on_cpu(weight) for name, weight in state.items()}
+    def network_state(self) -> dict[str, Tensor]:
+        """Return the whole `state_dict()` in the main process; all processes must call this."""
+        return self.network.state_dict()
 
-    def load_network_state(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Take over a whole `state_dict()`; RuntimeError where it is another network's."""
-        network = self.accelerator.unwrap_model(network)
-        own = network.state_dict()
-        like = {name: divided(weight, own[name]) if name in own else weight for name, weight in state.items()}
-        network.load_state_dict(like)
+    def load_network_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load a whole `state_dict()`.
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole `state_dict()` without base rates, which a configuration has; every process must come here."""
-        state = _mapped(optimizer.state_dict())
-        for group in state["param_groups"]:
-            group.pop("initial_lr", None)
-        return state
-
-    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Take over the moments of a whole `state_dict()`, divided as the weights are, in memory laid out like them.
-
-        torch's fused kernels walk through weights and moments side by side in memory: in channels_last they would pair
-        a weight with another one's moments. Learning rate, betas and weight decay stay as the optimiser was made: a
-        resumed run may have others.
+        Raises:
+            RuntimeError: if names or shapes differ.
         """
-        options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.network.load_state_dict(state)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the whole `state_dict()` without base rates, in the main process; all processes must call this."""
+        return without_base_rates(self.optimizer.state_dict())
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Load the moments of a whole `state_dict()`; learning rates, betas and weight decay stay as configured.
+
+        Moments take the memory format of their weights, since fused kernels walk through both side by side.
+        """
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         moments = {
-            number: {
-                name: _moment(value, weights[number]) if _is_moment(value, weights[number]) else value
-                for name, value in values.items()
-            }
+            number: {name: _laid_out(value, weights[number]) for name, value in values.items()}
             for number, values in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": moments})
-        for group, own in zip(optimizer.param_groups, options, strict=True):
-            group.update(own)
+        load_moments(self.optimizer, lambda: self.optimizer.load_state_dict({**state, "state": moments}))
+
+    def shard(self, tensors: Sequence[Tensor]) -> list[Any] | None:
+        """Shard whole tensors as the network's parameters are; None: parameters are not sharded."""
+        return None
+
+    def local(self, tensors: Sequence[Any]) -> list[Tensor]:
+        """Return this process' shards of tensors that are sharded as the parameters are, sharing their memory."""
+        return list(tensors)
+
+    def unshard(self, shard: Any) -> Tensor:
+        """Gather a whole tensor; all processes must call this."""
+        return shard
 
 
-def _mapped(tree: Any) -> Any:
-    """The tree with every sharded tensor made whole."""
-    if isinstance(tree, dict):
-        return {key: _mapped(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_mapped(value) for value in tree)
-    return _on_cpu(tree) if isinstance(tree, Tensor) else tree
+def load_moments(optimizer: torch.optim.Optimizer, load: Callable[[], None]) -> None:
+    """Call `load`, which loads a state into an optimizer, and restore the options of the optimizer's groups."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    load()
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
-def _is_moment(value: Any, weight: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == weight.shape and value.ndim > 0
+def without_base_rates(state: dict[str, Any]) -> dict[str, Any]:
+    """Drop `initial_lr`, which the configuration decides, from the groups of an optimizer's state."""
+    for group in state.get("param_groups", ()):
+        group.pop("initial_lr", None)
+    return state
 
 
-def _moment(whole: Tensor, weight: Tensor) -> Tensor:
-    if is_shard(weight):
-        return divided(whole, weight)
-    return torch.empty_like(weight, dtype=whole.dtype, requires_grad=False).copy_(whole)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return undivided(tensor).cpu() if is_shard(tensor) else tensor
+def _laid_out(value: Any, weight: Tensor) -> Any:
+    """Copy a moment into memory laid out as its weight; other values are returned as they are."""
+    if not isinstance(value, Tensor) or value.shape != weight.shape or value.ndim == 0:
+        return value
+    return torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)

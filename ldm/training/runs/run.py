@@ -1,6 +1,6 @@
-"""A run directory: `step-N` folders that are whole or not there, the log, and the newest model at the top.
+"""A run directory: complete `step-N` folders, the log, and the newest model at the top.
 
-Whatever is being written or deleted has a hidden name, `.step-N.tmp`, so that a process may die at any moment.
+Folders that are being written or deleted have a hidden name, `.step-N.tmp`, so that a process may die at any moment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from ldm import config as configuration
@@ -19,16 +20,17 @@ from ldm.checkpoint.diffusers.pipeline import step_folders
 from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.processes import ProcessShare
+from ldm.storage.renames import current_config, current_weights
 from ldm.storage.store import flush, load_json, load_tree, save_json, save_tree
 
 
 class SaveError(UserError):
-    """A step that could not be written; the older ones are whole, and training may go on."""
+    """A step could not be written; older steps are complete and training may continue."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A `step-N` as it was read."""
+    """A `step-N` folder that was read."""
 
     step: int
     state: dict[str, Any]
@@ -37,18 +39,20 @@ class Saved:
 
 
 class Run:
-    """The folder of one training run.
-
-    Raises UserError when the folder holds a run and `resume` was not asked for, or cannot be written to.
-    """
+    """The folder of one training run."""
 
     def __init__(self, path: Path, resume: bool) -> None:
+        """Create or open the folder.
+
+        Raises:
+            UserError: if it contains a run and `resume` is False, or if it cannot be written to.
+        """
         self.path = path
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path} is a file, not a folder")
         self._recover()
         if not resume and (self.steps() or (path / "log.jsonl").exists()):
-            raise UserError(f"{path} holds a run: continue it with --resume, or choose another --out")
+            raise UserError(f"{path} contains a run: continue it with --resume, or choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable-{os.getpid()}"
@@ -58,27 +62,27 @@ class Run:
             raise UserError(f"cannot write to {path}: {error.strerror}") from error
 
     def steps(self) -> list[Path]:
-        """The whole `step-N` folders, oldest first."""
+        """Return the complete `step-N` folders, oldest first."""
         return step_folders(self.path)
 
     def facts(self, folder: Path) -> dict[str, Any]:
-        """What was told to `save` about a step; nothing for a step of an older version of ldm."""
+        """Return the facts that `save` wrote about a step; {} for steps of older versions."""
         path = folder / "state" / "facts.json"
         return load_json(path) if path.is_file() else {}
 
     def best(self) -> Path | None:
-        """The step of the lowest validation loss, the older of two; None where none was measured."""
+        """Return the step of the lowest validation loss, the oldest of equal ones; None if there is no validation."""
         losses = {folder: self.facts(folder).get("validation_loss") for folder in self.steps()}
         measured = {folder: float(loss) for folder, loss in losses.items() if loss is not None}
         return min(measured, key=measured.__getitem__) if measured else None
 
     def load_state(self) -> Saved | None:
-        """The newest save; None in an empty run."""
+        """Read the newest step; None in an empty run."""
         steps = self.steps()
         if not steps:
             return None
         tree = load_tree(steps[-1] / "state")
-        return Saved(int(tree["step"]), tree["stage"], self.facts(steps[-1]), steps[-1])
+        return Saved(int(tree["step"]), current_weights(tree["stage"]), self.facts(steps[-1]), steps[-1])
 
     def save(
         self,
@@ -88,7 +92,11 @@ class Run:
         config: Config,
         facts: dict[str, Any] | None = None,
     ) -> Path:
-        """Write `step-N` under a temporary name, flush it to the disk and rename it; SaveError when that fails."""
+        """Write `step-N` under a temporary name, flush it to the disk and rename it.
+
+        Raises:
+            SaveError: if that fails.
+        """
         final = self.path / f"step-{step:06d}"
         work = self._hidden(final)
         try:
@@ -107,7 +115,7 @@ class Run:
         return final
 
     def prune(self, keep: int, keep_best: bool = True) -> None:
-        """Delete all but the `keep` newest steps and, if asked, the best one."""
+        """Delete all steps but the `keep` newest ones and, with `keep_best`, the best one."""
         best = self.best() if keep_best else None
         for folder in self.steps()[:-keep]:
             if folder != best:
@@ -117,11 +125,15 @@ class Run:
                 shutil.rmtree(hidden, ignore_errors=True)
 
     def unpublish(self) -> None:
-        """Training goes on: what lies at the top is no longer the newest."""
+        """Mark the model at the top as outdated, since training continues."""
         (self.path / "model_index.json").unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Copy the newest step's model to the top; `model_index.json` comes last. SaveError when that fails."""
+        """Copy the newest step's model to the top, `model_index.json` last.
+
+        Raises:
+            SaveError: if that fails.
+        """
         newest = self.steps()[-1]
         try:
             self.unpublish()
@@ -135,7 +147,7 @@ class Run:
             raise SaveError(f"{newest} could not be copied to {self.path}: {reason}; use {newest} itself") from error
 
     def _put(self, work: Path, final: Path) -> None:
-        """Give a whole folder its name; where a step is saved again, one of the two is there at every moment."""
+        """Rename a complete folder; if a step is saved again, one of the two exists at every moment."""
         old = final.with_name(f".{final.name}.old")
         if final.exists():
             final.rename(old)
@@ -154,15 +166,15 @@ class Run:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _check_space(self, state: dict[str, Any]) -> None:
-        """OSError where the disk has less room than the last save took or, for the first one, its tensors will."""
+        """Raise OSError if the disk has less space than the last step took or the first one needs."""
         steps = self.steps()
         if steps:
             needed = sum(path.stat().st_size for path in steps[-1].rglob("*") if path.is_file())
         else:
-            needed = _size(state) * 5 // 4  # the average is written twice: in the state, and as the model
+            needed = _size(state) * 5 // 4  # the average is written twice, in the state and as the model
         free = shutil.disk_usage(self.path).free
         if free < needed:
-            raise OSError(0, f"the disk has {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB are needed")
+            raise OSError(0, f"the disk has {free / 2**20:,.0f} MiB free, but {needed / 2**20:,.0f} MiB are needed")
 
     def _remaining(self) -> str:
         steps = self.steps()
@@ -174,7 +186,7 @@ class Run:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Copy a file or a folder; while that lasts, `target` is the old one or is not there."""
+    """Copy a file or a folder; meanwhile `target` is the old one or does not exist."""
     work = target.with_name(f".{target.name}.tmp")
     if source.is_dir():
         shutil.rmtree(work, ignore_errors=True)
@@ -187,7 +199,7 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _size(tree: Any) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples."""
+    """Return the bytes of all tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
@@ -200,20 +212,27 @@ def _flush_all(folder: Path) -> None:
 
 
 def with_text_source(config: Config, run: Path) -> Config:
-    """The configuration with the sizes of its text encoder's source, which a run that goes on knows without it.
+    """Return the configuration with the sizes of its text encoder's source, which a resumed run has saved.
 
-    Raises UserError for a source that is not there, and for one of other sizes than the configuration's.
+    Raises:
+        UserError: if the source does not exist or has other sizes than the configuration.
     """
     from ldm.conditioning.text.sources import adopt, source_config
 
     text, steps = config.text, step_folders(run)
     if text is None or text.source is None:
         return config
-    saved = configuration.load(str(steps[-1] / "config.yaml")).text if steps else None
+    saved = saved_config(steps[-1]).text if steps else None
     if saved is not None and saved.source == text.source:
         if saved.frozen != text.frozen:
-            raise UserError(f"text.frozen is {text.frozen}, in the run {run} it is {saved.frozen}: it cannot change")
+            raise UserError(f"text.frozen is {text.frozen}, but the run {run} has {saved.frozen}: it cannot change")
         whole = adopt(text, saved)
     else:
         whole = adopt(text, source_config(text))
     return configuration.parse(config.model_dump() | {"text": whole.model_dump()}, Config, f"text.source {text.source}")
+
+
+def saved_config(folder: Path) -> Config:
+    """Read the configuration of a saved step, under the names of today."""
+    path = folder / "config.yaml"
+    return configuration.parse(current_config(yaml.safe_load(path.read_text())), Config, str(path))

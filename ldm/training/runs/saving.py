@@ -1,4 +1,4 @@
-"""When and what a run saves, and how it continues: exactly, or with a line that says why not."""
+"""Save the steps of a run and resume from them: exactly, or with a line that says why not."""
 
 from __future__ import annotations
 
@@ -15,76 +15,89 @@ import ldm
 from ldm.config.root import Config
 from ldm.config.section import dump
 from ldm.config.training import TrainingConfig
-from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.loader import BatchShare, TrainingData
 from ldm.data.sources import IndexedSource, Source
 from ldm.errors import UserError
+from ldm.storage.renames import current_config, current_facts
 from ldm.training.diagnostics.divergence import Divergence
-from ldm.training.runs.clock import Clock
+from ldm.training.optim.schedules import Clock
 from ldm.training.runs.run import Run, SaveError
 from ldm.training.stages.stage import Stage
 
 VALIDATION_BATCH = 16
-# Options of a stage that change nothing in what is trained.
+# Options of a stage that do not change what is trained.
 HARMLESS = {"log_every", "save_every", "sample_every", "keep", "keep_best", "validation_images", "sample_prompts"}
-HARMLESS |= {
-    "sample_classes",
-    "sample_images",
-    "sample_guidance_scale",
-    "sample_steps",
-    "gradient_checkpointing",
-    "ema_device",
+HARMLESS |= {"sample_classes", "sample_images", "sample_guidance_scale", "sample_steps"}
+HARMLESS |= {"gradient_checkpointing", "ema_device"}
+SHARDING = {DistributedType.FSDP: "FSDP2", DistributedType.DEEPSPEED: "DeepSpeed"}
+# What follows from a change of circumstances or options, for the line about a resumed run.
+ROUNDING = "rounding differs"
+CONSEQUENCES = {
+    "processes": ROUNDING,
+    "sharding": ROUNDING,
+    "device": ROUNDING,
+    "images": "the order of the data differs",
+    "torch": "rounding may differ",
+    "ldm": "arithmetic may differ",
+    "batch_size": "this epoch repeats or skips some images",
+    "gradient_accumulation": ROUNDING,
+    "max_steps": "the learning rate decays differently",
+    "seed": "all random numbers differ from here on",
 }
-DIVISIONS = {DistributedType.FSDP: "FSDP2", DistributedType.DEEPSPEED: "DeepSpeed"}
 
 
 class Saver:
-    """Writes the steps of a run and takes up its newest one; every process must call the same methods."""
+    """Saves the steps of a run and resumes the newest one; all processes must call the same methods."""
 
-    def __init__(self, stage: Stage, run: Run, config: Config, source: Source) -> None:
+    def __init__(self, stage: Stage, run: Run, config: Config, source: Source, budget: float | None = None) -> None:
+        """`budget` limits the seconds of training over all commands of the run; see `Clock`."""
         self.stage, self.run, self.config, self.source = stage, run, config, source
         self.divergence = Divergence(stage.accelerator, stage.name, stage.config, run)
-        self.clock = Clock(stage.config, stage.accelerator, None, 0.0)
-        self._held: IndexedSource | None = None  # what validation draws from
+        steps = run.steps()
+        spent = float(run.facts(steps[-1]).get("seconds", 0.0)) if steps else 0.0
+        self.clock = Clock(stage.config, stage.accelerator, budget, spent)
+        self._validated: IndexedSource | None = None  # the images of validation, once they were read from a stream
 
-    def resume(self, budget: float | None = None) -> tuple[int, str | None]:
-        """Load the newest state into the stage: its step, 0 in an empty run, and a line on what will not be exact.
+    def resume(self) -> tuple[int, str | None]:
+        """Load the newest state into the stage.
 
-        The clock, with `budget` seconds in all, starts where it stopped.
+        Returns:
+            Its step, 0 in an empty run, and a line about what makes the run inexact, if anything.
+
+        Raises:
+            UserError: if the state belongs to another configuration.
         """
         saved = self.run.load_state()
-        spent = 0.0 if saved is None else float(saved.facts.get("seconds", 0.0))
-        self.clock = Clock(self.stage.config, self.stage.accelerator, budget, spent)
         if saved is None:
             return 0, None
-        self._check_optimizer(saved.folder)
+        then, now = _options(saved.folder), _flat(yaml.safe_load(dump(self.config)))
+        self._check_optimizer(saved.folder, then, now)
         try:
             self.stage.load_state(saved.state)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"{saved.folder} was written by another configuration and cannot be resumed: {reason}"
+                f"{saved.folder} was written with another configuration and cannot be resumed: {reason}"
             ) from error
         if self.stage.accelerator.is_main_process:
             self.run.unpublish()
-        changes = [*self._changed_circumstances(saved.facts), *self._changed_options(saved.folder)]
+        changes = [*self._changed_circumstances(current_facts(saved.facts)), *self._changed_options(then, now)]
         return saved.step, f"resumed, but not exactly: {'; '.join(changes)}" if changes else None
 
-    def _check_optimizer(self, folder: Path) -> None:
-        """UserError where the moments of a saved step are another optimiser's."""
-        then, now = (
-            _flat(yaml.safe_load(text)).get(f"training.{self.stage.name}.optimizer", "adamw")
-            for text in (_config_of(folder), dump(self.config))
-        )
-        if then != now:
+    def _check_optimizer(self, folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+        option = f"training.{self.stage.name}.optimizer"
+        if (old := then.get(option, "adamw")) != (new := now[option]):
             raise UserError(
-                f"{folder} was trained with optimizer {then}, whose moments {now} cannot take up: set "
-                f"training.{self.stage.name}.optimizer={then}, or start another run from its weights with --init"
+                f"{folder} was trained with optimizer {old}, whose state {new} cannot load: set {option}={old}, "
+                "or start another run from its weights with --init"
             )
 
     def save(self, step: int, found: dict[str, float]) -> None:
-        """Write `step-N`, with what `validate` found, and delete what need not be kept; SaveError in all processes.
+        """Write `step-N` with the results of `validate`, and delete the steps that are not kept.
 
-        DivergedError, and nothing written, when there is anything in it that is not finite.
+        Raises:
+            SaveError: if that fails, in all processes.
+            DivergedError: if a tensor or result is not finite; nothing is written.
         """
         stage = self.stage
         failed: str | None = None
@@ -94,9 +107,9 @@ class Saver:
             if stage.accelerator.is_main_process:
                 diverged = self.divergence.check_state(step, state, found)
             if stage.accelerator.is_main_process and diverged is None:
+                spent = {} if self.clock.budget is None else {"seconds": round(self.clock.seconds, 1)}
                 try:
-                    facts = {**self._circumstances(), **self._seconds(), **found}
-                    self.run.save(step, stage.save, state, self.config, facts)
+                    self.run.save(step, stage.save, state, self.config, {**self._circumstances(), **spent, **found})
                     self.run.prune(stage.config.keep, stage.config.keep_best)
                 except SaveError as error:
                     failed = str(error)
@@ -107,94 +120,71 @@ class Saver:
             raise SaveError(failed)
 
     def validate(self) -> dict[str, float]:
-        """`validation_loss`, the same in all processes, unless it is switched off."""
+        """Return `validation_loss`, the same in all processes, or nothing if validation is off."""
         found: list[dict[str, float]] = [{}]
         with self.stage.averaged():
-            if self.stage.accelerator.is_main_process:
-                found = [self._validation()]
+            if self.stage.accelerator.is_main_process and self.stage.config.validation_images:
+                found = [{"validation_loss": self._validation_loss()}]
         broadcast_object_list(found)
         return found[0]
 
-    def _validation(self) -> dict[str, float]:
-        """The loss of the averaged weights on a fixed draw: the same images, noise and levels at every save.
+    def _validation_loss(self) -> float:
+        """The loss of the averaged weights on fixed images, noise and levels, those of step 0.
 
-        The draw is that of step 0, which is never trained on, though its images are. Comparable between the steps
-        of a run, whatever the batch size and the number of processes.
+        It is comparable between the steps of a run and does not depend on the batch size and the processes.
         """
         images = self.stage.config.validation_images
-        if not images:
-            return {}
         share = BatchShare(images, accumulation=images // VALIDATION_BATCH)
-        if self._held is None:
-            self._held = self.source.preview(images)
-        stage, seed = self.stage, self.config.training.seed
+        if self._validated is None:
+            self._validated = self.source.preview(images)
+        stage = self.stage
         data = TrainingData(
-            self._held,
+            self._validated,
             self.config.data,
             share,
-            seed,
+            self.config.training.seed,
             stage.needs_images,
             unreadable=stage.unreadable,
             classes=self.config.tells_classes,
         )
-        batches: Iterator[Batch] = (data[0, micro] for micro in range(share.accumulation))
-        losses = [self.stage.validate(batch) for batch in batches]
-        return {"validation_loss": torch.stack(losses).mean().item()}
+        losses = [stage.validate(data[0, micro]) for micro in range(share.accumulation)]
+        return torch.stack(losses).mean().item()
 
     def _circumstances(self) -> dict[str, Any]:
-        """What a step's numbers depend on besides the configuration."""
+        """What the numbers of a step depend on besides the configuration."""
         accelerator = self.stage.accelerator
         return {
             "processes": accelerator.num_processes,
-            "sharding": DIVISIONS.get(accelerator.distributed_type, "none"),
+            "sharding": SHARDING.get(accelerator.distributed_type, "none"),
             "device": accelerator.device.type,
             "images": len(self.source),
             "torch": str(torch.__version__),
             "ldm": ldm.__version__,
         }
 
-    def _seconds(self) -> dict[str, float]:
-        """Of training, where they are counted."""
-        return {} if self.clock.budget is None else {"seconds": round(self.clock.seconds, 1)}
-
     def _changed_circumstances(self, then: dict[str, Any]) -> Iterator[str]:
-        consequences = {
-            "processes": "sums are rounded otherwise",
-            "sharding": "sums are rounded otherwise",
-            "device": "other rounding",
-            "images": "the order of the data is another",
-            "torch": "perhaps other rounding",
-            "ldm": "perhaps other arithmetic",
-        }
         for name, value in self._circumstances().items():
             if name in then and then[name] != value:
-                yield f"{name} {value}, was {then[name]} ({consequences[name]})"
+                yield f"{name} {value}, was {then[name]} ({CONSEQUENCES[name]})"
 
-    def _changed_options(self, folder: Path) -> Iterator[str]:
-        then, now = (_flat(yaml.safe_load(text)) for text in (_config_of(folder), dump(self.config)))
+    def _changed_options(self, then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         others = [name for name in TrainingConfig.model_fields if name not in (self.stage.name, "seed")]
         for path, value in now.items():
             last = path.rsplit(".", 1)[-1]
-            irrelevant = last in HARMLESS or path == "data.workers" or any(f"training.{o}" in path for o in others)
+            harmless = (
+                last in HARMLESS or path == "data.workers" or any(f"training.{other}" in path for other in others)
+            )
             if last == "max_steps" and self.stage.config.decay == "constant":
-                irrelevant = True
-            if path in then and then[path] != value and not irrelevant:
-                yield f"{path} {value}, was {then[path]}{_consequence(last)}"
+                harmless = True
+            if path in then and then[path] != value and not harmless:
+                consequence = f" ({CONSEQUENCES[last]})" if last in CONSEQUENCES else ""
+                yield f"{path} {value}, was {then[path]}{consequence}"
 
 
-def _consequence(option: str) -> str:
-    told = {
-        "batch_size": " (some images of this epoch come twice or not at all)",
-        "gradient_accumulation": " (sums are rounded otherwise)",
-        "max_steps": " (the learning rate falls otherwise)",
-        "seed": " (all random draws are others from here on)",
-    }
-    return told.get(option, "")
-
-
-def _config_of(folder: Path) -> str:
+def _options(folder: Path) -> dict[str, Any]:
+    """The options of a saved step by their paths, under the names of today."""
     path = folder / "config.yaml"
-    return path.read_text() if path.is_file() else "{}"
+    return _flat(current_config(yaml.safe_load(path.read_text()))) if path.is_file() else {}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Why training should stop before its last step: a time limit, or a signal."""
+"""Reasons to stop before the last step: a time limit or a signal."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ldm.errors import UserError
 class Limits:
     """When to stop before the configured number of steps."""
 
-    seconds: float | None = None  # of this process' time, saving not included
-    budget: float | None = None  # seconds of training in all, those of earlier commands included; see `clock`
+    seconds: float | None = None  # of this command, not counting the last save
+    budget: float | None = None  # of training over all commands of a run; see `Clock`
 
 
 class Stop:
-    """Why training should stop now: the time limit, or SIGINT or SIGTERM, which a second SIGINT makes immediate."""
+    """Watches the time limit, SIGINT and SIGTERM; a second SIGINT interrupts at once."""
 
     def __init__(self, accelerator: Accelerator, limits: Limits) -> None:
         self.accelerator = accelerator
@@ -45,22 +45,28 @@ class Stop:
         if self.signals > 1 and number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def at(self, step: int, every: int) -> str | None:
-        """`signal`, `time` or None, the same for all processes.
+    def reason(self, step: int, every: int) -> str | None:
+        """Return `signal`, `time` or None, the same in all processes.
 
-        Agreeing costs a synchronisation, so several processes ask each other only every so many steps.
+        Several processes agree only every `every` steps, since that synchronizes them.
         """
         reason = 2 if self.signals else 1 if time.monotonic() > self.deadline else 0
         if self.accelerator.num_processes > 1:
             if step % every:
                 return None
-            flags = gather(torch.tensor([reason], device=self.accelerator.device))
-            reason = int(flags.max())
+            reason = int(gather(torch.tensor([reason], device=self.accelerator.device)).max())
         return (None, "time", "signal")[reason]
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as `90s`, `9m`, `1h30m` or a bare number of seconds; UserError for anything else."""
+    """Parse a duration such as `90s`, `9m`, `1h30m` or a bare number of seconds.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        UserError: for anything else.
+    """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not text.strip() or match is None:
         raise UserError(f"--max-time {text!r}: expected a duration such as 90s, 9m or 1h30m")

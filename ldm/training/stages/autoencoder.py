@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,34 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.checkpoint.find import find_autoencoder
 from ldm.config.losses import CodebookConfig, LossConfig
 from ldm.config.root import Config
 from ldm.config.training import AutoencoderStageConfig
 from ldm.data.images import contact_sheet, to_bytes, to_tensor
 from ldm.data.loader import Batch
 from ldm.data.preview import first_images
-from ldm.data.random import StepRandom
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.precision import at_least_float32
+from ldm.training.compatibility import check_same
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_logits, of_posterior
 from ldm.training.ema import EMA
 from ldm.training.latents import measure
-from ldm.training.losses import AutoencoderLoss, adaptive_weight, discriminator_loss, generator_loss, r1_loss
+from ldm.training.losses import (
+    AutoencoderLoss,
+    adaptive_weight,
+    check_perceptual,
+    discriminator_loss,
+    generator_loss,
+    r1_loss,
+)
 from ldm.training.optim.groups import freeze
+from ldm.training.runs.run import Run
 from ldm.training.stages.codebook import CodebookTrainer, Quantised, quantise
-from ldm.training.stages.stage import Stage, frozen
+from ldm.training.stages.stage import FROM_SCRATCH, Stage, StartingPoint, StepReport, frozen
 from ldm.training.transfer import moved
 
 SHOWN = 16  # images in a sample grid
@@ -70,7 +80,6 @@ class AutoencoderStage(Stage):
 
     name = "autoencoder"
     config: AutoencoderStageConfig
-    needs_images = True
 
     def __init__(
         self,
@@ -80,28 +89,64 @@ class AutoencoderStage(Stage):
         source: Source,
         trained: bool = False,  # its codebook is kept as it is at the start
     ) -> None:
-        self.config = config.training.autoencoder
-        self.accelerator, self.random = accelerator, StepRandom(config.training.seed)
+        super().__init__(config, accelerator)
         self.loss_config, self.data = config.loss, config.data
         self.loss = AutoencoderLoss(config.loss, accelerator.device)
         self._check_whole(config)
-        self.networks, self.optimizers = {}, {}
         network = self.place(Reconstruction(autoencoder, config.loss))
-        self.emas = self.averages_of(network)
+        if config.autoencoder.bottleneck.has_codebook:  # averages move the codebook, or gradients do
+            autoencoder.quantize.requires_grad_(config.loss.codebook.decay is None)
+        self._start_steps = 0 if trained else config.loss.codebook.start_steps
+        freeze(network, self.config.freeze)
+        self.network = self.prepare(
+            "reconstruction", network, self.config.learning_rate, self.config.learning_rates, averaged=True
+        )
         self.codebook = (
             self._codebook(autoencoder, config.loss.codebook) if config.autoencoder.bottleneck.has_codebook else None
         )
-        self._start_steps = 0 if trained else config.loss.codebook.start_steps
-        freeze(network, self.config.freeze)
-        self.prepare("reconstruction", network, self.config.learning_rate, self.config.learning_rates, self.emas)
         adversarial = config.loss.adversarial
         if adversarial.weight:
             discriminator = self.place(PatchDiscriminator(adversarial, config.autoencoder.in_channels))
-            self.prepare("discriminator", discriminator, adversarial.learning_rate or self.config.learning_rate, {})
+            rate = adversarial.learning_rate or self.config.learning_rate
+            self.discriminator = self.prepare("discriminator", discriminator, rate, {})
         self.latent_channels = config.autoencoder.latent_channels
         self.downsampling = config.autoencoder.downsampling_factor
         self._shown = to_tensor(first_images(source, SHOWN, config.data.size))
         self._colour = self._shown.mean((0, 2, 3), keepdim=True).to(accelerator.device)
+
+    @classmethod
+    def complete(cls, config: Config, run: Path) -> Config:
+        """Return the configuration without segmentation maps, which an autoencoder does not need."""
+        return config.model_copy(update={"data": config.data.model_copy(update={"map_classes": None})})
+
+    @classmethod
+    def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
+        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        super().check(config, run, start)
+        if config.autoencoder.is_pixel_space:
+            raise UserError("autoencoder.kind identity has no weights to train: ldm train-unet trains on pixels")
+        if config.loss.perceptual.weight:
+            check_perceptual(config.loss.perceptual.net)
+        if start.init is not None:
+            find_autoencoder(start.init)
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        source: Source,
+        accelerator: Accelerator,
+        run: Run | None = None,
+        start: StartingPoint = FROM_SCRATCH,
+    ) -> AutoencoderStage:
+        """Build a new autoencoder, or that of `start`, with its losses."""
+        sized = config.autoencoder.model_copy(update={"sample_size": config.data.size})
+        if start.init is None:
+            return cls(Autoencoder(sized), config, accelerator, source)
+        autoencoder = Autoencoder.from_pretrained(find_autoencoder(start.init))
+        check_same(autoencoder.config, sized, "autoencoder", start.init)
+        autoencoder.config = sized  # its latent statistics are measured again
+        return cls(autoencoder, config, accelerator, source, trained=True)
 
     def _check_whole(self, config: Config) -> None:
         """Refuse to divide weights among processes where a loss needs them whole."""
@@ -113,44 +158,43 @@ class AutoencoderStage(Stage):
             )
 
     def _codebook(self, autoencoder: Autoencoder, config: CodebookConfig) -> CodebookTrainer:
-        # Averages move it, so that no gradient may.
-        autoencoder.quantize.requires_grad_(config.decay is None)
         averages = [_autoencoder(ema).quantize for ema in self.emas]
         return CodebookTrainer(autoencoder.quantize, averages, config, self.accelerator, self.random)
 
-    def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
+    def train_step(self, batches: Sequence[Batch], step: int, schedule_step: int | None = None) -> StepReport:
         """One step of the autoencoder, then, from its start step on, one of the discriminator on the same images."""
         adversarial = self.loss_config.adversarial
-        playing = bool(adversarial.weight) and max(step, self.at) >= adversarial.start_step
+        playing = bool(adversarial.weight) and max(step, schedule_step or step) >= adversarial.start_step
         self._start_codebook(batches, step)
-        network, pairs, found, seen = self.networks["reconstruction"], [], [], []
-        for batch in self.micro_batches(batches, network):
+        pairs, found, seen = [], [], []
+        for batch in self.network.micro_batches(batches):
             assert batch.images is not None
             images = moved(batch.images, self.accelerator.device)
-            reconstructions, bottleneck, *others = network(images, self._noise(batch))
+            reconstructions, bottleneck, *others = self.network.wrapped(images, self._noise(batch))
             terms = self.loss.terms(images, reconstructions, bottleneck, *others)
             if self.codebook is not None:
                 self.codebook.see(bottleneck, batch.slots)
             if playing:
                 terms |= self._adversarial_terms(terms["nll"], reconstructions)
                 terms["total"] = terms["total"] + terms["adversarial_weight"] * terms["generator"]
-            self.sharding.backward(network, terms["total"] / len(batches))
+            self.network.backward(terms["total"] / len(batches))
             pairs.append((images, reconstructions.detach()))
             found.append({name: term.detach() for name, term in terms.items()})
             seen.append(self._observed(images))
-        norm = self.update("reconstruction")
-        self.update_averages("reconstruction", step)
-        losses, self.observed = mean_of(found), mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
+        norm = self.network.step(self.config.gradient_clip)
+        self.update_averages(self.network.network, step)
+        losses, observed = mean_of(found), mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
         losses |= {"loss": losses.pop("total"), "gradient_norm": norm}
         if self.codebook is not None:
             losses |= self.codebook.update(step)
         if playing:
-            losses |= self._train_discriminator(batches, pairs, step)
-        return losses
+            adversarial_losses, logits = self._train_discriminator(batches, pairs, step)
+            losses, observed = losses | adversarial_losses, observed | logits
+        return StepReport(losses, observed)
 
     def _observed(self, images: Tensor) -> dict[str, Tensor]:
         """What the network observed, and the distance of images to one colour: a poor reconstruction."""
-        seen = self.accelerator.unwrap_model(self.networks["reconstruction"]).observed
+        seen = self.network.network.observed
         return seen | {"one_colour": self.loss.distance(self._colour, images)}
 
     def _noise(self, batch: Batch) -> Tensor | None:
@@ -163,11 +207,11 @@ class AutoencoderStage(Stage):
         return moved(self.random.normal("posterior", batch.step, batch.slots, shape), self.accelerator.device)
 
     @torch.no_grad()
-    def _start_codebook(self, batches: list[Batch], step: int) -> None:
+    def _start_codebook(self, batches: Sequence[Batch], step: int) -> None:
         if self.codebook is None or step > self._start_steps:
             return
         # The unwrapped network: there are no gradients to synchronise.
-        autoencoder = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder
+        autoencoder = self.network.network.autoencoder
         with self.accelerator.autocast():
             images = [batch.images for batch in batches if batch.images is not None]
             z = [autoencoder.encode(each.to(self.accelerator.device)).mean for each in images]
@@ -176,7 +220,7 @@ class AutoencoderStage(Stage):
     def _adversarial_terms(self, nll: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.loss_config.adversarial
         # The unwrapped network: its weights get no gradient here, so there is nothing to synchronise.
-        with frozen(self.accelerator.unwrap_model(self.networks["discriminator"])) as discriminator:
+        with frozen(self.discriminator.network) as discriminator:
             logits, _ = discriminator(reconstructions)
         generator = generator_loss(logits, config.kind)
         weight = torch.tensor(config.weight, device=nll.device, dtype=nll.dtype)
@@ -186,7 +230,7 @@ class AutoencoderStage(Stage):
 
     def _balance(self, nll: Tensor, generator: Tensor) -> Tensor:
         """The adaptive weight, by the norms of all processes' gradient, not of one process' share."""
-        last = self.accelerator.unwrap_model(self.networks["reconstruction"]).autoencoder.last_layer
+        last = self.network.network.autoencoder.last_layer
         # Where the backward pass is in float16, gradients of means vanish unless they are scaled up.
         scaler, scale = self.accelerator.scaler, torch.ones((), device=nll.device)
         scale = scale if scaler is None else scaler.scale(scale)
@@ -194,17 +238,16 @@ class AutoencoderStage(Stage):
         return adaptive_weight(*(self.accelerator.reduce(at_least_float32(g) / scale, "mean") for g in gradients))
 
     def _train_discriminator(
-        self, batches: list[Batch], pairs: list[tuple[Tensor, Tensor]], step: int
-    ) -> dict[str, Tensor]:
-        discriminator, found, seen = self.networks["discriminator"], [], []
-        for (images, reconstructions), _ in zip(pairs, self.micro_batches(batches, discriminator), strict=True):
+        self, batches: Sequence[Batch], pairs: list[tuple[Tensor, Tensor]], step: int
+    ) -> StepReport:
+        found, seen = [], []
+        for (images, reconstructions), _ in zip(pairs, self.discriminator.micro_batches(batches), strict=True):
             terms, logits = self._discriminator_terms(images, reconstructions, step)
-            self.sharding.backward(discriminator, reduce(torch.add, terms.values()) / len(batches))
+            self.discriminator.backward(reduce(torch.add, terms.values()) / len(batches))
             found.append({name: term.detach() for name, term in terms.items()})
             seen.append(of_logits(*logits.detach().chunk(2)))
-        norm = self.update("discriminator")
-        self.observed = {**self.observed, **mean_of(seen)}
-        return mean_of(found) | {"discriminator_gradient_norm": norm}
+        norm = self.discriminator.step(self.config.gradient_clip)
+        return StepReport(mean_of(found) | {"discriminator_gradient_norm": norm}, mean_of(seen))
 
     def _discriminator_terms(
         self, images: Tensor, reconstructions: Tensor, step: int
@@ -214,7 +257,7 @@ class AutoencoderStage(Stage):
         penalising = bool(config.r1_weight) and step % config.r1_every == 0
         # One forward pass over both halves: DistributedDataParallel allows one for each backward pass.
         both = torch.cat([images, reconstructions])
-        logits, penalties = self.networks["discriminator"](both, len(images) if penalising else 0)
+        logits, penalties = self.discriminator.wrapped(both, len(images) if penalising else 0)
         real, fake = logits.chunk(2)
         terms = {"discriminator": discriminator_loss(real, fake, config.kind)}
         if penalising:

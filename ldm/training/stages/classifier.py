@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,25 +10,29 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.checkpoint.classifiers import TrainedClassifier
+from ldm.checkpoint.classifiers import TrainedClassifier, find_classifier
 from ldm.config.root import Config
 from ldm.config.training import ClassifierStageConfig
 from ldm.data.cached import CachedData
 from ldm.data.loader import Batch
-from ldm.data.random import StepRandom
+from ldm.data.sources import Source
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
+from ldm.training.cache.fingerprints import Encoders
 from ldm.training.ema import EMA
 from ldm.training.latents import sampled
 from ldm.training.optim.groups import freeze
-from ldm.training.stages.stage import Stage
+from ldm.training.runs.run import Run
+from ldm.training.stages.initialize import initial_classifier
+from ldm.training.stages.latent_stage import LatentStage, cache_options
+from ldm.training.stages.stage import StartingPoint, StepReport
 from ldm.training.transfer import moved
 
 BANDS = 4  # quarters of the time steps, each with its own accuracy
 KEPT = 0.9  # of what a band has counted, from one step to the next
 
 
-class ClassifierStage(Stage):
+class ClassifierStage(LatentStage):
     """Trains a classifier with the cross-entropy of the class at random levels of a schedule."""
 
     name = "classifier"
@@ -36,34 +41,49 @@ class ClassifierStage(Stage):
     def __init__(
         self, trained: TrainedClassifier, config: Config, accelerator: Accelerator, cache: CachedData | None
     ) -> None:
-        self.config = config.training.classifier
-        self.accelerator, self.random = accelerator, StepRandom(config.training.seed)
-        self.trained, self.cache, self.needs_images = trained, cache, cache is None
-        self.unreadable = None if cache is None else cache.unreadable
+        super().__init__(config, accelerator, **cache_options(cache))
+        self.classifier, self.cache = trained, cache
         self.schedule, self.timesteps = make_schedule(config.diffusion.schedule), config.diffusion.schedule
         self.autoencoder = trained.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         self.num_classes = trained.network.config.num_classes
         # Of right answers and of all, in each band; they begin as if one answer had been guessed.
         self._right = torch.full((BANDS,), 1 / self.num_classes, device=accelerator.device)
         self._all = torch.ones(BANDS, device=accelerator.device)
-        self.networks, self.optimizers = {}, {}
         network = self.place(trained.network.train())
-        self.emas = self.averages_of(network)
         freeze(network, self.config.freeze)
-        self.prepare("classifier", network, self.config.learning_rate, self.config.learning_rates, self.emas)
+        self.network = self.prepare(
+            "classifier", network, self.config.learning_rate, self.config.learning_rates, averaged=True
+        )
 
-    def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
-        """One step: noise the latents to random levels and tell their classes."""
-        network, found = self.networks["classifier"], []
+    @classmethod
+    def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
+        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        config.need_classifier()
+        if start.init is not None:
+            find_classifier(start.init)
+        super().check(config, run, start)
+
+    @classmethod
+    def build(
+        cls, config: Config, source: Source, accelerator: Accelerator, run: Run, start: StartingPoint
+    ) -> ClassifierStage:
+        """Build a new classifier, or that of `start` or of the run, on the latents of an autoencoder."""
+        trained = initial_classifier(config, source, run, start.vae, start.init)
+        cache = cls.open_cache(config, Encoders(trained.autoencoder), source, accelerator, run)
+        return cls(trained, config, accelerator, cache)
+
+    def train_step(self, batches: Sequence[Batch], step: int, schedule_step: int | None = None) -> StepReport:
+        """Classify latents with noise of random levels."""
+        found = []
         self._right, self._all = KEPT * self._right, KEPT * self._all
-        for batch in self.micro_batches(batches, network):
-            loss, right, t = self._answers(network, batch)
-            self.sharding.backward(network, loss / len(batches))
+        for batch in self.network.micro_batches(batches):
+            loss, right, t = self._answers(self.network.wrapped, batch)
+            self.network.backward(loss / len(batches))
             found.append(loss.detach())
             self._count(right, t)
-        norm = self.update("classifier")
-        self.update_averages("classifier", step)
-        return {"loss": torch.stack(found).mean(), "gradient_norm": norm} | self.accuracies()
+        norm = self.network.step(self.config.gradient_clip)
+        self.update_averages(self.network.network, step)
+        return StepReport({"loss": torch.stack(found).mean(), "gradient_norm": norm} | self.accuracies(), {})
 
     def accuracies(self) -> dict[str, Tensor]:
         """The share of right answers in each quarter of the time steps, over about the last ten steps.
@@ -83,11 +103,8 @@ class ClassifierStage(Stage):
         for ema, place in zip(self.emas, self.places(folder), strict=True):
             self._with(ema).save_pretrained(place)
 
-    def sample(self) -> None:
-        """There is nothing to see."""
-
     def _with(self, ema: EMA) -> TrainedClassifier:
-        trained = self.trained
+        trained = self.classifier
         return TrainedClassifier(ema.network, trained.autoencoder, trained.diffusion, trained.class_names)
 
     def _answers(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

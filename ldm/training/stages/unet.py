@@ -14,28 +14,34 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers.pipeline import Parts, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import Parts, find_model, save_pipeline
 from ldm.config.root import Config
 from ldm.config.training import UNetStageConfig
 from ldm.data.cached import CachedData
 from ldm.data.images import contact_sheet
 from ldm.data.loader import Batch
-from ldm.data.random import StepRandom
+from ldm.data.sources import Source
 from ldm.diffusion.bound import Decoder
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
 from ldm.generation import TextToImage
-from ldm.training.conditions import Condition, conditioned
+from ldm.models.unet.fields import unet_to_fields
+from ldm.training.cache.fingerprints import Encoders
+from ldm.training.conditions import Condition, check_options, conditioned
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_latents
 from ldm.training.ema import EMA
 from ldm.training.latents import sampled
 from ldm.training.optim.groups import freeze
-from ldm.training.stages.stage import Stage
+from ldm.training.runs.run import Run, with_text_source
+from ldm.training.stages.build import condition_kinds
+from ldm.training.stages.initialize import initial_parts
+from ldm.training.stages.latent_stage import LatentStage, cache_options
+from ldm.training.stages.stage import StartingPoint, StepReport
 from ldm.training.transfer import moved
 
 
-class UNetStage(Stage):
+class UNetStage(LatentStage):
     """Trains a U-Net, and what is trained together with it, on the noise levels of a schedule."""
 
     name = "unet"
@@ -49,35 +55,63 @@ class UNetStage(Stage):
         conditions: Sequence[Condition],
         cache: CachedData | None,
     ) -> None:
-        self.config = config.training.unet
-        self.accelerator, self.random = accelerator, StepRandom(config.training.seed)
+        needs_images = any(condition.needs_images for condition in conditions)
+        super().__init__(config, accelerator, **cache_options(cache, needs_images))
         self.parts, self.cache, self.conditions = parts, cache, conditions
-        self.needs_images = cache is None or any(condition.needs_images for condition in conditions)
-        self.unreadable = None if cache is None else cache.unreadable
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
         decoder: Decoder = "discretised" if config.autoencoder.is_pixel_space else "gaussian"  # pixels have 256 values
         self.variance_loss = VarianceLoss(config.diffusion, decoder) if config.diffusion.learned_variance else None
         self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
-        self.networks, self.optimizers = {}, {}
         network = self.place(conditioned(parts.unet, conditions))
-        self.emas = self.averages_of(network)
         freeze(network, self.config.freeze)
         own = {name: rate for condition in conditions for name, rate in condition.rates.items()}
-        self.prepare("unet", network, self.config.learning_rate, own | self.config.learning_rates, self.emas)
+        rates = own | self.config.learning_rates
+        self.network = self.prepare("unet", network, self.config.learning_rate, rates, averaged=True)
 
-    def losses(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
-        """One step: noise the latents to random levels and regress the prediction's target."""
-        network, found, seen = self.networks["unet"], [], []
-        for batch in self.micro_batches(batches, network):
-            loss, observed = self._batch_loss(network, batch)
-            self.sharding.backward(network, loss / len(batches))
+    @classmethod
+    def complete(cls, config: Config, run: Path) -> Config:
+        """Return the configuration with the sizes of its text encoder's source."""
+        return with_text_source(config, run)
+
+    @classmethod
+    def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
+        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        kinds = condition_kinds(config)
+        check_options(config, kinds)
+        for kind in kinds:
+            kind.check(config, new=start.init is None and not run.steps())
+        unet_to_fields(config.need_unet())  # raises for a U-Net that cannot be saved
+        if start.init is not None:
+            find_model(start.init)
+        super().check(config, run, start)
+
+    @classmethod
+    def build(
+        cls, config: Config, source: Source, accelerator: Accelerator, run: Run, start: StartingPoint
+    ) -> UNetStage:
+        """Build a new U-Net and what conditions it, or those of `start` or of the run."""
+        kinds = condition_kinds(config)
+        parts = initial_parts(config, kinds, source, accelerator, run, start.vae, start.init)
+        text = parts.texts[0] if config.text is not None and config.text.frozen else None
+        cache = cls.open_cache(config, Encoders(parts.autoencoder, text), source, accelerator, run)
+        conditions = [kind(parts, config, accelerator, cache) for kind in kinds]
+        for condition in conditions:
+            condition.data = source
+        return cls(parts, config, accelerator, conditions, cache)
+
+    def train_step(self, batches: Sequence[Batch], step: int, schedule_step: int | None = None) -> StepReport:
+        """Regress the prediction's target on latents with noise of random levels."""
+        found, seen = [], []
+        for batch in self.network.micro_batches(batches):
+            loss, observed = self._batch_loss(self.network.wrapped, batch)
+            self.network.backward(loss / len(batches))
             found.append({"loss": loss.detach()})
             seen.append(observed)
-        norm = self.update("unet")
-        self.update_averages("unet", step)
-        self.observed = mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
-        return mean_of(found) | {"gradient_norm": norm}
+        norm = self.network.step(self.config.gradient_clip)
+        self.update_averages(self.network.network, step)
+        observed = mean_of(seen) | of_gradient(norm, self.config.gradient_clip)
+        return StepReport(mean_of(found) | {"gradient_norm": norm}, observed)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Tensor:

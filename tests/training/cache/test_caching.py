@@ -33,7 +33,7 @@ from ldm.training.cache.caching import CacheWriter, check_folder
 from ldm.training.cache.encoders import load_encoders
 from ldm.training.cache.fingerprints import Encoders, check_cache, facts_of, text_digest
 from ldm.training.runs.run import Run, with_text_source
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 CPU = find_device("cpu")
@@ -121,12 +121,14 @@ def test_a_cache_has_the_moments_the_captions_and_the_contexts_of_every_caption(
 
 def stage_on(source: Source, configuration: Config, vae: Path, run: Path) -> UNetStage:
     torch.manual_seed(0)
-    return build.unet_stage(configuration, source, Accelerator(cpu=True), Run(run, resume=False), str(vae), None)
+    return UNetStage.build(
+        configuration, source, Accelerator(cpu=True), Run(run, resume=False), StartingPoint(vae=str(vae))
+    )
 
 
 def losses(stage: UNetStage, source: Source) -> list[float]:
     data = TrainingData(source, DATA, BatchShare(8), 0, stage.needs_images, unreadable=stage.unreadable)
-    return [stage.losses([data[step, 0]], step)["loss"].item() for step in range(1, 6)]
+    return [stage.train_step([data[step, 0]], step).losses["loss"].item() for step in range(1, 6)]
 
 
 def test_training_from_a_cache_runs_no_encoder_and_has_the_losses_of_training_from_images(

@@ -195,7 +195,7 @@ def watched(path: Path, start: int = 0) -> Watch:
 def follow(watch: Watch, reports: list[Report]) -> None:
     for report in reports:
         watch.log.note(report)
-        watch.see(report)
+        watch.add(report)
 
 
 def told(path: Path) -> list[tuple[int, str]]:
@@ -212,7 +212,7 @@ def test_each_diagnosis_is_told_once_until_it_changes_and_again_when_it_comes_ba
     )
     reports = [*healthy[:21], *one[21:41], *two[41:61], *healthy[61:91], *one[91:]]
     watch = watched(path)
-    assert watch.summary() == "diagnosis: nothing unusual was seen"
+    assert watch.summary() == "diagnosis: nothing unusual"
     follow(watch, reports[:61])
     first, both = "KL collapse in channel 0", "KL collapse in channels 0, 1"
     assert told(path) == [(260, first), (460, both)]
@@ -220,7 +220,7 @@ def test_each_diagnosis_is_told_once_until_it_changes_and_again_when_it_comes_ba
     assert watch.summary().splitlines()[1].startswith(f"  {both} (since step 260): the posterior")
     follow(watch, reports[61:91])
     assert told(path)[2:] == [(700, "KL collapse")]
-    assert watch.summary().splitlines()[1:] == [f"  {both} (steps 260 to 600, then no more)"]
+    assert watch.summary().splitlines()[1:] == [f"  {both} (steps 260 to 600 only)"]
     follow(watch, reports[91:])
     assert told(path)[3:] == [(960, first)]
 
@@ -263,5 +263,5 @@ def test_what_is_observed_of_logits_and_contexts_is_their_closed_form() -> None:
 
 def test_reports_are_lines_of_json(tmp_path: Path) -> None:
     with Log(tmp_path / "log.jsonl", 0, 10) as log:
-        log.tell(3, {"found": "x", "text": "y"}, "x: y")
+        log.announce(3, {"found": "x", "text": "y"}, "x: y")
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 3, "found": "x", "text": "y"}

@@ -23,8 +23,8 @@ from ldm.training.diagnostics.divergence import PATIENCE, DivergedError, Diverge
 from ldm.training.logging.log import read_log
 from ldm.training.runs.run import Run
 from ldm.training.runs.stop import Limits
-from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
+from ldm.training.stages.stage import StepReport
 
 NAN, INF = float("nan"), float("inf")
 GOOD = {"reconstruction": 0.1, "kl": 2.0, "nll": 0.1, "loss": 0.2, "gradient_norm": 0.5}
@@ -40,12 +40,24 @@ def fake(scaled: bool = False, main: bool = True, others: Sequence[float] = ()) 
     return SimpleNamespace(scaler=object() if scaled else None, is_main_process=main, reduce=reduce)
 
 
-def divergence(tmp_path: Path, accelerator: Accelerator | None = None, **options: object) -> Divergence:
-    return Divergence(accelerator or fake(), "unet", StageConfig(**options), Run(tmp_path, resume=True))
+class Noted(Divergence):
+    """Checks the steps that `note` has collected."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def check(self) -> dict[str, float]:
+        steps, self.steps = self.steps, []
+        return super().check(steps)
 
 
-def note(found: Divergence, step: int, **changes: float) -> None:
-    found.note(step, {name: torch.tensor(value) for name, value in (GOOD | changes).items()})
+def divergence(tmp_path: Path, accelerator: Accelerator | None = None, **options: object) -> Noted:
+    return Noted(accelerator or fake(), "unet", StageConfig(**options), Run(tmp_path, resume=True))
+
+
+def note(found: Noted, step: int, **changes: float) -> None:
+    found.steps.append((step, {name: torch.tensor(value) for name, value in (GOOD | changes).items()}))
 
 
 @pytest.mark.parametrize(
@@ -57,10 +69,10 @@ def note(found: Divergence, step: int, **changes: float) -> None:
             "in step 7: the loss terms reconstruction (inf) and kl (nan) are not finite. ",
         ),
         ({"nll": INF, "loss": INF}, "in step 7: the loss terms nll (inf) and loss (inf) are not finite. "),
-        ({"gradient_norm": NAN}, "in step 7: the gradient (its norm is nan) is not finite, though all losses are. "),
+        ({"gradient_norm": NAN}, "in step 7: the gradient (its norm is nan) is not finite, but all losses are. "),
         (
             {"discriminator_gradient_norm": INF},
-            "in step 7: the discriminator's gradient (its norm is inf) is not finite, though all losses are. ",
+            "in step 7: the discriminator's gradient (its norm is inf) is not finite, but all losses are. ",
         ),
     ],
 )
@@ -104,7 +116,7 @@ def test_a_scaler_may_skip_steps_but_not_go_on_without_a_loss(tmp_path: Path) ->
     for step in range(101, 101 + PATIENCE):
         note(found, step, loss=NAN, kl=INF, gradient_norm=NAN)
     with pytest.raises(
-        DivergedError, match=r"in step 101: the loss term kl \(inf\) is not finite, as in all of the 20"
+        DivergedError, match=r"in step 101: the loss term kl \(inf\) is not finite, nor in the 19 steps"
     ):
         found.check()
 
@@ -114,11 +126,11 @@ def test_a_state_is_looked_through_by_the_names_of_its_tensors(tmp_path: Path) -
     found = divergence(tmp_path)
     assert found.check_state(4, state, {"validation_loss": 0.1}) is None
     assert found.check_state(4, state, {"validation_loss": NAN}) == (
-        "after step 4: the averaged weights give a validation loss that is not finite"
+        "after step 4: the validation loss of the averaged weights is not finite"
     )
     state["moments"][1]["v"][2] = INF
     assert list(not_finite(state)) == ["moments.1.v"]
-    assert found.check_state(4, state, {}) == "after step 4: moments.1.v is not finite, though all losses were"
+    assert found.check_state(4, state, {}) == "after step 4: moments.1.v is not finite, but all losses were"
 
 
 def go_on(run: Path, *options: str) -> AutoencoderStage:
@@ -137,7 +149,7 @@ def test_a_learning_rate_of_a_million_stops_with_the_step_and_the_term_and_a_san
         go_on(tmp_path, "max_steps=20", "save_every=6", "learning_rate=1e6", "log_every=5")
     said = str(error.value)
     assert "training diverged in step 4: the loss terms reconstruction" in said
-    assert f"step-000002 in {tmp_path} is the last good state: go on from it with --resume" in said
+    assert f"step-000002 in {tmp_path} is the last good state: continue from it with --resume" in said
     assert "than 1e+06" in said
     assert read_log(tmp_path / "log.jsonl")[-1] == {"step": 5, "stopped": said}
     assert [folder.name for folder in Run(tmp_path, resume=True).steps()] == ["step-000002"]
@@ -151,27 +163,27 @@ def test_a_learning_rate_of_a_million_stops_with_the_step_and_the_term_and_a_san
 
 def test_what_is_not_finite_is_found_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss between two logs, and weights that no loss has told of."""
-    losses, averages = AutoencoderStage.losses, AutoencoderStage.update_averages
+    train_step, averages = AutoencoderStage.train_step, AutoencoderStage.update_averages
 
-    def lost(stage: AutoencoderStage, batches: list[Batch], step: int) -> dict[str, torch.Tensor]:
-        found = losses(stage, batches, step)
-        return found | {"kl": found["kl"] * INF} if step == 3 else found
+    def lost(stage: AutoencoderStage, batches: list[Batch], step: int, schedule_step: int) -> StepReport:
+        losses, observed = train_step(stage, batches, step, schedule_step)
+        return StepReport(losses | ({"kl": losses["kl"] * INF} if step == 3 else {}), observed)
 
-    def poisoned(stage: AutoencoderStage, name: str, step: int) -> None:
-        averages(stage, name, step)
+    def poisoned(stage: AutoencoderStage, network: torch.nn.Module, step: int) -> None:
+        averages(stage, network, step)
         if step == 3:
             with torch.no_grad():
                 stage.networks["reconstruction"].autoencoder.quant_conv.bias[0] = NAN
 
     for name, method, said in (
-        ("losses", lost, r"in step 3: the loss term kl \(inf\)"),
+        ("train_step", lost, r"in step 3: the loss term kl \(inf\)"),
         (
             "update_averages",
             poisoned,
             "after step 3: networks.reconstruction.autoencoder.quant_conv.bias is not finite",
         ),
     ):
-        every = 2 if name == "losses" else 1
+        every = 2 if name == "train_step" else 1
         monkeypatch.setattr(AutoencoderStage, name, method)
         with pytest.raises(DivergedError, match=f"{said}.*step-000002 in .* is the last"):
             go_on(tmp_path / name, "max_steps=9", f"save_every={every}", "log_every=100")
@@ -191,7 +203,7 @@ def test_a_huge_kl_weight_collapses_the_posterior_and_is_told_so(
     overrides = [*SMALLER, "loss.kl.weight=100", *(f"training.autoencoder.{option}" for option in options)]
     asked, run = config.load("tiny", overrides), Run(tmp_path, resume=True)
     torch.manual_seed(0)
-    loop.train(build.autoencoder_stage(asked, Grey(), Accelerator(cpu=True)), Grey(), asked, run, Limits())
+    loop.train(AutoencoderStage.build(asked, Grey(), Accelerator(cpu=True)), Grey(), asked, run, Limits())
     lines = [facts for facts in read_log(tmp_path / "log.jsonl") if "KL collapse" in facts.get("found", "")]
     line = lines[-1]  # the channels collapse one after the other
     assert line["found"] == "KL collapse in all 4 channels"
@@ -208,7 +220,7 @@ def test_a_unet_that_diverges_is_stopped_alike(tmp_path: Path) -> None:
     options = ("learning_rate=1e6", "warmup_steps=0", "max_steps=9", "sample_prompts=[]", "cache_latents=false")
     overrides = [f"training.unet.{option}" for option in options]
     stage, run = unet_stage(tmp_path / "vae", *overrides), Run(tmp_path / "run", resume=True)
-    with pytest.raises(DivergedError, match=r"in step \d: (the loss term loss|the gradient) .* No step had been saved"):
+    with pytest.raises(DivergedError, match=r"in step \d: (the loss term loss|the gradient) .* No step was saved"):
         loop.train(stage, Colours(), settings(*overrides), run, Limits())
     assert not run.steps()
 

@@ -17,8 +17,9 @@ from ldm.errors import UserError
 from ldm.models.classifier import Classifier
 from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import UNet
-from ldm.training.optim.groups import inner_matrices, make_optimizer, parameter_groups
-from ldm.training.optim.muon import COEFFICIENTS, ITERATIONS, orthogonalised
+from ldm.training.optim.groups import inner_matrices, parameter_groups
+from ldm.training.optim.muon import COEFFICIENTS, ITERATIONS, orthogonalized
+from ldm.training.optim.optimizers import make_optimizer
 
 DEVICE = torch.device("cpu")
 
@@ -30,7 +31,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (4, 6, 6), (1, 1, 5)])
 def test_singular_vectors_stay_and_values_follow_the_polynomial(shape: tuple[int, int, int]) -> None:
     matrices = drawn(*shape)
-    found = orthogonalised(matrices)
+    found = orthogonalized(matrices)
     u, values, v = torch.linalg.svd(matrices / matrices.norm(dim=(1, 2), keepdim=True), full_matrices=False)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
@@ -41,14 +42,14 @@ def test_singular_vectors_stay_and_values_follow_the_polynomial(shape: tuple[int
 def test_values_spread_over_two_decades_come_near_one_in_single_precision() -> None:
     u, _, v = torch.linalg.svd(drawn(1, 64, 200), full_matrices=False)
     matrix = (u @ torch.diag_embed(torch.logspace(-2, 0, 64, dtype=torch.float64)[None]) @ v).float()
-    values = torch.linalg.svdvals(orthogonalised(matrix))
+    values = torch.linalg.svdvals(orthogonalized(matrix))
     assert values.min() > 0.6
     assert values.max() < 1.3
 
 
 def test_singular_values_of_zero_do_not_grow_out_of_rounding() -> None:
     matrix = (drawn(1, 320, 4) @ drawn(1, 4, 2880)).float()
-    values = torch.linalg.svdvals(orthogonalised(matrix))[0]
+    values = torch.linalg.svdvals(orthogonalized(matrix))[0]
     assert 0.6 < values[3] < values[0] < 1.3
     assert values[4] < 0.01
 
@@ -58,12 +59,12 @@ def test_singular_values_of_zero_do_not_grow_out_of_rounding() -> None:
 def test_tf32_is_not_used_though_training_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     matrix = (drawn(1, 320, 4) @ drawn(1, 4, 2880)).float()
-    torch.testing.assert_close(orthogonalised(matrix.cuda()).cpu(), orthogonalised(matrix), rtol=0.0, atol=1e-3)
+    torch.testing.assert_close(orthogonalized(matrix.cuda()).cpu(), orthogonalized(matrix), rtol=0.0, atol=1e-3)
     assert torch.backends.cuda.matmul.allow_tf32
 
 
 def test_zeros_stay_zeros() -> None:
-    assert torch.equal(orthogonalised(torch.zeros(2, 4, 6)), torch.zeros(2, 4, 6))
+    assert torch.equal(orthogonalized(torch.zeros(2, 4, 6)), torch.zeros(2, 4, 6))
 
 
 def network() -> nn.Module:
@@ -83,7 +84,7 @@ def test_matrices_step_as_torchs_own_muon_does_and_all_else_as_adamw() -> None:
     """torch's takes matrices alone and computes in bfloat16, hence the tolerance."""
     config = UNetStageConfig(optimizer="muon", weight_decay=0.1, momentum=0.9, betas=(0.8, 0.99))
     net = network()
-    optimizer = make_optimizer(parameter_groups(net, 1e-2, {}, config), config, DEVICE)
+    optimizer = make_optimizer(parameter_groups(net, 1e-2, {}, config), config)
     before = copy.deepcopy(net)
     matrices = {
         name: nn.Parameter(net[name].weight.detach().flatten(1).clone()) for name in ("conv", "other", "linear")
@@ -113,7 +114,7 @@ def test_matrices_step_as_torchs_own_muon_does_and_all_else_as_adamw() -> None:
 
 def test_a_step_of_a_matrix_is_as_large_as_one_of_adamw() -> None:
     net, config = network(), UNetStageConfig(optimizer="muon")
-    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config)
     before = copy.deepcopy(net)
     gradients(net, 0)
     optimizer.step()
@@ -146,7 +147,7 @@ def test_first_and_last_layers_biases_and_embeddings_are_adamws_and_rates_hold_f
 
 def test_a_scaler_of_gradients_leaves_out_a_step_that_is_not_finite() -> None:
     net, config = network(), UNetStageConfig(optimizer="muon")
-    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(torch.ones(()))
     before = copy.deepcopy(net)
@@ -163,7 +164,7 @@ def test_a_scaler_of_gradients_leaves_out_a_step_that_is_not_finite() -> None:
 
 def test_weights_without_gradients_stay() -> None:
     net, config = network(), UNetStageConfig(optimizer="muon")
-    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+    optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config)
     before = net["conv"].weight.clone()
     gradients(net, 0)
     net["conv"].weight.grad = None
@@ -178,22 +179,22 @@ def test_an_autoencoder_is_not_trained_with_it() -> None:
 
 @pytest.mark.parametrize("stage", [AutoencoderStageConfig, UNetStageConfig])
 def test_momentum_is_refused_where_nothing_has_it(stage: type[StageConfig]) -> None:
-    with pytest.raises((UserError, ValueError), match="momentum is that of optimizer muon"):
+    with pytest.raises((UserError, ValueError), match="momentum is an option of optimizer muon"):
         stage(momentum=0.9)
 
 
-def test_many_matrices_are_orthogonalised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_matrices_are_orthogonalized_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     nets, calls = [network(), network()], []
 
     def counted(given: torch.Tensor) -> torch.Tensor:
         calls.append(len(given))
-        return orthogonalised(given)
+        return orthogonalized(given)
 
-    monkeypatch.setattr("ldm.training.optim.muon.orthogonalised", counted)
+    monkeypatch.setattr("ldm.training.optim.muon.orthogonalized", counted)
     for net, at_once in zip(nets, (2**25, 1), strict=True):
         monkeypatch.setattr("ldm.training.optim.muon.AT_ONCE", at_once)
         config = UNetStageConfig(optimizer="muon")
-        optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config, DEVICE)
+        optimizer = make_optimizer(parameter_groups(net, 1e-3, {}, config), config)
         gradients(net, 0)
         optimizer.step()
     assert calls == [2, 1, 1, 1, 1, 1, 1]  # the linear layer is higher than wide, and turned in a call of its own

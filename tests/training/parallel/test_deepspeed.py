@@ -38,13 +38,18 @@ def test_batch_accumulation_clipping_and_precision_are_those_of_the_stage() -> N
 @pytest.mark.parametrize(
     ("stage", "section", "settings", "said"),
     [
-        (0, {}, {}, "zero_stage 0 divides nothing"),
-        (2, {"optimizer": {"type": "Adam"}}, {}, "has 'optimizer', which training.STAGE decides"),
-        (2, {"bf16": {"enabled": True}}, {}, "has 'bf16', which training.STAGE decides"),
-        (3, {"zero_optimization": {"offload_param": {"device": "cpu"}}}, {}, "offload_param (cpu): set it to none"),
-        (2, {}, {"mixed_precision": "fp16"}, "fp16 is not trained with DeepSpeed: use bf16"),
-        (2, {}, {"optimizer": "adamw8bit"}, "set optimizer=adamw, not adamw8bit"),
-        (2, {}, {"optimizer": "muon"}, "set optimizer=adamw, not muon"),
+        (0, {}, {}, "zero_stage 0 shards nothing"),
+        (2, {"optimizer": {"type": "Adam"}}, {}, "sets 'optimizer', which training.STAGE decides"),
+        (2, {"bf16": {"enabled": True}}, {}, "sets 'bf16', which training.STAGE decides"),
+        (
+            3,
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            {},
+            "offload_param (cpu) is not supported",
+        ),
+        (2, {}, {"mixed_precision": "fp16"}, "fp16 is not supported with DeepSpeed: use bf16"),
+        (2, {}, {"optimizer": "adamw8bit"}, "supports optimizer adamw only, not adamw8bit"),
+        (2, {}, {"optimizer": "muon"}, "supports optimizer adamw only, not muon"),
         (2, {}, {"channels_last": True}, "set channels_last=false"),
         (3, {}, {"compile": True}, "set compile=false, or use stage 2"),
     ],
@@ -60,11 +65,11 @@ def test_what_the_two_cannot_do_together_is_one_line(
 
 def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
-    assert not deepspeed.is_asked_for()
+    assert not deepspeed.is_requested()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'not installed: pip install "ldm-diffusion\[deepspeed\]"'):
-        deepspeed.is_asked_for()
+        deepspeed.is_requested()
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", *STAGES])

@@ -106,5 +106,5 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
         num_processes, process_index = 4, 1
 
     assert share_of(Four(), 16, 2).slots(1) == range(10, 12)
-    with pytest.raises(UserError, match="batch_size 10 cannot be divided among 4 processes"):
+    with pytest.raises(UserError, match="batch_size 10 is not divisible by 4 processes"):
         share_of(Four(), 10, 1)

@@ -94,7 +94,7 @@ def test_a_write_that_fails_is_told_and_the_next_save_succeeds(
     [line] = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
     assert line == (
         f"{tmp_path}/step-000002 could not be written: Input/output error; step-000001 and older steps are untouched; "
-        "training goes on and saves again at step 3"
+        "training continues and saves again at step 3"
     )
     assert [folder.name for folder in run.steps()][-2:] == ["step-000003", "step-000004"]
     assert not list(tmp_path.glob(".step-*"))
@@ -120,13 +120,13 @@ def test_a_save_is_not_begun_where_there_is_no_room(tmp_path: Path, monkeypatch:
     writes: list[Path] = []
     usage = type("usage", (), {"free": 2**20})
     monkeypatch.setattr("ldm.training.runs.run.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(SaveError, match=r"the disk has 1 MiB free, 5 MiB are needed; no step has been saved yet"):
+    with pytest.raises(SaveError, match=r"the disk has 1 MiB free, but 5 MiB are needed; no step has been saved yet"):
         run.save(1, writes.append, tensors, settings())
     assert not writes
     usage.free = 10 * 2**20
     run.save(1, writes.append, tensors, settings())
     usage.free = 3 * 2**20
-    with pytest.raises(SaveError, match="3 MiB free, 4 MiB are needed; step-000001"):
+    with pytest.raises(SaveError, match="3 MiB free, but 4 MiB are needed; step-000001"):
         run.save(2, writes.append, tensors, settings())
     assert len(writes) == 1
 
@@ -241,7 +241,7 @@ def test_what_is_not_exact_is_told_in_one_line_and_nothing_where_all_is(
     train(tmp_path, "max_steps=2")
     for more, told in (
         (("max_steps=2", "keep=3", "log_every=1", "save_every=2"), None),
-        (("max_steps=2", "batch_size=2"), "batch_size 2, was 4 (some images of this epoch come twice or not at all)"),
+        (("max_steps=2", "batch_size=2"), "batch_size 2, was 4 (this epoch repeats or skips some images)"),
         (("max_steps=2", "batch_size=2", "learning_rate=0.5"), "training.autoencoder.learning_rate 0.5, was 0.002"),
     ):
         capsys.readouterr()
@@ -268,6 +268,6 @@ def test_moments_of_another_optimiser_are_refused_by_name(tmp_path: Path, monkey
     train(tmp_path, "max_steps=1", "save_every=1")
     stage, run, asked = start(tmp_path, "max_steps=2", "optimizer=adamw")
     other = settings("max_steps=2", "optimizer=adamw8bit")
-    with pytest.raises(UserError, match="step-000001 was trained with optimizer adamw, whose moments adamw8bit cannot"):
+    with pytest.raises(UserError, match="step-000001 was trained with optimizer adamw, whose state adamw8bit cannot"):
         Saver(stage, run, other, Grey()).resume()
     assert Saver(stage, run, asked, Grey()).resume()[0] == 1

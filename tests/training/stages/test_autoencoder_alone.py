@@ -8,7 +8,8 @@ from ldm import config
 from ldm.errors import UserError
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
+from ldm.training.stages.unet import UNetStage
 
 
 def test_a_published_autoencoder_can_be_planned() -> None:
@@ -21,4 +22,4 @@ def test_a_u_net_cannot_be_trained_where_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="describes an autoencoder alone"):
         plan("unet", alone, "scenes")
     with pytest.raises(UserError, match="describes an autoencoder alone"):
-        build.check("unet", alone, Run(tmp_path / "run", resume=False))
+        UNetStage.check(alone, Run(tmp_path / "run", resume=False), StartingPoint())

@@ -16,8 +16,9 @@ from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.errors import UserError
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
 from ldm.training.stages.classifier import ClassifierStage
+from ldm.training.stages.stage import StartingPoint
+from ldm.training.stages.unet import UNetStage
 
 SMALL = ("text=null", "unet=null", "training.classifier.batch_size=8")
 NETWORK = (
@@ -39,8 +40,8 @@ def settings(*overrides: str) -> Config:
 def make(run: Path, vae: str | None, *overrides: str, init: str | None = None) -> ClassifierStage:
     torch.manual_seed(0)
     asked, folder = settings(*overrides), Run(run, resume=True)
-    build.check("classifier", asked, folder, vae, init)
-    return build.classifier_stage(asked, Shades(), Accelerator(cpu=True), folder, vae, init)
+    ClassifierStage.check(asked, folder, StartingPoint(vae=vae, init=init))
+    return ClassifierStage.build(asked, Shades(), Accelerator(cpu=True), folder, StartingPoint(vae=vae, init=init))
 
 
 def batch(stage: ClassifierStage, step: int) -> list[Batch]:
@@ -50,7 +51,7 @@ def batch(stage: ClassifierStage, step: int) -> list[Batch]:
 def test_it_is_trained_and_saved_and_goes_on_exactly(vae: str, tmp_path: Path) -> None:
     stage = make(tmp_path, vae)
     before = weights(stage, "classifier")
-    losses = [stage.losses(batch(stage, step), step) for step in range(1, 4)]
+    losses = [stage.train_step(batch(stage, step), step).losses for step in range(1, 4)]
     assert losses[0]["loss"].item() == pytest.approx(torch.tensor(4.0).log().item(), rel=1e-4)
     assert losses[-1].keys() >= {"accuracy_t0", "accuracy_t250", "accuracy_t500", "accuracy_t750"}
     assert changed(before, weights(stage, "classifier"))
@@ -62,7 +63,7 @@ def test_it_is_trained_and_saved_and_goes_on_exactly(vae: str, tmp_path: Path) -
     went_on.load_state(saved.state)
     for each in (stage, went_on):
         each.begin(4)
-    ours, theirs = (each.losses(batch(each, 4), 4)["loss"] for each in (stage, went_on))
+    ours, theirs = (each.train_step(batch(each, 4), 4).losses["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     loaded = TrainedClassifier.from_pretrained(tmp_path)
     assert loaded.class_names == NAMES
@@ -84,13 +85,13 @@ def test_cached_latents_train_as_encoded_ones_do(vae: str, tmp_path: Path) -> No
     cached, encoding = make(tmp_path / "a", vae), make(tmp_path / "b", vae, "training.classifier.cache_latents=false")
     assert (cached.needs_images, encoding.needs_images) == (False, True)
     for step in (1, 2):
-        quick, slow = (stage.losses(batch(stage, step), step)["loss"].item() for stage in (cached, encoding))
+        quick, slow = (stage.train_step(batch(stage, step), step).losses["loss"].item() for stage in (cached, encoding))
         assert quick == pytest.approx(slow, rel=1e-5)
 
 
 def test_it_starts_from_a_trained_one(vae: str, tmp_path: Path) -> None:
     first = make(tmp_path / "a", vae)
-    first.losses(batch(first, 1), 1)
+    first.train_step(batch(first, 1), 1)
     Run(tmp_path / "a", resume=True).save(1, first.save, first.state(), settings())
     second = make(tmp_path / "b", None, init=str(tmp_path / "a"))
     assert not changed(list(first.emas[0].network.parameters()), weights(second, "classifier"))
@@ -100,7 +101,7 @@ def test_it_learns_the_classes_of_pixels_first_where_there_is_little_noise(tmp_p
     pixels = ("autoencoder={kind: identity, latent_channels: 3}", "loss.kl={}", "classifier.in_channels=3")
     pixels = (*pixels, "training.classifier.cache_latents=false", "training.classifier.learning_rate=0.003")
     stage = make(tmp_path, None, *pixels)
-    losses = [stage.losses(batch(stage, step), step) for step in range(1, 41)]
+    losses = [stage.train_step(batch(stage, step), step).losses for step in range(1, 41)]
     assert losses[-1]["accuracy_t0"] > 0.6  # guessing finds a quarter
     assert losses[-1]["accuracy_t0"] > losses[-1]["accuracy_t750"]
     stage.save(tmp_path / "saved")
@@ -120,7 +121,7 @@ def test_its_cost_is_told_beforehand() -> None:
         (("classifier.num_classes=5",), "the data has 4 classes: classifier.num_classes must be that, not 5"),
         (("classifier.in_channels=3",), "classifier.in_channels is 3, autoencoder.latent_channels 4"),
         (("unet={cross_attention_dim: null, attention: plain}",), "a file describes a U-Net or a classifier"),
-        (("data.random_flip=true",), "not together with data.random_flip"),
+        (("data.random_flip=true",), "do not support data.random_flip"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(vae: str, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
@@ -134,4 +135,4 @@ def test_an_autoencoder_is_needed_and_a_classifier_to_start_from(vae: str, tmp_p
     with pytest.raises(UserError, match="holds no classifier"):
         make(tmp_path, vae, init=vae)
     with pytest.raises(UserError, match="there is no U-Net to train"):
-        build.check("unet", settings(), Run(tmp_path, resume=True), vae)
+        UNetStage.check(settings(), Run(tmp_path, resume=True), StartingPoint(vae=vae))

@@ -125,7 +125,7 @@ def test_perplexity_counts_the_vectors_that_are_used_alike() -> None:
 def test_a_vq_autoencoder_learns_and_uses_its_codebook(decay: float | None) -> None:
     options = ("loss.codebook.decay=0.8",) if decay else ()
     stage = vq_stage("loss.codebook.window=10", *options)
-    found = [stage.losses(micro_batches(step), step) for step in range(1, 41)]
+    found = [stage.train_step(micro_batches(step), step).losses for step in range(1, 41)]
     course = [losses["reconstruction"].item() for losses in found]
     assert sum(course[-5:]) / 5 < 0.3 * course[0], course
     assert found[-1]["codebook_usage"] > 0.5
@@ -136,8 +136,8 @@ def test_a_vq_autoencoder_learns_and_uses_its_codebook(decay: float | None) -> N
 def test_micro_batches_add_up_to_their_batch() -> None:
     whole, parts = vq_stage("loss.codebook.decay=0.9"), vq_stage("loss.codebook.decay=0.9")
     for step in range(1, 6):
-        together = whole.losses(micro_batches(step), step)
-        summed = parts.losses(micro_batches(step, accumulation=2), step)
+        together = whole.train_step(micro_batches(step), step).losses
+        summed = parts.train_step(micro_batches(step, accumulation=2), step).losses
         assert together.keys() == summed.keys()
         for name, loss in together.items():
             assert summed[name].item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-6), (step, name)
@@ -147,10 +147,10 @@ def test_micro_batches_add_up_to_their_batch() -> None:
 def test_a_resumed_run_goes_on_bit_by_bit(options: tuple[str, ...]) -> None:
     stage, resumed = vq_stage(*options), vq_stage(*options)
     for step in range(1, 4):
-        stage.losses(micro_batches(step), step)
+        stage.train_step(micro_batches(step), step)
     resumed.load_state(copy.deepcopy(stage.state()))
     for step in range(4, 8):  # a revival among them
-        losses = [one.losses(micro_batches(step), step) for one in (stage, resumed)]
+        losses = [one.train_step(micro_batches(step), step).losses for one in (stage, resumed)]
         assert losses[0] == losses[1]
     for name, weight in stage.average.state_dict().items():
         assert torch.equal(weight, resumed.average.state_dict()[name]), name
@@ -162,16 +162,16 @@ def test_the_codebook_of_a_trained_autoencoder_is_not_started_anew() -> None:
     kept = AutoencoderStage(copy.deepcopy(stage.average), settings(*VQ), stage.accelerator, Colours(), trained=True)
     kept.begin(1)
     kept.optimizers["reconstruction"].param_groups[0]["lr"] = 0.0
-    kept.losses(micro_batches(1), 1)
+    kept.train_step(micro_batches(1), 1)
     assert torch.equal(kept.average.quantize.embedding.weight, before)
-    stage.losses(micro_batches(1), 1)
+    stage.train_step(micro_batches(1), 1)
     assert not torch.equal(stage.average.quantize.embedding.weight, before)
 
 
 def test_its_latents_are_measured_saved_and_trained_on(tmp_path: Path) -> None:
     stage = vq_stage()
     for step in (1, 2, 3):
-        stage.losses(micro_batches(step), step)
+        stage.train_step(micro_batches(step), step)
     stage.finish(Colours())
     images = micro_batches(1)[0].images
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_its_latents_are_measured_saved_and_trained_on(tmp_path: Path) -> None:
     stages = [
         unet_stage(tmp_path / "vae", *of, f"training.unet.cache_latents={cached}") for cached in ("true", "false")
     ]
-    quick, slow = (one.losses(micro_batches(1), 1)["loss"].item() for one in stages)
+    quick, slow = (one.train_step(micro_batches(1), 1).losses["loss"].item() for one in stages)
     assert quick == pytest.approx(slow, rel=1e-5)
 
 

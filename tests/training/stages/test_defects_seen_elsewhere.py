@@ -31,7 +31,6 @@ from ldm.training.loop import start_accelerator
 from ldm.training.losses import AutoencoderLoss, adaptive_weight
 from ldm.training.runs.run import Run
 from ldm.training.runs.saving import Saver
-from ldm.training.stages import build
 from ldm.training.stages.autoencoder import AutoencoderStage
 
 LAUNCHERS = {"one": (), "two": ("-m", "torch.distributed.run", "--nproc_per_node", "2")}
@@ -97,12 +96,12 @@ def half_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
 def test_weights_cast_to_half_before_training(half_precision: Accelerator) -> None:
     """Networks compute in half precision; weights, moments and averages are float32, and keep the smallest steps."""
     options = ("training.autoencoder.learning_rate=1e-6", "training.autoencoder.warmup_steps=0")
-    stage = build.autoencoder_stage(settings(*PLAYING, *options), Colours(), half_precision)
+    stage = AutoencoderStage.build(settings(*PLAYING, *options), Colours(), half_precision)
     seen: list[torch.dtype] = []
     conv = stage.networks["reconstruction"].autoencoder.decoder.conv_out
     conv.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
     before = [weight.detach().clone() for weight in stage.networks["reconstruction"].parameters()]
-    stage.losses(micro_batches(2), 2)
+    stage.train_step(micro_batches(2), 2)
     assert seen == [torch.bfloat16]
     assert {tensor.dtype for tensor in floats(whole_state(stage))} == {torch.float32}
     after = stage.networks["reconstruction"].parameters()
@@ -115,13 +114,13 @@ def test_resume_that_loads_nothing(tmp_path: Path, norm: str) -> None:
     options = (*PLAYING, f"loss.adversarial.discriminator_norm={norm}")
     stage, other = autoencoder_stage(*options), other_stage(*options)
     for step in (1, 2, 3):
-        stage.losses(micro_batches(step), step)
+        stage.train_step(micro_batches(step), step)
     with pytest.raises(AssertionError):
         assert_same(whole_state(other), whole_state(stage))
     Saver(stage, Run(tmp_path, resume=True), settings(*options), Colours()).save(3, {})
     assert Saver(other, Run(tmp_path, resume=True), settings(*options), Colours()).resume() == (3, None)
     assert_same(whole_state(other), whole_state(stage))
-    assert other.losses(micro_batches(4), 4) == stage.losses(micro_batches(4), 4)
+    assert other.train_step(micro_batches(4), 4).losses == stage.train_step(micro_batches(4), 4).losses
 
 
 @pytest.mark.slow
@@ -139,7 +138,7 @@ def test_generator_and_discriminator_on_alternating_batches() -> None:
     stage.networks["discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     for step in (2, 3):
         [batch] = micro_batches(step)
-        assert stage.losses([batch], step).keys() >= {"generator", "discriminator"}
+        assert stage.train_step([batch], step).losses.keys() >= {"generator", "discriminator"}
         generated, both = seen
         assert torch.equal(both, torch.cat([batch.images, generated]))
         seen.clear()
@@ -210,7 +209,7 @@ def deviation(mean: Tensor, variance: Tensor) -> float:
 def other_stage(*options: str) -> AutoencoderStage:
     """`autoencoder_stage` with other weights."""
     torch.manual_seed(1)
-    return build.autoencoder_stage(settings(*options), Colours(), Accelerator(cpu=True))
+    return AutoencoderStage.build(settings(*options), Colours(), Accelerator(cpu=True))
 
 
 def whole_state(stage: AutoencoderStage) -> dict[str, Any]:

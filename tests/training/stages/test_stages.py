@@ -18,7 +18,8 @@ from ldm.training.cache.caching import cache_in
 from ldm.training.cache.fingerprints import Encoders
 from ldm.training.latents import measure
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
+from ldm.training.stages.unet import UNetStage
 
 PENALISED = (*PLAYING, *(f"loss.adversarial.{o}" for o in ("discriminator_norm=group", "r1_weight=2", "r1_every=3")))
 
@@ -26,10 +27,10 @@ PENALISED = (*PLAYING, *(f"loss.adversarial.{o}" for o in ("discriminator_norm=g
 def test_the_discriminator_rests_until_its_start_step() -> None:
     stage = autoencoder_stage(*PLAYING)
     before = weights(stage, "discriminator")
-    losses = stage.losses(micro_batches(1), 1)
+    losses = stage.train_step(micro_batches(1), 1).losses
     assert not changed(before, weights(stage, "discriminator"))
     assert losses.keys().isdisjoint({"discriminator", "generator"})
-    losses = stage.losses(micro_batches(2), 2)
+    losses = stage.train_step(micro_batches(2), 2).losses
     assert changed(before, weights(stage, "discriminator"))
     assert losses.keys() >= {"discriminator", "generator", "adversarial_weight"}
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -52,8 +53,8 @@ def test_micro_batches_add_up_to_their_batch(adversarial: bool) -> None:
     options = [*PENALISED, "loss.adversarial.adaptive=false"] if adversarial else []
     whole, parts = autoencoder_stage(*options), autoencoder_stage(*options)
     for step in (1, 2, 3):
-        together = whole.losses(micro_batches(step), step)
-        summed = parts.losses(micro_batches(step, accumulation=2), step)
+        together = whole.train_step(micro_batches(step), step).losses
+        summed = parts.train_step(micro_batches(step, accumulation=2), step).losses
         assert together.keys() == summed.keys()
         for name, loss in together.items():
             assert summed[name].item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-6), (step, name)
@@ -61,7 +62,7 @@ def test_micro_batches_add_up_to_their_batch(adversarial: bool) -> None:
 
 def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() -> None:
     stage = autoencoder_stage(*PENALISED)
-    assert {step for step in range(1, 8) if "r1" in stage.losses(micro_batches(step), step)} == {3, 6}
+    assert {step for step in range(1, 8) if "r1" in stage.train_step(micro_batches(step), step).losses} == {3, 6}
     [batch] = micro_batches(9)
     terms, _ = stage._discriminator_terms(batch.images, -batch.images, 9)
     _, penalties = stage.networks["discriminator"](batch.images, 8)
@@ -70,15 +71,15 @@ def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() 
 
 def test_averaged_latents_learn_to_decode_to_averaged_images() -> None:
     stage = autoencoder_stage("loss.equivariance.weight=1", "training.autoencoder.learning_rate=1e-3")
-    found = [stage.losses(micro_batches(1), step)["equivariance"].item() for step in range(1, 21)]
+    found = [stage.train_step(micro_batches(1), step).losses["equivariance"].item() for step in range(1, 21)]
     assert found[-1] < 0.5 * found[0]
-    assert "equivariance" not in autoencoder_stage().losses(micro_batches(1), 1)
+    assert "equivariance" not in autoencoder_stage().train_step(micro_batches(1), 1).losses
 
 
 def test_the_learned_log_variance_learns() -> None:
     stage = autoencoder_stage("loss.reconstruction.learned_log_variance=true")
     for step in (1, 2, 3):
-        stage.losses(micro_batches(step), step)
+        stage.train_step(micro_batches(step), step)
     network = stage.networks["reconstruction"]
     assert network.log_variance.item() != 0.0
     assert not autoencoder_stage().networks["reconstruction"].log_variance.requires_grad
@@ -114,8 +115,8 @@ def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
     assert isinstance(cached.cache, CachedData)
     assert encoding.cache is None
     for step in (1, 2, 3):
-        quick = cached.losses(micro_batches(step, images=False), step)["loss"]
-        slow = encoding.losses(micro_batches(step), step)["loss"]
+        quick = cached.train_step(micro_batches(step, images=False), step).losses["loss"]
+        slow = encoding.train_step(micro_batches(step), step).losses["loss"]
         assert quick.item() == pytest.approx(slow.item(), rel=1e-5)
 
 
@@ -136,7 +137,7 @@ def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path)
     stage = unet_stage(measured)
     before, averaged = weights(stage, "unet"), [w.clone() for w in stage.emas[0].network.parameters()]
     for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
-        stage.losses(micro_batches(step), step)
+        stage.train_step(micro_batches(step), step)
     names = [name for name, _ in stage.networks["unet"].named_parameters()]
     moved = {name for name, a, b in zip(names, before, weights(stage, "unet"), strict=True) if not torch.equal(a, b)}
     assert any(name.startswith("text_encoder.") for name in moved)
@@ -182,7 +183,7 @@ LEARNED = ("diffusion.learned_variance=true", "unet.out_channels=8")
 def test_what_was_trained_is_saved_and_drawn_from(measured: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     stage = unet_stage(measured, *overrides)
     before = weights(stage, "unet")
-    losses = [stage.losses(micro_batches(step), step)["loss"] for step in (1, 2, 3)]
+    losses = [stage.train_step(micro_batches(step), step).losses["loss"] for step in (1, 2, 3)]
     assert all(torch.isfinite(loss) for loss in losses)
     assert changed(before, weights(stage, "unet"))
     stage.save(tmp_path / "saved")
@@ -195,7 +196,7 @@ def test_what_was_trained_is_saved_and_drawn_from(measured: Path, tmp_path: Path
 
 def test_the_variance_half_of_the_output_is_trained(measured: Path) -> None:
     stage = unet_stage(measured, *LEARNED)
-    stage.losses(micro_batches(1), 1)
+    stage.train_step(micro_batches(1), 1)
     moved = stage.networks["unet"].unet.conv_out.weight.detach().abs().flatten(1).amax(1)
     assert (moved > 0).all()  # all eight channels left their zeros
 
@@ -203,4 +204,4 @@ def test_the_variance_half_of_the_output_is_trained(measured: Path) -> None:
 def test_what_could_not_be_saved_is_refused_before_the_data_is_made(measured: Path, tmp_path: Path) -> None:
     refused = settings("diffusion.prediction=v", "diffusion.schedule={kind: flow}")
     with pytest.raises(UserError, match=r"diffusion.prediction is v"):
-        build.check("unet", refused, Run(tmp_path / "run", resume=False), str(measured))
+        UNetStage.check(refused, Run(tmp_path / "run", resume=False), StartingPoint(vae=str(measured)))
