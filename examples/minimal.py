@@ -23,13 +23,13 @@ from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.encoder import TextEncoder, make_text_encoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.data import DataConfig
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig
 from ldm.data.images import contact_sheet, to_bytes, to_tensor
 from ldm.data.sources import Source, open_indexed
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.loss import DenoisingLoss
-from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.prediction import make_prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.schedule import make_schedule
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -49,7 +49,9 @@ UNET = UNetConfig(
     norm_num_groups=8,
 )
 # Predict v on a schedule that ends in pure noise, which is what sampling starts from (Lin et al. 2024).
-DIFFUSION = DiffusionConfig(schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"), prediction="v")
+DIFFUSION = DiffusionConfig.model_validate(
+    {"schedule": {"kind": "scaled_linear", "zero_terminal_snr": True, "spacing": "trailing"}, "prediction": "v"}
+)
 
 
 def batches(source: Source, batch_size: int, steps: int) -> Iterator[tuple[Tensor, list[str]]]:
@@ -84,7 +86,8 @@ def train_unet(
 ) -> tuple[UNet, TextEncoder, list[float]]:
     """Learn to remove noise from latents, with the text encoder trained along (Rombach et al. 2022, section 3.3)."""
     unet, text_encoder = UNet(UNET), make_text_encoder(TEXT.model_copy(update={"vocab_size": tokenizer.vocab_size}))
-    schedule, prediction, denoising_loss = make_schedule(DIFFUSION.schedule), Prediction("v"), DenoisingLoss(DIFFUSION)
+    schedule, prediction = make_schedule(DIFFUSION.schedule), make_prediction(DIFFUSION.prediction)
+    denoising_loss = DenoisingLoss(DIFFUSION)
     optimizer = torch.optim.AdamW([*unet.parameters(), *text_encoder.parameters()], lr=1e-3)
     losses = []
     for images, captions in batches(source, batch_size, steps):
@@ -124,7 +127,7 @@ def sample(
         context = torch.cat(contexts)
         return make_denoiser(lambda x, t: unet(x, t.expand(len(x)), context), prediction)
 
-    prediction = Prediction(DIFFUSION.prediction)
+    prediction = make_prediction(DIFFUSION.prediction)
     positive = text_encoder(*tokenizer(prompts)).context
     negative = text_encoder(*tokenizer([""] * len(prompts))).context
     denoiser = classifier_free(condition, positive, negative, prediction, guidance_scale)

@@ -1,9 +1,9 @@
-"""The tables and the image of docs/autoencoders.md, out of finished `ldm train-vae` runs on scenes.
+"""Write the tables and the image of docs/autoencoders.md from finished `ldm train-vae` runs on scenes.
 
     python docs/scripts/first_stage.py runs/kl-f4 runs/vq-f8 --samples 2000 --table table.md --image copies.png
 
-Every run gets a `report.json`, and is not measured again while that is there. The image has a row of test images
-and, below it, a row of each run's reconstructions.
+Each run is measured once; its `report.json` is reused. The image shows a row of test images and, below it, one row of
+reconstructions for each run.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.features import OFFLINE
 from ldm.evaluation.plan import Plan
 
-HEAD = "| run | latents | parameters | steps | PSNR (dB) | SSIM | rFID | codebook: used, perplexity |"
+HEAD = "| run | latents | parameters | steps | PSNR (dB) | SSIM | rFID | codebook: usage, perplexity |"
 SHOWN = 10
 
 
 def measured(run: Path, autoencoder: Autoencoder, source: Source, samples: int, statistics: Path) -> dict[str, Any]:
-    """The report on a run, made now or found in it."""
+    """Return the metrics of a run, from its report if it has one."""
     path = run / "report.json"
     if not path.is_file():
-        metrics = ("psnr", "ssim", "rfid") + (("codebook",) if autoencoder.config.kind == "vq" else ())
+        metrics = ("psnr", "ssim", "rfid") + (("codebook",) if autoencoder.config.bottleneck.has_codebook else ())
         plan = Plan(metrics=metrics, samples=samples, statistics=statistics, features=OFFLINE)
         path.write_text(json.dumps(evaluate(autoencoder, source, plan).as_dict(), indent=1) + "\n")
     return json.loads(path.read_text())["results"]
 
 
 def row(run: Path, autoencoder: Autoencoder, results: dict[str, Any], side: int) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     config, width = autoencoder.config, side // autoencoder.config.downsampling_factor
     parameters = sum(weight.numel() for weight in autoencoder.parameters())
     steps = max(int(line["step"]) for line in map(json.loads, (run / "log.jsonl").open()) if "step" in line)
     used = "-"
-    if config.codebook_size is not None:
+    if config.bottleneck.has_codebook:
         share, perplexity = results["codebook_usage"], results["codebook_perplexity"]
         used = f"{share:.1%} of {config.codebook_size}, {perplexity:.0f}"
     psnr, spread = results["psnr"], results["psnr_standard_error"]
@@ -55,8 +55,8 @@ def row(run: Path, autoencoder: Autoencoder, results: dict[str, Any], side: int)
 
 
 @torch.inference_mode()
-def copies(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:
-    """What comes back of images, bytes (B, H, W, 3)."""
+def reconstruct(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:
+    """Reconstruct images, uint8 (B, H, W, 3)."""
     return to_bytes(autoencoder.decode(autoencoder.encode(to_tensor(images)).mode()))
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path, required=True)
     asked = parser.parse_args()
     autoencoders = [Autoencoder.from_pretrained(run / "vae").eval() for run in asked.runs]
-    [side] = {autoencoder.config.sample_size for autoencoder in autoencoders}  # others cannot be compared
+    [side] = {autoencoder.config.sample_size for autoencoder in autoencoders}  # one size for all
     scenes = {"num": asked.samples, "concepts": asked.concepts}
     source = open_indexed("scenes", DataConfig(size=side, scenes=scenes), "test")
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
@@ -81,7 +81,7 @@ def main() -> None:
         results = measured(run, autoencoder, source, asked.samples, asked.statistics)
         lines.append(row(run, autoencoder, results, side))
         print(lines[-1], flush=True)
-        rows.append(copies(autoencoder, shown))
+        rows.append(reconstruct(autoencoder, shown))
     asked.table.write_text("\n".join(lines) + "\n")
     sheet = contact_sheet(np.concatenate(rows), SHOWN)
     sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(asked.image, optimize=True)
