@@ -18,11 +18,11 @@ Decoder = Literal["discretised", "gaussian"]
 
 
 class Bound(NamedTuple):
-    """The terms of the bound in bits per dimension, one estimate a sample.
+    """The terms of the bound in bits per dimension, estimated for each sample.
 
-    `prior` is L_T (B,): how far the noisiest level is from the standard normal noise that sampling starts from.
-    `steps` are L_{T-1} to L_0 (B, T), noisiest first: each step's distance from the posterior, and in the last, what
-    the decoder still needs to say.
+    `prior` is L_T (B,), the divergence of the noisiest level from the standard normal noise that sampling starts from.
+    `steps` are L_{T-1} to L_0 (B, T), noisiest first: the divergence of each step from the posterior, and the decoder's
+    negative log likelihood in the last.
     """
 
     prior: Tensor
@@ -43,19 +43,21 @@ def variational_bound(
     decoder: Decoder = "discretised",
     variance: Literal["small", "large"] = "small",
 ) -> Bound:
-    """An unbiased estimate of the bound for `x0` (B, ...) along `grid`, with one draw of `noise` and one call a step.
+    """Estimate the bound for `x0` (B, ...) without bias, with one noise sample and one network call per step.
 
-    The grid of a model's own bound is `schedule.chain()`; a shorter one gives that of sampling in fewer steps. Each
-    step has the variance that the denoiser learned, or else `variance`: "large" is right in the last steps for data
-    that varies by much more than the first noise, where "small" stays a bit above it however many steps there are.
+    Args:
+        grid: `schedule.chain()` for the bound of the model; a shorter grid for that of sampling in fewer steps.
+        decoder: "discretised" for images with 256 values from -1 to 1: the bound of the bits that store them.
+            "gaussian" for latents and other real numbers: the bound of the negative log density, which may be below 0
+            and is comparable only between models of the same latents.
+        variance: of each step, unless the denoiser has a learned one. "large" is right in the last steps for data
+            that varies much more than the first noise, where "small" leaves a gap however many steps there are.
 
-    Decoder "discretised" is for images whose values are among 256 from -1 to 1, and bounds the bits that storing
-    them takes. "gaussian" is for latents and other real numbers: it bounds the negative logarithm of their density,
-    which may be below 0 and is comparable only between models of the same latents. Raises UserError for a grid that
-    does not end at the image itself.
+    Raises:
+        UserError: for a grid that does not end at the image itself.
     """
     if grid.levels[-1].sigma != 0:
-        raise UserError("the variational bound needs a grid that ends without noise: a chain, or set_alpha_to_one")
+        raise UserError("the variational bound needs a grid that ends without noise: use a chain, or set_alpha_to_one")
     posteriors, terms = Posteriors(grid), []
     for level, _ in grid.steps():
         x = level.noisy(x0, noise(x0))
@@ -70,12 +72,12 @@ def variational_bound(
 
 
 def bound_term(posterior: Posterior, denoised: Denoised, x0: Tensor, decoder: Decoder) -> Tensor:
-    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,), for a denoiser's word with a variance.
+    """Compute L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,), for a prediction with a variance.
 
-    In steps to the image itself, which other samples of the batch may not be at, it is the decoder's L_0.
+    Samples whose step ends at the image itself have the decoder's L_0.
     """
     assert denoised.log_variance is not None
-    # Both means have the same share of x_t, so the difference needs no x_t, and no digits are lost.
+    # Both means contain the same share of x_t, so their difference needs no x_t and loses no digits.
     error = per_sample(posterior.of_x0, x0) * (x0 - denoised.x0)
     divergence = gaussian_kl(error, per_sample(posterior.small, x0), denoised.log_variance)
     decoded = _decoders[decoder](x0, denoised.x0, denoised.log_variance)  # the last step's mean is its x0
@@ -84,9 +86,9 @@ def bound_term(posterior: Posterior, denoised: Denoised, x0: Tensor, decoder: De
 
 
 def gaussian_kl(difference: Tensor, log_variance: Tensor, other_log_variance: Tensor) -> Tensor:
-    """KL divergence, in nats and each dimension, of a normal distribution from another.
+    """Compute the KL divergence of a normal distribution from another, in nats per dimension.
 
-    `difference` is that of their means; they broadcast together.
+    `difference` is that of their means; all arguments broadcast.
     """
     ratio = log_variance - other_log_variance
     return 0.5 * (ratio.exp() - 1 - ratio + difference.square() * (-other_log_variance).exp())
@@ -96,14 +98,14 @@ def _bits(nats: Tensor) -> Tensor:
     return nats.flatten(1).mean(1) / math.log(2)
 
 
-# --- negative log likelihood of x0 given the last step's normal distribution, in nats and each dimension --------------
+# --- negative log likelihood of x0 given the last step's normal distribution, in nats per dimension -------------------
 
 
 def _discretised(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Of the bin of width 2 / 255 around each value, the outer ones open (Ho et al. 2020, eq. 13).
+    """Use the probability of the bin of width 2 / 255 around each value, the outer ones open (Ho et al. 2020, eq. 13).
 
-    The probability is the difference of two tails on the side of the mean where they are small, in logarithms, so
-    that it does not run out of digits however far away the mean is.
+    It is the difference of two tails on the side of the mean where they are small, in logarithms, so that it is
+    accurate however far away the mean is.
     """
     deviation = (log_variance / 2).exp()
     lower = torch.where(x0 < -0.999, -math.inf, (x0 - mean - 1 / 255) / deviation)
@@ -115,7 +117,7 @@ def _discretised(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _gaussian(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Of the density."""
+    """Use the probability density."""
     return 0.5 * (math.log(2 * math.pi) + log_variance + (x0 - mean).square() * (-log_variance).exp())
 
 

@@ -1,4 +1,4 @@
-"""Denoisers: the one contract through which samplers and guidance see a network."""
+"""Denoisers: the contract through which samplers and guidance call a network."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ldm.diffusion.prediction import Prediction
 
 
 class Denoised(NamedTuple):
-    """What a denoiser says about a noisy `x`: the image it sees, and the network's output behind that.
+    """The prediction for a noisy `x`: the image, and the network's output from which it was computed.
 
-    Guidance that changes the image alone leaves the output what it was: samplers read `x0`.
-    `log_variance` is that of the step's noise at eta 1, from networks that learn it.
+    Samplers read `x0`; guidance may change it without changing the output. `log_variance` is that of the step's noise
+    at eta 1, from networks that learn it.
     """
 
     x0: Tensor
@@ -29,10 +29,10 @@ Network = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, ...), t ()) -> output 
 
 
 def make_denoiser(network: Network, prediction: Prediction, posteriors: Posteriors | None = None) -> Denoiser:
-    """A denoiser out of a network that is told `t` and regresses `prediction`.
+    """Make a denoiser from a network of `x` and `t` that regresses `prediction`.
 
-    With the `posteriors` of a grid the network's output (B, 2 C, ...) is that for `x` (B, C, ...) and then what it has
-    learned of the variance; such a denoiser is for levels of that grid.
+    With the `posteriors` of a grid, the second half of the network's output (B, 2 C, ...) is a learned variance; such
+    a denoiser supports the levels of that grid only.
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:

@@ -1,4 +1,4 @@
-"""Guidance: denoisers made from denoisers, so that samplers know nothing of it."""
+"""Guidance: functions from denoisers to denoisers, which samplers need not know about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm.diffusion.denoiser import Denoised, Denoiser
 from ldm.diffusion.level import Level, per_sample
 from ldm.diffusion.prediction import Prediction
 
-C = TypeVar("C")  # what a network is told of an image, whatever it is
+C = TypeVar("C")  # the conditioning of a network
 
 
 def classifier_free(
@@ -23,13 +23,16 @@ def classifier_free(
     scale: float,
     rescale: float = 0.0,
 ) -> Denoiser:
-    """Classifier-free guidance: output = negative + scale * (positive - negative) (Ho and Salimans 2022, eq. 6).
+    """Apply classifier-free guidance: output = negative + scale * (positive - negative) (Ho and Salimans 2022, eq. 6).
 
-    `condition` makes a denoiser of one condition, or of several whose samples lie behind each other in the batch:
-    `negative` (the empty or a negative prompt) and `positive`, of B samples each, share one network call. A `scale` of
-    1 is no guidance: the denoiser of `positive` itself. `rescale` between 0 and 1 draws the output's standard
-    deviation back to that of the unguided one (Lin et al. 2024, eq. 15 and 16), which models with zero terminal
-    signal-to-noise ratio need at large scales. A learned variance is that of `positive`.
+    `negative` (the empty or a negative prompt) and `positive`, of B samples each, share one network call. A learned
+    variance is that of `positive`.
+
+    Args:
+        condition: makes a denoiser from one conditioning, or from several that are concatenated in the batch.
+        scale: 1 is no guidance and returns the denoiser of `positive`.
+        rescale: from 0 to 1, how far the standard deviation of the output returns to that of the conditional output
+            (Lin et al. 2024, eq. 15 and 16); models with zero terminal SNR need it at large scales.
     """
     if scale == 1:
         return condition(positive)
@@ -57,12 +60,16 @@ def composed(
     scale: float,
     rescale: float = 0.0,
 ) -> Denoiser:
-    """Several conditions for each image: without + sum_i w_i (conditional_i - without) (Liu et al. 2022, eq. 11).
+    """Compose several conditionings per image: without + sum_i w_i (conditional_i - without) (Liu et al. 2022, eq. 11).
 
-    `parts` has the conditions of all images behind each other, `owners` (R,) the image that each belongs to, and
-    `weights` (R,) what it counts; `negative` has B. All share one network call. That sum takes the place of the
-    conditional output in classifier-free guidance, to which `scale` and `rescale` belong; a learned variance is that of
-    `negative`.
+    This sum replaces the conditional output of classifier-free guidance, with its `scale` and `rescale`. All share one
+    network call. A learned variance is that of `negative`.
+
+    Args:
+        parts: the conditionings of all images, R in all.
+        owners: for each part, the index of its image, (R,).
+        weights: of each part, (R,).
+        negative: one conditioning for each of the B images.
     """
     everything = condition(negative, parts)
 
@@ -81,9 +88,9 @@ def composed(
 
 
 def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
-    """Guidance at levels with low < sigma / alpha <= high alone (Kynkaanniemi et al. 2024, eq. 6); `plain` elsewhere.
+    """Guide only at levels with low < sigma / alpha <= high (Kynkaanniemi et al. 2024, eq. 6).
 
-    Where the plain denoiser stands in, a step costs one network call on half the batch.
+    Other levels use `plain`, which calls the network on half the batch.
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:
@@ -94,11 +101,10 @@ def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denois
 
 
 def thresholded(denoiser: Denoiser, share: float, limit: float) -> Denoiser:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): what is too large in an image is cut, and all shrinks.
+    """Apply dynamic thresholding (Saharia et al. 2022, section 2.3).
 
-    s is the smallest magnitude that a `share` of the numbers of an image x0 do not exceed. Where it is above `limit`,
-    which the data seldom exceed, x0 is cut to [-s, s] and multiplied by limit / s; other images are cut to
-    [-limit, limit].
+    s is the quantile `share` of the magnitudes in an image x0. If it is above `limit`, which the data rarely exceed, x0
+    is clamped to [-s, s] and multiplied by limit / s; other images are clamped to [-limit, limit].
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:
@@ -111,10 +117,10 @@ def thresholded(denoiser: Denoiser, share: float, limit: float) -> Denoiser:
 
 
 def keeping(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
-    """See `image` (B, C, h, w) where `mask` (B, 1, h, w) is 0, so that a sampler ends with it there.
+    """Inpaint: keep `image` (B, C, h, w) where `mask` (B, 1, h, w) is 0.
 
-    What is known is put into every x0, and any sampler carries it along (the replacement of Song et al. 2021, appendix
-    I.2, in terms of x0); the rest is drawn to suit it, by a model that was not trained for it.
+    The known part replaces every predicted x0 (the replacement of Song et al. 2021, appendix I.2, in terms of x0), for
+    any sampler and a model that was not trained for inpainting.
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:

@@ -1,4 +1,4 @@
-"""A level: one point of the path from image to noise, and the grid of levels that a sampler walks."""
+"""A level: one point of the path from image to noise; and the grid of levels that a sampler visits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """A point of the path x_t = alpha * x0 + sigma * noise, and the `t` that the network is told there.
+    """A point of the path x_t = alpha * x0 + sigma * noise, and the time `t` of the network there.
 
-    The three tensors have one shape: () for one level, (B,) for one a sample.
+    The three tensors have one shape: () for one level, (B,) for one level per sample.
     """
 
     alpha: Tensor
@@ -28,38 +28,38 @@ class Level:
 
     @property
     def log_snr(self) -> Tensor:
-        """Its logarithm, minus infinity where there is no signal."""
+        """Logarithm of the SNR, minus infinity where there is no signal."""
         return 2 * (self.alpha / self.sigma).log()
 
     def like(self, x: Tensor) -> Level:
-        """The same level, shaped to multiply `x` (B, ...).
+        """Reshape the level to broadcast with `x` (B, ...).
 
-        A single level stays a float64 scalar: PyTorch lets it multiply a tensor on any device without changing that
-        tensor's type. One a sample becomes (B, 1, ...) of the type of `x`.
+        A single level stays a float64 scalar, which PyTorch multiplies with a tensor on any device without changing its
+        dtype. One level per sample becomes (B, 1, ...) in the dtype of `x`.
         """
         if self.alpha.ndim == 0:
             return self
         return Level(per_sample(self.alpha, x), per_sample(self.sigma, x), per_sample(self.t, x, self.t.dtype))
 
     def noisy(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """A sample of q(x_t | x_0) for standard normal `noise` (Ho et al. 2020, eq. 4)."""
+        """Return a sample of q(x_t | x_0) for standard normal `noise` (Ho et al. 2020, eq. 4)."""
         level = self.like(x0)
         return level.alpha * x0 + level.sigma * noise
 
     def noise_in(self, x: Tensor, x0: Tensor) -> Tensor:
-        """The noise with which `x0` makes `x`, both (B, ...), at a level that has some."""
+        """Return the noise that leads from `x0` to `x`, both (B, ...), at a level with noise."""
         level = self.like(x)
         return (x - level.alpha * x0) / level.sigma
 
 
 def clean_level() -> Level:
-    """The level of the image itself, in float64; no network is called there, so its t means nothing."""
+    """Return the level of the image itself, in float64; no network is called there, so its t is unused."""
     one = torch.ones((), dtype=torch.float64)
     return Level(one, one - 1, torch.tensor(-1))
 
 
 def per_sample(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A value a sample (B,) shaped to multiply `x` (B, ...), of its type unless told; one value () is left as it is."""
+    """Reshape values (B,) to broadcast with `x` (B, ...), in its dtype by default; leave a single value () as it is."""
     if value.ndim == 0:
         return value
     return value.to(x.device, dtype or x.dtype).view(-1, *(1,) * (x.ndim - 1))
@@ -67,27 +67,27 @@ def per_sample(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Te
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels that a sampler visits, noisiest first; at the last one, the result's, the network is not called.
+    """The levels that a sampler visits, noisiest first; at the last, the level of the result, no network is called.
 
-    `initial_scale` is what standard normal noise is multiplied by to start.
+    Sampling starts from standard normal noise times `initial_scale`.
     """
 
     levels: tuple[Level, ...]
     initial_scale: float = 1.0
 
     def __len__(self) -> int:
-        """Number of steps, one fewer than levels."""
+        """Number of steps, one less than levels."""
         return len(self.levels) - 1
 
     def last(self, steps: int) -> Grid:
-        """The grid's last so many steps."""
+        """Return the last `steps` steps."""
         return Grid(self.levels[len(self) - steps :], self.initial_scale)
 
     @property
     def t(self) -> Tensor:
-        """What the network is told at each step, (steps,)."""
+        """The times of the network at each step, (steps,)."""
         return torch.stack([level.t for level in self.levels[:-1]])
 
     def steps(self) -> Iterator[tuple[Level, Level]]:
-        """Pairs (level, next level)."""
+        """Iterate over pairs (level, next level)."""
         return itertools.pairwise(self.levels)
