@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,7 @@ MANY_SCORES = 2**14  # of one head of one sample
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one attention, each (B, heads, L, width of a head).
-
-    `mask` (1, 1, 1, L) is false where they only fill up, if they do.
-    """
+    """Keys and values of one attention, each (B, heads, L, head width); `mask` (1, 1, 1, L) is false at padding."""
 
     keys: Tensor
     values: Tensor
@@ -26,9 +23,9 @@ class KeysValues(NamedTuple):
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1) over (B, heads, L, d).
+    """Compute softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1) over (B, heads, L, d).
 
-    `mask`, broadcast to (B, heads, L, L'), is true where a query may look.
+    `mask`, broadcast to (B, heads, L, L'), is true where a query may attend.
     """
     if _trains_in_bfloat16(queries):
         return _attend_in_training(queries, keys, values, mask)
@@ -40,10 +37,10 @@ def _trains_in_bfloat16(tokens: Tensor) -> bool:
 
 
 def _attend_in_training(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """`attend` for training in bfloat16 on a CPU, where the fused kernel's backward pass in that type is slow.
+    """Attend in bfloat16 training on a CPU, where the backward pass of the fused bfloat16 kernel is slow.
 
-    Many scores are best never written to memory: the fused kernel in float32. Few of them stay in the caches, and
-    plain products are the fastest.
+    The fused float32 kernel is fastest for many scores, which it never writes to memory; plain products are fastest
+    for few scores, which stay in the caches.
     """
     if queries.shape[-2] * keys.shape[-2] >= MANY_SCORES:
         with full_precision(queries.device):
@@ -66,19 +63,21 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def project(self, context: Tensor) -> KeysValues:
-        """Keys and values of a context (B, L, D)."""
-        return KeysValues(self._divide(self.to_k(context)), self._divide(self.to_v(context)))
+        """Compute keys and values of a context (B, L, D)."""
+        return KeysValues(self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context)))
 
     def forward(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
-        """Tokens (B, L, C) to (B, L, C), attending to `projected`, or to themselves."""
+        """Map tokens (B, L, C) to (B, L, C), attending to `projected`, or to themselves."""
         return self.to_out[0](self.attended(tokens, projected))
 
     def attended(self, tokens: Tensor, projected: KeysValues | None = None) -> Tensor:
-        """What tokens (B, L, C) see, before the last linear layer, (B, L, C)."""
-        h = attend(self._divide(self.to_q(tokens)), *(projected or self.project(tokens)))  # (B, heads, L, C / heads)
+        """Attend with tokens (B, L, C), without the last linear layer; (B, L, C)."""
+        h = attend(
+            self._split_heads(self.to_q(tokens)), *(projected or self.project(tokens))
+        )  # (B, heads, L, C / heads)
         return h.transpose(1, 2).flatten(2)
 
-    def _divide(self, tokens: Tensor) -> Tensor:
+    def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -90,7 +89,7 @@ class SpatialAttention(Attention):
         self.group_norm = nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor, projected: object = None) -> Tensor:
-        """x (B, C, H, W) to the same shape; there is no context to attend to, whatever `projected` holds."""
+        """Map x (B, C, H, W) to the same shape; `projected` is ignored, since there is no context."""
         return x + to_map(super().forward(to_tokens(self.group_norm(x))), x)
 
 
@@ -101,29 +100,22 @@ class FeedForward(nn.Module):
         super().__init__()
         gate = nn.Module()
         gate.proj = nn.Linear(channels, 8 * channels)
-        # Where diffusers keeps a dropout between the two, an identity keeps the numbers in the keys.
+        # The identity takes the place of diffusers' dropout, so that the keys have the same numbers.
         self.net = nn.ModuleList([gate, nn.Identity(), nn.Linear(4 * channels, channels)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, C) to the same shape."""
-        return self.net[2](self.gated(tokens))
-
-    def gated(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, C) to what lies between the two layers, (B, L, 4C)."""
-        values, gate = self._halves(tokens)  # (B, L, 4C) each
-        return values * F.gelu(gate)
-
-    def _halves(self, tokens: Tensor) -> Sequence[Tensor]:
+        """Map tokens (B, L, C) to the same shape."""
         proj = self.net[0].proj
-        if not _trains_in_bfloat16(tokens):
-            return proj(tokens).chunk(2, dim=-1)
-        # By two products, whose gradients need not be joined again.
-        halves = zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
-        return [F.linear(tokens, weight, bias) for weight, bias in halves]
+        if _trains_in_bfloat16(tokens):  # two products, whose gradients need not be concatenated
+            halves = zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
+            values, gate = (F.linear(tokens, weight, bias) for weight, bias in halves)  # (B, L, 4C) each
+        else:
+            values, gate = proj(tokens).chunk(2, dim=-1)
+        return self.net[2](values * F.gelu(gate))
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and a feed-forward layer, each on normalised tokens and added to them."""
+    """Self-attention, cross-attention and a feed-forward layer, each with a LayerNorm before and a residual sum."""
 
     def __init__(self, channels: int, heads: int, context_channels: int) -> None:
         super().__init__()
@@ -135,7 +127,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, tokens: Tensor, projected: KeysValues) -> Tensor:
-        """Tokens (B, L, C) to the same shape; `projected` are the context's keys and values."""
+        """Map tokens (B, L, C) to the same shape; `projected` are keys and values of the context."""
         tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), projected)
         return tokens + self.ff(self.norm3(tokens))
@@ -144,7 +136,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """x + transformer blocks over the positions of a feature map (Rombach et al. 2022, appendix E.2.1).
 
-    `linear` projects tokens with linear layers instead of 1x1 convolutions: the same numbers in other shapes.
+    `linear` projects with linear layers instead of 1x1 convolutions: the same numbers in other shapes.
     """
 
     def __init__(
@@ -160,7 +152,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, projected: Iterator[KeysValues]) -> Tensor:
-        """x (B, C, H, W) to the same shape; takes the keys and values of its own blocks from `projected`."""
+        """Map x (B, C, H, W) to the same shape; each block takes the next keys and values from `projected`."""
         h = self.norm(x)
         tokens = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))  # (B, HW, C)
         for block in self.transformer_blocks:
@@ -170,10 +162,10 @@ class SpatialTransformer(nn.Module):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A feature map (B, C, H, W) as tokens (B, HW, C), row by row."""
+    """Reshape a feature map (B, C, H, W) to tokens (B, HW, C), row by row."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, like: Tensor) -> Tensor:
-    """Tokens (B, HW, C) as a feature map (B, C, H, W) with the sides of `like`."""
+    """Reshape tokens (B, HW, C) to a feature map (B, C, H, W) with the sides of `like`."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])

@@ -1,8 +1,8 @@
-"""Levels of the autoencoder and of the U-Net: ResNet blocks, attention after each where asked for, a change of size.
+"""Levels of the autoencoder and the U-Net: ResNet blocks, optional attention after each, and resampling.
 
-The U-Net hands its blocks two iterators: `shifts`, projected time embeddings, one for every ResNet block, and
-`projected`, keys and values of the context, one for every cross-attention; each block takes what is its own, in the
-order in which they run. The autoencoder has neither.
+The U-Net passes two iterators to its blocks: `shifts`, one projected time embedding per ResNet block, and `projected`,
+keys and values of the context for each cross-attention. Blocks take their items in running order. The autoencoder
+passes neither.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Projected = Iterator[KeysValues | None]
 
 
 class DownBlock(nn.Module):
-    """ResNet blocks of one level on the way down; `downsample` halves the sides at the end."""
+    """ResNet blocks of one level in the encoder; `downsample` halves the sides at the end."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class DownBlock(nn.Module):
     def forward(
         self, x: Tensor, shifts: Shifts = NOTHING, projected: Projected = NOTHING, skips: list[Tensor] | None = None
     ) -> Tensor:
-        """x (B, C, H, W) to (B, C', H / 2, W / 2) or (B, C', H, W); everything made on the way is put on `skips`."""
+        """Map x (B, C, H, W) to (B, C', H / 2, W / 2) or (B, C', H, W); append all intermediate results to `skips`."""
         made = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, shifts)
@@ -65,7 +65,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Two ResNet blocks at the coarsest level, with attention between them where asked for."""
+    """Two ResNet blocks at the coarsest level, with optional attention between them."""
 
     def __init__(self, channels: int, options: BlockOptions, attention: MakeAttention | None = None) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([attention()] if attention else [])
 
     def forward(self, x: Tensor, shifts: Shifts = NOTHING, projected: Projected = NOTHING) -> Tensor:
-        """x (B, C, H, W) to the same shape."""
+        """Map x (B, C, H, W) to the same shape."""
         x = self.resnets[0](x, shifts)
         for attention in self.attentions:
             x = attention(x, projected)
@@ -81,9 +81,9 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """ResNet blocks of one level on the way up; `upsample` doubles the sides at the end.
+    """ResNet blocks of one level in the decoder; `upsample` doubles the sides at the end.
 
-    `skip_channels` has one entry for every ResNet block, the width of the skip that is joined to its input: 0, none.
+    `skip_channels` are the widths of the skip connections concatenated to the input of each ResNet block; 0: none.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class UpBlock(nn.Module):
         projected: Projected = NOTHING,
         skips: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, C, H, W) to (B, C', 2H, 2W) or (B, C', H, W); each ResNet block takes a skip off `skips`."""
+        """Map x (B, C, H, W) to (B, C', 2H, 2W) or (B, C', H, W); each ResNet block pops one of `skips`."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             if skips is not None:
                 x = torch.cat([x, skips.pop()], dim=1)

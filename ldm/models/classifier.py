@@ -1,4 +1,4 @@
-"""A classifier of noisy latents: a U-Net's way down, and a head (Dhariwal and Nichol 2021, section 4)."""
+"""A classifier of noisy latents: the encoder of a U-Net and a head (Dhariwal and Nichol 2021, section 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm.models.layers import BlockOptions, Downsample, ResNetBlock
 
 
 class Classifier(nn.Module):
-    """Logits of classes out of noisy latents and their time step; a new one finds all classes equally likely."""
+    """Maps noisy latents and their time to logits of classes, which are all 0 before training."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, latents: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, K) of noisy latents (B, C, h, w) at time steps t, (B,) or one for all, ()."""
+        """Compute logits (B, K) for noisy latents (B, C, h, w) at times t, (B,) or ()."""
         embedding = F.silu(self.time_embedding(sinusoids(t.reshape(-1).to(latents.device), self._width)))  # (B or 1, E)
         shifts = iter([block.time_emb_proj(embedding) for block in self._resnets])
         h = self.conv_in(latents.to(self.conv_in.weight.dtype))
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         return self.head(self.pool(h))
 
     def log_probability(self, latents: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-        """log p(class | noisy latents), (B,) in float32, of classes (B,)."""
+        """Compute log p(class | noisy latents), (B,) in float32, for classes (B,)."""
         return -F.cross_entropy(self(latents, t).float(), classes, reduction="none")
 
     @property
@@ -76,9 +76,9 @@ class Classifier(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The mean of all positions looks at each of them (Radford et al. 2021, section 2.4, without its places).
+    """Attention with the mean of all positions as its query (Radford et al. 2021, section 2.4).
 
-    So it takes latents of any size; where something stands is known from the convolutions' padding.
+    Without their positional embeddings it takes latents of any size; the padding of convolutions encodes positions.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -87,7 +87,7 @@ class AttentionPool(nn.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(channels, channels) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) to (B, C)."""
+        """Map x (B, C, H, W) to (B, C)."""
         tokens = to_tokens(x)  # (B, HW, C)
         mean = tokens.mean(1, keepdim=True)
         queries, keys, values = (

@@ -1,4 +1,4 @@
-"""The convolutional pieces that the autoencoder and the U-Net share."""
+"""Convolutional layers that the autoencoder and the U-Net share."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Size = tuple[int, int]
-Shifts = Iterator[Tensor | None]  # the time embedding after each ResNet block's `time_emb_proj`, as they run
+Shifts = Iterator[Tensor | None]  # time embeddings after the `time_emb_proj` of each ResNet block, in running order
 
 NOTHING: Iterator[None] = repeat(None)  # for networks without time or context
 
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all ResNet blocks of a network have in common."""
+    """Options that all ResNet blocks of a network share."""
 
     groups: int
     eps: float  # of the group normalisation: 1e-6 in autoencoders, 1e-5 in U-Nets
-    time_channels: int | None = None  # width of the time embedding; None: the blocks know no time
+    time_channels: int | None = None  # width of the time embedding; None: the blocks have none
     dropout: float = 0.0
     scale_shift: bool = False  # the time embedding scales and shifts after the second norm
 
@@ -32,16 +32,15 @@ def halve(x: Tensor, size: Size | None = None) -> Tensor:
 
 
 def enlarge(x: Tensor, size: Size | None = None) -> Tensor:
-    """Repeat every position of x (B, C, H, W): (B, C, 2H, 2W), or a `size` near that."""
+    """Repeat every position of x (B, C, H, W): (B, C, 2H, 2W), or a `size` close to that."""
     return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
 
 
 class ResNetBlock(nn.Module):
     """x + f(x) with f two rounds of group norm, SiLU and 3x3 convolution (He et al. 2016; Ho et al. 2020, appendix B).
 
-    The time embedding, projected by `time_emb_proj`, is the same at every position. It is added after the first
-    convolution or, with `scale_shift`, it scales and shifts what the second norm gives (adaptive group
-    normalisation, Dhariwal and Nichol 2021, section 3.1).
+    The time embedding, projected by `time_emb_proj`, is added after the first convolution or, with `scale_shift`,
+    scales and shifts the result of the second norm (adaptive normalisation, Dhariwal and Nichol 2021, section 3.1).
     """
 
     resample: Callable[[Tensor, Size | None], Tensor] | None = None  # x (B, C, H, W) and the result's size
@@ -60,11 +59,11 @@ class ResNetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, shifts: Shifts = NOTHING, size: Size | None = None) -> Tensor:
-        """x (B, C, H, W) to (B, C', H, W); takes its own shift (B or 1, C' or 2C') from `shifts`."""
+        """Map x (B, C, H, W) to (B, C', H, W) with the next of `shifts`, (B or 1, C' or 2C')."""
         return self.shifted(x, next(shifts), size)
 
     def shifted(self, x: Tensor, shift: Tensor | None, size: Size | None = None) -> Tensor:
-        """`forward` with its own shift: a function of tensors alone, which can be compiled."""
+        """Run `forward` with a given shift: a function of tensors only, which can be compiled."""
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x, size), self.resample(h, size)
@@ -81,13 +80,13 @@ class ResNetBlock(nn.Module):
 
 
 class DownsampleResBlock(ResNetBlock):
-    """A ResNet block that halves both sides by averages, before its first convolution and beside it."""
+    """A ResNet block that halves both sides by average pooling, in both branches."""
 
     resample = staticmethod(halve)
 
 
 class UpsampleResBlock(ResNetBlock):
-    """A ResNet block that repeats every position twice, or enlarges to `size` as `Upsample` does."""
+    """A ResNet block that doubles both sides, or enlarges to `size` like `Upsample`, in both branches."""
 
     resample = staticmethod(enlarge)
 
@@ -95,8 +94,8 @@ class UpsampleResBlock(ResNetBlock):
 class Downsample(nn.Module):
     """Halves both sides with a strided 3x3 convolution.
 
-    U-Nets pad all around, autoencoders and the U-Nets of Ho et al. (2020) at the right and the bottom only, as the
-    published weights of each expect.
+    U-Nets pad all around; autoencoders and the U-Nets of Ho et al. (2020) at the right and the bottom only. Published
+    weights expect this.
     """
 
     def __init__(self, channels: int, pad_all_around: bool) -> None:
@@ -105,17 +104,17 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad_all_around else 0)
 
     def forward(self, x: Tensor, shifts: object = None) -> Tensor:
-        """x (B, C, H, W) to (B, C, H / 2, W / 2), the same at all times."""
+        """Map x (B, C, H, W) to (B, C, H / 2, W / 2)."""
         return self.conv(x if self.pad_all_around else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Repeats every position twice along both sides, then smooths with a 3x3 convolution."""
+    """Doubles both sides by repeating positions, followed by a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, shifts: object = None, size: Size | None = None) -> Tensor:
-        """x (B, C, H, W) to (B, C, 2H, 2W), or to `size` where halving an odd side has lost a row or a column."""
+        """Map x (B, C, H, W) to (B, C, 2H, 2W), or to `size` if the side before downsampling was odd."""
         return self.conv(enlarge(x, size))

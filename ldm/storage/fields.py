@@ -1,7 +1,7 @@
-"""Reading other libraries' configuration files: nothing that is asked for is passed over in silence.
+"""Reading the configuration files of other libraries without ignoring any of their fields.
 
-A field that asks for something we do not have is refused by its name. A field that is absent has the default of the
-class that wrote it, so the defaults that matter are theirs, not those of `ldm.config`.
+An unsupported value of a field raises an error that names the field. An absent field has the default of the class that
+wrote the file, which may differ from the default in `ldm.config`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,31 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.storage.store import load_json
 
-DIFFUSERS_VERSION = "0.32.0"  # whose layout is written; later ones read it
-EXTRA = "_ldm"  # what only we know; diffusers skips keys with an underscore
+DIFFUSERS_VERSION = "0.32.0"  # whose layout is written; later versions read it
+EXTRA = "_ldm"  # options that only ldm has; diffusers ignores keys with an underscore
 
 Fields = dict[str, Any]
 Fixed = dict[str, tuple[Any, ...]]  # fields that must have one of the given values where they are present
 
 
 def load_fields(path: Path) -> Fields:
-    """The fields of a JSON file; UserError when it is missing, damaged or no mapping."""
+    """Read the fields of a JSON file.
+
+    Raises:
+        UserError: if it is missing, damaged or not a mapping.
+    """
     fields = load_json(path)
     if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no fields: it is damaged, get it anew")
+        raise UserError(f"{path} is not a JSON object: it is damaged, download or copy it again")
     return fields
 
 
 def known_fields(fields: Fields, defaults: Fields, fixed: Fixed, where: Path) -> Fields:
-    """The fields in `defaults`, as given or by default.
+    """Return the fields named in `defaults`, as given or by default.
 
-    Raises UserError for a fixed field with another value, one of another kind than its default, and an unknown one
-    that is set.
+    Raises:
+        UserError: for an unknown field that is set, a fixed field with another value, and a field of another type
+            than its default.
     """
     check_fixed(fields, fixed, where)
     for name, value in fields.items():
@@ -40,46 +45,42 @@ def known_fields(fields: Fields, defaults: Fields, fixed: Fixed, where: Path) ->
             raise UserError(f"{where}: ldm does not know the field {name}{owner} (it is {value!r})")
         if isinstance(defaults.get(name), list) and not isinstance(value, list):
             raise refused(name, value, where)
-        if isinstance(defaults.get(name), bool) and not isinstance(value, bool | None):  # a word would count as true
+        if isinstance(defaults.get(name), bool) and not isinstance(value, bool | None):  # a string would count as true
             raise refused(name, value, where)
     return defaults | {name: value for name, value in fields.items() if name in defaults}
 
 
 def check_fixed(fields: Fields, fixed: Fixed, where: Path) -> None:
-    """Raise UserError for a field that has none of its allowed values."""
+    """Raise UserError for a field with a value that is not allowed."""
     for name, values in fixed.items():
         if name in fields and fields[name] not in values:
             raise refused(name, fields[name], where)
 
 
 def expect_class(fields: Fields, names: tuple[str, ...], where: Path) -> None:
-    """Raise UserError for the configuration of another class."""
+    """Raise UserError for the fields of a class that is not in `names`."""
     if fields.get("_class_name") not in names:
         raise UserError(f"{where} is of a {fields.get('_class_name')}; ldm loads {', '.join(names)} here")
 
 
 def one_value(value: Any, name: str, where: Path) -> Any:
-    """The value that a list repeats, such as both sides of a square; UserError when there is no such value."""
+    """Return the value that a list repeats, such as both sides of a square.
+
+    Raises:
+        UserError: if the values differ.
+    """
     values = value if isinstance(value, list) else [value]
     if not values or values[0] is None or any(other != values[0] for other in values):
         raise refused(name, value, where)
     return values[0]
 
 
-def key_of(table: dict[str, str], name: str, fields: Fields, where: Path) -> str:
-    """Our name for the value of a field; UserError when we have none."""
-    for ours, theirs in table.items():
-        if theirs == fields[name]:
-            return ours
-    raise refused(name, fields[name], where)
-
-
 def extra(fields: Fields) -> Fields:
-    """What only we know, where the file is ours."""
+    """Return the options that only ldm has, if ldm wrote the file."""
     found = fields.get(EXTRA)
     return found if isinstance(found, dict) else {}
 
 
 def refused(name: str, value: Any, where: Path) -> UserError:
-    """The error for a field whose value we cannot follow."""
-    return UserError(f"{where}: the field {name} is {value!r}, which ldm cannot do")
+    """Return the error for an unsupported value of a field."""
+    return UserError(f"{where}: the field {name} is {value!r}, which ldm does not support")

@@ -1,4 +1,4 @@
-"""`config.json` of diffusers' UNet2DConditionModel <-> ours, with attention `transformer`."""
+"""Fields of diffusers' UNet2DConditionModel <-> the section `unet` with attention `transformer`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULTS: Fields = COMMON_DEFAULTS | {
     "projection_class_embeddings_input_dim": None,
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
-    "addition_embed_type_num_heads": 64,  # belongs to other kinds of addition_embed_type
+    "addition_embed_type_num_heads": 64,  # used by other values of addition_embed_type
     "upcast_attention": False,  # the fused kernels sum in float32 anyway
 }
 FIXED: Fixed = COMMON_FIXED | {
@@ -50,7 +50,7 @@ FIXED: Fixed = COMMON_FIXED | {
     "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (None,),  # which diffusers itself refuses
+    "num_attention_heads": (None,),  # diffusers itself raises an error for others
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
@@ -61,13 +61,13 @@ FIXED: Fixed = COMMON_FIXED | {
 
 
 def to_fields(config: UNetConfig) -> Fields:
-    """`config.json` of a UNet2DConditionModel, whose `attention_head_dim` is the number of heads."""
+    """Convert our options to fields; `attention_head_dim` of this class is the number of heads."""
     halving, doubling = resampling_of_attending_levels(config)
     if True in halving | doubling:
-        why = "halves and doubles levels with attention by convolutions only"
+        why = "resamples levels with attention by convolutions only"
         raise inexpressible(NAME, "resnet_resampling", config.resnet_resampling, why)
     if config.mid_layers != (config.attention_layers[-1] or max(1, config.mid_layers)):  # the last level may have none
-        why = "attends in its mid block as often as in its last level, and at least once"
+        why = "has as many attention blocks in its mid block as in its last level, and at least one"
         raise inexpressible(NAME, "mid_attention_layers", config.mid_layers, why)
     heads = config.num_attention_heads
     return {
@@ -87,7 +87,11 @@ def to_fields(config: UNetConfig) -> Fields:
 
 
 def from_fields(fields: Fields, where: Path) -> Fields:
-    """Our options for a UNet2DConditionModel; UserError names a field that cannot be had."""
+    """Convert fields to our options.
+
+    Raises:
+        UserError: for an unsupported field.
+    """
     theirs = known_fields(fields, DEFAULTS, FIXED, where)
     ours = common_from_fields(theirs, where)
     levels = levels_from_fields(theirs, "CrossAttn", where)
@@ -104,7 +108,7 @@ def from_fields(fields: Fields, where: Path) -> Fields:
 
 
 def _heads(theirs: Fields, layers: list[int], where: Path) -> int | list[int]:
-    """Number of heads, one or of each level, which must divide the width where there are `layers`."""
+    """Return the number of heads, one or per level, which must divide the width of levels with `layers`."""
     given, widths = theirs["attention_head_dim"], theirs["block_out_channels"]
     numbers = given if isinstance(given, list) else [given] * len(widths)
     heads = whole_numbers(numbers, "attention_head_dim", where)
@@ -117,7 +121,7 @@ def _heads(theirs: Fields, layers: list[int], where: Path) -> int | list[int]:
 
 
 def _depths(theirs: Fields, levels: int, where: Path) -> list[int]:
-    """Transformer blocks of each level, whether it attends or not; the last is also that of the mid block."""
+    """Return the transformer blocks of each level, used or not; the last number is also that of the mid block."""
     name, back = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
     depths = theirs[name] if isinstance(theirs[name], list) else [theirs[name]] * levels
     if len(whole_numbers(depths, name, where)) != levels:

@@ -1,4 +1,4 @@
-"""What `config.json` of both of diffusers' U-Nets has in common: block types of the levels and most other fields."""
+"""Fields that both of diffusers' U-Nets share: block types of the levels and most others."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ SAME = (
     "freq_shift",
     "class_embed_type",
     "num_class_embeds",
-)  # named and meant as ours
+)  # fields with the name and meaning of our options
 
 
 def common_to_fields(config: UNetConfig, class_name: str, attending: str) -> Fields:
-    """The fields that both classes have; `attending` begins the names of block types with attention."""
+    """Convert our options to the fields of both classes; `attending` prefixes the block types with attention."""
     kinds = [
         f"{attending}DownBlock2D" if layers else "ResnetDownsampleBlock2D" if by_resnet else "DownBlock2D"
         for layers, by_resnet in zip(config.attention_layers, config.resamples, strict=True)
@@ -66,7 +66,11 @@ def common_to_fields(config: UNetConfig, class_name: str, attending: str) -> Fie
 
 
 def common_from_fields(theirs: Fields, where: Path) -> Fields:
-    """Our options for the fields that both classes have; UserError for a time embedding of another width."""
+    """Convert the fields of both classes to our options.
+
+    Raises:
+        UserError: for a time embedding of another width.
+    """
     widths = whole_numbers(theirs["block_out_channels"], "block_out_channels", where)
     if theirs["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise refused("time_embedding_dim", theirs["time_embedding_dim"], where)
@@ -76,14 +80,14 @@ def common_from_fields(theirs: Fields, where: Path) -> Fields:
 
 
 class Level(NamedTuple):
-    """What the type of a block says."""
+    """A level as described by the type of its block."""
 
     attends: bool
-    by_resnet: bool  # halves, or doubles, by a ResNet block
+    by_resnet: bool  # resamples in a ResNet block
 
 
 def resampling(levels: list[Level]) -> bool | list[bool]:
-    """Our option `resnet_resampling`."""
+    """Return our option `resnet_resampling`."""
     ways = [level.by_resnet for level in levels]
     return ways if any(ways) else False
 
@@ -91,9 +95,10 @@ def resampling(levels: list[Level]) -> bool | list[bool]:
 def levels_from_fields(
     theirs: Fields, attending: str, where: Path, halves_by_resnet: bool = False, doubles_by_resnet: bool = False
 ) -> list[Level]:
-    """The levels, finest first; `..._by_resnet` is how those with attention halve and double.
+    """Return the levels, finest first; `..._by_resnet` tells how levels with attention resample.
 
-    UserError for types of blocks that we do not have, and for ways up that differ from the way down.
+    Raises:
+        UserError: for unsupported block types, and for a decoder that differs from the encoder.
     """
     down_types, up_types = theirs["down_block_types"], theirs["up_block_types"]
     known = _types(attending, halves_by_resnet)
@@ -107,7 +112,7 @@ def levels_from_fields(
         up = ups[number] if len(ups) == len(downs) else None
         if down is None or up is None or up.attends != down.attends:
             raise refused("up_block_types", up_types, where)
-        # The coarsest level does not halve, the finest does not double: what is said of it there means nothing.
+        # The coarsest level does not halve and the finest does not double: their types may say anything about it.
         ways = {down.by_resnet} if number < len(downs) - 1 else set()
         ways |= {up.by_resnet} if number > 0 else set()
         if len(ways) == 2:
@@ -117,7 +122,7 @@ def levels_from_fields(
 
 
 def resampling_of_attending_levels(config: UNetConfig) -> tuple[set[bool], set[bool]]:
-    """Whether levels with attention halve, and double, by a ResNet block: each the set of what is found."""
+    """Return the sets of ways in which levels with attention halve and double: whether in a ResNet block."""
     attending = list(zip(config.attention_layers, config.resamples, strict=True))
     return {by_resnet for layers, by_resnet in attending[:-1] if layers}, {
         by_resnet for layers, by_resnet in attending[1:] if layers
@@ -125,7 +130,7 @@ def resampling_of_attending_levels(config: UNetConfig) -> tuple[set[bool], set[b
 
 
 def whole_numbers(value: object, name: str, where: Path) -> list[int]:
-    """A list of numbers above zero, at least one; UserError for anything else."""
+    """Check that a field is a non-empty list of positive integers and return it."""
     numbers = [number for number in value if type(number) is int and number > 0] if isinstance(value, list) else []
     if not isinstance(value, list) or not value or len(numbers) != len(value):
         raise refused(name, value, where)
@@ -133,7 +138,7 @@ def whole_numbers(value: object, name: str, where: Path) -> list[int]:
 
 
 def inexpressible(class_name: str, name: str, value: object, why: str) -> UserError:
-    """The error for an option of ours that a class of diffusers cannot have."""
+    """Return the error for an option that a class of diffusers does not have."""
     return UserError(f"unet.{name} is {value}, but diffusers' {class_name} {why}: save it with --format compvis")
 
 
@@ -146,7 +151,7 @@ def _types(attending: str, by_resnet: bool) -> dict[str, Level]:
 
 
 def _short(name: object) -> str:
-    return str(name).removeprefix("UNetRes")  # how the first versions of diffusers called them
+    return str(name).removeprefix("UNetRes")  # prefix in the first versions of diffusers
 
 
 def _up(name: str) -> str:

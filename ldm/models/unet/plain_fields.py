@@ -1,4 +1,4 @@
-"""`config.json` of diffusers' UNet2DModel <-> ours, with attention `plain`."""
+"""Fields of diffusers' UNet2DModel <-> the section `unet` with attention `plain`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DEFAULTS: Fields = COMMON_DEFAULTS | {
     "block_out_channels": [224, 448, 672, 896],
     "down_block_types": ["DownBlock2D"] + ["AttnDownBlock2D"] * 3,
     "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"],
-    "downsample_type": "conv",  # of levels with attention
+    "downsample_type": "conv",  # in levels with attention
     "upsample_type": "conv",
     "attention_head_dim": 8,
     "add_attention": True,  # in the mid block
     "attn_norm_num_groups": None,
-    "num_train_timesteps": None,  # belongs to other kinds of time_embedding_type
+    "num_train_timesteps": None,  # used by other values of time_embedding_type
 }
 FIXED: Fixed = COMMON_FIXED | {
     "add_attention": (True, False),
@@ -43,21 +43,21 @@ FIXED: Fixed = COMMON_FIXED | {
 
 
 def to_fields(config: UNetConfig) -> Fields:
-    """`config.json` of a UNet2DModel, whose `attention_head_dim` is the width of a head."""
+    """Convert our options to fields; `attention_head_dim` of this class is the width of a head."""
     if config.class_embed_type not in FIXED["class_embed_type"]:
-        raise inexpressible(NAME, "class_embed_type", config.class_embed_type, "cannot project classes")
+        raise inexpressible(NAME, "class_embed_type", config.class_embed_type, "does not project classes")
     if config.addition_embed_type is not None:
-        raise inexpressible(NAME, "addition_embed_type", config.addition_embed_type, "knows no text")
+        raise inexpressible(NAME, "addition_embed_type", config.addition_embed_type, "takes no text")
     halving, doubling = resampling_of_attending_levels(config)
     if len(halving) == 2 or len(doubling) == 2:
-        why = "halves, and doubles, all levels with attention in one way"
+        why = "resamples all levels with attention in the same way"
         raise inexpressible(NAME, "resnet_resampling", config.resnet_resampling, why)
     return {
         **common_to_fields(config, NAME, "Attn"),
         "mid_block_type": "UNetMidBlock2D",
         "add_attention": config.mid_layers > 0,
         "attention_head_dim": _head_width(config),
-        # With scale-shift and without this field diffusers leaves out the norm of the mid block's attention.
+        # With scale-shift and without this field diffusers omits the norm of the attention in the mid block.
         "attn_norm_num_groups": config.norm_num_groups if config.time_scale_shift else None,
         "downsample_type": "resnet" if True in halving else "conv",
         "upsample_type": "resnet" if True in doubling else "conv",
@@ -65,7 +65,11 @@ def to_fields(config: UNetConfig) -> Fields:
 
 
 def from_fields(fields: Fields, where: Path) -> Fields:
-    """Our options for a UNet2DModel; UserError names a field that cannot be had."""
+    """Convert fields to our options.
+
+    Raises:
+        UserError: for an unsupported field.
+    """
     theirs = known_fields(fields, DEFAULTS, FIXED, where)
     ours = common_from_fields(theirs, where)
     by_resnet = [theirs[name] == "resnet" for name in ("downsample_type", "upsample_type")]
@@ -82,7 +86,7 @@ def from_fields(fields: Fields, where: Path) -> Fields:
 
 
 def _check_mid_norm(theirs: Fields, where: Path) -> None:
-    """Refuse a mid block that normalises in other groups than the rest, or not at all."""
+    """Raise UserError for a mid block that normalises in other groups than the rest, or not at all."""
     groups = theirs["norm_num_groups"]
     allowed = (groups,) if theirs["resnet_time_scale_shift"] == "scale_shift" else (None, groups)
     if theirs["add_attention"] and theirs["attn_norm_num_groups"] not in allowed:
@@ -90,7 +94,11 @@ def _check_mid_norm(theirs: Fields, where: Path) -> None:
 
 
 def _head_width(config: UNetConfig) -> int | None:
-    """The one width that the heads of all attentions have; None: each attention has one head."""
+    """Return the head width of all attentions; None: each attention has one head.
+
+    Raises:
+        UserError: if head widths differ.
+    """
     attends = [*config.attention_layers[:-1], config.attention_layers[-1] or config.mid_layers]
     sizes = [
         (width, heads)
@@ -107,7 +115,7 @@ def _head_width(config: UNetConfig) -> int | None:
 
 
 def _heads(theirs: Fields, levels: list[Level], where: Path) -> int | list[int]:
-    """Number of heads of each level; of one that does not attend, as many as fit."""
+    """Return the number of heads of each level; without attention, as many as fit."""
     head_width, widths = theirs["attention_head_dim"], theirs["block_out_channels"]
     if head_width is None:
         return 1

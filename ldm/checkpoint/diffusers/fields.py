@@ -1,1 +1,0 @@
-from ldm.storage.fields import *  # noqa: F403

@@ -1,1 +1,0 @@
-from ldm.storage.store import *  # noqa: F403

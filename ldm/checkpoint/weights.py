@@ -1,1 +1,0 @@
-from ldm.storage.weights import *  # noqa: F403
