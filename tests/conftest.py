@@ -1,4 +1,4 @@
-"""What several tests need: the real command line, and the built-in data rendered once."""
+"""Shared fixtures: the command line, and small runs that several tests use."""
 
 import io
 import os
@@ -14,13 +14,13 @@ from running import SMALL, Command
 
 from ldm.cli.main import main
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two tests run at a time on two cores
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests need no network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; two tests run at a time
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of this session's own: nothing that lies on the machine is used, nothing is left on it."""
+    """Use an empty cache for this session, so that tests do not depend on the machine."""
     path = tmp_path_factory.mktemp("cache")
     os.environ["LDM_CACHE"] = str(path)
     return path
@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nursery(cache: Path) -> Iterator[Nursery]:
-    """Starts command lines from a process that has imported everything."""
+    """Fork commands from a process that has imported everything."""
     nursery = Nursery()
     yield nursery
     nursery.close()
@@ -36,7 +36,7 @@ def nursery(cache: Path) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="session")
 def ldm(nursery: Nursery) -> Command:
-    """Runs `ldm ...` in a process of its own, or in several that share the work; `check` asserts success."""
+    """Run `ldm ...` in one or more separate processes; `check` asserts success."""
 
     def run(
         *words: object, check: bool = True, processes: int = 1, env: dict[str, str] | None = None
@@ -50,7 +50,7 @@ def ldm(nursery: Nursery) -> Command:
 
 @pytest.fixture(scope="session")
 def interpreter() -> Command:
-    """Runs `python -m ldm ...` as a person would, from nothing; `check` asserts success."""
+    """Run `python -m ldm ...` in a new interpreter, or under torchrun; `check` asserts success."""
 
     def run(*words: object, check: bool = True, timeout: float = 240, **options: object) -> subprocess.CompletedProcess:
         command = [sys.executable, *map(str, words)]
@@ -70,7 +70,7 @@ def interpreter() -> Command:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs `ldm ...` in the tests' own process, which has torch imported: for words that start nothing lasting."""
+    """Run `ldm ...` within the test process, for short commands."""
 
     def run(*words: object, check: bool = True) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["ldm", *map(str, words)])
@@ -86,7 +86,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture(scope="session")
 def tiny_vae(ldm: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `ldm train-vae tiny` of a few steps."""
+    """Train the autoencoder of `tiny` for a few steps."""
     run = tmp_path_factory.mktemp("runs") / "vae"
     ldm("train-vae", "tiny", "--data", "scenes", "--out", run, "--max-steps", 4, *SMALL)
     return run
@@ -94,7 +94,7 @@ def tiny_vae(ldm: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(ldm: Command, tiny_vae: Path) -> Path:
-    """A run of `ldm train-unet tiny` of a few steps on `tiny_vae`."""
+    """Train the U-Net of `tiny` for a few steps on `tiny_vae`."""
     run = tiny_vae.parent / "unet"
     ldm("train-unet", "tiny", "--data", "scenes", "--vae", tiny_vae, "--out", run, "--max-steps", 4, *SMALL)
     return run

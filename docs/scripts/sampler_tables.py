@@ -1,12 +1,11 @@
-"""Tables of a model of ours: the DDIM paper's (Song et al. 2021, table 1), and samplers in few network calls.
+"""Measure FID and KID of samplers: the DDIM paper's table (Song et al. 2021, table 1), and samplers with few calls.
 
     python docs/scripts/sampler_tables.py ddim --samples 300 --seeds 3 --table docs/ddim_table.md
     python docs/scripts/sampler_tables.py guided-ddim --samples 300 --seeds 3 --table docs/guided_ddim_table.md
     python docs/scripts/sampler_tables.py few --samples 200 --seeds 1 --table docs/few_steps_table.md
 
-Every cell is finished before the next one starts, and stands in the results as a line of JSON. What stands there is
-not drawn again, so that a command may be interrupted and given again, with more columns, rows or seeds too. The table
-is written anew after every cell. All cells of a seed draw the same captions from the same noise.
+Each measured cell adds a line of JSON to the results. A repeated command, also with more columns or seeds, measures
+only the missing cells. The table is updated after every cell. All cells of a seed use the same captions and noise.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ from ldm.processes import ProcessShare
 
 
 @dataclass(frozen=True)
-class InversionSettings:
-    """A row: a sampler, its fresh noise and its spacing; None: the sampler's or the model's own."""
+class SamplerOptions:
+    """A row of a table: a sampler, its eta and its spacing; None: the defaults of the sampler and the model."""
 
     sampler: str
     eta: float | None = None
     spacing: str | None = None
 
     def steps(self, calls: int, zero_signal: bool) -> int:
-        """How many steps cost so many network calls, or one less; those from a level without signal are cheaper."""
+        """Return the number of steps that take `calls` network calls, or one less."""
         if self.sampler == "heun":
             return (calls + 1 + zero_signal) // 2
         return calls - 1 + zero_signal if self.sampler == "plms" else calls
@@ -55,15 +54,15 @@ class InversionSettings:
 
 @dataclass(frozen=True)
 class Study:
-    """A table."""
+    """Guidance scale, columns and rows of a table."""
 
     guidance_scale: float
-    calls: tuple[int, ...]  # its columns, unless told otherwise
-    rows: dict[str, InversionSettings]
+    calls: tuple[int, ...]  # default columns
+    rows: dict[str, SamplerOptions]
 
 
-FRESH_NOISE = {f"eta {eta:g}": InversionSettings("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {
-    "sigma-hat": InversionSettings("ddpm-large")
+FRESH_NOISE = {f"eta {eta:g}": SamplerOptions("ddim", eta) for eta in (0, 0.2, 0.5, 1)} | {
+    "sigma-hat": SamplerOptions("ddpm-large")
 }
 STUDIES = {
     "ddim": Study(guidance_scale=1.0, calls=(10, 20), rows=FRESH_NOISE),
@@ -72,11 +71,11 @@ STUDIES = {
         guidance_scale=3.0,
         calls=(4, 6, 8, 10, 15, 20, 30),
         rows={
-            name: InversionSettings(name)
+            name: SamplerOptions(name)
             for name in ("ddim", "dpmpp-2m", "unipc", "heun", "plms", "ddpm", "dpmpp-2m-sde", "lcm")
         }
         | {
-            f"{name}, {spacing}": InversionSettings(name, None, spacing)
+            f"{name}, {spacing}": SamplerOptions(name, None, spacing)
             for name in ("ddim", "dpmpp-2m")
             for spacing in ("karras",)
         },
@@ -86,55 +85,55 @@ STUDIES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: what must be equal for two of them to be compared, and its place in the table."""
+    """One measurement: its conditions and its place in the table."""
 
     study: str
     model: str
-    dtype: str  # of its networks
+    dtype: str  # of the networks
     samples: int
-    images: int  # of the data, in the reference statistics
+    images: int  # in the reference statistics
     concepts: int | None  # of the scenes
-    calls: int  # of the network, for an image
+    calls: int  # network calls per image
     row: str
     seed: int
 
     def request(self, captions: Sequence[str], batch_size: int, zero_signal: bool) -> Request:
-        """The images to draw."""
+        """Return the request for the images of this cell."""
         study = STUDIES[self.study]
-        way = study.rows[self.row]
+        options = study.rows[self.row]
         return Request(
             prompts=tuple(captions),
             guidance_scale=study.guidance_scale,
-            num_inference_steps=way.steps(self.calls, zero_signal),
-            sampler=way.sampler,
-            eta=way.eta,
-            spacing=way.spacing,
-            seed=self.seed * self.samples,  # of the first image: no two seeds share noise
+            num_inference_steps=options.steps(self.calls, zero_signal),
+            sampler=options.sampler,
+            eta=options.eta,
+            spacing=options.spacing,
+            seed=self.seed * self.samples,  # seed of the first image; seeds share no noise
             batch_size=batch_size,
         )
 
 
 @dataclass(frozen=True)
 class Results:
-    """Measured cells, one a line of JSON."""
+    """Measured cells in a file of JSON lines."""
 
     path: Path
 
     def read(self) -> dict[Cell, dict[str, float]]:
-        """What has been measured so far."""
+        """Read the measured cells."""
         if not self.path.is_file():
             return {}
         records = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
         return {Cell(**record["cell"]): record["found"] for record in records}
 
     def append(self, cell: Cell, found: dict[str, float]) -> None:
-        """Add a cell at once."""
+        """Append a cell."""
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"cell": asdict(cell), "found": found}) + "\n")
 
 
 def distinct_captions(source: Source, count: int) -> list[str]:
-    """Captions of a source, all images' first ones before their second ones; none twice before each was taken."""
+    """Return `count` captions: first captions of all images, then second ones, and so on; repeat only after all."""
     by_rank = zip_longest(*(source.captions(number) for number in range(len(source))))
     unique = dict.fromkeys(caption for rank in by_rank for caption in rank if caption is not None)
     return list(islice(cycle(unique), count))
@@ -143,17 +142,17 @@ def distinct_captions(source: Source, count: int) -> list[str]:
 def measure(
     pipe: TextToImage, cell: Cell, captions: Sequence[str], features: Features, reference: FeatureSet, batch_size: int
 ) -> dict[str, float]:
-    """FID and KID of a cell's images, and the processor's seconds that drawing and measuring took."""
+    """Measure FID, KID and CPU seconds of a cell."""
     began = time.process_time()
     reader = FeatureReader(cell.samples, features)
     request = cell.request(captions, batch_size, zero_signal=bool(pipe.schedule.alpha[-1] == 0))
     generate_through(pipe, pipe.resolve(request), [reader], ProcessShare())
-    drawn = FeatureSet(reader.stacked(ProcessShare()))
-    return fid(drawn, reference) | kid(drawn, reference) | {"seconds": round(time.process_time() - began, 1)}
+    sampled = FeatureSet(reader.stacked(ProcessShare()))
+    return fid(sampled, reference) | kid(sampled, reference) | {"seconds": round(time.process_time() - began, 1)}
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """All cells, every one of the first seed before those of the second."""
+    """Yield the cells, seed by seed."""
     for seed in range(options.seeds):
         for calls in options.calls or STUDIES[options.study].calls:
             for row in options.rows or STUDIES[options.study].rows:
@@ -171,7 +170,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def table(found: dict[Cell, dict[str, float]], like: Cell, features: str) -> str:
-    """Mean and standard deviation over seeds as markdown, of the cells that are comparable with one."""
+    """Format mean and standard deviation over seeds as Markdown, for cells with the conditions of `like`."""
     alike = {
         cell: values
         for cell, values in found.items()
@@ -195,7 +194,7 @@ def table(found: dict[Cell, dict[str, float]], like: Cell, features: str) -> str
             if any(values):
                 lines.append(f"| {row} | " + " | ".join(map(_spread, values)) + " |")
         parts.append("\n".join(lines))
-    parts.append("Mean and standard deviation over seeds, whose number stands in brackets.")
+    parts.append("Mean and standard deviation over seeds; the number of seeds is in parentheses.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -231,17 +230,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("study", choices=STUDIES)
     found.add_argument("--model", default="emoji")
     found.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model's networks")
-    found.add_argument("--samples", type=int, default=1000, help="images of a cell and seed")
+    found.add_argument("--samples", type=int, default=1000, help="images per cell and seed")
     found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--calls", type=int, nargs="+", help="network calls an image: the columns")
-    found.add_argument("--rows", nargs="+", help="not all rows, but these")
+    found.add_argument("--calls", type=int, nargs="+", help="columns: network calls per image")
+    found.add_argument("--rows", nargs="+", help="rows to measure (default: all)")
     found.add_argument("--images", type=int, default=5000, help="held-out images in the reference statistics")
-    found.add_argument("--concepts", type=int, default=80, help="of the scenes: those that the model was trained on")
+    found.add_argument("--concepts", type=int, default=80, help="concepts of the scenes, as in training")
     found.add_argument("--batch-size", type=int, default=50)
     found.add_argument("--results", type=Path, default=Path("sampler-tables.jsonl"))
     found.add_argument("--table", type=Path, default=Path("sampler-tables.md"))

@@ -1,4 +1,4 @@
-"""A small data set and features that need no files; imported by name, as this folder is on pytest's path."""
+"""A small data set and features that need no files."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ SIDE = 32
 
 
 class Blots(IndexedSource):
-    """A source of smooth random images, which counts how often one is taken out."""
+    """A source of smooth random images that counts reads."""
 
     def __init__(self, count: int = 12, seed: int = 0) -> None:
         coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 255
@@ -44,7 +44,7 @@ class Blots(IndexedSource):
 
 
 def blot_features(seed: int = 0) -> Features:
-    """Of six dimensions."""
+    """Return features of six dimensions."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Conv2d(3, 6, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -1,4 +1,4 @@
-"""Data whose ideal denoiser, and with it the path from noise to image, is known."""
+"""Data with known ideal denoisers and probability flows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WEIGHTS, MEANS, DEVIATIONS = (0.5, 0.3, 0.2), (-1.0, 0.6, 1.4), (0.3, 0.2, 0.4) 
 
 
 def gaussian(x: Tensor, level: Level) -> Denoised:
-    """E[x0 | x] for data N(MEAN, DEVIATION^2)."""
+    """Return E[x0 | x] for data N(MEAN, DEVIATION^2)."""
     gain = level.alpha * DEVIATION**2 / (level.alpha**2 * DEVIATION**2 + level.sigma**2)
     x0 = MEAN + gain * (x - level.alpha * MEAN)
     return Denoised(x0, x0)
 
 
 def mixture(x: Tensor, level: Level) -> Denoised:
-    """E[x0 | x] for data from a mixture of three Gaussians in one dimension."""
+    """Return E[x0 | x] for data from a mixture of three Gaussians in one dimension."""
     weights, means, deviations = (torch.tensor(v, dtype=x.dtype) for v in (WEIGHTS, MEANS, DEVIATIONS))
     variance = level.alpha**2 * deviations**2 + level.sigma**2  # of each part at this level, (3,)
     distance = x[..., None] - level.alpha * means  # (..., 3)
@@ -35,19 +35,19 @@ def mixture(x: Tensor, level: Level) -> Denoised:
 
 
 def gaussian_end(x: Tensor, level: Level, final: Level) -> Tensor:
-    """Where the probability flow takes x: it keeps the distance to the mean in standard deviations."""
+    """Map x along the probability flow, which keeps its distance to the mean in standard deviations."""
     spread = [(at.alpha**2 * DEVIATION**2 + at.sigma**2).sqrt() for at in (level, final)]
     return final.alpha * MEAN + spread[1] / spread[0] * (x - level.alpha * MEAN)
 
 
 def at_ratio(ratio: float) -> Level:
-    """The level of alpha^2 + sigma^2 = 1 with this sigma / alpha."""
+    """Return the variance-preserving level with this sigma / alpha."""
     angle = torch.tensor(ratio, dtype=torch.float64).atan()
     return Level(angle.cos(), angle.sin(), torch.tensor(ratio))
 
 
 def runge_kutta_end(denoiser: Denoiser, x: Tensor, level: Level, final: Level) -> Tensor:
-    """Where the probability flow takes x (N,), to a relative 1e-12.
+    """Map x (N,) along the probability flow, to a relative error of 1e-12.
 
     d(x / alpha) / d log(sigma / alpha) = x / alpha - x0 (Karras et al. 2022, eq. 1 and 3).
     """
@@ -64,11 +64,11 @@ def runge_kutta_end(denoiser: Denoiser, x: Tensor, level: Level, final: Level) -
 def smooth_grid(
     steps: int, spacing: Callable[[Tensor], Tensor] = torch.exp, ends: tuple[float, float] = (1.6, -1.6)
 ) -> Grid:
-    """Levels evenly spaced between `ends`, from which `spacing` makes sigma / alpha."""
+    """Return levels evenly spaced between `ends` after the transformation `spacing` to sigma / alpha."""
     places = torch.linspace(*ends, steps + 1, dtype=torch.float64)
     return Grid(tuple(at_ratio(ratio) for ratio in spacing(places).tolist()))
 
 
 def order(steps: tuple[int, ...], errors: list[float]) -> float:
-    """The slope of a straight line through log error against log step."""
+    """Return the slope of log error over log step."""
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])

@@ -1,7 +1,6 @@
-"""What each process runs for the tests of two processes against one: autoencoders against discriminators, in float64.
+"""Train an autoencoder with a discriminator in float64, to compare two processes with one.
 
-In that precision sums that are rounded in another order differ by 1e-16, so that 50 steps of an adversarial game still
-agree; whatever more two processes differ by is a defect.
+Sums in another order differ by 1e-16 in float64, so that 50 adversarial steps still agree; larger differences are bugs.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ CASES = {
 
 
 class Noise(IndexedSource):
-    """Images of noise, each of a brightness of its own."""
+    """Images of noise with different brightness."""
 
     def __len__(self) -> int:
         return IMAGES
@@ -74,7 +73,7 @@ def make(case: str, seed: int = 0) -> AutoencoderStage:
 
 
 def train(stage: AutoencoderStage, case: str, first: int, last: int) -> list[dict[str, float]]:
-    """The losses of each step, those of all processes together."""
+    """Return the losses of each step, averaged over all processes."""
     accelerator = stage.accelerator
     share = BatchShare(BATCH, accelerator.process_index, accelerator.num_processes)
     data, found = TrainingData(Noise(), settings(case).data, share, 0), []
@@ -86,13 +85,13 @@ def train(stage: AutoencoderStage, case: str, first: int, last: int) -> list[dic
 
 
 def state(stage: AutoencoderStage) -> dict[str, Any]:
-    """All that training has come to in this process."""
+    """Return the state of training in this process."""
     with stage.averaged():
         return {name: part for name, part in stage.state().items() if name in ("networks", "optimizers", "ema")}
 
 
 def course(case: str, run: Path) -> dict[str, Any]:
-    """A whole training that is saved on the way, and its end once more from what was saved."""
+    """Train with a save in between, and repeat the end from that save."""
     stage = make(case)
     saver = Saver(stage, Run(run, resume=True), settings(case), Noise())
     losses = train(stage, case, 1, SAVED)

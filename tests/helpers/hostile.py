@@ -1,4 +1,4 @@
-"""Images as nobody should make them: those that are understood all the same, and those that cannot be."""
+"""Malformed and unusual image files: readable and unreadable ones."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import Image
 
 
 def noise(size: tuple[int, int] = (48, 40), seed: int = 0) -> Image.Image:
-    """An image with detail, so that its file has something to lose."""
+    """Return an image of noise, whose file is large enough to truncate."""
     width, height = size
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
-    """An image file's bytes."""
+    """Encode an image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is `width` x `height`: a decompression bomb when they are large."""
+    """Return a small PNG with the header of a `width` x `height` image: a decompression bomb."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -37,7 +37,7 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def unreadable() -> dict[str, bytes]:
-    """Files, by name, of which no image can be made."""
+    """Return the contents of unreadable image files by name."""
     png, jpeg = encoded(noise(), "PNG"), encoded(noise(), "JPEG", quality=95)
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
@@ -64,7 +64,7 @@ def unreadable() -> dict[str, bytes]:
 
 
 def write_hostile(folder: Path) -> list[str]:
-    """Forty samples that cannot be used, of nineteen kinds, in a folder with a text beside each; their names."""
+    """Write forty unreadable samples of nineteen kinds with captions to a folder and return their names."""
     kinds = list(unreadable().items())
     names = []
     for number in range(37):

@@ -1,4 +1,4 @@
-"""Command lines that start at once and may be killed: children of a process that has imported everything already.
+"""Fork `ldm` commands from a process that has imported everything, so that they start at once and can be killed.
 
 `Nursery` is what tests use. Run as a program, this file forks a child for every line of JSON on its standard input.
 """
@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ALONE: dict[str, str] = {}
-SECONDS = 600  # after which a command line that hangs is ended
+SECONDS = 600  # time limit of a command
 
 
 class Nursery:
-    """Starts, kills and awaits command lines of `ldm`, each of one process or of several that find each other."""
+    """Start, kill and await `ldm` commands of one process or of several in a process group."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -37,9 +37,9 @@ class Nursery:
         printed: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> list[int]:
-        """Process ids of `ldm WORDS`; what it says is appended to the file `said`, and what it prints to `printed`.
+        """Start `ldm WORDS` and return process ids; append standard error to `said`, standard output to `printed`.
 
-        They begin with the environment and in the folder that the caller is in now, or with the one given.
+        The processes use the given environment, by default the current one, and the current folder.
         """
         groups = [ALONE] if processes == 1 else _group(processes)
         asked = {"words": list(map(str, words)), "said": str(said), "printed": str(printed or said)}
@@ -48,7 +48,7 @@ class Nursery:
         return [self._ask({**asked, "environment": {**own, "OMP_NUM_THREADS": "1", **group}}) for group in groups]
 
     def wait(self, pids: list[int]) -> list[int]:
-        """Exit statuses, negative for a signal; when one process has failed, the others are ended, as torchrun does."""
+        """Return exit statuses, negative for signals; after a failure kill the other processes, as torchrun does."""
         found = []
         for pid in pids:
             found.append(self._ask({"wait": pid}))
@@ -57,13 +57,13 @@ class Nursery:
         return found
 
     def run(self, words: Sequence[object], said: Path, processes: int = 1) -> list[int]:
-        """Start and wait."""
+        """Start a command and return the exit statuses of its processes."""
         return self.wait(self.start(words, said, processes))
 
     def done(
         self, words: Sequence[object], processes: int = 1, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Start and wait; the status is the first that is not 0."""
+        """Run a command and return its output and its first exit status that is not 0."""
         with tempfile.TemporaryDirectory() as folder:
             said, printed = (Path(folder) / name for name in ("said", "printed"))
             statuses = self.wait(self.start(words, said, processes, printed, environment))
@@ -72,12 +72,12 @@ class Nursery:
 
     @staticmethod
     def kill(pids: list[int]) -> None:
-        """SIGKILL to all of them."""
+        """Send SIGKILL to processes."""
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End the process that forks."""
+        """Terminate the forking process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -91,7 +91,7 @@ class Nursery:
 
 
 def _group(processes: int) -> list[dict[str, str]]:
-    """What torchrun tells its processes."""
+    """Return the environment that torchrun sets for each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

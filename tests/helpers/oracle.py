@@ -1,4 +1,4 @@
-"""diffusers' schedulers fed with our own tables, and one walk through each by both sides."""
+"""Run diffusers' schedulers with ldm's tables next to ldm's samplers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Noise = Callable[[Tensor], Tensor]
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:
-    """Stands for a U-Net: random, bounded, nonlinear, different at every timestep."""
+    """Replace a U-Net: random, bounded, nonlinear, different at every timestep."""
     return torch.tanh(torch.nn.functional.conv2d(x.double(), WEIGHT, padding=1) + torch.cos(t.double() / 300)).to(x)
 
 
@@ -46,7 +46,7 @@ def drawn(seed: int) -> Noise:
 
 
 def make_schedule(**options: Any) -> TableSchedule:
-    """Our schedule; without terminal signal the last alpha is 2^-12, with which diffusers replaces 0."""
+    """Return ldm's schedule; with zero terminal SNR the last alpha is 2^-12, as in diffusers."""
     config = schedule_config(**options)
     schedule = SCHEDULES[config.kind](config)
     if schedule.config.zero_terminal_snr:
@@ -55,7 +55,7 @@ def make_schedule(**options: Any) -> TableSchedule:
 
 
 def fed(kind: type, schedule: TableSchedule, prediction: str, **options: Any) -> Any:
-    """A scheduler of theirs with our table of alpha^2 in float64."""
+    """Return a scheduler of diffusers with ldm's alpha^2 in float64."""
     scheduler = kind(prediction_type=THEIR_PREDICTION[prediction], steps_offset=schedule.config.steps_offset, **options)
     scheduler.alphas_cumprod = schedule.alpha**2
     final = torch.ones((), dtype=torch.float64) if schedule.config.set_alpha_to_one else scheduler.alphas_cumprod[0]
@@ -64,21 +64,21 @@ def fed(kind: type, schedule: TableSchedule, prediction: str, **options: Any) ->
 
 
 def ratios(grid: Grid) -> Tensor:
-    """sigma / alpha of all levels, their sigma, in float64."""
+    """Return sigma / alpha of all levels, which is diffusers' sigma, in float64."""
     return torch.stack([level.sigma / level.alpha for level in grid.levels])
 
 
 def ours(
     sampler: Sampler, grid: Grid, prediction: str, told: Tensor | None = None, noise: Noise | None = None
 ) -> list[Tensor]:
-    """x at every level of the grid; the network is told `told` where that is not the grid's own t."""
+    """Return x at every level of the grid; `told` replaces the grid's t as input of the network."""
     names = dict(zip(grid.t.tolist(), grid.t if told is None else told, strict=True))
     denoiser = make_denoiser(lambda x, t: network(x, names[t.item()]), make_prediction(prediction))
     return [start(), *(step.x for step in sampler(denoiser, start(), grid, noise or drawn(1)))]
 
 
 def theirs(scheduler: Any, grid: Grid, forced: list[Tensor] | None = None, **options: Any) -> list[Tensor]:
-    """x at every level in our variables, each step from their own last x, or from `forced` ones (single steps).
+    """Return diffusers' x at every level in ldm's variables, each step from the previous x or from `forced` ones.
 
     Schedulers whose inputs are to be scaled work on x / alpha.
     """
@@ -96,7 +96,7 @@ def theirs(scheduler: Any, grid: Grid, forced: list[Tensor] | None = None, **opt
 
 
 def error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The greatest difference of any step, relative to the greatest value of that step."""
+    """Return the maximum difference of any step, relative to the maximum value of that step."""
     assert all(x.isfinite().all() for x in found)
     pairs = zip(found, expected, strict=True)
     return max(((x - other).abs().max() / other.abs().max()).item() for x, other in pairs)

@@ -7,19 +7,19 @@ from pathlib import Path
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
-# Code of a function that gives the peak memory of its process in bytes; getrusage's includes that of its parent.
+# Code of a function that returns the peak memory of its process in bytes; getrusage would include the parent's.
 PEAK = """
 def peak():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 """
 
-# What makes a run of `tiny` a matter of seconds.
+# Options for runs of `tiny` that take seconds.
 SMALL = ("--batch-size", 8, "--set", "data.scenes.num=64")
 
 
 def overrides(*options: str) -> list[str]:
-    """`--set` before each option."""
+    """Put `--set` before each option."""
     return [word for option in options for word in ("--set", option)]
 
 
@@ -32,4 +32,4 @@ def here(*words: object) -> None:
 
 def losses(run: Path) -> list[float]:
     rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if "loss" in row]  # the others tell of saves
+    return [row["loss"] for row in rows if "loss" in row]  # other rows record saves

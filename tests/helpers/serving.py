@@ -1,4 +1,4 @@
-"""A file server on this machine that behaves as badly as a network can."""
+"""A local file server with the failures of a bad network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `folder`; every `drop_every`-th connection is dropped, in turn before a word and within a file."""
+    """Serve `folder`; drop every `drop_every`-th connection, alternately before the response and within a file."""
 
     daemon_threads = True
 
@@ -18,12 +18,12 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.drop_every, self.ranges = folder, drop_every, ranges
         self.lock, self.connections, self.dropped, self.resumed = threading.Lock(), 0, 0, 0
-        self.at_most: int | None = None  # bytes that one connection gives
-        self.busy = 0  # how many of the next requests are answered with 503
+        self.at_most: int | None = None  # bytes per connection
+        self.busy = 0  # number of following requests to answer with 503
 
     @property
     def url(self) -> str:
-        """Where the folder is found."""
+        """The URL of the folder."""
         return f"http://127.0.0.1:{self.server_port}"
 
 
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             busy, server.busy = server.busy > 0, max(0, server.busy - 1)
         path = server.folder / self.path.lstrip("/")
         if early:
-            return  # closed without a word
+            return  # closed without a response
         if busy or not path.is_file():
             self.send_error(503 if busy else 404)
             return
@@ -67,12 +67,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(written)
 
     def log_message(self, *words: object) -> None:
-        """Nobody reads it."""
+        """Write no log."""
 
 
 @contextmanager
 def serving(folder: Path, drop_every: int = 0, ranges: bool = True) -> Iterator[Server]:
-    """The folder behind http, as long as the context lasts."""
+    """Serve a folder over http within a context."""
     server = Server(folder, drop_every, ranges)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

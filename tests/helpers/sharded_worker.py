@@ -1,7 +1,7 @@
-"""What each of two processes runs, over gloo on the CPU, for the tests of weights that are sharded among them.
+"""Train with sharded weights in two processes over gloo on the CPU.
 
-accelerate divides weights on GPUs only. Here it is told that it has some, once the processes have found each other; all
-else is its own, FSDP2's and DeepSpeed's, as `accelerate launch --config_file configs/accelerate/KIND.yaml` has it.
+accelerate shards weights only on GPUs, so its distributed type is set by hand after the processes are connected. All
+else is accelerate, FSDP2 and DeepSpeed with the settings of `configs/accelerate/KIND.yaml`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIONS += ("learning_rates={text: 1.0e-4}", "freeze=[unet.conv_in.*]", "weight_
 STAGES = {"zero1": ("zero2", "1"), "zero2": ("zero2", "2"), "zero3": ("zero3", "3")}
 
 
-# Small networks, which a processor without instructions for bfloat16 trains in it nevertheless.
+# Train the small networks in bfloat16 also on CPUs without its instructions.
 loop.computes_bfloat16 = lambda device: True
 
 

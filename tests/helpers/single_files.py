@@ -1,4 +1,4 @@
-"""Models as single files: the golden data, and those of Stable Diffusion made small; imported by name."""
+"""Single files: golden data of the original implementation, and small models of Stable Diffusion's kinds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOLDEN_MODELS = ("text-kl-bert", "uncond-vq", "class-vq")
 
 
 def golden_weights(model: str) -> dict[str, Tensor]:
-    """Weights made from their keys by the frozen stream that comes with the golden data."""
+    """Return weights generated from their keys, as for the golden data."""
     content = json.loads((GOLDEN / model / "keys.json").read_text())
     return {key: torch.from_numpy(_weight(key, shape, content["seed"])) for key, shape in content["keys"].items()}
 
@@ -51,7 +51,7 @@ def _weight(key: str, shape: list[int], seed: int) -> np.ndarray:
 
 
 def golden_arrays(model: str) -> dict[str, Tensor]:
-    """Inputs, and the outputs that the original implementation gave for them."""
+    """Return inputs and the outputs of the original implementation."""
     return load_file(GOLDEN / model / "io.safetensors")
 
 
@@ -98,7 +98,7 @@ SMALL_MODELS = {
 
 
 def with_weights(contents: Contents, seed: int = 0, dtype: torch.dtype = torch.float32) -> SingleFile:
-    """Networks with random weights that depend on every input."""
+    """Return networks with random weights whose outputs depend on every input."""
     generator = torch.Generator().manual_seed(seed)
     networks = {}
     for name in contents.networks:
@@ -115,7 +115,7 @@ def with_weights(contents: Contents, seed: int = 0, dtype: torch.dtype = torch.f
 
 
 def same_networks(found: SingleFile, expected: SingleFile) -> bool:
-    """Whether all networks and all their weights are the same, bit by bit."""
+    """Return whether two models have the same networks and equal weights."""
     if found.contents != expected.contents or found.networks.keys() != expected.networks.keys():
         return False
     pairs = [(found.networks[name].state_dict(), network.state_dict()) for name, network in expected.networks.items()]

@@ -1,4 +1,4 @@
-"""Published kinds of pipelines, tiny and with random weights; imported by name, as this folder is on pytest's path."""
+"""Published kinds of pipelines, tiny and with random weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ V = DiffusionConfig(prediction="v")
 
 
 def clip_tokenizer(pad_token: str) -> Tokenizer:
-    """A vocabulary of the letters and two merges, with CLIP's bracketing tokens at the end."""
+    """Return a tokenizer of letters and two merges, with CLIP's begin and end tokens last."""
     letters = list("!abcdefghijklmnopqrstuvwxyz")
     merges = [("d", "o"), ("do", "g</w>")]
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), *CLIP_BRACKETS]
@@ -47,7 +47,7 @@ def bert_tokenizer(max_length: int) -> Tokenizer:
 
 
 def speaking(*networks: nn.Module) -> None:
-    """Weights at random in all that begins at zero or nearly so, so that every input has a say."""
+    """Randomize weights that are initialized near zero, so that outputs depend on every input."""
     for weight in (weight for network in networks for weight in network.parameters()):
         if weight.ndim > 1:
             nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
@@ -120,7 +120,7 @@ def sdxl() -> Parts:
 
 
 def ldm_text(kind: str = "kl") -> Parts:
-    """The 1.45-billion-parameter model's kind, at the factor of 8 that LDMTextToImagePipeline knows alone."""
+    """Return a model like the one of 1.45 billion parameters, with factor 8 as LDMTextToImagePipeline requires."""
     tokenizer = bert_tokenizer(77)
     text = LDMBertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_width=8
@@ -139,14 +139,14 @@ def bert() -> Parts:
 
 
 def bert_vq() -> Parts:
-    """What no pipeline of diffusers expresses: it would not hide the padding."""
+    """Return a model with an attention mask, which no pipeline of diffusers supports."""
     parts = bert()
     parts.autoencoder = vq()
     return parts
 
 
 def ldm_words_vq() -> Parts:
-    """A BERT that looks at padding, of the length that LDMTextToImagePipeline pads to."""
+    """Return a BERT without attention mask, of the length that LDMTextToImagePipeline pads to."""
     parts, tokenizer = ldm_text("vq"), bert_tokenizer(77)
     text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_length": 77}
     config = BertConfig(vocab_size=tokenizer.vocab_size, use_attention_mask=False, **text)
@@ -185,14 +185,14 @@ def unconditional(kind: str = "vq", **options: object) -> Parts:
 
 
 def pixels(**options: object) -> Parts:
-    """Without an autoencoder: the U-Net draws images of 16x16 themselves."""
+    """Return a pixel-space model of 16x16 images."""
     channels = {"in_channels": 3, "out_channels": 3} | options
     identity = Autoencoder(identity_config(channels=3, sample_size=16))
     return replace(unconditional("kl", **channels), autoencoder=identity)
 
 
 def of_classes() -> Parts:
-    """Classes by a token that the U-Net attends to."""
+    """Return a model conditioned on a class token."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet, classes = UNet(unet_config()), ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=32))
@@ -210,18 +210,18 @@ def _varying(image: ImageSection, **unet: object) -> Parts:
 
 
 def variations() -> Parts:
-    """Of an image that a CLIP sees, as Stable Diffusion's image variations are."""
+    """Return an image-variation model with a CLIP."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
     return _varying(CLIPImageConfig(image_size=32, patch_size=8, **sizes), use_linear_projection=False)
 
 
 def own_variations() -> Parts:
-    """Of an image that an encoder of our own sees."""
+    """Return an image-variation model with an encoder trained from scratch."""
     return _varying(OwnImageConfig(channels=(8, 16), bottleneck=6, tokens=3, hidden_size=32))
 
 
 def with_spatial(parts: Parts, **options: object) -> Parts:
-    """The parts with a U-Net that sees an image beside the latents, to which all of its input speaks."""
+    """Return a model with spatial conditioning whose output depends on every input channel."""
     config = SpatialConfig(**options)
     channels = parts.autoencoder.config.latent_channels + config.channels
     with torch.random.fork_rng():
@@ -233,13 +233,13 @@ def with_spatial(parts: Parts, **options: object) -> Parts:
 
 
 def layout() -> Parts:
-    """Text and a map of five classes."""
+    """Return a model of text and a segmentation map of five classes."""
     names = ("background", "dog", "cat", "trumpet", "hat")
     return with_spatial(bert(), kind="segmentation_map", in_channels=5, channels=4, stages=1, names=names)
 
 
 def inpainting() -> Parts:
-    """Stable Diffusion's; the posterior of its autoencoder has no width, so that its mode is what others draw."""
+    """Return an inpainting model like Stable Diffusion's, with a posterior without variance."""
     parts = with_spatial(sd_1(), kind="inpainting", in_channels=1, channels=5)
     last = parts.autoencoder.quant_conv
     with torch.no_grad():
@@ -248,7 +248,7 @@ def inpainting() -> Parts:
 
 
 def super_resolution() -> Parts:
-    """LDM's: three channels of latents, unscaled, beside as many of a small image."""
+    """Return a super-resolution model like LDM's, with three unscaled latent channels."""
     config = autoencoder_config(kind="vq", codebook_size=32, scaling_factor=1.0, latent_channels=3)
     with torch.random.fork_rng():
         torch.manual_seed(4)

@@ -22,7 +22,7 @@ NAMES = ("ant", "bee", "cow", "dog")
 
 
 class Colours(IndexedSource):
-    """Flat images, each of a colour of its own."""
+    """Flat images of different colours."""
 
     def __len__(self) -> int:
         return 12

@@ -22,7 +22,7 @@ PLAIN = {**SMALL, "attention": "plain", "cross_attention_dim": None, "num_attent
 CLASSES = torch.tensor([4, 0])
 ADDED = Added(torch.randn(2, 5), torch.tensor([[64, 48, 0, 3, 64, 64], [32, 32, 1, 0, 64, 64]]))
 
-# Networks of every kind, each with its classes and what is added.
+# U-Nets of every kind with their classes and added conditions.
 KINDS: dict[str, tuple[UNetConfig, Tensor | None, Added | None]] = {
     "transformer": (CONFIG, None, None),
     "table": (CONFIG.model_copy(update={"num_class_embeds": 5, "mid_attention_layers": 0}), CLASSES, None),
