@@ -22,35 +22,33 @@ if TYPE_CHECKING:
     from ldm.bench.runner import Row
     from ldm.bench.workload import Maker
 
-WIDTH = 140  # columns of the table where there is no terminal
+WIDTH = 140  # columns of the table without a terminal
 
 Against = Annotated[
-    str | None, typer.Option(metavar="diffusers", help="What to measure beside ours, run by run.", show_default=False)
+    str | None, typer.Option(metavar="diffusers", help="What to measure beside ours, in turns.", show_default=False)
 ]
-Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="This row alone; for each one more.")]
+Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Measure this row only; repeatable.")]
 Runs = Annotated[
     int | None,
-    typer.Option(min=1, help="Counted runs of each side.  [default: 7, in rows of many minutes down to 3]"),
+    typer.Option(min=1, help="Counted runs of each side.  [default: 7, or down to 3 in long rows]"),
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="Draw how time grows with steps, images and size as a PNG, and measure nothing else."
-    ),
+    typer.Option(metavar="FILE", help="Only measure how time grows with steps, images and size, and plot it as a PNG."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document: a list, an object a row.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document: a list with an object per row.")]
 
 
 def bench(
     against: Against = None, only: Only = None, runs: Runs = None, plot: Plot = None, as_json: AsJson = False
 ) -> None:
-    """Measure this machine's speed at sampling, decoding and training, alone or beside diffusers."""
+    """Measure this machine's speed at sampling, decoding and training, alone or compared with diffusers."""
     check_against(against)
     if plot is not None:
         if against is not None or only or as_json:
-            raise UserError("--plot measures sampling at many sizes, and no rows: leave --against, --only, --json out")
+            raise UserError("--plot measures no rows: remove --against, --only and --json")
         check_writable([plot])
-        draw(plot, runs)
+        plot_growth(plot, runs)
         return
     from ldm.bench.machine import describe, measure_peaks
     from ldm.bench.rows import chosen
@@ -61,61 +59,61 @@ def bench(
     rows = []
     for number, (name, maker) in enumerate(makers.items(), start=1):
         print(f"{number} of {len(makers)}: {name}", file=sys.stderr)
-        rows.append(measured(name, maker, against is not None, runs, peaks, device))
+        rows.append(measure_row(name, maker, against is not None, runs, peaks, device))
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in rows], indent=1))
     else:
-        typer.echo(f"{describe(device)}: {peaks_in_words(peaks)}")
+        typer.echo(f"{describe(device)}: {format_peaks(peaks)}")
         show(rows)
 
 
-def draw(out: Path, runs: int | None) -> None:
-    """Measure the growth, say it in numbers and draw it."""
+def plot_growth(out: Path, runs: int | None) -> None:
+    """Measure the growth of time, print it and plot it."""
     from ldm.bench.growth import AXES, NAMES, draw_growth, measure_growth
     from ldm.devices import find_device
 
     curves = measure_growth("bench/small", find_device(), runs or 3)
     for axis, found in zip(AXES, curves, strict=True):
         for dtype, line in found.items():
-            told = ", ".join(f"{place:.0f}: {seconds:.3f} s" for place, seconds in line)
-            typer.echo(f"{axis.across}, {NAMES[dtype]}: {told}")
+            values = ", ".join(f"{place:.0f}: {seconds:.3f} s" for place, seconds in line)
+            typer.echo(f"{axis.across}, {NAMES[dtype]}: {values}")
     draw_growth(curves, out)
     typer.echo(out)
 
 
 def check_against(against: str | None) -> None:
-    """Raise UserError for what there is nothing to compare with."""
+    """Raise UserError unless there is something to compare with."""
     if against not in (None, "diffusers"):
-        raise UserError(f"--against {against}: there is diffusers to compare with, and nothing else")
+        raise UserError(f"--against {against}: only diffusers is supported")
     if against is not None and find_spec("diffusers") is None:
-        raise UserError("--against diffusers: it is not installed, pip install diffusers, or leave --against out")
+        raise UserError("--against diffusers: it is not installed; pip install diffusers, or remove --against")
 
 
-def measured(name: str, maker: Maker, against: bool, runs: int | None, peaks: Peaks, device: torch.device) -> Row:
-    """The row of one workload, whose memory is free again at the end."""
+def measure_row(name: str, maker: Maker, against: bool, runs: int | None, peaks: Peaks, device: torch.device) -> Row:
+    """Measure one workload and free its memory."""
     from ldm.bench.runner import measure
 
     workload = maker(against)
     try:
-        return measure(name, workload, runs, peaks, device, resolve)
+        return measure(name, workload, runs, peaks, device, set_up_allocator)
     finally:
         workload.close()
         del workload
         gc.collect()
 
 
-def resolve(side: str) -> None:
-    """Set the C library up as `ldm` does for ours, and as a script has it for others."""
-    from ldm.bench.memory import usual_memory
+def set_up_allocator(side: str) -> None:
+    """Set up the C library's allocator as `ldm` does for ours, and as in a plain script for others."""
+    from ldm.bench.memory import reset_allocator
 
     if side in ("ours", "tiled"):
         keep_freed_memory()
     else:
-        usual_memory()
+        reset_allocator()
 
 
-def peaks_in_words(peaks: Peaks) -> str:
-    """The machine's rates on one line."""
+def format_peaks(peaks: Peaks) -> str:
+    """Format the machine's rates on one line."""
     from ldm.bench.machine import TYPES
 
     rates = (
@@ -127,7 +125,7 @@ def peaks_in_words(peaks: Peaks) -> str:
 
 
 def show(rows: list[Row]) -> None:
-    """The rows as a table; columns that no row fills are left out."""
+    """Print the rows as a table without empty columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -144,7 +142,7 @@ def show(rows: list[Row]) -> None:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """What the table shows of a row, by column: milliseconds of other sides with how many times ours they are."""
+    """Format a row by column; other sides have milliseconds and their ratio to ours."""
     facts = row.as_dict()
 
     def number(name: str, form: str) -> str:

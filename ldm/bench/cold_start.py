@@ -1,4 +1,4 @@
-"""From the start of a process to its first image, and nothing kept from an earlier one."""
+"""Time from the start of a process to its first image."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ pipe(prompt, height=side, width=side, **options).images[0].save(out)
 
 
 def cold_start(against: bool) -> Workload:
-    """One image of the built-in model, by `ldm generate` and by a script with StableDiffusionPipeline."""
+    """Generate one image of the built-in model, with `ldm generate` and with a StableDiffusionPipeline script."""
     scratch = tempfile.TemporaryDirectory()
     ours, theirs = (Path(scratch.name) / f"{side}.png" for side in ("ours", "theirs"))
     script = [sys.executable, "-c", THEIRS, str(find_model("emoji")), PROMPT, str(STEPS), str(SCALE), str(SEED)]
     return Workload(
         ours=_run([sys.executable, "-m", "ldm", "generate", PROMPT, *OURS, "--out", str(ours)], ours),
         theirs=_run([*script, str(theirs)], theirs) if against else None,
-        elsewhere=True,
+        in_subprocess=True,
         close=scratch.cleanup,
     )
 

@@ -1,26 +1,35 @@
-"""Latents to an image."""
+"""Decoding of latents to an image."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from ldm import config as configuration
-from ldm.bench.networks import converted, operations, prepared, random_network, their_autoencoder
-from ldm.bench.sampling import noise_of, tuned_network
+from ldm.bench.networks import (
+    Prepare,
+    converted,
+    operations,
+    prepared,
+    random_network,
+    sides_of_diffusers,
+    their_autoencoder,
+)
+from ldm.bench.sampling import noise_of
 from ldm.bench.workload import Run, Workload
 from ldm.devices import find_device
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 
-TILE = 256  # pixels of a tile's side, where whole images are larger
+TILE = 256  # side of a tile in pixels, for larger images
 
 
 def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workload:
-    """One image of size x size out of its latents, by the autoencoder of a configuration.
+    """Decode one image of size x size with the autoencoder of a configuration.
 
-    Images that are larger than a tile are made in tiles as well, but beside diffusers' defaults alone: each run takes
-    many seconds on a CPU.
+    Images larger than a tile are also decoded in tiles, and compared only with diffusers' defaults in float32, since
+    each run takes many seconds on a CPU.
     """
     config, device = configuration.load(name, [f"data.size={size}"]), find_device()
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder)).to(device)
@@ -29,24 +38,21 @@ def decoding(name: str, size: int, dtype: torch.dtype, against: bool) -> Workloa
     def ours(network: Autoencoder, tile: int = 0) -> Run:
         return lambda: tiling.decode(network, latents, tile)
 
-    def theirs(dtype: torch.dtype, tuned: bool = False) -> Run | None:
-        if not against:
-            return None
-        network = (tuned_network if tuned else converted)(their_autoencoder(autoencoder), dtype)
-
-        def run() -> Tensor:
-            return network.decode(latents.to(dtype) / network.config.scaling_factor).sample
-
-        return torch.no_grad()(run)
+    def theirs(prepare: Prepare, dtype: torch.dtype) -> Run:
+        network = prepare(their_autoencoder(autoencoder), dtype)
+        return torch.no_grad()(
+            lambda: network.decode(latents.to(dtype) / network.config.scaling_factor).sample  # (1, 3, H, W)
+        )
 
     fast, large = prepared(autoencoder, dtype), size > TILE
+    sides: dict[str, Any] = {}
+    if against:
+        sides = {"theirs": theirs(converted, torch.float32)} if large else sides_of_diffusers(theirs, dtype)
     return Workload(
         ours=ours(fast),
-        theirs=theirs(torch.float32),
-        tuned=None if large else theirs(dtype, tuned=True),
-        theirs_bf16=theirs(dtype) if dtype == torch.bfloat16 and not large else None,
         tiled=ours(fast, TILE) if large else None,
         plain=None if against else ours(autoencoder),
         flops=operations(config)["decode"],
         dtype=dtype,
+        **sides,
     )

@@ -1,4 +1,4 @@
-"""A whole image of the built-in model, exact and as a draft."""
+"""An image of the built-in model, exact and as a draft."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ PROMPT = "a corgi playing a trumpet"
 
 
 def draft(against: bool) -> Workload:
-    """One guided image from its prompt to its pixels: ours is a draft, in the place of theirs stands our exact one.
+    """Generate one guided image from its prompt: ours is a draft, and the side `theirs` is our exact image.
 
-    So the row's ratio is what `--quality draft` gains, whether or not diffusers is there, and its error how far the
-    image's bytes have moved. docs/presets.md has what that costs in FID.
+    The row's ratio is the speedup of `--quality draft`, and its error the difference of the images' bytes.
     """
     pipe = TextToImage.from_pretrained()
 
-    def drawing(quality: str) -> Run:
+    def generation(quality: str) -> Run:
         def run() -> Tensor:
             (image,) = pipe(PROMPT, quality=quality)
             return torch.from_numpy(np.array(image))
 
         return run
 
-    return Workload(ours=drawing("draft"), theirs=drawing("exact"))
+    return Workload(ours=generation("draft"), theirs=generation("exact"))

@@ -1,4 +1,4 @@
-"""How the time of sampling grows with steps, images and their size, in numbers and as an image."""
+"""Growth of sampling time with steps, images and their size, as numbers and as a plot."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from statistics import median
 import torch
 
 from ldm import config as configuration
-from ldm.bench.machine import types_of
+from ldm.bench.machine import timed, types_of
 from ldm.bench.networks import prepared, random_network
-from ldm.bench.runner import timed
 from ldm.bench.sampling import contexts_of, noise_of, our_sampling, pipeline_of
 from ldm.bench.workload import Run
 from ldm.chart import Line, Panel, Point, write_chart
@@ -26,7 +25,7 @@ PANEL = (430, 380)  # pixels
 
 @dataclass(frozen=True)
 class Size:
-    """What is sampled."""
+    """Size of a sampling run."""
 
     steps: int = 4
     images: int = 1
@@ -35,7 +34,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Axis:
-    """Sizes that differ in one respect, and what they are told apart by."""
+    """Sizes that vary in one respect, and their place on the axis."""
 
     across: str
     sizes: tuple[Size, ...]
@@ -47,13 +46,13 @@ AXES = (
     Axis("images at a time", tuple(Size(images=count) for count in (1, 2, 3, 4, 6)), lambda size: size.images),
     Axis("positions of the latents", tuple(Size(side=side) for side in (8, 16, 20, 24, 32)), lambda size: size.side**2),
 )
-Curves = dict[torch.dtype, list[Point]]  # seconds by precision
+Curves = dict[torch.dtype, list[Point]]  # seconds by dtype
 
 
 def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis, ...] = AXES) -> list[Curves]:
-    """Medians of the seconds that ours takes for the sizes of each axis, with the U-Net of a configuration.
+    """Measure the median seconds of sampling for the sizes of each axis, with the U-Net of a configuration.
 
-    The sizes of an axis take turns, as do the precisions.
+    Sizes and dtypes take turns.
     """
     config = configuration.load(name)
     unet = random_network(lambda: UNet(config.need_unet())).to(device)
@@ -64,7 +63,7 @@ def _curves(config: Config, unet: UNet, device: torch.device, runs: int, axis: A
     pipes = {dtype: pipeline_of(config, prepared(unet, dtype)) for dtype in types_of(device)}
     works = {(dtype, size): _work(pipe, config, size, device) for dtype, pipe in pipes.items() for size in axis.sizes}
     seconds: dict[tuple[torch.dtype, Size], list[float]] = {key: [] for key in works}
-    for _ in range(1 + runs):  # the first is not counted
+    for _ in range(1 + runs):  # the first one warms up
         for key, work in works.items():
             seconds[key].append(timed(work, device))
     return {dtype: [(axis.place(size), median(seconds[dtype, size][1:])) for size in axis.sizes] for dtype in pipes}

@@ -1,4 +1,4 @@
-"""What the machine can do at best: products of matrices and 3x3 convolutions of a good size."""
+"""Peak rates of the machine: matrix products and 3x3 convolutions of a suitable size."""
 
 from __future__ import annotations
 
@@ -14,55 +14,46 @@ from torch.nn import functional as F
 from ldm.devices import computes_bfloat16
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-REPEATS = 10  # of which the best counts: a peak is what the machine can do undisturbed
+REPEATS = 10  # the fastest counts
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns
-IMAGES = {"cpu": 1, "cuda": 64}  # of the convolution, each 64x64
-CHANNELS = 320  # those of Stable Diffusion's finest level
+IMAGES = {"cpu": 1, "cuda": 64}  # 64x64 feature maps of the convolution
+CHANNELS = 320  # as at Stable Diffusion's finest level
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Floating-point operations a second, by precision."""
+    """Floating-point operations per second, by dtype."""
 
     matrix: dict[torch.dtype, float]
     convolution: dict[torch.dtype, float]
 
     def of(self, dtype: torch.dtype) -> float:
-        """The better of the two, which no network of both can pass."""
+        """Return the higher rate, which bounds networks of matrix products and convolutions."""
         return max(self.matrix[dtype], self.convolution[dtype])
 
 
-def synchroniser(device: torch.device) -> Callable[[], None]:
-    """What waits until a device has done what it was told."""
-    return torch.cuda.synchronize if device.type == "cuda" else _no_wait
-
-
-def _no_wait() -> None:
-    """A CPU has done what it was told when the call returns."""
-
-
 def describe(device: torch.device) -> str:
-    """The device in a few words."""
+    """Describe the device in a few words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
 
 def types_of(device: torch.device) -> list[torch.dtype]:
-    """The types worth measuring on a device: without instructions for bfloat16 a CPU crawls in it."""
+    """Return the dtypes to measure on a device; without instructions for bfloat16 a CPU is too slow in it."""
     return [dtype for dtype in TYPES.values() if dtype == torch.float32 or computes_bfloat16(device)]
 
 
 @torch.inference_mode()
 def measure_peaks(device: torch.device, repeats: int = REPEATS) -> Peaks:
-    """Both rates in the precisions that the device computes in; some seconds on a CPU."""
+    """Measure both rates for each dtype of the device; this takes seconds on a CPU."""
     return Peaks(
         {dtype: _matrix(device, dtype, repeats) for dtype in types_of(device)},
         {dtype: _convolution(device, dtype, repeats) for dtype in types_of(device)},
@@ -84,13 +75,16 @@ def _convolution(device: torch.device, dtype: torch.dtype, repeats: int) -> floa
     return flops / _best(lambda: F.conv2d(maps, weight, padding=1), device, repeats)
 
 
-def _best(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of the fastest of some runs, after two that warm up."""
-    wait, times = synchroniser(device), []
-    for _ in range(2 + repeats):
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - began)
-    return min(times[2:])
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one run, until the device is idle."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
+
+
+def _best(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the seconds of the fastest run, after two warm-up runs."""
+    return min([timed(run, device) for _ in range(2 + repeats)][2:])

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes while it runs."""
+"""Peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ import torch
 
 T = TypeVar("T")
 PROCESS = Path("/proc/self")
-# What glibc comes to by itself: mallopt's options by their numbers in malloc.h.
+# Options of mallopt by their numbers in malloc.h, and glibc's adaptive maximum.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
-USUAL = {TRIM_THRESHOLD: 2**26, TOP_PAD: 2**17, MMAP_THRESHOLD: 2**25, MMAP_MAX: 2**16}
+DEFAULTS = {TRIM_THRESHOLD: 2**26, TOP_PAD: 2**17, MMAP_THRESHOLD: 2**25, MMAP_MAX: 2**16}
 
 
 def with_peak(work: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
-    """What `work` returns, and the bytes it took at most beyond what was held before; None where that is unknown.
+    """Return the result of `work` and its peak memory in bytes, without memory held before; None if unknown.
 
-    On a GPU they are those of its tensors, elsewhere those of the process, as Linux counts them.
+    On a GPU this is the memory of tensors, otherwise the resident memory of the process on Linux.
     """
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        made = work()
-        return made, torch.cuda.max_memory_allocated(device) - before
+        result = work()
+        return result, torch.cuda.max_memory_allocated(device) - before
     if not (PROCESS / "clear_refs").exists():
         return work(), None
-    _give_back()
-    (PROCESS / "clear_refs").write_text("5")  # the peak is from now on that of what follows: proc(5)
+    _trim()
+    (PROCESS / "clear_refs").write_text("5")  # resets the peak: proc(5)
     before = _status("VmRSS")
-    made = work()
-    return made, _status("VmHWM") - before
+    result = work()
+    return result, _status("VmHWM") - before
 
 
-def usual_memory() -> None:
-    """Let glibc hand out memory as it does in a process that has set nothing, and start with none kept.
+def reset_allocator() -> None:
+    """Reset glibc's allocator to its default behaviour, and return its freed memory to the system.
 
-    Its thresholds then grow by themselves to 32 MiB and twice that (mallopt(3)); once set they are fixed, here to that.
-    Other C libraries are left alone.
+    By default its thresholds adapt up to 32 MiB and twice that (mallopt(3)); once set they are fixed, here to these
+    maxima. Other C libraries are not changed.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
-        for option, value in USUAL.items():
+        for option, value in DEFAULTS.items():
             library.mallopt(option, value)
-        _give_back()
+        _trim()
 
 
-def _give_back() -> None:
-    """Return to the system what the C library keeps of freed memory, which would hide what is taken anew."""
+def _trim() -> None:
+    """Return freed memory that the C library keeps to the system, since its reuse would hide allocations."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""Networks of real sizes with random weights, and those of diffusers that hold the same."""
+"""Networks of real sizes with random weights, and diffusers' networks with the same weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ldm.bench.workload import Run
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.files import save_text_encoder
@@ -29,13 +30,15 @@ from ldm.storage.fields import EXTRA, Fields
 N = TypeVar("N", bound=nn.Module)
 M = TypeVar("M", UNet, Autoencoder)
 
-TOKENS = 77  # of CLIP's text
+Prepare = Callable[[Any, torch.dtype], Any]
+
+TOKENS = 77  # length of CLIP's text
 
 
 def random_network(make: Callable[[], N], seed: int = 0) -> N:
-    """A network in evaluation mode whose weights are all drawn, those that start at zero as well.
+    """Build a network in evaluation mode with random weights, also where they are zero at initialization.
 
-    They are small enough that outputs stay finite, and memory is taken once.
+    Weights are small enough for finite outputs.
     """
     with on_meta():
         network = make()
@@ -51,21 +54,21 @@ def random_network(make: Callable[[], N], seed: int = 0) -> N:
 
 
 def their_unet(unet: UNet) -> Any:
-    """diffusers' UNet2DConditionModel on the same memory."""
+    """Return diffusers' UNet2DConditionModel, which shares the weights' memory."""
     from diffusers import UNet2DConditionModel
 
-    return _filled(UNet2DConditionModel, unet_to_fields(unet.config), unet)
+    return _with_weights(UNet2DConditionModel, unet_to_fields(unet.config), unet)
 
 
 def their_autoencoder(autoencoder: Autoencoder) -> Any:
-    """diffusers' AutoencoderKL on the same memory."""
+    """Return diffusers' AutoencoderKL, which shares the weights' memory."""
     from diffusers import AutoencoderKL
 
-    return _filled(AutoencoderKL, autoencoder_to_fields(autoencoder.config), autoencoder)
+    return _with_weights(AutoencoderKL, autoencoder_to_fields(autoencoder.config), autoencoder)
 
 
 def their_text_encoder(encoder: TextEncoder, folder: Path) -> Any:
-    """transformers' CLIPTextModel with the same weights, by way of a folder that is written."""
+    """Return transformers' CLIPTextModel with the same weights, which are saved to a folder and loaded."""
     from transformers import CLIPTextModel
 
     save_text_encoder(encoder, folder)
@@ -73,16 +76,16 @@ def their_text_encoder(encoder: TextEncoder, folder: Path) -> Any:
 
 
 def their_scheduler(diffusion: DiffusionConfig) -> Any:
-    """diffusers' DDIMScheduler of the same levels."""
+    """Return diffusers' DDIMScheduler with the same schedule."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_config(_known(scheduler_to_fields(diffusion)))
 
 
-def _filled(kind: Any, fields: Fields, network: nn.Module) -> Any:
+def _with_weights(kind: Any, fields: Fields, network: nn.Module) -> Any:
     from diffusers.utils import logging
 
-    logging.set_verbosity_error()  # it warns of every change of a network's type
+    logging.set_verbosity_error()  # it warns about every conversion
     with on_meta():
         theirs = kind.from_config(_known(fields))
     theirs.load_state_dict(network.state_dict(), assign=True)
@@ -90,26 +93,44 @@ def _filled(kind: Any, fields: Fields, network: nn.Module) -> Any:
 
 
 def _known(fields: Fields) -> Fields:
-    """Fields without ours beside them, of which diffusers would warn."""
+    """Remove fields that diffusers does not know."""
     return {name: value for name, value in fields.items() if name != EXTRA}
 
 
 def converted(network: N, dtype: torch.dtype) -> N:
-    """The network itself in float32, else a copy with weights of another type."""
+    """Return the network itself for float32, else a copy with weights of another type."""
     return network if dtype == torch.float32 else deepcopy(network).to(dtype)
 
 
 def prepared(network: M, dtype: torch.dtype) -> M:
-    """One of ours as `TextToImage` has it: made for inference and, on a GPU, compiled."""
+    """Prepare a network of ours as `TextToImage` does: for inference and, on a GPU, compiled."""
     made = prepare_for_sampling(network, dtype)
     if next(network.parameters()).device.type == "cuda":
         compile_blocks(made)
     return made
 
 
-def recorded(unet: UNet) -> UNet | CUDAGraphUNet:
-    """On a GPU a U-Net by recordings of its calls."""
+def with_cuda_graphs(unet: UNet) -> UNet | CUDAGraphUNet:
+    """Wrap a U-Net in CUDA graphs on a GPU."""
     return CUDAGraphUNet(unet) if next(unet.parameters()).device.type == "cuda" else unet
+
+
+def tuned_network(network: Any, dtype: torch.dtype) -> Any:
+    """Prepare a network of diffusers as its users can: dtype, channels-last and, on a GPU, the compiler."""
+    network = converted(network, dtype).to(memory_format=torch.channels_last)
+    if next(network.parameters()).device.type == "cuda":
+        network.compile(mode="max-autotune")
+    return network
+
+
+def sides_of_diffusers(run: Callable[[Prepare, torch.dtype], Run], dtype: torch.dtype) -> dict[str, Any]:
+    """Return the sides of a `Workload` in diffusers: defaults in float32, tuned, and defaults in bfloat16.
+
+    Args:
+        run: makes the run of a side from a function that prepares networks for a dtype.
+    """
+    sides = {"theirs": run(converted, torch.float32), "tuned": run(tuned_network, dtype)}
+    return sides | ({"theirs_bf16": run(converted, dtype)} if dtype == torch.bfloat16 else {})
 
 
 def operations(config: Config) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The names of `ldm bench`."""
+"""The rows of `ldm bench`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROWS: dict[str, Maker] = {
     "draft": draft,
 }
 
-# Of real sizes, in which a CPU would take too long.
+# Real sizes, which take too long on a CPU.
 GPU_ROWS: dict[str, Maker] = {
     "sd15-image-bf16": partial(image, "published/sd1", BF16),
     "sd2-train-bf16": partial(train_step, "bench/sd2-256"),
@@ -42,21 +42,20 @@ GPU_ROWS: dict[str, Maker] = {
 
 
 def chosen(names: Sequence[str]) -> dict[str, Maker]:
-    """The rows of these names in the order of the table, all that this machine can do if there are none.
+    """Return the rows of these names in the order of the table, by default all that this machine can run.
 
-    UserError for a name that is not there, or that needs what this machine lacks: a GPU, or bfloat16.
+    Raises:
+        UserError: if a row is unknown, or needs a GPU or bfloat16, which this machine lacks.
     """
     every, gpu, half = ROWS | GPU_ROWS, torch.cuda.is_available(), computes_bfloat16(find_device())
     for name in names:
         if name not in every:
             near = difflib.get_close_matches(name, every, n=1, cutoff=0.0)
-            raise UserError(f"--only {name}: there is no such row; did you mean {near[0]}? All: {', '.join(every)}")
+            raise UserError(f"--only {name}: unknown row; did you mean {near[0]}? Rows: {', '.join(every)}")
         if name in GPU_ROWS and not gpu:
-            raise UserError(f"--only {name}: it needs a CUDA device, and there is none on this machine")
+            raise UserError(f"--only {name}: this row needs a CUDA device")
         if name.endswith("bf16") and not half:
-            raise UserError(
-                f"--only {name}: this processor has no instructions for bfloat16, without which it would crawl"
-            )
+            raise UserError(f"--only {name}: this processor has no instructions for bfloat16")
     table = every if gpu else ROWS
     possible = (name for name in table if half or not name.endswith("bf16"))
     return {name: table[name] for name in possible if not names or name in names}

@@ -1,4 +1,4 @@
-"""Steps of training a U-Net: ours out of a cache, by the stage of `ldm train-unet`, and as diffusers' users do."""
+"""Training steps of a U-Net: ours from a cache with the stage of `ldm train-unet`, and as in diffusers' scripts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Inputs = Callable[[int], tuple[Tensor, Tensor]]  # a step's latents (B, C, h, w)
 
 
 class RandomImages(IndexedSource):
-    """Images of noise, each with a caption of its own."""
+    """Source of random images with different captions."""
 
     class_names: tuple[str, ...] = ()
 
@@ -63,29 +63,29 @@ class RandomImages(IndexedSource):
         return len(self.pixels)
 
     def image(self, index: int) -> np.ndarray:
-        """Bytes (H, W, 3)."""
+        """Return bytes (H, W, 3)."""
         return self.pixels[index]
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Height and width."""
+        """Return height and width."""
         return self.pixels.shape[1:3]
 
     def captions(self, index: int) -> list[str]:
-        """One."""
+        """Return one caption."""
         return [f"image number {index} of nothing but noise"]
 
     def label(self, index: int) -> int:
-        """There is one class."""
+        """Return the only class."""
         return 0
 
     def stamp(self, index: int) -> str:
-        """Its number."""
+        """Return the index."""
         return str(index)
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A stage of ours on a cache, and its data."""
+    """A stage that trains from a cache, and its data."""
 
     config: Config
     source: RandomImages
@@ -95,23 +95,23 @@ class Trainer:
 
     @property
     def batch_size(self) -> int:
-        """Images of a step."""
+        """Images per step."""
         return self.config.training.unet.batch_size
 
     @property
     def data(self) -> TrainingData:
-        """The batch of each step, as the loop gets it."""
+        """Batches of each step, as in the training loop."""
         share, seed = BatchShare(self.batch_size), self.config.training.seed
         return TrainingData(self.cache, self.config.data, share, seed, images=False)
 
 
 def train_step(name: str, against: bool) -> Workload:
-    """One optimiser step of a configuration's U-Net, forward to averages, on latents and contexts that are there."""
+    """Do an optimizer step of a configuration's U-Net, from forward pass to EMA, on given latents and contexts."""
     return _workload(configuration.load(name), against, encoding=False)
 
 
 def train_cached(name: str, against: bool) -> Workload:
-    """The same out of a cache, where theirs encodes images and captions in each step."""
+    """Do an optimizer step from a cache; diffusers encodes images and captions in each step."""
     return _workload(configuration.load(name), against, encoding=True)
 
 
@@ -120,7 +120,7 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
     trainer = make_trainer(config, Path(scratch.name))
     unet, stage = deepcopy(trainer.parts.unet), trainer.stage
     first = trainer.data[1, 0]
-    reference = stage.validate(first)  # the loss of the first step, without autocast
+    reference = stage.validate(first)  # loss of the first step, without autocast
     inputs = _encoded(trainer, Path(scratch.name)) if encoding else _given(trainer, first)
     dtype = torch.float32 if precision_of(config.training.unet) == "no" else torch.bfloat16
     return Workload(
@@ -136,10 +136,10 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
 
 
 def make_trainer(config: Config, folder: Path) -> Trainer:
-    """The stage of a configuration with random weights, training from a cache that is written to `folder`."""
+    """Make the stage of a configuration with random weights, which trains from a cache in `folder`."""
     settings = config.training.unet.model_copy(update={"cache_latents": True, "condition_dropout": 0.0})
     config = config.model_copy(update={"training": config.training.model_copy(update={"unet": settings})})
-    keep_freed_memory()  # as `ldm train-unet` does; diffusers' side has it too
+    keep_freed_memory()  # as `ldm train-unet` does; also used for diffusers
     accelerator = start_accelerator(settings, config.training.seed)
     assert config.text is not None
     text, source = config.text, RandomImages(settings.batch_size, config.data.size)
@@ -159,7 +159,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
 
 
 def our_steps(trainer: Trainer) -> Run:
-    """The next step of the loop, without what it logs and saves."""
+    """Return the next step of the training loop, without logging and saving."""
     stage, data = trainer.stage, trainer.data
     steps = count(1)
 
@@ -173,15 +173,15 @@ def our_steps(trainer: Trainer) -> Run:
 
 
 def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dtype | None = None) -> Run:
-    """A step as a user of diffusers writes it, with the numbers drawn that ours draws.
+    """Return a training step as in a diffusers script, with the random numbers of ours.
 
-    `autocast` is the type that products are computed in, which may be float32; with one, AdamW is fused and
-    convolutions are channels-last.
+    Args:
+        autocast: type of matrix products; if given, AdamW is fused and convolutions are channels-last.
     """
     from diffusers.training_utils import EMAModel
 
     config, device, tuned = trainer.config, trainer.stage.accelerator.device, autocast is not None
-    settings, draws, slots = config.training.unet, StepRandom(config.training.seed), range(trainer.batch_size)
+    settings, random, slots = config.training.unet, StepRandom(config.training.seed), range(trainer.batch_size)
     layout = torch.channels_last if tuned else torch.contiguous_format
     network = their_unet(unet).to(device).to(memory_format=layout).train()
     decay = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
@@ -192,8 +192,8 @@ def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dty
     def run() -> Tensor:
         step = next(steps)
         latents, context = inputs(step)
-        noise = draws.normal("noise", step, slots, latents.shape[1:]).to(device)
-        t = (draws.uniform("level", step, slots) * scheduler.config.num_train_timesteps).long().to(device)
+        noise = random.normal("noise", step, slots, latents.shape[1:]).to(device)
+        t = (random.uniform("level", step, slots) * scheduler.config.num_train_timesteps).long().to(device)
         with nullcontext() if autocast in (None, torch.float32) else torch.autocast(device.type, autocast):
             output = network(scheduler.add_noise(latents, noise, t), t, encoder_hidden_states=context).sample
         loss = F.mse_loss(output.float(), noise)
@@ -208,7 +208,7 @@ def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dty
 
 
 def _given(trainer: Trainer, first: Batch) -> Inputs:
-    """The latents and contexts of the first step, in every step."""
+    """Return the latents and contexts of the first step in every step."""
     stage = trainer.stage
     latents = sampled(first, trainer.parts.autoencoder, trainer.cache, stage.random, stage.accelerator.device)
     [(context,)] = [condition.inputs(first) for condition in stage.conditions]
@@ -216,8 +216,8 @@ def _given(trainer: Trainer, first: Batch) -> Inputs:
 
 
 def _encoded(trainer: Trainer, folder: Path) -> Inputs:
-    """Images and captions of each step through networks of diffusers and transformers, in float32."""
-    device, data, draws = trainer.stage.accelerator.device, trainer.data, trainer.stage.random
+    """Encode images and captions of each step with diffusers and transformers in float32."""
+    device, data, random = trainer.stage.accelerator.device, trainer.data, trainer.stage.random
     autoencoder = their_autoencoder(deepcopy(trainer.parts.autoencoder)).to(memory_format=torch.contiguous_format)
     [(encoder, tokenizer)] = trainer.parts.texts
     their_encoder = their_text_encoder(encoder, folder / "text_encoder").to(device)
@@ -227,7 +227,7 @@ def _encoded(trainer: Trainer, folder: Path) -> Inputs:
         batch = data[step, 0]
         images = to_tensor(np.stack([trainer.source.image(index) for index in batch.indices])).to(device)
         posterior = autoencoder.encode(images).latent_dist
-        noise = draws.normal("posterior", step, batch.slots, posterior.mean.shape[1:]).to(device)
+        noise = random.normal("posterior", step, batch.slots, posterior.mean.shape[1:]).to(device)
         latents = (posterior.mean + posterior.std * noise) * autoencoder.config.scaling_factor
         return latents, their_encoder(tokenizer(list(batch.captions))[0].to(device))[0]
 

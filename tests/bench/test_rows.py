@@ -1,4 +1,4 @@
-"""The workloads themselves, with networks of a toy's size, and their table."""
+"""Workloads with tiny networks, and their table."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +40,8 @@ NAMES = {
 
 
 @pytest.fixture(autouse=True)
-def of_its_own() -> None:
-    """A process has one accelerator, of one precision: that of an earlier test is forgotten."""
+def reset_accelerator() -> None:
+    """Forget the accelerator of earlier tests, since a process has one accelerator of one precision."""
     AcceleratorState._reset_state(True)
 
 
@@ -51,7 +51,7 @@ def measured(workload: Workload) -> Row:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> str:
-    """Two levels, as wide as group norms allow, and an autoencoder that halves once."""
+    """Write a configuration of two narrow levels, and an autoencoder with one downsampling."""
     changes = ["unet.block_out_channels=[32, 64]", "unet.attention_layers=[1, 0]", "unet.layers_per_block=1"]
     changes += ["unet.cross_attention_dim=32", "text.hidden_size=32", "text.num_hidden_layers=1"]
     changes += ["text.num_attention_heads=4", "training.unet.batch_size=2", "training.unet.mixed_precision=no"]
@@ -81,7 +81,7 @@ def test_ours_and_diffusers_do_the_same_work_on_the_same_weights(maker: Callable
 
 
 @pytest.mark.parametrize("maker", [train_step, train_cached])
-def test_a_training_step_has_the_loss_that_diffusers_has(maker: Callable[..., Workload], toy: str) -> None:
+def test_a_training_step_has_the_loss_of_diffusers(maker: Callable[..., Workload], toy: str) -> None:
     workload = maker(toy, True)
     row = measured(workload)
     workload.close()
@@ -105,12 +105,12 @@ def test_the_table_has_the_names_that_scripts_rely_on() -> None:
     assert list(chosen(["decode-512-fp32", "cold-start"])) == ["decode-512-fp32", "cold-start"]
 
 
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="no such row; did you mean small-sampling-fp32"):
+def test_an_unknown_row_raises_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="unknown row; did you mean small-sampling-fp32"):
         chosen(["small-sampling"])
 
 
-def test_rows_in_bfloat16_are_for_processors_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_bfloat16_need_a_processor_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "computes_bfloat16", lambda device: False)
     assert chosen([]).keys() == {name for name in NAMES if not name.endswith("bf16")}
     with pytest.raises(UserError, match="--only decode-256-bf16: this processor has no instructions for bfloat16"):
@@ -120,8 +120,8 @@ def test_rows_in_bfloat16_are_for_processors_with_instructions_for_it(monkeypatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
-def test_rows_of_real_sizes_are_for_gpus() -> None:
-    with pytest.raises(UserError, match="sd15-image-bf16: it needs a CUDA device"):
+def test_rows_of_real_sizes_need_a_gpu() -> None:
+    with pytest.raises(UserError, match="sd15-image-bf16: this row needs a CUDA device"):
         chosen(["sd15-image-bf16"])
 
 
@@ -137,7 +137,7 @@ def test_rows_of_real_sizes_come_near_the_gpus_peak(name: str) -> None:
     assert (row.memory["ours"] or 0) > 2**20
 
 
-def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path) -> None:
+def test_growth_is_measured_and_plotted_along_every_axis(toy: str, tmp_path: Path) -> None:
     axes = (
         Axis("steps", (Size(1), Size(8)), lambda size: size.steps),
         Axis("images", (Size(1, 1, 8), Size(1, 16, 8)), lambda size: size.images),
@@ -155,8 +155,8 @@ def test_growth_is_measured_and_drawn_along_every_axis(toy: str, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NAMES - {"sd15-step-bf16", "decode-512-fp32", "decode-512-bf16"}))
-def test_rows_do_their_work_at_their_size(name: str) -> None:
-    """All but those that differ from others in type or side alone, and would take minutes here."""
+def test_rows_run_at_their_real_size(name: str) -> None:
+    """Without those that differ from others only in dtype or size, and would take minutes."""
     if name not in chosen([]):
         pytest.skip("needs a processor with instructions for bfloat16, such as avx512_bf16")
     workload = ROWS[name](not name.startswith("sd15"))  # whose copies for diffusers take 10 GB

@@ -1,4 +1,4 @@
-"""How workloads are measured, on ones that are known beforehand."""
+"""Measurement of workloads with known results."""
 
 import json
 import math
@@ -37,12 +37,12 @@ def test_sides_take_turns_in_each_counted_run() -> None:
     assert {side: len(times) for side, times in row.seconds.items()} == dict.fromkeys(turns, 3)
 
 
-def test_the_process_is_set_up_for_each_run_and_long_rows_have_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+def test_the_process_is_set_up_for_each_run_and_long_rows_have_fewer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[str] = []
     workload = Workload(ours=lambda: None, theirs=lambda: None)
     monkeypatch.setattr(runner, "LONG", 0.0)
-    assert measure("x", workload, None, PEAKS, CPU, told.append).as_dict()["runs"] == 3
-    assert told == 4 * ["ours", "theirs"]
+    assert measure("x", workload, None, PEAKS, CPU, sides.append).as_dict()["runs"] == 3
+    assert sides == 4 * ["ours", "theirs"]
     monkeypatch.setattr(runner, "LONG", 60.0)
     assert measure("x", workload, None, PEAKS, CPU).as_dict()["runs"] == 7
 
@@ -113,7 +113,7 @@ def test_without_diffusers_its_columns_are_absent() -> None:
     }
 
 
-def test_times_are_those_of_the_work() -> None:
+def test_times_contain_the_whole_work() -> None:
     workload = Workload(ours=lambda: time.sleep(0.01), theirs=lambda: time.sleep(0.03))
     facts = measure("x", workload, 3, PEAKS, CPU).as_dict()
     assert facts["ours_ms"] >= 10
@@ -121,7 +121,7 @@ def test_times_are_those_of_the_work() -> None:
     assert facts["error"] is facts["share_of_peak"] is None
 
 
-def test_memory_of_a_run_is_what_it_takes_at_most_even_if_freed_memory_would_do() -> None:
+def test_memory_of_a_run_is_its_peak_even_if_freed_memory_could_be_reused() -> None:
     def take() -> None:
         torch.ones(16 * 2**20)  # 64 MiB
 
@@ -131,7 +131,7 @@ def test_memory_of_a_run_is_what_it_takes_at_most_even_if_freed_memory_would_do(
         assert 0.9 < taken / 2**26 < 1.5
 
 
-def test_peaks_are_those_of_a_machine() -> None:
+def test_peaks_are_plausible() -> None:
     peaks = measure_peaks(CPU, repeats=1)
     assert list(peaks.matrix) == [torch.float32, torch.bfloat16][: 1 + computes_bfloat16(CPU)]
     for dtype in peaks.matrix:

@@ -1,4 +1,4 @@
-"""`ldm bench` as a person runs it."""
+"""`ldm bench` on the command line."""
 
 import json
 
@@ -12,7 +12,7 @@ from ldm.cli import bench
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of one row that costs nothing, on a machine that needs no measuring."""
+    """Replace the table by one free row, and the measured peaks by constants."""
     rates = dict.fromkeys(machine.TYPES.values(), 1e9)
     monkeypatch.setattr(machine, "measure_peaks", lambda device: machine.Peaks(rates, rates))
 
@@ -40,23 +40,23 @@ def test_a_table_names_the_machine_its_peaks_and_the_rows(here: Command) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (("--against", "keras"), "--against keras: there is diffusers to compare with, and nothing else"),
+        (("--against", "keras"), "--against keras: only diffusers is supported"),
         (("--only", "cold-strat"), "did you mean cold-start"),
-        (("--plot", "x.png", "--json"), "leave --against, --only, --json out"),
+        (("--plot", "x.png", "--json"), "remove --against, --only and --json"),
         (("--plot", "/nowhere/x.png"), "cannot write to /nowhere"),
     ],
 )
-def test_what_a_person_can_mend_is_one_line_and_status_2(here: Command, words: tuple[str, ...], told: str) -> None:
+def test_a_user_error_is_one_line_and_status_2(here: Command, words: tuple[str, ...], message: str) -> None:
     done = here("bench", *words, check=False)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_where_diffusers_is_missing_it_cannot_be_compared_with(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_needs_diffusers_installed(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
     done = here("bench", "--against", "diffusers", check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "it is not installed, pip install diffusers" in done.stderr
+    assert "it is not installed; pip install diffusers" in done.stderr
