@@ -21,7 +21,7 @@ from ldm.generation.cuda_graphs import CUDAGraphUNet
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.fields import autoencoder_to_fields
 from ldm.models.compiling import compile_blocks
-from ldm.models.cost import autoencoder_flops, unet_flops
+from ldm.models.cost import autoencoder_flops, denoiser_flops
 from ldm.models.fast import prepare_for_sampling
 from ldm.models.unet.fields import unet_to_fields
 from ldm.models.unet.unet import UNet
@@ -141,4 +141,4 @@ def operations(config: Config) -> dict[str, int]:
     with on_meta():
         unet, autoencoder = UNet(config.need_unet()), Autoencoder(config.autoencoder)
     side = config.data.size // config.autoencoder.downsampling_factor
-    return {"unet": unet_flops(unet, side, TOKENS), **autoencoder_flops(autoencoder, side)}
+    return {"unet": denoiser_flops(unet, side, TOKENS), **autoencoder_flops(autoencoder, side)}

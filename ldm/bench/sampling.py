@@ -126,7 +126,7 @@ def image(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Work
 
 def contexts_of(config: Config, count: int) -> Tensor:
     """Return random contexts (count, L, D)."""
-    shape = (count, TOKENS, config.need_unet().cross_attention_dim or 0)
+    shape = (count, TOKENS, config.need_unet().context_width or 0)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -14,9 +14,9 @@ from ldm.info.describe import Description
 from ldm.info.parameters import totals
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
-from ldm.models.cost import autoencoder_flops, count_parameters, training_memory, unet_flops
+from ldm.models.cost import autoencoder_flops, count_parameters, denoiser_flops, training_memory
+from ldm.models.denoiser import DenoiserNetwork
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.unet.unet import UNet
 
 Report = dict[str, Any]
 
@@ -62,8 +62,8 @@ def latent_statistics(config: AutoencoderConfig) -> Report:
 
 def _flops(networks: dict[str, nn.Module], side: int, tokens: int) -> dict[str, int]:
     counted = {}
-    if isinstance(unet := networks.get("unet"), UNet):
-        counted["unet"] = unet_flops(unet, side, tokens)
+    if isinstance(network := networks.get("unet"), DenoiserNetwork):
+        counted["unet"] = denoiser_flops(network, side, tokens)
     if isinstance(autoencoder := networks.get("autoencoder"), Autoencoder):
         counted |= autoencoder_flops(autoencoder, side)
     return counted
@@ -102,8 +102,8 @@ def _shapes(description: Description, side: int) -> Report:
         shapes["latents"] = [autoencoder.latent_channels, side, side]
     elif unet is not None:
         shapes["latents"] = [min(unet.in_channels, unet.out_channels), side, side]
-    if unet is not None and unet.cross_attention_dim is not None:
-        shapes["context"] = [description.tokens, unet.cross_attention_dim]
+    if unet is not None and unet.context_width is not None:
+        shapes["context"] = [description.tokens, unet.context_width]
     return shapes
 
 

@@ -54,11 +54,11 @@ def count_forward_backward(network: nn.Module, run: Callable[[], Tensor]) -> tup
     return counter.get_total_flops(), activations
 
 
-def unet_flops(unet: DenoiserNetwork, side: int, tokens: int) -> int:
+def denoiser_flops(network: DenoiserNetwork, side: int, tokens: int) -> int:
     """Count the operations of one call on latents of `side` x `side` and a context of `tokens`, with a batch of one."""
     with on_meta():
-        inputs = unet.example_inputs(side, tokens)
-        return count_forward(lambda: unet(**inputs))[0]
+        inputs = network.example_inputs(side, tokens)
+        return count_forward(lambda: network(**inputs))[0]
 
 
 def autoencoder_flops(autoencoder: Autoencoder, side: int) -> dict[str, int]:

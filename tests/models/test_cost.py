@@ -12,8 +12,8 @@ from ldm.models.cost import (
     count_forward,
     count_forward_backward,
     count_parameters,
+    denoiser_flops,
     training_memory,
-    unet_flops,
 )
 from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import UNet
@@ -64,7 +64,7 @@ def test_operations_of_a_u_net_call_equal_those_counted_by_hand() -> None:
         norm_num_groups=2,
     )
     with on_meta():
-        counted = unet_flops(UNet(config), side=4, tokens=4)
+        counted = denoiser_flops(UNet(config), side=4, tokens=4)
     tokens = 4 * 4
     self_attention = 4 * linear(tokens, 8, 8) + attention(tokens, tokens, 8)
     cross_attention = 2 * linear(tokens, 8, 8) + 2 * linear(4, 6, 8) + attention(tokens, 4, 8)
