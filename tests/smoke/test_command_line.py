@@ -208,7 +208,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Pa
     assert not (tmp_path / "run").exists()
     refused = ldm(*options, "--gpus", 8, check=False)
     assert refused.returncode == 2
-    assert "together with --dry-run" in refused.stderr
+    assert "need --dry-run" in refused.stderr
 
 
 @pytest.mark.slow
