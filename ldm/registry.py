@@ -166,7 +166,17 @@ SAMPLERS = Registry(
         "lcm": "ldm.diffusion.samplers.consistency:lcm",
     },
 )
-LOSS_TERMS = Registry("loss term")  # of train-vae
+LOSS_TERMS = Registry(  # of train-vae, in the order in which they are added
+    "loss term",
+    {
+        "reconstruction": "ldm.training.losses.reconstruction:ReconstructionTerm",
+        "equivariance": "ldm.training.losses.equivariance:EquivarianceTerm",
+        "perceptual": "ldm.training.losses.perceptual:PerceptualTerm",
+        "kl": "ldm.training.losses.kl:KLTerm",
+        "codebook": "ldm.training.losses.codebook:CodebookTerm",
+        "adversarial": "ldm.training.losses.adversarial:AdversarialTerm",
+    },
+)
 DATA_SOURCES = Registry(  # that of the last one that matches `--data` is opened
     "data source",
     {

@@ -14,7 +14,7 @@ from ldm.conditioning.text.encoder import TextConfig
 from ldm.config.classifier import ClassifierConfig
 from ldm.config.data import DataConfig, Size
 from ldm.config.diffusion import DiffusionConfig
-from ldm.config.losses import CodebookConfig, KLLossConfig, LossConfig
+from ldm.config.losses import LossConfig, check_losses, latent_multiples
 from ldm.config.section import Section
 from ldm.config.training import TrainingConfig
 from ldm.errors import UserError
@@ -93,25 +93,19 @@ class Config(Section):
         if self.image is not None and self.spatial is not None:
             raise ValueError("image and spatial would need two images to draw one: set one of them to null")
         self._data_is_told()
-        self._bottleneck_fits()
         if self.data.size % self.autoencoder.downsampling_factor:
             raise ValueError(
                 f"data.size {self.data.size} is not divisible by the autoencoder's downsampling factor "
                 f"{self.autoencoder.downsampling_factor}"
             )
-        side, factor = self.data.size // self.autoencoder.downsampling_factor, self.loss.equivariance.factor
-        if self.loss.equivariance.weight and side % factor:
-            raise ValueError(
-                f"latents of {side}x{side} do not divide into squares of loss.equivariance.factor {factor}"
-            )
+        check_losses(self)
         return self
 
     @property
     def image_sizes(self) -> tuple[Size, ...]:
         """Heights and widths of the images in training: the square, and the buckets that both networks can take."""
         halvings = 1 if self.unet is None else self.unet.multiple
-        squares = self.loss.equivariance.factor if self.loss.equivariance.weight else 1
-        return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, squares))
+        return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, *latent_multiples(self)))
 
     def _nothing_is_conditioned(self) -> None:
         for name in ("text", "text_2", "classes", "image", "spatial"):
@@ -142,14 +136,6 @@ class Config(Section):
                 f"classifier.in_channels is {classifier.in_channels}, autoencoder.latent_channels {latent}: "
                 "they must be equal"
             )
-
-    def _bottleneck_fits(self) -> None:
-        own = {"codebook": (CodebookConfig(), "vq"), "kl": (KLLossConfig(), "kl")}
-        strangers = [name for name, (untouched, kind) in own.items() if kind != self.autoencoder.kind]
-        for name in strangers:
-            if getattr(self.loss, name) == own[name][0]:
-                continue
-            raise ValueError(f"loss.{name} means nothing for an autoencoder of kind {self.autoencoder.kind}")
 
     def _spatial_fits(self, spatial: SpatialConfig) -> None:
         latent = self.autoencoder.latent_channels

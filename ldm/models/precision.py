@@ -1,4 +1,4 @@
-"""What must not be computed in half precision, whatever the weights' type or the autocast around."""
+"""Computations that need float32, whatever the dtype of the weights and autocast."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.amp.autocast_mode import is_autocast_available
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Values in float32 at least: half precision is lifted, float64 stays."""
+    """Convert half precision to float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Within it no autocast rounds what is computed on `device`."""
+    """Return a context without autocast on `device`."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()  # not on meta

@@ -1,9 +1,9 @@
-"""Images of any size through an autoencoder in bounded memory: tile by tile, with overlaps that are blended.
+"""Tiled encoding and decoding: images of any size in bounded memory, with blended overlaps.
 
-What makes tiles differ from the whole image is normalisation: a group norm that sees one tile alone gives it a
-brightness and a contrast of its own, and seams. Here all tiles are normalised by the statistics of the whole image,
-which a first pass over the tiles measures. In that pass the norms still stand on each tile's own statistics but for
-the first one, so that every further pass makes more of them exact; one is enough to hide the seams.
+Group normalization makes tiles differ from the whole image: the statistics of one tile change its brightness and
+contrast, which leaves seams. Here all tiles are normalized by the statistics of the whole image, measured in a first
+pass over the tiles. During that pass all norms but the first depend on statistics of single tiles; each further pass
+makes more of them exact. One pass is enough to hide the seams.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.distribution import LatentDistribution, unscale
 
-TOGETHER = 2**16  # latent positions of the images that go through an autoencoder at a time
-WHOLE = 2**14  # latent positions up to which the coarsest level is computed whole, its attention over the whole image
-SMALLEST = 16  # latent positions along the side of a tile that is asked for
+BATCH_POSITIONS = 2**16  # latent positions in a batch
+WHOLE = 2**14  # latent positions up to which the coarsest level, with its attention, is computed at once
+SMALLEST = 16  # side of a tile, latent positions
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images are cut, in latent positions."""
+    """How images are divided into tiles, in latent positions."""
 
     size: int = 64  # side of a tile
-    overlap: int = 16  # of neighbouring tiles
-    passes: int = 1  # that measure the statistics of the norms; 0: every tile has its own
+    overlap: int = 16  # of adjacent tiles
+    passes: int = 1  # to measure the statistics of the norms; 0: each tile uses its own
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.size or self.passes < 0:
-            raise ValueError(f"tiles of {self.size} cannot overlap by {self.overlap}, measured {self.passes} times")
+            raise ValueError(f"invalid tiling: size {self.size}, overlap {self.overlap}, passes {self.passes}")
 
 
 class Span(NamedTuple):
-    """One tile along one side: its ends, and the part that is its own, where no other tile is nearer."""
+    """A tile along one side: its ends, and the ends of the part to which no other tile is nearer."""
 
     start: int
     stop: int
@@ -51,7 +51,7 @@ class Span(NamedTuple):
 
 
 def spans(length: int, tiling: Tiling) -> list[Span]:
-    """The tiles along a side of `length` positions, the last one moved back to end with the side."""
+    """Return the tiles along a side of `length` positions; the last one is moved back to end with the side."""
     if length <= tiling.size:
         return [Span(0, length, 0, length)]
     starts = [*range(0, length - tiling.size, tiling.size - tiling.overlap), length - tiling.size]
@@ -61,15 +61,19 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
 
 
 def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Tiling | None:
-    """How images of so many latent positions are cut: None for whole ones.
+    """Return the tiling of images with a number of latent positions, or None to process them at once.
 
-    `tile` is the side of a tile in pixels, 0 for whole images whatever memory they take, None for tiles of the usual
-    size where images are large. Raises UserError for a side that is no multiple of the downsampling factor or that is
-    too small for tiles to overlap by a quarter of it.
+    Args:
+        autoencoder: The autoencoder to use.
+        positions: Latent positions of an image.
+        tile: Side of a tile in pixels; 0 for no tiles, None for tiles of the default size if images are large.
+
+    Raises:
+        UserError: if the side is not a multiple of the downsampling factor or too small.
     """
     if autoencoder.config.is_pixel_space:
         if tile:
-            raise UserError(f"tile {tile}: this model draws in pixels, there is no autoencoder that works in tiles")
+            raise UserError(f"tile is {tile}, but this model works on pixels and has no autoencoder: remove it")
         return None
     if tile is None:
         return Tiling() if positions > WHOLE else None
@@ -78,40 +82,34 @@ def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Til
     factor = autoencoder.config.downsampling_factor
     if tile < SMALLEST * factor or tile % factor:
         raise UserError(
-            f"tile {tile}: this autoencoder's tiles have sides of {SMALLEST * factor} pixels or more, multiples of "
-            f"{factor}; 0 means the whole image"
+            f"tile is {tile}: with this autoencoder it must be a multiple of {factor} and at least {SMALLEST * factor} "
+            "pixels, or 0 for no tiles"
         )
     return Tiling(tile // factor, tile // factor // 4)
 
 
 @torch.inference_mode()
 def encode(autoencoder: Autoencoder, images: Tensor, tile: int | None = None) -> LatentDistribution:
-    """What `Autoencoder.encode` gives for images (B, 3, H, W), a few at a time and large ones in tiles.
-
-    `tile` as in `tiling_of`.
-    """
+    """Encode images (B, 3, H, W) in small batches, large ones in tiles; for `tile` see `tiling_of`."""
     positions = images[0, 0].numel() // autoencoder.config.downsampling_factor**2
     tiling = tiling_of(autoencoder, positions, tile)
     one = autoencoder.encode if tiling is None else partial(encode_tiled, autoencoder, tiling=tiling)
-    parts = [one(part).moments for part in images.split(max(1, TOGETHER // positions))]
+    parts = [one(part).moments for part in images.split(max(1, BATCH_POSITIONS // positions))]
     return autoencoder.posterior(torch.cat(parts))
 
 
 @torch.inference_mode()
 def decode(autoencoder: Autoencoder, latents: Tensor, tile: int | None = None) -> Tensor:
-    """What `Autoencoder.decode` gives for latents (B, C, h, w), a few at a time and large ones in tiles.
-
-    `tile` as in `tiling_of`.
-    """
+    """Decode latents (B, C, h, w) in small batches, large ones in tiles; for `tile` see `tiling_of`."""
     positions = latents[0, 0].numel()
     tiling = tiling_of(autoencoder, positions, tile)
     one = autoencoder.decode if tiling is None else partial(decode_tiled, autoencoder, tiling=tiling)
-    return torch.cat([one(part) for part in latents.split(max(1, TOGETHER // positions))])
+    return torch.cat([one(part) for part in latents.split(max(1, BATCH_POSITIONS // positions))])
 
 
 @torch.inference_mode()
 def encode_tiled(autoencoder: Autoencoder, images: Tensor, tiling: Tiling | None = None) -> LatentDistribution:
-    """What `Autoencoder.encode` gives for images (B, 3, H, W), in memory that grows by little more than theirs."""
+    """Encode images (B, 3, H, W) in tiles."""
     encoder, factor = autoencoder.encoder, autoencoder.config.downsampling_factor
 
     def fine(tile: Tensor) -> Tensor:
@@ -133,7 +131,7 @@ def encode_tiled(autoencoder: Autoencoder, images: Tensor, tiling: Tiling | None
 
 @torch.inference_mode()
 def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """What `Autoencoder.decode` gives for latents (B, C, h, w), in memory that grows by little more than its own."""
+    """Decode latents (B, C, h, w) in tiles."""
     decoder, factor = autoencoder.decoder, autoencoder.config.downsampling_factor
 
     def coarse(z: Tensor) -> Tensor:
@@ -153,14 +151,14 @@ def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tiling: Tiling | Non
 
 
 class _OverTiles:
-    """A function of feature maps, applied tile by tile."""
+    """Apply functions of feature maps tile by tile."""
 
     def __init__(self, network: nn.Module, tiling: Tiling, inputs: int, outputs: int) -> None:
-        self.tiling, self.inputs, self.outputs = tiling, inputs, outputs  # values along a side of a latent position
+        self.tiling, self.inputs, self.outputs = tiling, inputs, outputs  # values per latent position, along a side
         self.norms = SharedNorms(network)
 
     def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """x (B, C, H, W) through the function, as one map."""
+        """Apply a function to x (B, C, H, W) and return one blended map."""
         rows, columns = (spans(side // self.inputs, self.tiling) for side in x.shape[2:])
         tiles = list(product(rows, columns))
         if len(tiles) == 1:
@@ -195,7 +193,7 @@ class _OverTiles:
         return out
 
     def _weights(self, side: list[Span], like: Tensor) -> list[Tensor]:
-        """How much every row of each tile counts: falling to its ends where others overlap, together one everywhere."""
+        """Return the blending weights of each tile's rows: they fall in overlaps and sum to one at each position."""
         total = torch.zeros(side[-1].stop * self.outputs, device=like.device)
         found = []
         for number, (start, stop, *_) in enumerate(side):
@@ -212,24 +210,24 @@ class _OverTiles:
 
 
 def _rise(share: Tensor) -> Tensor:
-    """Weights at shares of an overlap: none in its outer quarter, where the tile's end still shows, then up to one."""
+    """Return the weights at fractions of an overlap: 0 in its outer quarter, where the tile's border has effects."""
     return (2 * share - 0.5).clamp(0, 1)
 
 
 class SharedNorms:
-    """The group norms of a network, which normalise every tile by the statistics of all tiles together."""
+    """Group norms that normalize each tile by the statistics of all tiles together."""
 
     def __init__(self, network: nn.Module) -> None:
         self.norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
         self._tile: tuple[Span, Span] | None = None
-        self._sums: dict[nn.GroupNorm, Tensor] = {}  # of values, squares and ones, (3, B, groups), float64
-        self._affine: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # what they come to, (B, C, 1, 1) each
+        self._sums: dict[nn.GroupNorm, Tensor] = {}  # of values, squares and counts, (3, B, groups), float64
+        self._affine: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # gain and offset, (B, C, 1, 1) each
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Stands in for the norms' own computation as long as it lasts."""
+        """Replace the forward method of the norms within this context."""
         for norm in self.norms:
-            norm.forward = partial(self._normalise, norm)
+            norm.forward = partial(self._normalize, norm)
         try:
             yield
         finally:
@@ -237,11 +235,11 @@ class SharedNorms:
                 del norm.forward
 
     def measure(self, row: Span, column: Span) -> None:
-        """Add what the norms see of this tile from now on, as far as it is the tile's own."""
+        """Add the statistics of a tile, which is computed next, without what is nearer to other tiles."""
         self._tile = row, column
 
     def conclude(self) -> None:
-        """Normalise from now on by what was measured."""
+        """Use the measured statistics from now on."""
         for norm, sums in self._sums.items():
             mean, square, _ = sums / sums[2]  # (B, groups) each
             scale = (square - mean.square() + norm.eps).rsqrt()
@@ -252,7 +250,7 @@ class SharedNorms:
             self._affine[norm] = gain[:, :, None, None], offset[:, :, None, None]
         self._sums, self._tile = {}, None
 
-    def _normalise(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    def _normalize(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         if self._tile is not None:
             self._add(norm, x, *self._tile)
         if norm not in self._affine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ldm.conditioning.classes import ClassEmbedder
 from ldm.conditioning.image.encoders import make_image_encoder
 from ldm.conditioning.spatial import make_spatial
 from ldm.conditioning.text.encoder import make_text_encoder
+from ldm.config.losses import loss_networks
 from ldm.config.root import Config
 from ldm.config.training import ClassifierStageConfig, StageConfig, UNetStageConfig
 from ldm.devices import on_meta
@@ -19,7 +21,6 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.cost import ADAM, FLOAT32, count_forward, count_forward_backward, count_parameters, training_memory
-from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.unet.unet import UNet
 from ldm.training import image_embedding
 from ldm.training.checkpointing import checkpoint_gradients
@@ -106,23 +107,23 @@ def _latent_cost(
 
 
 def _autoencoder_cost(config: Config) -> StepCost:
-    settings, adversarial = config.training.autoencoder, config.loss.adversarial
+    settings = config.training.autoencoder
     network = Reconstruction(Autoencoder(config.autoencoder), config.loss)
     freeze(network, settings.freeze)
     images, noise = _images(config), _latents(config, config.autoencoder.latent_channels)
     flops, activations = _step(network, lambda: network(images, noise)[0], settings)
     parts: dict[str, nn.Module] = {"autoencoder": network.autoencoder}
     trained = count_parameters(network, trained_only=True)
-    if adversarial.weight:
-        discriminator = PatchDiscriminator(adversarial, config.autoencoder.in_channels)
-        one, kept = _step(discriminator, lambda: discriminator(images)[0], settings)
-        # Forward and backward on images and reconstructions, and once more on reconstructions for the generator.
-        flops, activations = flops + 3 * one, activations + kept
-        if adversarial.r1_weight:  # the gradient takes another forward pass, and backward goes through both
-            flops += 2 * one // adversarial.r1_every
-        parts["discriminator"] = discriminator
-        trained += count_parameters(discriminator, trained_only=True)
+    for name, (other, passes) in loss_networks(config.loss, config.autoencoder).items():
+        one, kept = _step(other, partial(_first_output, other, images), settings)
+        flops, activations = flops + int(one * passes), activations + kept
+        parts[name] = other
+        trained += count_parameters(other, trained_only=True)
     return StepCost(_sizes(parts), trained, flops, activations)
+
+
+def _first_output(network: nn.Module, images: Tensor) -> Tensor:
+    return network(images)[0]
 
 
 def _step(network: nn.Module, run: Callable[[], Tensor], settings: StageConfig) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""An autoencoder over many images: the latents of a batch, and the statistics of all."""
+"""Latents of a batch, and latent statistics of a data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 64
 def sampled(
     batch: Batch, autoencoder: Autoencoder, cache: CachedData | None, draws: StepRandom, device: torch.device
 ) -> Tensor:
-    """A sample of the posterior of each image of a batch, scaled, (B, C, h, w), from the cache if there is one."""
+    """Sample latents (B, C, h, w) of a batch's images from their posteriors, which a cache may contain."""
     if cache is not None:
         posterior = autoencoder.posterior(moved(cache.moments(batch.indices), device))
     else:
@@ -40,9 +40,9 @@ def sampled(
 def measure(
     autoencoder: Autoencoder, source: Source, size: int, images: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Set the autoencoder's latent statistics to those of `images` images spread evenly over the source.
+    """Measure the autoencoder's latent statistics over `images` images spread evenly over the source, and set them.
 
-    Returns mean and standard deviation of z over all channels together and of each channel.
+    Return mean and standard deviation of z over all channels together and of each channel.
     """
     means, deviations = channel_statistics(autoencoder, source, size, images, accelerator)
     autoencoder.set_statistics(means, deviations)
@@ -63,9 +63,9 @@ def _round(value: float) -> float:
 def channel_statistics(
     autoencoder: Autoencoder, source: Source, size: int, images: int, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of z over `images` images spread evenly over the source, in float64.
+    """Return mean and standard deviation (C,) of z over `images` images spread evenly over the source, in float64.
 
-    They are those of posterior samples, summed over the positions of all images and over all processes.
+    They are the moments of posterior samples over all positions, images and processes.
     """
     mine = some_images(source, images, size, accelerator.process_index, accelerator.num_processes)
     channels = autoencoder.config.latent_channels
@@ -83,7 +83,7 @@ def channel_statistics(
 
 
 def encode(autoencoder: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
-    """Posterior moments (B, M, h, w) of bytes (B, H, W, 3)."""
+    """Encode bytes (B, H, W, 3) to posterior moments (B, M, h, w)."""
     with torch.no_grad():
         return autoencoder.encode(to_tensor(images).to(device)).moments
 

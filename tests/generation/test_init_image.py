@@ -153,5 +153,5 @@ def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.
     request = Request(prompts=("a",), image=image.resize((4 * side, 2 * side)), size=(4 * side, 2 * side))
     given, pixels = tiled._given(request), torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None]
     assert torch.equal(given.latents, encode_tiled(vae, pixels / 127.5 - 1, Tiling(16, 4)).mode())
-    with pytest.raises(UserError, match=f"tile {side + 1}"):
+    with pytest.raises(UserError, match=f"tile is {side + 1}"):
         TextToImage(pipe.parts, tile=side + 1)

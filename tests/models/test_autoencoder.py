@@ -1,4 +1,4 @@
-"""The autoencoder owns its posterior and the statistics of its latents."""
+"""Posteriors and latent statistics of the autoencoder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def moments() -> torch.Tensor:
     return torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
-def test_kl_is_that_of_torch_summed_over_a_latent(moments: torch.Tensor) -> None:
+def test_kl_equals_torchs_divergence_summed_over_a_latent(moments: torch.Tensor) -> None:
     mean, log_variance = moments.double().chunk(2, dim=1)
     expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3))
     torch.testing.assert_close(DiagonalGaussian(moments.double(), TINY).kl(), expected, rtol=1e-10, atol=0)
 
 
-def test_a_generator_draws_what_the_same_noise_gives(moments: torch.Tensor) -> None:
+def test_sampling_with_a_generator_equals_sampling_with_its_noise(moments: torch.Tensor) -> None:
     posterior = DiagonalGaussian(moments, TINY)
     noise = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(7))
     assert torch.equal(posterior.sample(torch.Generator().manual_seed(7)), posterior.sample(noise=noise))
     assert torch.equal(posterior.sample(noise=torch.zeros(4, 3, 5, 5)), posterior.mode())
 
 
-def test_unmeasured_statistics_leave_z_as_it_is(moments: torch.Tensor) -> None:
+def test_without_measured_statistics_latents_are_z(moments: torch.Tensor) -> None:
     assert torch.equal(DiagonalGaussian(moments, TINY).mode(), moments[:, :3])
 
 
@@ -47,7 +47,7 @@ def test_measured_statistics_give_latents_zero_mean_and_unit_variance(statistics
     torch.testing.assert_close(latents.var(over, correction=0), torch.ones_like(latents.mean(over)))
 
 
-def test_decode_undoes_the_scaling_of_encode() -> None:
+def test_decode_inverts_the_scaling_of_encode() -> None:
     autoencoder = Autoencoder(TINY).double()
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():

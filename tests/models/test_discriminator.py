@@ -1,4 +1,4 @@
-"""The patch discriminator is that of pix2pix."""
+"""The patch discriminator of pix2pix, its normalization and its gradient penalty."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.config.losses import AdversarialLossConfig
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.training.losses.adversarial import AdversarialLossConfig
 
 
-def test_its_parameters_number_those_of_pix2pix() -> None:
+def test_it_has_as_many_parameters_as_pix2pix() -> None:
     # 4x4 convolutions 3-64-128-256-512-1, biases in the first and the last, two parameters a channel of batch norm.
     expected = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512) + 64 + 1 + 2 * (128 + 256 + 512)
     assert sum(weight.numel() for weight in PatchDiscriminator(AdversarialLossConfig()).parameters()) == expected
 
 
-def test_a_logit_sees_70_by_70_pixels() -> None:
+def test_a_logit_depends_on_70_by_70_pixels() -> None:
     network = PatchDiscriminator(AdversarialLossConfig(discriminator_channels=4, discriminator_norm="none"))
     images = torch.rand(1, 3, 128, 128, requires_grad=True)
     logits, _ = network(images)
@@ -28,14 +28,14 @@ def test_a_logit_sees_70_by_70_pixels() -> None:
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", nn.Identity)])
-def test_each_normalisation_follows_all_but_the_first_and_last_convolutions(kind: str, layer: type) -> None:
+def test_normalization_follows_all_but_the_first_and_last_convolutions(kind: str, layer: type) -> None:
     config = AdversarialLossConfig(discriminator_layers=2, discriminator_channels=12, discriminator_norm=kind)
     network = PatchDiscriminator(config)
     assert sum(type(module) is layer for module in network.layers) == 2
     assert network(torch.rand(2, 3, 32, 32))[0].shape == (2, 1, 6, 6)
 
 
-def test_spectral_normalisation_makes_every_convolution_one_of_norm_one() -> None:
+def test_spectral_normalization_gives_every_convolution_a_norm_of_one() -> None:
     network = discriminator("spectral")
     images = torch.rand(2, 3, 32, 32)
     for _ in range(300):  # a step of power iteration each
@@ -70,7 +70,7 @@ def test_the_penalty_of_a_linear_discriminator_is_the_norm_of_its_weights() -> N
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_penalties_and_spectral_norms_know_no_half_precision(precision: torch.dtype) -> None:
+def test_penalties_and_spectral_norms_are_computed_in_float32_under_autocast(precision: torch.dtype) -> None:
     images = torch.rand(2, 3, 32, 32)
     found = []
     for enabled in (False, True):
@@ -85,7 +85,7 @@ def test_penalties_and_spectral_norms_know_no_half_precision(precision: torch.dt
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_penalty_is_refused_where_images_are_mixed() -> None:
+def test_a_penalty_with_batch_normalization_raises_an_error() -> None:
     with pytest.raises(ValueError, match="set discriminator_norm to group, spectral or none"):
         AdversarialLossConfig(r1_weight=1.0)
 
@@ -96,7 +96,7 @@ def discriminator(kind: str) -> PatchDiscriminator:
     return PatchDiscriminator(AdversarialLossConfig(**options))
 
 
-def test_convolutions_start_normal_with_a_deviation_of_two_hundredths() -> None:
+def test_initial_weights_of_convolutions_have_a_standard_deviation_of_0_02() -> None:
     torch.manual_seed(0)
     network = PatchDiscriminator(AdversarialLossConfig())
     weights = torch.cat([m.weight.flatten() for m in network.modules() if isinstance(m, nn.Conv2d)])

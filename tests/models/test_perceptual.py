@@ -1,18 +1,17 @@
-"""LPIPS: what is needed, what is said when it is missing, and that its gradient arrives."""
+"""LPIPS: its value, its gradients, and errors for missing or invalid weights."""
 
 from pathlib import Path
 
 import lpips
 import pytest
 import torch
+from loss_terms import loss_terms, losses
 from torchvision import models
 
-from ldm.config.losses import LossConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.perceptual import PerceptualDistance, backbone_path
-from ldm.training.losses import AutoencoderLoss
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def squeeze_backbone(hub: Path) -> dict[str, torch.Tensor]:
-    """A file of the right name and shapes with random weights: the pretrained one cannot be had everywhere."""
+    """A backbone file with random weights, since the pretrained one is not available everywhere."""
     torch.manual_seed(0)
     state = models.squeezenet1_1(weights=None).state_dict()
     path = backbone_path("squeeze")
@@ -39,7 +38,7 @@ def squeeze_backbone(hub: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
-def test_a_missing_backbone_is_named_with_its_place_and_the_way_without(hub: Path, net: str) -> None:
+def test_the_error_for_a_missing_backbone_names_its_path_and_how_to_train_without_it(hub: Path, net: str) -> None:
     with pytest.raises(UserError) as error:
         PerceptualDistance(net)
     assert str(backbone_path(net)) in str(error.value)
@@ -48,7 +47,7 @@ def test_a_missing_backbone_is_named_with_its_place_and_the_way_without(hub: Pat
     assert "\n" not in str(error.value)
 
 
-def test_the_distance_is_that_of_the_lpips_package(squeeze_backbone: dict[str, torch.Tensor]) -> None:
+def test_the_distance_equals_the_lpips_package(squeeze_backbone: dict[str, torch.Tensor]) -> None:
     distance = PerceptualDistance("squeeze")
     reference = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
     for number in range(1, 8):
@@ -63,24 +62,22 @@ def test_the_distance_is_that_of_the_lpips_package(squeeze_backbone: dict[str, t
     assert torch.equal(distance(a, a), torch.zeros(2))
 
 
-def test_its_gradient_reaches_the_autoencoder_and_its_own_weights_stay(squeeze_backbone: dict) -> None:
-    config = LossConfig.model_validate({"perceptual": {"weight": 1.0, "net": "squeeze"}})
-    loss = AutoencoderLoss(config, torch.device("cpu"))
+def test_its_gradient_reaches_the_autoencoder_but_not_its_weights(squeeze_backbone: dict) -> None:
+    terms = loss_terms(reconstruction={}, perceptual={"weight": 1.0, "net": "squeeze"})
     widths = {"block_out_channels": (8, 8), "norm_num_groups": 4, "mid_block_attention": False, "layers_per_block": 1}
     autoencoder = Autoencoder(AutoencoderConfig(**widths))
     images = torch.rand(2, 3, 64, 64) * 2 - 1
-    reconstructions, posterior = autoencoder(images, torch.randn(2, 4, 32, 32))
-    terms = loss.terms(images, reconstructions, posterior.kl(), torch.tensor(0.0))
-    terms["perceptual"].backward()
+    reconstructions, _ = autoencoder(images, torch.randn(2, 4, 32, 32))
+    losses(terms, images, reconstructions)["perceptual"].backward()
     gradients = {name: weight.grad for name, weight in autoencoder.named_parameters()}
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values()), gradients
-    assert all(weight.grad is None for weight in loss.perceptual.parameters())
+    assert all(weight.grad is None for weight in terms[1].network.parameters())
 
 
-def test_a_file_of_another_network_is_refused(squeeze_backbone: dict) -> None:
+def test_a_file_of_another_network_raises_an_error(squeeze_backbone: dict) -> None:
     torch.save({"features.0.weight": torch.zeros(3)}, backbone_path("squeeze"))
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         PerceptualDistance("squeeze")
     backbone_path("squeeze").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="not a readable checkpoint"):
         PerceptualDistance("squeeze")

@@ -1,4 +1,4 @@
-"""Every position becomes the nearest codebook vector; gradients go straight through to what was quantised."""
+"""Nearest codebook vectors, straight-through gradients, and latents of a VQ autoencoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def points(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_nearest_vector_is_that_of_the_smallest_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_vector_has_the_smallest_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     codebook = points(40, seed=1)
     expected = (points(500)[:, None] - codebook).square().sum(-1).argmin(1)
     assert torch.equal(nearest(points(500), codebook), expected)
@@ -24,18 +24,18 @@ def test_the_nearest_vector_is_that_of_the_smallest_distance(monkeypatch: pytest
     assert torch.equal(nearest(points(500), codebook), expected)
 
 
-def test_of_equally_near_vectors_the_first_is_taken() -> None:
+def test_the_first_of_equally_near_vectors_is_chosen() -> None:
     assert nearest(torch.zeros(1, 2), torch.tensor([[0.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])).tolist() == [1]
 
 
-def test_distances_are_those_of_float32_whatever_the_precision_around() -> None:
+def test_distances_are_computed_in_float32_under_autocast() -> None:
     codebook = 100 + 0.01 * torch.arange(50.0)[:, None]  # bfloat16 does not tell them apart
     wanted = torch.tensor([7, 31, 48])
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(nearest(codebook[wanted], codebook), wanted)
 
 
-def test_quantised_values_are_exact_and_their_gradient_is_that_of_z_alone() -> None:
+def test_quantized_values_are_codebook_vectors_and_gradients_reach_only_z() -> None:
     quantize = Quantizer(12, 3)
     z = points(2 * 4 * 5).view(2, 4, 5, 3).permute(0, 3, 1, 2).requires_grad_()
     quantised = quantize(z)
@@ -47,7 +47,7 @@ def test_quantised_values_are_exact_and_their_gradient_is_that_of_z_alone() -> N
 
 
 @torch.no_grad()
-def test_latents_are_what_was_not_quantised_yet_and_decode_quantises_them_in_the_scale_of_the_codebook() -> None:
+def test_encode_returns_latents_before_quantization_and_decode_quantizes_them_at_the_scale_of_the_codebook() -> None:
     torch.manual_seed(0)
     autoencoder = Autoencoder(VQ)
     torch.nn.init.normal_(autoencoder.quantize.embedding.weight, 0.0, 0.1)
@@ -65,6 +65,6 @@ def test_latents_are_what_was_not_quantised_yet_and_decode_quantises_them_in_the
 
 
 @pytest.mark.parametrize("statistics", [{"statistics": "channel"}, {"scaling_factor": (1.0, 2.0, 3.0)}])
-def test_a_factor_a_channel_is_refused_for_it_would_change_which_vector_is_nearest(statistics: dict) -> None:
+def test_a_scaling_factor_per_channel_raises_an_error_with_a_codebook(statistics: dict) -> None:
     with pytest.raises(ValueError, match="one scaling_factor"):
         VQConfig(codebook_size=4, latent_channels=3, **statistics)

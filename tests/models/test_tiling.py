@@ -1,4 +1,4 @@
-"""Tiles give the image that the whole gives, in memory that does not grow with the image."""
+"""Tiled encoding and decoding equal the whole image, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def network(kind: str = "kl", **changes: object) -> Autoencoder:
 
 
 def images(height: int, width: int) -> Tensor:
-    """Smooth, and darker on one side than on the other, so that tiles differ in what their norms see."""
+    """Smooth images, darker on one side, so that the statistics of tiles differ."""
     down, across = torch.linspace(-1, 1, height).double()[:, None], torch.linspace(-1, 1, width).double()
     wave = torch.sin(7 * down + 3 * across) * across
     return torch.stack([wave, across.expand(height, width), wave * down])[None]
@@ -37,7 +37,7 @@ def images(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize(
     ("length", "size", "overlap"), [(64, 64, 16), (65, 64, 16), (200, 64, 16), (31, 10, 4), (40, 10, 0)]
 )
-def test_tiles_cover_a_side_and_own_every_position_once(length: int, size: int, overlap: int) -> None:
+def test_tiles_cover_a_side_and_each_position_is_nearest_to_one_tile(length: int, size: int, overlap: int) -> None:
     side = spans(length, Tiling(size, overlap))
     assert side[0].start == 0
     assert side[-1].stop == length
@@ -47,16 +47,16 @@ def test_tiles_cover_a_side_and_own_every_position_once(length: int, size: int, 
         assert after.start <= after.own_start <= before.stop
 
 
-def test_a_image_of_one_tile_is_the_whole_bit_by_bit() -> None:
+def test_one_tile_equals_the_whole_image_bit_by_bit() -> None:
     vae, x = network(), images(32, 48)
     latents = vae.encode(x).mode()
     assert torch.equal(encode_tiled(vae, x, Tiling(24, 8)).mode(), latents)
     assert torch.equal(decode_tiled(vae, latents, Tiling(24, 8)), vae.decode(latents))
 
 
-# What is left are the ends of tiles; they reach further in where the coarsest level is in tiles as well.
+# The remaining differences are at the borders of tiles; they are wider if the coarsest level is tiled, too.
 @pytest.mark.parametrize(("coarsest_is_whole", "left"), [(True, 1e-4), (False, 5e-3)])
-def test_tiles_come_to_the_whole_as_their_norms_are_measured(
+def test_tiles_approach_the_whole_image_with_each_measuring_pass(
     coarsest_is_whole: bool, left: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "WHOLE", 10**6 if coarsest_is_whole else 0)
@@ -68,18 +68,18 @@ def test_tiles_come_to_the_whole_as_their_norms_are_measured(
         pairs = (encode_tiled(vae, x, tiling).mode(), latents), (decode_tiled(vae, latents, tiling), whole)
         return [((made - exact).abs().mean() / exact.abs().mean()).item() for made, exact in pairs]
 
-    assert min(errors(Tiling(28, 24, passes=0))) > 0.1  # each by its own norms: this is what makes seams
+    assert min(errors(Tiling(28, 24, passes=0))) > 0.1  # with statistics of single tiles: seams
     assert max(errors(Tiling(28, 24, passes=16))) < left
 
 
-def test_a_codebook_and_odd_sides_go_through_tiles() -> None:
+def test_tiling_supports_codebooks_and_odd_sides() -> None:
     vae, x = network(kind="vq", codebook_size=16), images(90, 134)
     posterior = encode_tiled(vae, x, Tiling(24, 12))
     assert posterior.mode().shape == (1, 4, 45, 67)
     assert decode_tiled(vae, posterior.mode(), Tiling(24, 12)).shape == x.shape
 
 
-def test_norms_are_their_own_again_afterwards() -> None:
+def test_norms_are_restored_after_tiling() -> None:
     vae = network()
     before = vae.encode(images(64, 64)).mode()
     encode_tiled(vae, images(64, 64), Tiling(16, 8))
@@ -91,8 +91,8 @@ def test_norms_are_their_own_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize("options", [{"size": 8, "overlap": 8}, {"overlap": -1}, {"passes": -1}])
-def test_tiles_that_cannot_be_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="cannot overlap"):
+def test_an_invalid_tiling_raises_an_error(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="invalid tiling"):
         replace(Tiling(), **options)
 
 
@@ -127,15 +127,15 @@ print(peak())
 
 
 @pytest.mark.slow
-def test_a_image_of_4096_pixels_takes_less_than_4_gibibytes() -> None:
+def test_an_image_of_4096_pixels_takes_less_than_4_gibibytes() -> None:
     done = subprocess.run([sys.executable, "-c", PEAK + MEMORY], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4 * 2**30
 
 
-def test_many_images_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_processed_in_small_batches_and_large_ones_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, x = network(), torch.cat([images(32, 32), -images(32, 32), images(32, 32) / 2])
     latents = vae.encode(x).mode()
-    monkeypatch.setattr(tiled, "TOGETHER", 2 * 16 * 16)
+    monkeypatch.setattr(tiled, "BATCH_POSITIONS", 2 * 16 * 16)
     assert torch.allclose(tiled.encode(vae, x).mode(), latents, rtol=0, atol=1e-12)
     assert torch.allclose(tiled.decode(vae, latents), vae.decode(latents), rtol=0, atol=1e-12)
     monkeypatch.setattr(tiled, "WHOLE", 16 * 16 - 1)
@@ -144,7 +144,7 @@ def test_many_images_go_a_few_at_a_time_and_large_ones_in_tiles(monkeypatch: pyt
     assert not torch.equal(tiled.decode(vae, latents[:1]), vae.decode(latents[:1]))
 
 
-def test_the_side_of_a_tile_is_the_callers_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caller_chooses_the_side_of_a_tile_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, x = network(), images(64, 96)
     latents = vae.encode(x).mode()
     assert torch.equal(tiled.encode(vae, x, tile=40).mode(), encode_tiled(vae, x, Tiling(20, 5)).mode())
@@ -156,6 +156,6 @@ def test_the_side_of_a_tile_is_the_callers_in_pixels(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("tile", [30, 41, -40])
-def test_a_side_that_no_tile_can_have_is_refused(tile: int) -> None:
-    with pytest.raises(UserError, match=f"tile {tile}: .* sides of 32 pixels or more, multiples of 2; 0 means"):
+def test_an_invalid_side_of_a_tile_raises_an_error(tile: int) -> None:
+    with pytest.raises(UserError, match=f"tile is {tile}: .* a multiple of 2 and at least 32 pixels, or 0"):
         tiled.decode(network(), torch.zeros(1, 4, 40, 40), tile)

@@ -1,4 +1,4 @@
-"""Our autoencoders are diffusers' AutoencoderKL and VQModel: equal names, fields and numbers, in both directions."""
+"""Autoencoders against diffusers' AutoencoderKL and VQModel: equal names, fields and outputs in both directions."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def assert_same_numbers(ours: Autoencoder, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_what_ours_saves_is_theirs(case: tuple[str, int], tmp_path: Path) -> None:
+def test_diffusers_loads_what_ldm_saves(case: tuple[str, int], tmp_path: Path) -> None:
     ours = Autoencoder(random_config(*case))
     randomise(ours, case[1])
     ours.save_pretrained(tmp_path)
@@ -137,7 +137,7 @@ def test_what_ours_saves_is_theirs(case: tuple[str, int], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_what_theirs_saves_is_ours(case: tuple[str, int], tmp_path: Path) -> None:
+def test_ldm_loads_what_diffusers_saves(case: tuple[str, int], tmp_path: Path) -> None:
     theirs = theirs_of(case[0])(**random_arguments(*case))
     randomise(theirs, case[1])
     theirs.save_pretrained(tmp_path)
@@ -151,7 +151,7 @@ def test_what_theirs_saves_is_ours(case: tuple[str, int], tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-def test_the_nearest_of_many_codebook_vectors_is_theirs() -> None:
+def test_the_nearest_of_many_codebook_vectors_equals_diffusers() -> None:
     config = VQConfig(
         codebook_size=3000, latent_channels=4, block_out_channels=(8,), norm_num_groups=2, scaling_factor=0.3
     )
@@ -190,7 +190,7 @@ PUBLISHED["vq-f8-n256"] = PUBLISHED["vq-f8"] | {"codebook_size": 256}
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_published_autoencoders_have_their_parameters_and_names(name: str) -> None:
+def test_published_autoencoders_have_the_published_parameters_and_names(name: str) -> None:
     config = BOTTLENECKS[name[:2]].section(**PUBLISHED[name])
     with torch.device("meta"):
         ours, theirs = Autoencoder(config), theirs_of(name[:2]).from_config(autoencoder_to_fields(config))
@@ -233,7 +233,7 @@ REFUSED: list[tuple[str, str, Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "field", "value"), REFUSED)
-def test_what_ours_does_not_have_is_refused_by_name(kind: str, field: str, value: Any) -> None:
+def test_the_error_for_an_unsupported_field_names_it(kind: str, field: str, value: Any) -> None:
     assert autoencoder_from_fields(fields_of(kind), HERE).kind == kind
     with pytest.raises(UserError) as raised:
         autoencoder_from_fields(fields_of(kind, **{field: value}), HERE)
@@ -243,7 +243,7 @@ def test_what_ours_does_not_have_is_refused_by_name(kind: str, field: str, value
     assert field in str(raised.value) or names[field] in str(raised.value)
 
 
-def test_every_argument_of_their_constructors_is_followed_or_refused() -> None:
+def test_every_argument_of_diffusers_constructors_is_known_with_its_default() -> None:
     import inspect
 
     for name, kind in diffusers_classes().items():
@@ -255,12 +255,12 @@ def test_every_argument_of_their_constructors_is_followed_or_refused() -> None:
             assert default == (list(theirs) if isinstance(theirs, tuple) else theirs), argument
 
 
-def test_another_class_is_refused_by_name() -> None:
+def test_the_error_for_another_class_names_it() -> None:
     with pytest.raises(UserError, match="is of a AsymmetricAutoencoderKL; ldm loads AutoencoderKL, VQModel"):
         autoencoder_from_fields(fields_of("kl", _class_name="AsymmetricAutoencoderKL"), HERE)
 
 
-def test_a_decoder_wider_than_its_latents_is_refused_at_export_and_nothing_is_written(tmp_path: Path) -> None:
+def test_saving_a_decoder_wider_than_its_latents_raises_an_error_and_writes_nothing(tmp_path: Path) -> None:
     wide = AutoencoderConfig(latent_channels=3, z_channels=6, block_out_channels=(8,), norm_num_groups=2)
     with pytest.raises(UserError, match="z_channels is 6 but latent_channels is 3"):
         Autoencoder(wide).save_pretrained(tmp_path / "vae")
@@ -268,7 +268,7 @@ def test_a_decoder_wider_than_its_latents_is_refused_at_export_and_nothing_is_wr
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_old_names_of_attention_are_understood_in_every_block(kind: str, tmp_path: Path) -> None:
+def test_weights_with_diffusers_old_attention_names_load(kind: str, tmp_path: Path) -> None:
     config = random_config(kind, 0).model_copy(update={"attention_levels": (0,), "mid_block_attention": True})
     ours = Autoencoder(config)
     ours.save_pretrained(tmp_path)
@@ -287,7 +287,7 @@ def test_old_names_of_attention_are_understood_in_every_block(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize(("force_upcast", "loaded"), [(True, torch.float32), (False, torch.float16)])
-def test_one_that_overflows_in_float16_is_loaded_as_float32(
+def test_an_autoencoder_that_overflows_in_float16_is_loaded_as_float32(
     force_upcast: bool, loaded: torch.dtype, tmp_path: Path
 ) -> None:
     config = AutoencoderConfig(block_out_channels=(8,), norm_num_groups=2, force_upcast=force_upcast)

@@ -83,7 +83,7 @@ def test_reconstructions_are_written_and_measured(here: Command, tmp_path: Path)
     assert Image.open(tmp_path / "tiles" / "flat.png").size == (68, 64)
     done = here("reconstruct", image, "--tile", 66, "--out", tmp_path / "tiles", check=False)
     assert done.returncode == 2
-    assert "tile 66: this autoencoder's tiles have sides of 64 pixels or more, multiples of 4" in done.stderr
+    assert "tile is 66: with this autoencoder it must be a multiple of 4 and at least 64 pixels" in done.stderr
     done = here("reconstruct", tmp_path / "nothing.png", check=False)
     assert done.returncode == 2
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.models.autoencoder.distribution import LatentDistribution
-from ldm.models.autoencoder.kl import DiagonalGaussian
-
 
 @torch.no_grad()
 def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Tensor]:
@@ -18,23 +15,6 @@ def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Ten
     squares = latents.float().square()
     squares = squares if variance is None else squares + variance
     return {"latent_mean": latents.float().mean((0, 2, 3)), "latent_mean_square": squares.mean((0, 2, 3))}
-
-
-@torch.no_grad()
-def of_posterior(posterior: LatentDistribution) -> dict[str, Tensor]:
-    """Of z by channel, (C,): its moments and, where it has one, KL in nats a value and the posterior's deviation."""
-    found = of_latents(posterior.mean, posterior.variance)
-    if isinstance(posterior, DiagonalGaussian):
-        found["kl_channels"] = posterior.kl_per_value().mean((0, 2, 3))
-        found["posterior_std"] = torch.exp(0.5 * posterior.log_variance).mean((0, 2, 3))
-    return found
-
-
-@torch.no_grad()
-def of_logits(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """Mean logits of a discriminator, and the share of patches that it tells right, scalars."""
-    right = torch.cat([real.flatten() > 0, fake.flatten() < 0])
-    return {"logits_real": real.mean(), "logits_fake": fake.mean(), "discriminator_accuracy": right.float().mean()}
 
 
 @torch.no_grad()

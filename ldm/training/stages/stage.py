@@ -219,15 +219,3 @@ class Stage(ABC):
             ema.load(state["ema_others"][str(ema.decay)])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[nn.Module]:
-    """Let gradients flow through a network but not into its weights."""
-    needed = [weight.requires_grad for weight in network.parameters()]
-    network.requires_grad_(False)
-    try:
-        yield network
-    finally:
-        for weight, need in zip(network.parameters(), needed, strict=True):
-            weight.requires_grad_(need)

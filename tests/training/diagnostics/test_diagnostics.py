@@ -19,6 +19,8 @@ from ldm.training.diagnostics.symptoms import Report
 from ldm.training.diagnostics.unet import KEPT, diagnose
 from ldm.training.diagnostics.watch import FORGOTTEN, Watch
 from ldm.training.logging.log import Log, read_log
+from ldm.training.losses.adversarial import observe_logits
+from ldm.training.losses.kl import KLTerm
 
 VQ = ("autoencoder.kind=vq", "autoencoder.codebook_size=1000")
 GAN = ("loss.adversarial.weight=0.5", "training.autoencoder.max_steps=2000")
@@ -84,14 +86,14 @@ def test_healthy_numbers_say_nothing(overrides: tuple[str, ...], every: int) -> 
 
 
 SICK = [
-    ("autoencoder", (), {"kl_channels": [3e-4] * 4}, "KL collapse in all 4 channels", "0.0003 nats a value"),
-    ("autoencoder", (), {"kl_channels": [3.0, 1e-3, 3.0, 5e-4]}, "KL collapse in channels 1, 3", "which is 1e-06"),
+    ("autoencoder", (), {"kl_channels": [3e-4] * 4}, "KL collapse in all 4 channels", "0.0003 nats per value"),
+    ("autoencoder", (), {"kl_channels": [3.0, 1e-3, 3.0, 5e-4]}, "KL collapse in channels 1, 3", "from 1e-06"),
     (
         "autoencoder",
         (),
         {"posterior_std": [0.05, 0.05, 1e-6, 0.05]},
         "posterior without noise in channel 2",
-        "Raise loss.kl.weight",
+        "Increase loss.kl.weight",
     ),
     (
         "autoencoder",
@@ -105,19 +107,25 @@ SICK = [
         GAN,
         {"discriminator_accuracy": 0.998, "logits_real": 5.2, "logits_fake": -4.9},
         "the discriminator wins",
-        "99.8% of the patches right; mean logits are 5.2 for images and -4.9",
+        "99.8% of the patches correctly; mean logits are 5.2 for images and -4.9",
     ),
     (
         "autoencoder",
         GAN,
         {"discriminator_accuracy": 0.51},
-        "the discriminator tells nothing apart",
-        "raise loss.adversarial.learning_rate",
+        "the discriminator does not learn",
+        "increase loss.adversarial.learning_rate",
     ),
     ("autoencoder", GAN, {"": {"adversarial_weight": 5000.0}}, "adaptive weight at its limit", "it is 5e+03"),
     ("autoencoder", VQ, {"": {"codebook_usage": 0.2}}, "dead codebook entries", "80% of the 1,000 vectors"),
     ("autoencoder", VQ, {"": {"perplexity": 12.0}}, "low perplexity", "12 of a possible 1,000"),
-    ("autoencoder", (), {"one_colour": 0.018}, "reconstruction does not fall", "0.018; one colour all over"),
+    (
+        "autoencoder",
+        (),
+        {"one_colour": 0.018},
+        "reconstruction does not fall",
+        "0.018, and one colour for the whole image",
+    ),
     ("autoencoder", (), {"": {"skipped": 0.5}}, "half precision overflows", "50% of the last steps"),
     ("unet", (), {"": {"loss": 0.99}}, "the U-Net learns nothing", "0.99, that of an output of zeros 1."),
     (
@@ -216,7 +224,7 @@ def test_each_diagnosis_is_told_once_until_it_changes_and_again_when_it_comes_ba
     follow(watch, reports[:61])
     first, both = "KL collapse in channel 0", "KL collapse in channels 0, 1"
     assert told(path) == [(260, first), (460, both)]
-    assert "step 260: KL collapse in channel 0: the posterior is the prior: 0.001 nats" in capsys.readouterr().err
+    assert "step 260: KL collapse in channel 0: the posterior equals the prior: 0.001 nats" in capsys.readouterr().err
     assert watch.summary().splitlines()[1].startswith(f"  {both} (since step 260): the posterior")
     follow(watch, reports[61:91])
     assert told(path)[2:] == [(700, "KL collapse")]
@@ -241,7 +249,8 @@ def test_what_is_observed_of_a_posterior_is_its_closed_form() -> None:
     means, deviations = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.1])
     moments = torch.cat([means, 2 * deviations.log()]).view(1, 4, 1, 1).expand(3, 4, 5, 5)
     posterior = DiagonalGaussian(moments, AutoencoderConfig(latent_channels=2))
-    found = observations.of_posterior(posterior)
+    kl = KLTerm.forward(None, None, posterior, posterior.mean)
+    found = observations.of_latents(posterior.mean, posterior.variance) | kl._asdict()
     expected = [0.0, 0.5 * (4 + 0.01 - 1 - 2 * math.log(0.1))]
     assert found["kl_channels"].tolist() == pytest.approx(expected, abs=1e-6)
     assert found["posterior_std"].tolist() == pytest.approx([1.0, 0.1])
@@ -251,7 +260,7 @@ def test_what_is_observed_of_a_posterior_is_its_closed_form() -> None:
 
 
 def test_what_is_observed_of_logits_and_contexts_is_their_closed_form() -> None:
-    found = observations.of_logits(torch.tensor([2.0, 2.0, -1.0]), torch.tensor([-3.0, -3.0, -3.0]))
+    found = observe_logits(torch.tensor([2.0, 2.0, -1.0]), torch.tensor([-3.0, -3.0, -3.0]))
     assert [value.item() for value in found.values()] == pytest.approx([1.0, -3.0, 5 / 6])
     ids = torch.tensor([[1, 2], [1, 2], [1, 3], [4, 2]])
     found = observations.of_contexts(torch.ones(4, 2, 3), ids)

@@ -1,4 +1,4 @@
-"""A configuration of an autoencoder alone: its trainer takes it, that of U-Nets says in one line what is missing."""
+"""Configurations of an autoencoder without a denoiser."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 
-def test_a_published_autoencoder_can_be_planned() -> None:
+def test_the_plan_counts_the_parameters_of_a_published_autoencoder() -> None:
     lines = plan("autoencoder", config.load("published/vq-f8"), "scenes").splitlines()
     assert any(line.startswith("parameters of the autoencoder") and line.endswith("67,717,295") for line in lines)
 
 
-def test_a_u_net_cannot_be_trained_where_there_is_none(tmp_path: Path) -> None:
+def test_training_a_u_net_raises_an_error_if_the_configuration_has_none(tmp_path: Path) -> None:
     alone = config.load("published/kl-f8")
     with pytest.raises(UserError, match="describes an autoencoder alone"):
         plan("unet", alone, "scenes")

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from double_precision import CASES, SAVED, STEPS
+from loss_terms import loss_terms, losses
 from tiny_stages import PLAYING, Colours, autoencoder_stage, micro_batches, settings
 from torch import Tensor
 from torchvision import models
@@ -28,7 +29,7 @@ from ldm.data.images import to_tensor
 from ldm.models.perceptual import backbone_path
 from ldm.training import latents, loop
 from ldm.training.loop import start_accelerator
-from ldm.training.losses import AutoencoderLoss, adaptive_weight
+from ldm.training.losses.adversarial import adaptive_weight
 from ldm.training.runs.run import Run
 from ldm.training.runs.saving import Saver
 from ldm.training.stages.autoencoder import AutoencoderStage
@@ -57,13 +58,12 @@ def test_perceptual_loss_without_gradient(tmp_path: Path, monkeypatch: pytest.Mo
     path.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(models.squeezenet1_1(weights=None).state_dict(), path)  # the pretrained one cannot be had everywhere
-    chosen = settings("loss.perceptual={weight: 1, net: squeeze}", "loss.reconstruction.kind=l2").loss
+    terms = loss_terms(reconstruction={"kind": "l2"}, perceptual={"weight": 1, "net": "squeeze"})
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     made = images.flip(0).requires_grad_()
-    loss = AutoencoderLoss(chosen, torch.device("cpu"))
-    terms = loss.terms(images, made, torch.zeros(2), torch.tensor(0.0))
+    found = losses(terms, images, made)
     whole, reconstruction = (
-        torch.autograd.grad(terms[n], made, retain_graph=True)[0] for n in ("nll", "reconstruction")
+        torch.autograd.grad(found[n], made, retain_graph=True)[0] for n in ("nll", "reconstruction")
     )
     assert (whole - reconstruction).abs().sum() > 0
 
@@ -178,7 +178,7 @@ def test_adaptive_weight_zero_under_fp16(monkeypatch: pytest.MonkeyPatch) -> Non
     weight = stage.networks["reconstruction"].autoencoder.last_layer
     seen = weight.half().float().sum()  # so that gradients pass through float16
     norm = weight.numel() ** 0.5
-    found = stage._balance(1e-8 * seen, 1e-3 * seen)
+    found = stage.terms["adversarial"]._adaptive_weight(1e-8 * seen, 1e-3 * seen)
     assert found.item() == pytest.approx(1e-8 * norm / (1e-3 * norm + 1e-4), rel=1e-2)
 
 

@@ -17,6 +17,7 @@ from ldm.processes import ProcessShare
 from ldm.training.cache.caching import cache_in
 from ldm.training.cache.fingerprints import Encoders
 from ldm.training.latents import measure
+from ldm.training.losses.term import total_loss
 from ldm.training.runs.run import Run
 from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
@@ -39,9 +40,8 @@ def test_the_discriminator_rests_until_its_start_step() -> None:
 def test_the_generators_loss_leaves_no_gradient_in_the_discriminator() -> None:
     stage = autoencoder_stage(*PLAYING)
     [batch] = micro_batches(2)
-    reconstructions, kl, log_variance, _ = stage.networks["reconstruction"](batch.images, torch.randn(8, 4, 8, 8))
-    terms = stage.loss.terms(batch.images, reconstructions, kl, log_variance)
-    stage._adversarial_terms(terms["nll"], reconstructions)["generator"].backward()
+    output = stage.networks["reconstruction"](batch.images, torch.randn(8, 4, 8, 8))
+    total_loss(list(stage.terms.values()), batch.images, output)["generator"].backward()
     assert all(weight.grad is None for weight in stage.networks["discriminator"].parameters())
     assert all(weight.requires_grad for weight in stage.networks["discriminator"].parameters())
     assert stage.average.last_layer.grad is None
@@ -64,7 +64,7 @@ def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() 
     stage = autoencoder_stage(*PENALISED)
     assert {step for step in range(1, 8) if "r1" in stage.train_step(micro_batches(step), step).losses} == {3, 6}
     [batch] = micro_batches(9)
-    terms, _ = stage._discriminator_terms(batch.images, -batch.images, 9)
+    terms, _ = stage.terms["adversarial"]._discriminator_terms(batch.images, -batch.images, 9)
     _, penalties = stage.networks["discriminator"](batch.images, 8)
     assert terms["r1"].item() == pytest.approx(3 * 2 / 2 * penalties.mean().item())
 

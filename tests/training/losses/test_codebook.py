@@ -1,4 +1,4 @@
-"""How a codebook is started, moved and kept in use, and a VQ autoencoder that learns with it."""
+"""Initialization, averages and revival of codebook vectors, and training of a VQ autoencoder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from loss_terms import losses
 from tiny_stages import Colours, autoencoder_stage, micro_batches, settings, unet_stage
 
-from ldm.config.losses import CodebookConfig
 from ldm.data.random import StepRandom
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.vq import Quantizer, nearest
+from ldm.training.losses.codebook import CodebookConfig, CodebookTrainer, choose, k_means, quantize_z, totals
 from ldm.training.stages.autoencoder import AutoencoderStage
-from ldm.training.stages.codebook import CodebookTrainer, choose, k_means, quantise, totals
 
 VQ = ("autoencoder.kind=vq", "autoencoder.codebook_size=16", "loss.codebook.window=5", "loss.codebook.start_steps=2")
 
@@ -37,7 +37,7 @@ def trainer(**options: object) -> CodebookTrainer:
     return CodebookTrainer(quantizer, [copy.deepcopy(quantizer)], config, Accelerator(cpu=True), StepRandom(0))
 
 
-def test_totals_are_those_of_a_product_with_one_hot_vectors() -> None:
+def test_totals_equal_a_product_with_one_hot_vectors() -> None:
     points, indices = random(30, 3), torch.arange(30) % 4
     sizes, sums = totals(points, indices, 6)
     hot = torch.nn.functional.one_hot(indices, 6).double()
@@ -52,7 +52,7 @@ def test_no_point_is_chosen_twice_before_each_was_chosen_once() -> None:
     assert set(torch.bincount(many.long()).tolist()) == {2, 3}
 
 
-def test_k_means_ends_where_each_centre_is_the_mean_of_its_points() -> None:
+def test_k_means_ends_with_each_centre_at_the_mean_of_its_points() -> None:
     points = torch.cat([0.1 * random(50, 2, seed=n) + 5 * random(1, 2, seed=9 + n) for n in range(4)])
     centres = k_means(points, 6, torch.Generator().manual_seed(0), iterations=50)
     sizes, sums = totals(points, nearest(points, centres), 6)
@@ -64,9 +64,9 @@ def test_k_means_ends_where_each_centre_is_the_mean_of_its_points() -> None:
 def test_the_codebook_loss_moves_the_codebook_and_the_commitment_moves_z() -> None:
     stage = vq_stage()
     z = random(2, 4, 8, 8).requires_grad_()
-    quantised = quantise(stage.average.quantize.requires_grad_(), z)
+    quantised = quantize_z(stage.average.quantize.requires_grad_(), z)
     zero = torch.zeros(2, 3, 32, 32)
-    terms = stage.loss.terms(zero, zero, quantised, torch.tensor(0.0))
+    terms = losses(list(stage.terms.values()), zero, zero, codebook=quantised)
     expected = (z - quantised.nearest).square().mean()
     torch.testing.assert_close(terms["codebook"], expected)
     torch.testing.assert_close(terms["total"], 1.25 * expected)
@@ -79,31 +79,29 @@ def test_the_codebook_loss_moves_the_codebook_and_the_commitment_moves_z() -> No
     assert gradient.abs().sum() > 0
 
 
-def test_averages_are_those_of_the_paper() -> None:
+def test_averages_equal_the_closed_form_of_the_paper() -> None:
     book, z = trainer(decay=0.9), random(3, 2, 4, 4)
     before = book.quantizer.embedding.weight.detach().clone()
-    quantised = quantise(book.quantizer, z)
-    book.see(quantised, range(3))
-    book.update(1)
+    quantised = quantize_z(book.quantizer, z)
+    book.update([quantised], range(3), 1)
     sizes, sums = totals(z.permute(0, 2, 3, 1).flatten(0, 2), quantised.indices.flatten(), 8)
     number = 0.9 + 0.1 * sizes
     expected = (0.9 * before + 0.1 * sums) / number[:, None]
     torch.testing.assert_close(book.quantizer.embedding.weight.detach(), expected.float())
 
 
-def test_vectors_that_nothing_was_near_are_put_at_z_of_the_batch_and_no_others() -> None:
+def test_only_dead_vectors_are_moved_to_z_of_the_batch() -> None:
     book = trainer(window=3)
     weight, average = book.quantizer.embedding.weight, book.averages[0].embedding.weight
     with torch.no_grad():
         weight[[2, 5]] = average[[2, 5]] = 100.0
     before = weight.detach().clone()
     z = random(4, 2, 8, 8)
-    used = quantise(book.quantizer, z).indices.unique().tolist()
+    used = quantize_z(book.quantizer, z).indices.unique().tolist()
     assert used == [0, 1, 3, 4, 6, 7]
     for step in (1, 2, 3):
         assert torch.equal(weight, before)
-        book.see(quantise(book.quantizer, z), range(4))
-        facts = book.update(step)
+        facts = book.update([quantize_z(book.quantizer, z)], range(4), step)
         assert facts["codebook_usage"] == 0.75
     moved = (weight != before).any(1).nonzero().flatten().tolist()
     assert moved == [2, 5]
@@ -112,13 +110,12 @@ def test_vectors_that_nothing_was_near_are_put_at_z_of_the_batch_and_no_others()
     assert torch.equal(average[[2, 5]], weight[[2, 5]])
 
 
-def test_perplexity_counts_the_vectors_that_are_used_alike() -> None:
+def test_perplexity_is_the_number_of_vectors_if_all_are_equally_frequent() -> None:
     book = trainer()
     with torch.no_grad():
         book.quantizer.embedding.weight[:4] = torch.tensor([[9.0, 9.0], [-9.0, 9.0], [9.0, -9.0], [-9.0, -9.0]])
     z = book.quantizer.embedding.weight.detach()[:4].t().reshape(1, 2, 2, 2)
-    book.see(quantise(book.quantizer, z), [0])
-    assert book.update(1)["perplexity"].item() == pytest.approx(4.0, rel=1e-6)
+    assert book.update([quantize_z(book.quantizer, z)], [0], 1)["perplexity"].item() == pytest.approx(4.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("decay", [None, pytest.param(0.8, marks=pytest.mark.slow)])
@@ -144,7 +141,7 @@ def test_micro_batches_add_up_to_their_batch() -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("loss.codebook.decay=0.9",)])
-def test_a_resumed_run_goes_on_bit_by_bit(options: tuple[str, ...]) -> None:
+def test_a_resumed_run_is_equal_bit_by_bit(options: tuple[str, ...]) -> None:
     stage, resumed = vq_stage(*options), vq_stage(*options)
     for step in range(1, 4):
         stage.train_step(micro_batches(step), step)
@@ -156,10 +153,10 @@ def test_a_resumed_run_goes_on_bit_by_bit(options: tuple[str, ...]) -> None:
         assert torch.equal(weight, resumed.average.state_dict()[name]), name
 
 
-def test_the_codebook_of_a_trained_autoencoder_is_not_started_anew() -> None:
+def test_the_codebook_of_a_pretrained_autoencoder_is_kept() -> None:
     stage = vq_stage("training.autoencoder.learning_rate=0", "loss.codebook.revive=false")
     before = stage.average.quantize.embedding.weight.clone()
-    kept = AutoencoderStage(copy.deepcopy(stage.average), settings(*VQ), stage.accelerator, Colours(), trained=True)
+    kept = AutoencoderStage(copy.deepcopy(stage.average), settings(*VQ), stage.accelerator, Colours(), pretrained=True)
     kept.begin(1)
     kept.optimizers["reconstruction"].param_groups[0]["lr"] = 0.0
     kept.train_step(micro_batches(1), 1)
@@ -168,7 +165,7 @@ def test_the_codebook_of_a_trained_autoencoder_is_not_started_anew() -> None:
     assert not torch.equal(stage.average.quantize.embedding.weight, before)
 
 
-def test_its_latents_are_measured_saved_and_trained_on(tmp_path: Path) -> None:
+def test_vq_latents_are_measured_saved_and_used_for_training(tmp_path: Path) -> None:
     stage = vq_stage()
     for step in (1, 2, 3):
         stage.train_step(micro_batches(step), step)
@@ -194,11 +191,11 @@ def test_its_latents_are_measured_saved_and_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ((*VQ, "loss.kl.weight=1e-3"), "loss.kl means nothing for an autoencoder of kind vq"),
-        (("loss.codebook.weight=2",), "loss.codebook means nothing for an autoencoder of kind kl"),
-        ((*VQ, "loss.codebook.decay=0.9", "loss.codebook.weight=2"), "leave weight out"),
+        ((*VQ, "loss.kl.weight=1e-3"), "loss.kl does not apply to an autoencoder of kind vq"),
+        (("loss.codebook.weight=2",), "loss.codebook does not apply to an autoencoder of kind kl"),
+        ((*VQ, "loss.codebook.decay=0.9", "loss.codebook.weight=2"), "remove weight"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(overrides: tuple[str, ...], line: str) -> None:
+def test_options_without_effect_raise_an_error(overrides: tuple[str, ...], line: str) -> None:
     with pytest.raises(UserError, match=line):
         settings(*overrides)
