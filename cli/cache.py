@@ -9,15 +9,15 @@ import typer
 
 
 def cache(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="What to train on: all that train-unet's --data takes.")],
-    model: Annotated[str, typer.Option(help="A train-vae run, a pipeline or an autoencoder's folder.")],
-    out: Annotated[Path, typer.Option(help="A folder for the cache, which is then --data of train-unet.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The training data, as for --data of train-unet.")],
+    model: Annotated[str, typer.Option(help="A train-vae run, a pipeline, or the folder of an autoencoder.")],
+    out: Annotated[Path, typer.Option(help="A folder for the cache; pass it as --data to train-unet.")],
     config: Annotated[
         str | None, typer.Option(help="The configuration to train with.  [default: the model's own]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Finish what lies in --out.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, and captions, at a time in a process.")] = 64,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images in a file; of .tar shards each makes one.")] = 1024,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted cache in --out.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, and captions, in a batch of one process.")] = 64,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images in a file; each .tar shard becomes one file.")] = 1024,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one option of the configuration.")

@@ -18,21 +18,22 @@ def data() -> None:
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    num: Annotated[int, typer.Option(help="How many scenes.")] = 10_000,
+    num: Annotated[int, typer.Option(help="Number of scenes.")] = 10_000,
     size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random generators.")] = 0,
     split: Annotated[
-        Literal["train", "test"], typer.Option(help="train never shows the pairs of things that test is made of.")
+        Literal["train", "test"], typer.Option(help="train never contains the pairs of things in test.")
     ] = "train",
     format: Annotated[  # noqa: A002 - the option's name
         Literal["folder", "webdataset"],
         typer.Option(help="folder: PNG files and metadata.jsonl for Hugging Face datasets; webdataset: tar shards."),
     ] = "folder",
     concepts: Annotated[
-        int | None, typer.Option(help="Keep only the so many most recognisable concepts.  [default: all]")
+        int | None, typer.Option(help="Use only this many, the most recognisable concepts.  [default: all]")
     ] = None,
     maps: Annotated[
-        bool, typer.Option("--maps", help="Also write maps of the kinds of things: image.map.png or .map.png.")
+        bool,
+        typer.Option("--maps", help="Also write segmentation maps: image.map.png or .map.png."),
     ] = False,
 ) -> None:
     """Write the built-in data set: scenes of emoji with captions, such as a panda playing a trumpet."""

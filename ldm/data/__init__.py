@@ -1,1 +1,1 @@
-"""Images and captions, made ready for training."""
+"""Images and captions, prepared for training."""

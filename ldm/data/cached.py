@@ -108,7 +108,6 @@ class CachedData(IndexedSource):
 
     @property
     def latents(self) -> CachedData:
-        """This source."""
         return self
 
     def summary(self) -> str:
@@ -132,7 +131,6 @@ class CachedData(IndexedSource):
         return f"{self.facts.data} {index}"
 
     def captions(self, index: int) -> list[str]:
-        """The captions of an image; UnreadableError if they could not be read when the cache was made."""
         shard, row = self._place(index)
         ends = shard["caption_ends"]
         start = int(ends[row - 1]) if row else 0
@@ -150,7 +148,6 @@ class CachedData(IndexedSource):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by number, () where only numbers are known; UserError if there are no classes."""
         if self._names is None:
             raise self._without_classes()
         return tuple(self._names)

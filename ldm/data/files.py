@@ -163,7 +163,8 @@ def _wait_or_give_up(url: str, error: Exception, attempt: int) -> None:
     from aiohttp import ClientError
 
     cause = error.__cause__ or error  # fsspec raises FileNotFoundError from whatever happened
-    status, words = getattr(cause, "status", None), " ".join(str(cause).split()) or type(cause).__name__
+    status = getattr(cause, "status", None)
+    words = " ".join(str(error if isinstance(error, ImportError) else cause).split()) or type(cause).__name__
     if status is not None and status not in TEMPORARY:
         kind = MissingError if status in (404, 410) else UserError
         raise kind(f"{url}: the server answers {status} {getattr(cause, 'message', '')}".rstrip()) from error

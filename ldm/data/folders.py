@@ -98,7 +98,6 @@ class FolderSource(IndexedSource):
         return len(self.names)
 
     def image(self, index: int) -> Image.Image:
-        """Decode the image file, upright and in RGB."""
         name = self.name_of(index)
         return decode(self._content(name), name)
 
@@ -109,12 +108,10 @@ class FolderSource(IndexedSource):
         return decode_map(self._content(name), name)
 
     def shape(self, index: int) -> Size:
-        """Height and width from the image's header."""
         name = self.name_of(index)
         return header_size(self._content(name), name)
 
     def captions(self, index: int) -> list[str]:
-        """Read the captions, [""] where there are none."""
         name = self.name_of(index)
         try:
             if self._rows is not None:

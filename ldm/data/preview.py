@@ -36,28 +36,22 @@ class HeldSource(IndexedSource):
         return len(self._samples)
 
     def image(self, index: int) -> Image.Image | np.ndarray:
-        """The decoded image."""
         return self._samples[index][0]
 
     def map(self, index: int) -> Image.Image | np.ndarray:
-        """Decode the map of classes."""
         return self._source.map(self._samples[index][2])
 
     def captions(self, index: int) -> list[str]:
-        """The captions."""
         return self._samples[index][1]
 
     def label(self, index: int) -> int:
-        """Read the class."""
         return self._source.label(self._samples[index][2])
 
     def name_of(self, index: int) -> str:
-        """The name in the stream."""
         return self._source.name_of(self._samples[index][2])
 
     @property
     def class_names(self) -> Any:
-        """Names of the classes of the stream."""
         return self._source.class_names
 
 

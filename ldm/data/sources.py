@@ -201,40 +201,32 @@ class IndexedSource(Source):
         images: bool = True,
         unreadable: Mapping[int, Broken] | None = None,
     ) -> Generator[Batch, None, None]:
-        """Yield this process' micro-batches; every epoch is a permutation of the images."""
         seed, sizes, classes = config.training.seed, config.image_sizes, config.tells_classes
         data = TrainingData(self, config.data, share, seed, images, sizes, unreadable, classes)
         return make_loader(data, start, end, config.data.workers)
 
     def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[int]:
-        """Yield this process' part of `count` evenly spaced indices."""
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
         yield from chosen[rank::processes].tolist()
 
     def scan(self, count: int) -> Iterator[int]:
-        """Yield all indices."""
         yield from range(len(self))
 
     def preview(self, count: int) -> IndexedSource:
-        """Return this source."""
         return self
 
     def blocks(self, images: int) -> list[Block]:
-        """Divide the indices into blocks of `images`."""
         firsts = range(0, len(self), images)
         return [Block(number, first, min(images, len(self) - first)) for number, first in enumerate(firsts)]
 
     def read(self, block: Block) -> Iterator[int]:
-        """Yield the indices of a block."""
         yield from block.indices
 
     def fingerprint(self, block: Block) -> str:
-        """Digest the stamps and captions of a block."""
         captions = (_json_or_null(self.captions, index) for index in block.indices)
         return digest(f"{self.stamp(index)} {text}" for index, text in zip(block.indices, captions, strict=True))
 
     def class_fingerprint(self, block: Block) -> str:
-        """Digest the classes of a block."""
         return digest(_json_or_null(self.label, index) for index in block.indices)
 
 

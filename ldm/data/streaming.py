@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 
 class StreamData(IterableDataset[Batch]):
-    """The micro-batches of steps `start` to `end`; each loader process makes the part of its own lanes.
+    """The micro-batches of steps `start` to `end`, in parts: each loader process fills the slots of some lanes.
 
-    A part has the slots of some of this process' lanes. The parts of one micro-batch come from the loader processes
-    in turn.
+    The parts of one micro-batch come from the loader processes in turn.
     """
 
     def __init__(

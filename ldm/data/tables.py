@@ -67,21 +67,17 @@ class TableSource(IndexedSource):
         return len(self._images)
 
     def image(self, index: int) -> Image.Image:
-        """Decode the image, upright and in RGB."""
         return decode(*self._content(self._images, self._column, index))
 
     def map(self, index: int) -> Image.Image:
-        """Decode the map in the second column of images."""
         if self._maps is None:
             raise self.no_maps()
         return decode_map(*self._content(self._maps, MAP_COLUMN, index))
 
     def shape(self, index: int) -> Size:
-        """Height and width from the image's header."""
         return header_size(*self._content(self._images, self._column, index))
 
     def captions(self, index: int) -> list[str]:
-        """Read the captions of all caption columns; a column may hold lists."""
         if not self._fields:
             return [""]
         try:
@@ -90,11 +86,9 @@ class TableSource(IndexedSource):
             raise UnreadableError(self.name_of(index), error) from error
 
     def name_of(self, index: int) -> str:
-        """The row."""
         return f"{self.name}, row {index}"
 
     def stamp(self, index: int) -> str:
-        """The table's fingerprint and the row."""
         return f"{self._fingerprint} {index}"
 
     def _content(self, images: Any, column: str, index: int) -> tuple[bytes | Path, str]:

@@ -1,4 +1,4 @@
-"""Batches of one shape: which shapes there are, who goes where, and that nobody is left out."""
+"""Buckets: their shapes, the assignment of images, and the order of batches."""
 
 from collections import Counter
 
@@ -27,13 +27,13 @@ def test_buckets_have_about_the_area_of_the_square_and_sides_that_divide() -> No
     assert DataConfig(size=64).sizes(8) == ((64, 64),)
 
 
-def test_the_sides_suit_both_networks() -> None:
+def test_sides_are_divisible_for_both_networks() -> None:
     loaded = config.load("tiny", ["data.buckets={max_aspect: 3}"])
     assert len(loaded.image_sizes) > 2
     assert all(side % (4 * 2) == 0 for size in loaded.image_sizes for side in size)
 
 
-def test_a_image_goes_to_the_nearest_aspect_and_a_bucket_of_few_to_another() -> None:
+def test_images_go_to_the_nearest_aspect_ratio_and_small_buckets_are_dissolved() -> None:
     sizes = BUCKETS.sizes(8)
     shapes = [(100, 100)] * 20 + [(100, 200)] * 20 + [(200, 101)] * 3 + [None]
     members = sort_into_buckets(shapes, sizes, batch_size=8)
@@ -53,9 +53,7 @@ def bucket_order(counts: list[int], batch_size: int) -> BucketOrder:
 
 
 @pytest.mark.parametrize(("counts", "batch_size"), [([100, 37, 9], 8), ([5000, 3000, 2511], 2048), ([8], 8)])
-def test_no_image_comes_again_before_the_rest_of_its_bucket_and_none_is_dropped(
-    counts: list[int], batch_size: int
-) -> None:
+def test_no_image_repeats_before_the_rest_of_its_bucket_and_none_is_dropped(counts: list[int], batch_size: int) -> None:
     order, total = bucket_order(counts, batch_size), sum(counts)
     for epochs in range(1, 6):
         picks = [order(step) for step in range(1, order.steps_before(epochs) + 1)]
@@ -68,7 +66,7 @@ def test_no_image_comes_again_before_the_rest_of_its_bucket_and_none_is_dropped(
             assert {visits[index] for index in members} <= {taken // len(members), -(-taken // len(members))}
 
 
-def test_the_buckets_of_an_epoch_come_in_a_random_order() -> None:
+def test_the_batches_of_an_epoch_are_in_a_random_order() -> None:
     order = bucket_order([100, 100, 100], 5)
     epochs = [[order(60 * epoch + step).size for step in range(1, 61)] for epoch in range(2)]
     assert epochs[0] != epochs[1]
@@ -100,7 +98,7 @@ def batches(share: BatchShare, workers: int = 0) -> list:
     return list(make_loader(data, 1, 10, workers))
 
 
-def test_every_global_batch_is_of_one_bucket_for_any_number_of_processes() -> None:
+def test_every_global_batch_has_one_bucket_for_any_number_of_processes() -> None:
     whole = batches(BatchShare(8))
     assert {tuple(batch.images.shape[2:]) for batch in whole} == {(64, 64), (48, 80)}
     parts = [batches(BatchShare(8, rank, 2)) for rank in range(2)]
@@ -110,7 +108,7 @@ def test_every_global_batch_is_of_one_bucket_for_any_number_of_processes() -> No
         assert parts[0][step].images.shape[2:] == parts[1][step].images.shape[2:] == batch.images.shape[2:]
 
 
-def test_sizes_and_crops_are_told() -> None:
+def test_batches_contain_original_sizes_and_crops() -> None:
     for batch in batches(BatchShare(8)):
         shapes = [Shapes().shape(index) for index in batch.indices]
         assert batch.original_sizes.tolist() == [list(shape) for shape in shapes]
@@ -118,7 +116,7 @@ def test_sizes_and_crops_are_told() -> None:
         assert batch.crops.min() >= 0
 
 
-def test_a_stage_with_cached_latents_refuses_buckets(tmp_path) -> None:
+def test_buckets_with_cached_latents_raise_an_error(tmp_path) -> None:
     from ldm.training.runs.run import Run
     from ldm.training.stages.stage import StartingPoint
     from ldm.training.stages.unet import UNetStage

@@ -1,4 +1,4 @@
-"""Where the class of an image is found, and what is said where there is none."""
+"""Classes of images: columns, folders, `.cls` files; errors where there are none."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_column_of_metadata_holds_names_or_numbers(tmp_path: Path) -> None:
         opened(tmp_path / "b").label(0)
 
 
-def test_a_missing_class_is_a_broken_sample_that_is_named(tmp_path: Path) -> None:
+def test_a_sample_without_class_is_broken(tmp_path: Path) -> None:
     source = opened(with_metadata(tmp_path / "a", [{"label": "ant"}, {"label": None}, {"label": "bee"}]))
     with pytest.raises(UnreadableError, match=r"1.png cannot be read: it has no class"):
         source.label(1)
@@ -72,7 +72,7 @@ def test_a_missing_class_is_a_broken_sample_that_is_named(tmp_path: Path) -> Non
     assert [source.label(index) for index in batch.indices] == batch.labels
 
 
-def test_each_class_may_have_a_folder(tmp_path: Path) -> None:
+def test_folders_are_classes(tmp_path: Path) -> None:
     for name in (*ANIMALS[:3], "bee/young"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "1.png").write_bytes(image())
@@ -86,7 +86,7 @@ def test_each_class_may_have_a_folder(tmp_path: Path) -> None:
         opened(tmp_path, "folder")
 
 
-def test_a_table_has_a_column_of_names_numbers_or_datasets_own_labels(tmp_path: Path) -> None:
+def test_a_column_of_a_table_holds_names_numbers_or_class_labels(tmp_path: Path) -> None:
     images = [{"bytes": image(), "path": None}] * 4
     own = datasets.Features({"image": datasets.Image(), "animal": datasets.ClassLabel(names=["zebra", "bee", "ant"])})
     table = datasets.Dataset.from_dict({"image": images, "animal": [0, 2, -1, 2]}, features=own)
@@ -103,7 +103,7 @@ def test_a_table_has_a_column_of_names_numbers_or_datasets_own_labels(tmp_path: 
     assert labels(opened(tmp_path / "n.parquet", "name")) == BY_NAME
 
 
-def test_a_shard_has_a_number_beside_each_image_or_in_its_json(tmp_path: Path) -> None:
+def test_shards_hold_classes_in_cls_or_json_members(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
         for number in range(4):
             members = {
@@ -129,7 +129,7 @@ def test_a_shard_has_a_number_beside_each_image_or_in_its_json(tmp_path: Path) -
         assert len(batch.labels) == 4
 
 
-def test_the_class_of_a_scene_is_what_its_first_thing_is(tmp_path: Path) -> None:
+def test_the_class_of_a_scene_is_its_first_thing(tmp_path: Path) -> None:
     config = ScenesConfig(num=20, concepts=12)
     source = ScenesDataset(config, 16, cache=tmp_path)
     firsts = [make_scene(0, index, "train", 12).labels()[0] for index in range(20)]

@@ -1,4 +1,4 @@
-"""What damaged and unusual images come to: understood, or skipped by name, with another in their places."""
+"""Damaged and unusual images are decoded, or skipped by name and replaced."""
 
 import json
 import warnings
@@ -19,7 +19,7 @@ from ldm.errors import UserError
 
 
 @pytest.mark.parametrize("name", unreadable())
-def test_no_image_is_made_of_damaged_files(name: str, tmp_path: Path) -> None:
+def test_damaged_files_are_unreadable(name: str, tmp_path: Path) -> None:
     content = unreadable()[name]
     (tmp_path / name).write_bytes(content)
     for given in (content, tmp_path / name):
@@ -59,7 +59,7 @@ def test_an_animation_is_its_first_frame() -> None:
         assert np.abs(red - (255, 0, 0)).max() <= 6, form
 
 
-def test_a_image_lies_as_its_camera_was_held() -> None:
+def test_exif_orientation_is_applied() -> None:
     wide = Image.new("RGB", (40, 20), "white")
     wide.paste("black", (0, 0, 20, 20))
     exif = Image.Exif()
@@ -72,7 +72,7 @@ def test_a_image_lies_as_its_camera_was_held() -> None:
     assert header_size(encoded(wide, "PNG"), "plain") == (20, 40)
 
 
-def test_a_transparent_palette_lies_on_white() -> None:
+def test_a_transparent_palette_becomes_white() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(0, (0, 0, 8, 4))
@@ -81,7 +81,7 @@ def test_a_transparent_palette_lies_on_white() -> None:
     assert made[4:].reshape(-1, 3).tolist() == [[0, 0, 255]] * 32
 
 
-def test_a_large_image_below_the_limit_is_read_without_a_word() -> None:
+def test_a_large_image_below_the_limit_is_read_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = decode(encoded(Image.new("1", (10_000, 9_200)), "PNG"), "large")
@@ -111,7 +111,7 @@ def batches(broken: Sequence[int], share: BatchShare, start: int = 1, workers: i
     return list(make_loader(data, start, 6, workers))
 
 
-def test_another_stands_in_the_place_of_the_unreadable_the_same_for_any_number_of_processes() -> None:
+def test_unreadable_samples_are_replaced_alike_for_any_number_of_processes() -> None:
     odd = range(1, 24, 2)
     whole, sound = batches(odd, BatchShare(8)), batches([], BatchShare(8))
     parts = [batches(odd, BatchShare(8, rank, 2), workers=rank) for rank in range(2)]
@@ -120,20 +120,20 @@ def test_another_stands_in_the_place_of_the_unreadable_the_same_for_any_number_o
         assert [c for part in parts for c in part[step].captions] == batch.captions == list(map(str, batch.indices))
         pairs = zip(batch.indices, sound[step].indices, strict=True)
         assert all(index == asked for index, asked in pairs if asked not in odd)
-        told = {broken.name for broken in batch.broken}
-        assert {f"{index}.png" for index in sound[step].indices if index in odd} <= told
+        found = {broken.name for broken in batch.broken}
+        assert {f"{index}.png" for index in sound[step].indices if index in odd} <= found
         assert sorted(b.name for part in parts for b in part[step].broken) == sorted(b.name for b in batch.broken)
     assert [batch.indices for batch in batches(odd, BatchShare(8), start=4)] == [batch.indices for batch in whole[3:]]
 
 
-def test_data_of_which_nothing_can_be_read_stops_at_once() -> None:
+def test_data_without_readable_images_is_an_error() -> None:
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"^100 samples in a row cannot be used: .* it is odd$") as error:
             batches(range(24), BatchShare(8), workers=workers)
         assert "\n" not in str(error.value)
 
 
-def test_captions_of_every_kind_are_read_beside_the_images(tmp_path: Path) -> None:
+def test_captions_are_read_from_files_beside_images(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d", "e"):
         (tmp_path / f"{name}.png").write_bytes(encoded(noise((8, 8)), "PNG"))
     (tmp_path / "a.txt").write_text("one\n\n two \n", encoding="utf-8-sig")
@@ -151,7 +151,7 @@ def test_captions_of_every_kind_are_read_beside_the_images(tmp_path: Path) -> No
         fields.captions(0)
 
 
-def test_captions_are_read_from_the_fields_that_are_asked_for(tmp_path: Path) -> None:
+def test_captions_are_read_from_configured_fields(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise((8, 8)), "PNG"))
     rows = [{"file_name": "a.png", "long": "a long one", "short": ["s", "t"], "deep": {"er": "d"}, "text": "no"}]
     rows.append({"file_name": "gone.png", "long": None, "short": [], "deep": {"er": None}, "text": ""})

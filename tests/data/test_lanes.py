@@ -1,4 +1,4 @@
-"""Streams and map-style order by arithmetic alone: each sample once in an epoch, on however many processes."""
+"""The order of streams and of indexed data: each sample once an epoch, for any number of processes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ COUNTS = {
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("batch_size", [2048, 6144])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())
-def test_512_processes_of_4_workers_give_each_streamed_sample_once_an_epoch(
+def test_512_processes_of_4_workers_read_each_streamed_sample_once_an_epoch(
     counts: list[int], batch_size: int, accumulation: int
 ) -> None:
     lanes = Lanes(batch_size, most_lanes(batch_size, len(counts)), sum(counts))
@@ -54,7 +54,7 @@ def test_512_processes_of_4_workers_give_each_streamed_sample_once_an_epoch(
         assert np.array_equal(np.sort(np.concatenate(given)), np.arange(sum(counts)))
 
 
-def test_512_processes_of_4_workers_give_each_indexed_sample_once_an_epoch() -> None:
+def test_512_processes_of_4_workers_read_each_indexed_sample_once_an_epoch() -> None:
     for count, batch_size in ((100_003, 2048), (20_480, 1024)):
         order, steps = Order(count, seed=0), -(-count // batch_size)
         seen = np.zeros(2 * count, dtype=int)
@@ -70,7 +70,7 @@ def test_512_processes_of_4_workers_give_each_indexed_sample_once_an_epoch() -> 
         assert seen[count:].sum() == steps * batch_size - count
 
 
-def test_a_lane_is_told_its_place_as_if_samples_were_counted() -> None:
+def test_places_in_lanes_equal_counted_ones() -> None:
     lanes = Lanes(batch_size=12, count=4, samples=29)
     taken: Counter[tuple[int, int]] = Counter()
     for number in range(29 * 5):
@@ -104,7 +104,7 @@ def numbers_of(lanes: Lanes, lane: int, count: int) -> list[int]:
 UNEVEN = [7, 1, 12, 0, 30, 5, 9]
 
 
-def test_every_epoch_of_a_stream_gives_each_sample_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_of_a_stream_has_each_sample_once_in_another_order() -> None:
     lanes = Lanes(8, 4, sum(UNEVEN))
     deal = ShardAssignment(lanes, UNEVEN, buffer=20, seed=0)
     readers = [Lane(deal, Reading(UNEVEN)) for _ in range(4)]
@@ -114,7 +114,7 @@ def test_every_epoch_of_a_stream_gives_each_sample_once_in_an_order_of_its_own()
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_a_stream_taken_up_anywhere_goes_on_the_same_and_opens_no_shard_in_vain() -> None:
+def test_a_stream_started_anywhere_continues_alike_and_opens_only_needed_shards() -> None:
     counts = [10] * 20
     lanes = Lanes(8, 2, 200)
     deal = ShardAssignment(lanes, counts, buffer=30, seed=5)
@@ -134,7 +134,7 @@ def test_a_stream_taken_up_anywhere_goes_on_the_same_and_opens_no_shard_in_vain(
             assert len(needed) < len(pieces)
 
 
-def test_what_other_slots_of_a_lane_hold_is_passed_over() -> None:
+def test_samples_of_other_slots_of_a_lane_are_skipped() -> None:
     lanes = Lanes(8, 2, 64)
     deal = ShardAssignment(lanes, UNEVEN, buffer=10, seed=2)
     numbers = numbers_of(lanes, 0, 300)
@@ -143,7 +143,7 @@ def test_what_other_slots_of_a_lane_hold_is_passed_over() -> None:
     assert [half.sample(number) for number in numbers[1::2]] == expected[1::2]
 
 
-def test_the_buffer_mixes_and_never_reads_further_than_it_holds() -> None:
+def test_the_buffer_shuffles_and_never_reads_beyond_its_size() -> None:
     deal = ShardAssignment(Lanes(1, 1, 1000), [1000], buffer=50, seed=0)
     order = deal.shuffled(0, 0)
     assert sorted(order) == list(range(1000))

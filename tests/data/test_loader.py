@@ -1,4 +1,4 @@
-"""The order of the data: who takes what, on however many processes, from wherever a run continues."""
+"""Batches of indexed data, for any number of processes and any first step."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def batches(share: BatchShare, start: int = 1, end: int = 6, workers: int = 0) -
     return list(make_loader(data, start, end, workers))
 
 
-def test_each_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_has_every_image_once_in_another_order() -> None:
     order = Order(20, seed=0)
     epochs = [[order(20 * epoch + n) for n in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
@@ -36,7 +36,7 @@ def test_each_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
-def test_processes_and_micro_batches_together_take_what_one_process_takes(processes: int, accumulation: int) -> None:
+def test_processes_and_micro_batches_together_equal_one_process(processes: int, accumulation: int) -> None:
     whole = batches(BatchShare(8))
     parts = [batches(BatchShare(8, rank, processes, accumulation)) for rank in range(processes)]
     for step in range(6):
@@ -47,7 +47,7 @@ def test_processes_and_micro_batches_together_take_what_one_process_takes(proces
         assert torch.equal(torch.cat([batch.images for batch in mine]), whole[step].images)
 
 
-def test_a_run_continues_where_it_stopped() -> None:
+def test_batches_do_not_depend_on_the_first_step() -> None:
     whole, rest = batches(BatchShare(8)), batches(BatchShare(8), start=4)
     assert [batch.indices for batch in whole[3:]] == [batch.indices for batch in rest]
 
@@ -59,7 +59,7 @@ def test_loader_processes_change_nothing() -> None:
         assert torch.equal(here.images, there.images)
 
 
-def test_all_captions_of_a_image_are_used() -> None:
+def test_all_captions_of_an_image_are_used() -> None:
     data = TrainingData(Numbers(), DataConfig(size=8), BatchShare(20), seed=0, images=False)
     captions = {caption for batch in make_loader(data, 1, 20) for caption in batch.captions}
     assert len(captions) == 40

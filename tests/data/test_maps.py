@@ -1,4 +1,4 @@
-"""Maps of classes: of scenes, and beside images in folders, tables and shards; they are cut as their images are."""
+"""Maps of classes: of scenes, and in folders, tables and shards; they are cropped as their images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_concept_has_one_kind_and_every_kind_has_concepts() -> None:
     assert {name: kinds[name] for name in chosen} == chosen
 
 
-def test_a_scenes_map_has_the_kind_of_each_thing_where_its_mask_has_the_thing() -> None:
+def test_the_map_of_a_scene_has_the_kind_of_each_thing_in_its_mask() -> None:
     scenes = [make_scene(0, index, "train", CONCEPTS) for index in range(40)]
     landscapes = [scene for scene in scenes if scene.background.kind == "landscape"]
     assert landscapes
@@ -56,7 +56,7 @@ def test_a_scenes_map_has_the_kind_of_each_thing_where_its_mask_has_the_thing() 
         assert np.array_equal(behind, np.where(mask == 0, rows[:, None], False))
 
 
-def test_scenes_of_the_cache_have_maps_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_maps_of_scenes_are_rendered_on_request(tmp_path: Path) -> None:
     config = ScenesConfig(num=5, concepts=CONCEPTS)
     plain = ScenesDataset(config, 32, processes=1, cache=tmp_path)
     with pytest.raises(UserError, match=r"data\.map_classes"):
@@ -77,7 +77,7 @@ def batch_of(data: Path, **options: Any) -> Batch:
     return TrainingData(source, config, share, 0)[1, 0]
 
 
-def test_what_ldm_data_writes_is_read_back_from_a_folder_and_from_shards(tmp_path: Path) -> None:
+def test_maps_written_by_ldm_data_are_read_from_folders_and_shards(tmp_path: Path) -> None:
     for write, name in ((write_folder, "folder"), (write_webdataset, "shards")):
         write(tmp_path / name, 6, 32, processes=1, concepts=CONCEPTS, maps=True)
         batch = batch_of(tmp_path / name)
@@ -94,7 +94,7 @@ def test_what_ldm_data_writes_is_read_back_from_a_folder_and_from_shards(tmp_pat
     assert without.images is not None  # the map is never taken for the image
 
 
-def test_a_table_of_hugging_face_has_the_map_in_a_column(tmp_path: Path) -> None:
+def test_a_table_has_maps_in_a_column(tmp_path: Path) -> None:
     import datasets
 
     write_folder(tmp_path / "scenes", 6, 32, processes=1, concepts=CONCEPTS, maps=True)
@@ -126,7 +126,7 @@ CLASSES = np.random.default_rng(0).integers(KINDS, size=(24, 40), dtype=np.uint8
 
 
 @pytest.mark.parametrize("row", [{}, {"map": "classes.png"}, {"map_file_name": "classes.png"}], ids=str)
-def test_a_map_lies_beside_its_image_or_where_metadata_says(row: dict[str, str], tmp_path: Path) -> None:
+def test_a_map_is_beside_its_image_or_named_in_metadata(row: dict[str, str], tmp_path: Path) -> None:
     folder = bare(tmp_path / "data", CLASSES, "classes.png" if row else "a.map.png", **row)
     source = open_source(str(folder), DataConfig())
     assert len(source) == 1 or not row
@@ -134,7 +134,7 @@ def test_a_map_lies_beside_its_image_or_where_metadata_says(row: dict[str, str],
     assert np.array_equal(np.asarray(source.map(0)), CLASSES)
 
 
-def test_crops_and_flips_of_a_map_are_those_of_its_image(tmp_path: Path) -> None:
+def test_a_map_is_cropped_and_flipped_as_its_image(tmp_path: Path) -> None:
     folder = bare(tmp_path / "data", CLASSES)
     batch = batch_of(folder, size=24, random_crop=True, random_flip=True)
     assert batch.images is not None

@@ -1,4 +1,4 @@
-"""What is made of images for inpainting and super-resolution: functions of (seed, step, slot)."""
+"""Inpainting masks and low-resolution images: functions of (seed, step, slot)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldm.data.random import StepRandom
 SLOTS = range(200)
 
 
-def test_a_mask_depends_on_seed_step_and_slot_alone() -> None:
+def test_a_mask_depends_only_on_seed_step_and_slot() -> None:
     masks = free_form_masks(StepRandom(0), 3, range(8), (32, 48))
     assert masks.shape == (8, 1, 32, 48)
     assert torch.equal(free_form_masks(StepRandom(0), 3, [5, 2], (32, 48)), masks[[5, 2]])
@@ -22,7 +22,7 @@ def test_a_mask_depends_on_seed_step_and_slot_alone() -> None:
         assert not torch.equal(other, masks)
 
 
-def test_masks_hide_all_or_some_and_never_nothing() -> None:
+def test_masks_cover_all_or_a_part_and_never_nothing() -> None:
     masks = free_form_masks(StepRandom(0), 1, SLOTS, (64, 64))
     assert torch.equal(masks.unique(), torch.tensor([0.0, 1.0]))
     hidden = masks.mean((1, 2, 3))
@@ -33,12 +33,12 @@ def test_masks_hide_all_or_some_and_never_nothing() -> None:
     assert some.std() > 0.1
 
 
-def test_masks_look_alike_at_other_sizes() -> None:
+def test_masks_are_similar_at_other_sizes() -> None:
     small, large = (free_form_masks(StepRandom(0), 1, SLOTS, (side, side)).mean((1, 2, 3)) for side in (32, 128))
     assert torch.corrcoef(torch.stack([small, large]))[0, 1] > 0.95
 
 
-def test_small_images_are_smoothed_before_they_are_thinned() -> None:
+def test_small_images_are_antialiased() -> None:
     board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1  # black and white in turn: grey from afar
     small = small_images(board.expand(1, 3, 32, 32), 4, StepRandom(0), 1, [0])
     assert small.shape == (1, 3, 8, 8)
@@ -47,7 +47,7 @@ def test_small_images_are_smoothed_before_they_are_thinned() -> None:
     assert torch.allclose(small_images(flat, 4, StepRandom(0), 1, [0]), torch.full((1, 3, 8, 8), 0.4), atol=1e-6)
 
 
-def test_noise_on_small_images_has_a_level_of_its_own_for_each_slot() -> None:
+def test_noise_on_small_images_has_a_random_level_for_each_slot() -> None:
     flat = torch.zeros(len(SLOTS), 3, 64, 64)
     found = small_images(flat, 4, StepRandom(0), 1, SLOTS, noise=0.2)
     levels = found.std((1, 2, 3))

@@ -1,4 +1,4 @@
-"""What a scene is of: the same for the same seed, within the rules, and drawn as its record says."""
+"""Scenes: deterministic, within the rules, and rendered as their records say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_scene_is_a_pure_function_of_its_arguments(made):
     assert make_scene(3, 0, "train", CONCEPTS) != make_scene(4, 0, "train", CONCEPTS)
 
 
-def test_a_image_has_the_same_bytes_each_time(made):
+def test_an_image_has_the_same_bytes_each_time(made):
     for scene in made["train"][:8]:
         image = render(scene, 48)
         assert image.shape == (48, 48, 3)
@@ -40,7 +40,7 @@ def test_records_go_through_json_and_back(made):
         assert Scene.from_record(json.loads(json.dumps(scene.to_record()))) == scene
 
 
-def test_all_kinds_come_about_as_often_as_their_weights_say(made):
+def test_kinds_have_the_frequencies_of_their_weights(made):
     from ldm.data.scenes.compose import WEIGHTS
 
     counts = Counter(scene.kind for scene in made["train"])
@@ -49,7 +49,7 @@ def test_all_kinds_come_about_as_often_as_their_weights_say(made):
         assert abs(counts[kind] / MANY - weight) < 4 * np.sqrt(weight * (1 - weight) / MANY)
 
 
-def test_held_out_pairs_never_meet_in_train_and_only_they_meet_in_test(made):
+def test_held_out_pairs_occur_never_in_train_and_alone_in_test(made):
     pairs = {split: [set(scene.labels()) for scene in made[split]] for split in SPLITS}
     met = {split: [pair for pair in pairs[split] if len(pair) == 2] for split in SPLITS}
     assert len(met["train"]) > 80
@@ -71,7 +71,7 @@ def test_a_tenth_of_all_pairs_is_held_out_in_either_order():
     assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs[:500])
 
 
-def test_what_is_held_out_in_pairs_is_still_seen_alone_in_train(made):
+def test_concepts_of_held_out_pairs_occur_alone_in_train(made):
     alone = {scene.things[0].name for scene in made["train"] if scene.kind in ("one", "coloured", "count")}
     assert {"dog", "trumpet"} <= alone
 
@@ -81,7 +81,7 @@ def test_only_the_concepts_asked_for_appear(made):
     assert {name for split in SPLITS for scene in made[split] for name in scene.labels()} <= allowed
 
 
-def test_one_concept_is_enough_and_none_is_refused():
+def test_one_concept_is_enough_and_none_is_an_error():
     assert {make_scene(0, index, "train", 1).things[0].name for index in range(30)} == {"dog"}
     for count in (0, 10_000):
         with pytest.raises(UserError, match=f"number of concepts is {count}"):
@@ -94,7 +94,7 @@ def test_the_mask_has_one_instance_for_each_thing_of_the_record(made):
         assert seen.tolist() == list(range(len(scene.things) + 1))
 
 
-def test_things_lie_where_their_boxes_say():
+def test_things_are_in_their_boxes():
     for index in range(40):
         scene = make_scene(8, index, "train", CONCEPTS)
         mask = render_mask(scene, 128)
@@ -104,7 +104,7 @@ def test_things_lie_where_their_boxes_say():
         np.testing.assert_allclose(seen, scene.things[top].box, atol=3.5 / 128)
 
 
-def test_higher_things_hide_lower_ones():
+def test_higher_things_cover_lower_ones():
     from ldm.data.scenes import Background, Thing
 
     dog, cat = (named(name) for name in ("dog", "cat"))
@@ -128,7 +128,7 @@ def test_relations_hold_in_the_boxes(made):
                     assert one[1, axis] < other[0, axis] + 0.02
 
 
-def test_coloured_things_are_mostly_of_the_colour_that_is_said(made):
+def test_coloured_things_mostly_have_the_colour_of_their_caption(made):
     coloured = {(t.code, t.colour) for scene in made["train"] for t in scene.things if t.colour}
     assert len(coloured) > 20
     for code, colour in coloured:
@@ -138,21 +138,21 @@ def test_coloured_things_are_mostly_of_the_colour_that_is_said(made):
         assert np.mean(names == colour) > 0.45, (code, colour)  # measured at another size than the rule
 
 
-def test_repainting_keeps_what_is_not_of_the_main_colour():
+def test_repainting_keeps_other_colours_than_the_main_one():
     red, blue = (np.asarray(artwork.raster(named("car").code, colour, 64)) for colour in (None, "blue"))
     np.testing.assert_array_equal(red[..., 3], blue[..., 3])
     changed = (red != blue).any(-1)[red[..., 3] > 250]
     assert 0.5 < changed.mean() < 0.9  # not the wheels, not the windows
 
 
-def test_lab_is_that_of_the_standard():
+def test_lab_agrees_with_the_standard():
     red = colours.to_lab(np.array([255, 0, 0]))
     np.testing.assert_allclose(red, [53.2408, 80.0925, 67.2032], atol=0.01)
     every = np.random.default_rng(0).integers(0, 256, (500, 3), dtype=np.uint8)
     np.testing.assert_array_equal(colours.from_lab(colours.to_lab(every)), every)
 
 
-def test_backgrounds_let_things_be_seen(made):
+def test_backgrounds_contrast_with_things(made):
     from ldm.data.scenes import backgrounds
 
     scenes = made["train"][:200]

@@ -70,7 +70,7 @@ def test_corgi_is_a_common_name_of_the_dog():
     assert len(with_corgi) > len(dogs) / 10
 
 
-def test_a_dog_playing_a_trumpet_is_said_so():
+def test_the_caption_of_a_dog_playing_a_trumpet():
     for index in range(200):
         scene = make_scene(0, index, "test", 3)
         if scene.kind == "playing":
@@ -101,10 +101,10 @@ def test_irregular_plurals_are_in_the_table():
     assert {name: plurals[name] for name in expected} == expected
 
 
-def test_the_mix_of_relations_says_more_and_says_it_exactly():
+def test_the_mix_relations_has_more_relations_and_exact_captions():
     made = [make_scene(3, index, "train", 60, "relations") for index in range(300)]
-    told = sum(scene.kind not in ("one", "coloured") for scene in made) / len(made)
-    assert told > 0.7
+    described = sum(scene.kind not in ("one", "coloured") for scene in made) / len(made)
+    assert described > 0.7
     for scene in made:
         said = scene.captions(exact=True)
         assert said[0] == scene.captions()[0]

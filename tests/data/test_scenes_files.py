@@ -1,4 +1,4 @@
-"""The data set as files: the same bytes however many processes, readable by others, never over what is there."""
+"""Scenes in files: the same bytes for any number of processes, readable by others, never overwriting files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_hugging_face_datasets_loads_the_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("write", [write_folder, write_webdataset])
-def test_a_folder_with_files_is_left_alone(tmp_path, write):
+def test_a_folder_with_files_is_not_changed(tmp_path, write):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="contains files already"):
         write(tmp_path, 2, 16, concepts=CONCEPTS)
@@ -82,7 +82,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
         ({"concepts": 0}, "number of concepts is 0"),
     ],
 )
-def test_impossible_orders_are_refused_before_anything_is_written(tmp_path, arguments, message):
+def test_invalid_arguments_raise_an_error_before_anything_is_written(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         write_folder(tmp_path / "out", **({"num": 2, "size": 16, "concepts": CONCEPTS} | arguments))
     assert not (tmp_path / "out").exists()
@@ -102,7 +102,7 @@ def test_the_data_set_holds_the_scenes_and_is_rendered_once(tmp_path, capsys):
     assert ScenesDataset(config, 16, "test", processes=1, cache=tmp_path).folder != data.folder
 
 
-def test_two_that_render_the_same_at_once_both_succeed_and_leave_nothing_behind(tmp_path):
+def test_two_threads_that_render_the_same_scenes_both_succeed(tmp_path):
     made: list[ScenesDataset] = []
     config = ScenesConfig(num=24, concepts=CONCEPTS)
     threads = [

@@ -1,4 +1,4 @@
-"""Tar shards as streams: each sample once an epoch, here or over a bad network, however they are shared out."""
+"""Tar shards: each sample once an epoch, local or over a bad network, for any number of processes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_epoch_has_each_sample_once_with_its_own_caption(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "workers", "lanes"), [(2, 1, 0, 4), (2, 2, 2, 4), (4, 1, 3, 2)])
-def test_processes_and_workers_together_see_the_batches_of_one(
+def test_processes_and_workers_together_have_the_batches_of_one(
     tmp_path: Path, processes: int, accumulation: int, workers: int, lanes: int
 ) -> None:
     data = write_shards(tmp_path, broken=(3, 4, 20))
@@ -87,8 +87,8 @@ def test_processes_and_workers_together_see_the_batches_of_one(
         assert captions(mine) == captions([batch])
         assert torch.equal(torch.cat([part.images for part in mine]), batch.images)
         assert torch.equal(torch.cat([part.crops for part in mine]), batch.crops)
-        told = [broken for part in mine for broken in part.broken]
-        assert sorted(b.name for b in told) == sorted(b.name for b in batch.broken)
+        found_broken = [broken for part in mine for broken in part.broken]
+        assert sorted(b.name for b in found_broken) == sorted(b.name for b in batch.broken)
 
 
 def test_a_stream_continues_where_it_stopped_and_skips_shards_without_opening_them(
@@ -106,7 +106,7 @@ def test_a_stream_continues_where_it_stopped_and_skips_shards_without_opening_th
     assert 0 < len(opened) < len(COUNTS)
 
 
-def test_an_unreadable_sample_is_named_and_another_stands_in_its_place(tmp_path: Path) -> None:
+def test_an_unreadable_sample_is_named_and_replaced(tmp_path: Path) -> None:
     data = write_shards(tmp_path, broken=(5, 39))
     found = batches(data, BatchShare(8), end=5)
     assert {broken.name.rsplit("/", 1)[1] for batch in found for broken in batch.broken} == {
@@ -117,7 +117,7 @@ def test_an_unreadable_sample_is_named_and_another_stands_in_its_place(tmp_path:
     assert len(captions(found)) == 40
 
 
-def test_what_a_damaged_shard_does_not_give_is_skipped_by_name(tmp_path: Path) -> None:
+def test_lost_samples_of_a_damaged_shard_are_skipped_by_name(tmp_path: Path) -> None:
     data = write_shards(tmp_path)
     assert len(open_source(data, settings())) == 40  # counted while whole, and written down
     (tmp_path / "index.json").write_text(
@@ -138,7 +138,7 @@ def test_lanes_must_fit_batch_and_shards(tmp_path: Path) -> None:
             batches(data, BatchShare(8), lanes=lanes)
 
 
-def test_shards_are_named_by_folder_pattern_or_path_and_what_is_none_is_refused(tmp_path: Path) -> None:
+def test_shards_are_named_by_folder_pattern_or_path_and_others_are_errors(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path / "shards")
     for data, count in ((tmp_path / "shards", 40), (pattern, 40), (tmp_path / "shards" / "001.tar", 12)):
         assert len(open_source(str(data), settings())) == count
@@ -159,7 +159,7 @@ def test_shards_are_named_by_folder_pattern_or_path_and_what_is_none_is_refused(
         open_indexed(pattern, settings())
 
 
-def test_images_and_captions_spread_over_all_shards_are_to_be_had(tmp_path: Path) -> None:
+def test_images_and_captions_can_be_spread_over_all_shards(tmp_path: Path) -> None:
     source = open_source(write_shards(tmp_path, broken=(0,)), settings())
     halves = [list(some_images(source, 12, 8, rank, 2)) for rank in range(2)]
     values = sorted(int(image[0, 0, 0]) for half in halves for image in half)
@@ -168,7 +168,7 @@ def test_images_and_captions_spread_over_all_shards_are_to_be_had(tmp_path: Path
     assert sorted(map(int, all_captions(source))) == list(range(40))
 
 
-def test_buckets_are_refused_for_streams(tmp_path: Path) -> None:
+def test_buckets_of_streams_raise_an_error(tmp_path: Path) -> None:
     from ldm import config
 
     loaded = config.load("tiny", ["data.buckets={}"])
@@ -184,7 +184,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("ranges", [True, False])
-def test_over_a_network_that_drops_every_20th_connection_each_sample_comes_once(
+def test_over_a_network_that_drops_every_20th_connection_each_sample_is_read_once(
     tmp_path: Path, ranges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "FIRST_BLOCK", 4096)  # several requests a shard
@@ -200,7 +200,7 @@ def test_over_a_network_that_drops_every_20th_connection_each_sample_comes_once(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_large_file_comes_whole_though_every_connection_breaks_in_its_middle(tmp_path: Path) -> None:
+def test_a_large_file_is_read_although_every_connection_breaks(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(1_000_000)
     (tmp_path / "large.bin").write_bytes(content)
     with serving(tmp_path) as server:
@@ -213,7 +213,7 @@ def test_a_large_file_comes_whole_though_every_connection_breaks_in_its_middle(t
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_a_network_cannot_give_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, (2,))
     monkeypatch.setattr(files, "ATTEMPTS", 3)
     with serving(tmp_path) as server:
@@ -236,7 +236,7 @@ def test_what_a_network_cannot_give_is_one_line(tmp_path: Path, monkeypatch: pyt
     assert "\n" not in str(error.value)
 
 
-def test_an_index_beside_the_shards_saves_counting_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_beside_the_shards_replaces_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ldm.data import shard_index
 
     data = write_shards(tmp_path)

@@ -1,4 +1,4 @@
-"""Folders of captioned images of the kinds that people have."""
+"""Folders and tables of captioned images; cropping and conversion of images."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_parquet_file_with_lists_of_captions(tmp_path: Path) -> None:
     assert source.image(0).size == (12, 8)
 
 
-def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_data_that_does_not_exist_is_an_error_of_one_line(tmp_path: Path) -> None:
     for data, words in (
         (tmp_path / "none", "no data at"),
         (tmp_path, "no images in"),
@@ -65,14 +65,14 @@ def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_transparent_parts_lie_on_white_and_every_mode_becomes_rgb() -> None:
+def test_transparent_parts_become_white_and_every_mode_rgb() -> None:
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert np.asarray(to_rgb(clear)).min() == 255
     for mode in ("L", "P", "CMYK", "1", "LA"):
         assert to_rgb(Image.new(mode, (2, 2))).mode == "RGB"
 
 
-def test_the_image_is_scaled_to_cover_and_cut_where_asked() -> None:
+def test_images_are_scaled_to_cover_the_size_and_cropped_at_a_place() -> None:
     ramp = np.zeros((10, 20, 3), dtype=np.uint8)
     ramp[:, 10:] = 200
     wide = Image.fromarray(ramp)
@@ -85,7 +85,7 @@ def test_the_image_is_scaled_to_cover_and_cut_where_asked() -> None:
 
 @pytest.mark.parametrize("size", [(31, 32), (64, 40), (128, 128)])
 @pytest.mark.parametrize("at", [(0.0, 0.0), (0.3, 0.7), (1.0, 1.0)])
-def test_cutting_while_resizing_is_resizing_and_then_cutting(size: tuple[int, int], at: tuple[float, float]) -> None:
+def test_cropping_while_resizing_equals_cropping_afterwards(size: tuple[int, int], at: tuple[float, float]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     cut = resize_and_crop(image, size, at, zoom=1.3)
@@ -97,7 +97,7 @@ def test_cutting_while_resizing_is_resizing_and_then_cutting(size: tuple[int, in
     assert cut.original == (90, 130)
 
 
-def test_a_flipped_cut_lies_where_the_flipped_image_has_it() -> None:
+def test_the_crop_of_a_flipped_image_is_flipped() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
     cut = resize_and_crop(Image.fromarray(noise), (16, 16), at=(0.25, 0.0)).flipped()
     top, left = cut.crop
@@ -105,11 +105,11 @@ def test_a_flipped_cut_lies_where_the_flipped_image_has_it() -> None:
     assert np.array_equal(noise[:, ::-1][:, left : left + 16], cut.pixels)
 
 
-def test_an_extremely_long_image_takes_no_more_memory_than_it_has() -> None:
+def test_an_extremely_long_image_needs_little_memory() -> None:
     assert resize_and_crop(Image.new("RGB", (60_000, 1)), (512, 512)).pixels.shape == (512, 512, 3)
 
 
-def test_bytes_survive_the_way_to_numbers_and_back() -> None:
+def test_bytes_are_equal_after_conversion_to_tensors_and_back() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     tensor = to_tensor(levels)
     assert (tensor.min(), tensor.max()) == (-1, 1)
@@ -117,7 +117,7 @@ def test_bytes_survive_the_way_to_numbers_and_back() -> None:
     assert to_bytes(tensor * 3).max() == 255
 
 
-def test_a_contact_sheet_holds_every_image_in_order() -> None:
+def test_a_contact_sheet_has_every_image_in_order() -> None:
     bright = np.stack([np.full((4, 6, 3), level, dtype=np.uint8) for level in (10, 20, 30)])
     sheet = np.asarray(contact_sheet(bright, columns=2, gap=1))
     assert sheet.shape == (9, 13, 3)

@@ -1,4 +1,4 @@
-"""Training on what people have: damaged folders, and shards, here and over http, through the real command line."""
+"""Train on damaged folders and on shards, local and over http, through the real command line."""
 
 import io
 import json
@@ -54,18 +54,18 @@ FEW = ("--batch-size", 50, "--set", "training.autoencoder.statistics_images=64")
 
 
 @pytest.mark.slow
-def test_500_images_of_which_40_are_hostile_train_through_and_the_report_names_just_those(
+def test_training_on_500_images_with_40_hostile_ones_succeeds_and_reports_exactly_these(
     damaged: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, names = damaged
     options = ("train-vae", "tiny", "--data", folder, "--max-steps", 12, *FEW, *LOGGED)
     here(*options, "--save-every", 5, "--out", tmp_path / "run")
     assert report(tmp_path / "run") == names
-    told = capsys.readouterr().err
-    assert "40 unreadable samples" in told
-    assert all(f"  {name}: " in told for name in names)
+    stderr = capsys.readouterr().err
+    assert "40 unreadable samples" in stderr
+    assert all(f"  {name}: " in stderr for name in names)
     assert np.isfinite(losses(tmp_path / "run")).all()
-    stopped = tmp_path / "stopped"  # after step 5, and what was found till then is still told in the end
+    stopped = tmp_path / "stopped"  # after step 5, and what was found until then is still reported
     shutil.copytree(tmp_path / "run", stopped, ignore=shutil.ignore_patterns("step-000010", "step-000012", "vae"))
     here(*options, "--out", stopped, "--resume")
     assert losses(stopped) == losses(tmp_path / "run")
@@ -73,7 +73,7 @@ def test_500_images_of_which_40_are_hostile_train_through_and_the_report_names_j
 
 
 @pytest.mark.slow
-def test_cached_and_uncached_training_put_the_same_in_the_places_of_hostile_images(
+def test_cached_and_uncached_training_replace_hostile_images_alike(
     damaged: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     folder, names = damaged
@@ -87,7 +87,7 @@ def test_cached_and_uncached_training_put_the_same_in_the_places_of_hostile_imag
 
 
 @pytest.mark.slow
-def test_more_broken_images_than_are_allowed_stop_the_training_in_one_line(
+def test_too_many_broken_images_stop_the_training_with_one_line(
     damaged: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     options = ("train-vae", "tiny", "--data", damaged[0], "--max-steps", 12, *FEW, *LOGGED)
@@ -115,7 +115,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_train_on_shards_as_one_does(ldm: Command, shards: Path, tmp_path: Path) -> None:
+def test_two_processes_train_on_shards_like_one(ldm: Command, shards: Path, tmp_path: Path) -> None:
     data = f"{shards}/eight/{{00..07}}.tar"
     options = ("--data", data, "--batch-size", 8, "--max-steps", 30, *LOGGED, *SHUFFLED)
     here("train-vae", "tiny", *options, "--out", tmp_path / "one")
@@ -126,7 +126,7 @@ def test_two_processes_train_on_shards_as_one_does(ldm: Command, shards: Path, t
 
 
 @pytest.mark.slow
-def test_a_run_on_shards_over_http_is_that_on_files_and_continues_exactly(shards: Path, tmp_path: Path) -> None:
+def test_a_run_on_shards_over_http_equals_one_on_files_and_resumes_exactly(shards: Path, tmp_path: Path) -> None:
     few = (
         "--batch-size",
         8,
@@ -151,7 +151,7 @@ def test_a_run_on_shards_over_http_is_that_on_files_and_continues_exactly(shards
 
 
 @pytest.mark.slow
-def test_a_unet_trains_on_shards_and_says_what_it_cannot_keep(shards: Path, tiny_vae: Path, tmp_path: Path) -> None:
+def test_a_unet_trains_on_shards_without_cached_latents(shards: Path, tiny_vae: Path, tmp_path: Path) -> None:
     options = ("--data", shards / "one", "--vae", tiny_vae, "--batch-size", 8, "--max-steps", 4)
     with pytest.raises(UserError, match=r"training\.unet\.cache_latents=false"):
         here("train-unet", "tiny", *options, "--out", tmp_path / "x")

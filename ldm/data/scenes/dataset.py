@@ -102,7 +102,6 @@ class ScenesDataset(IndexedSource):
         return len(self._captions)
 
     def image(self, index: int) -> np.ndarray:
-        """Read an image, uint8 (size, size, 3)."""
         return np.array(self._images[index])
 
     def map(self, index: int) -> np.ndarray:
@@ -116,12 +115,10 @@ class ScenesDataset(IndexedSource):
         return self._spec.scene(index)
 
     def shape(self, index: int) -> Size:
-        """Height and width."""
         height, width, _ = self._images.shape[1:]
         return height, width
 
     def captions(self, index: int) -> list[str]:
-        """Return all captions, the plainest full one first."""
         return self._captions[index]
 
     def label(self, index: int) -> int:
@@ -130,7 +127,6 @@ class ScenesDataset(IndexedSource):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the concepts, the most recognisable first."""
         assert len(self._label_array)  # read here, before loader processes are started
         return _names(self._spec)
 

@@ -5,7 +5,7 @@ import torch
 from ldm.data.random import StepRandom
 
 
-def test_a_slot_draws_the_same_whoever_else_draws() -> None:
+def test_numbers_of_a_slot_do_not_depend_on_other_slots() -> None:
     together = StepRandom(3).normal("noise", 5, range(8), (4, 2))
     alone = torch.cat([StepRandom(3).normal("noise", 5, [slot], (4, 2)) for slot in range(8)])
     assert torch.equal(together, alone)
@@ -23,12 +23,12 @@ def test_seed_step_slot_and_purpose_each_change_the_numbers() -> None:
 
 
 def test_numbers_have_the_moments_of_their_distribution() -> None:
-    draws = StepRandom(0)
-    normal = draws.normal("noise", 0, range(64), (1024,)).double()
+    random = StepRandom(0)
+    normal = random.normal("noise", 0, range(64), (1024,)).double()
     count = normal.numel()
     assert abs(normal.mean()) < 4 / count**0.5
     assert abs(normal.var() - 1) < 4 * (2 / count) ** 0.5
-    uniform = draws.uniform("level", 0, range(4096))
+    uniform = random.uniform("level", 0, range(4096))
     assert uniform.min() >= 0
     assert uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 4 * (1 / 12 / 4096) ** 0.5
