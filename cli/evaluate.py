@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm.cli.options import Device, Model, read_options, takes_request
 from ldm.errors import UserError
+from ldm.evaluation import SAMPLING
 
 if TYPE_CHECKING:
     from ldm.data.sources import Source
@@ -16,9 +18,8 @@ if TYPE_CHECKING:
     from ldm.generation import TextToImage
     from ldm.models.autoencoder.autoencoder import Autoencoder
 
-Model = Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")]
 
-
+@takes_request(SAMPLING)
 def evaluate(
     model: Model = "emoji",
     data: Annotated[str, typer.Option(help="Data to compare with, as for training.")] = "scenes",
@@ -47,35 +48,23 @@ def evaluate(
         typer.Option(help="File with the features of the data: read if it exists, else written."),
     ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP model of the clip metric: a folder or a Hub id.")] = None,
-    cfg: Annotated[
-        float | None, typer.Option("--cfg", help="Guidance scale; 1 disables guidance.  [default: of the model]")
-    ] = None,
-    quality: Annotated[
-        str | None, typer.Option(help="As in `ldm generate`: exact, fast or draft.  [default: exact]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps.  [default: of the quality]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in `ldm generate`.  [default: of the quality]")] = None,
-    eta: Annotated[float | None, typer.Option(help="Noise added in each step of ddim.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first sample; it increases by one per sample.  [default: 0]")
-    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
     out: Annotated[Path | None, typer.Option(help="Report (report.json); neighbours are saved beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
+    device: Device = None,
+    **options: Any,
 ) -> None:
     """Measure a model's images and its autoencoder, or an autoencoder alone, on a data set."""
     names = split_names(metrics)
     check_options(names, data, split, concepts, out)
     from ldm.evaluation.evaluate import evaluate as measure
     from ldm.evaluation.evaluate import image_side
-    from ldm.evaluation.plan import Plan, Sampling
+    from ldm.evaluation.plan import Plan
     from ldm.evaluation.scenes.scores import known_concepts
+    from ldm.generation import Request
     from ldm.processes import ProcessShare
 
-    levels = {"quality": quality, "num_inference_steps": steps, "sampler": sampler, "eta": eta}
-    options = {"guidance_scale": cfg, **levels, "seed": seed}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given = read_options(options)
     plan = Plan(
         metrics=names,
         samples=samples,
@@ -83,7 +72,7 @@ def evaluate(
         statistics=statistics,
         features=features,
         clip=clip,
-        sampling=Sampling(**given) if given else None,
+        sampling=Request(**given) if given else None,
         batch_size=batch_size,
     )
     if "scenes" in names and data == "scenes":
@@ -168,7 +157,7 @@ def reconstruct(
         int | None,
         typer.Option(min=0, help="Side of tiles in pixels; 0 disables tiling.  [default: automatic for large images]"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
+    device: Device = None,
 ) -> None:
     """Encode and decode images with the autoencoder, and print how similar the results are."""
     import torch

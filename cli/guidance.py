@@ -1,4 +1,4 @@
-"""The options of `ldm generate` that lead an image, besides scale and negative prompt."""
+"""Options of `ldm generate` for guidance by a classifier and by CLIP."""
 
 from __future__ import annotations
 
@@ -7,54 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldm.errors import UserError
+from ldm.generation.option import GUIDANCE
 
 if TYPE_CHECKING:
     from ldm.generation import ClassifierGuidance, ClipGuidance, Request
 
-Rescale = Annotated[
-    float, typer.Option("--cfg-rescale", help="Share of the contrast that guidance adds to take back, 0 to 1.")
-]
-Interval = Annotated[
-    str | None,
-    typer.Option("--cfg-interval", metavar="LOW:HIGH", help="Guide where sigma / alpha is above LOW and up to HIGH."),
-]
-Threshold = Annotated[
-    float | None, typer.Option(help="Dynamic thresholding: the share of latents that are not cut, such as 0.995.")
-]
-ThresholdRange = Annotated[
-    float | None, typer.Option(help="What --threshold brings latents within.  [default: 3, their usual range]")
-]
-Classifier = Annotated[
-    str | None, typer.Option(metavar="RUN", help="Guide to --class by a classifier of `ldm train-classifier`.")
-]
-ClassifierScale = Annotated[float | None, typer.Option(help="How much the classifier counts.  [default: 1]")]
-Clip = Annotated[
-    str | None,
-    typer.Option(metavar="MODEL", help="Guide by a CLIP: a folder, a Hub id or open_clip:ARCHITECTURE:WEIGHTS."),
-]
-ClipScale = Annotated[float | None, typer.Option(help="How much CLIP counts.  [default: 100]")]
-ClipCrops = Annotated[int | None, typer.Option(help="Parts of the image that CLIP sees in a step.  [default: 8]")]
-ClipPrompt = Annotated[str | None, typer.Option(help="What CLIP reads.  [default: the prompt]")]
+
+def _option(text: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel=GUIDANCE)
 
 
-def parse_interval(text: str | None) -> tuple[float, float] | None:
-    """Two numbers out of "LOW:HIGH", of which a missing one is no bound."""
-    if text is None:
-        return None
-    low, colon, high = text.partition(":")
-    try:
-        if colon:
-            return float(low or 0), float(high or "inf")
-    except ValueError:
-        pass
-    raise UserError(f"--cfg-interval {text}: give two values of sigma / alpha such as 0.3:5")
+Classifier = Annotated[str | None, _option("Guide to --class by a run of `ldm train-classifier`.", "RUN")]
+ClassifierScale = Annotated[float | None, _option("Scale of classifier guidance.  [default: 1]")]
+Clip = Annotated[str | None, _option("Guide by a CLIP: a folder, a Hub id or open_clip:ARCHITECTURE:WEIGHTS.", "MODEL")]
+ClipScale = Annotated[float | None, _option("Scale of CLIP guidance.  [default: 100]")]
+ClipCrops = Annotated[int | None, _option("Crops of the image for CLIP in each step.  [default: 8]")]
+ClipPrompt = Annotated[str | None, _option("Text for CLIP.  [default: the prompt]")]
 
 
 def load_classifier(run: str | None, scale: float | None) -> ClassifierGuidance | None:
-    """The classifier of a run; UserError for a scale without one."""
+    """Load the classifier of a run; raises UserError for a scale without one."""
     if run is None:
         if scale is not None:
-            raise UserError("--classifier-scale says how much a classifier counts: give --classifier")
+            raise UserError(f"--classifier-scale {scale:g} needs a classifier: give --classifier")
         return None
     from ldm.generation import ClassifierGuidance
 
@@ -62,11 +37,11 @@ def load_classifier(run: str | None, scale: float | None) -> ClassifierGuidance 
 
 
 def load_clip(model: str | None, scale: float | None, crops: int | None, prompt: str | None) -> ClipGuidance | None:
-    """The CLIP of a name; UserError for options of CLIP without one."""
+    """Load a CLIP; raises UserError for options of CLIP guidance without one."""
     options = _given(scale=scale, crops=crops, prompt=prompt)
     if model is None:
         if options:
-            raise UserError(f"--clip-{next(iter(options))} is an option of CLIP guidance: give --clip")
+            raise UserError(f"--clip-{next(iter(options))} needs a CLIP: give --clip")
         return None
     from ldm.generation import ClipGuidance
 
@@ -78,13 +53,8 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def guidance_facts(request: Request, classifier: str | None, clip: str | None) -> dict[str, object]:
-    """What leads the images of a request, for their files to tell; nothing of what is off."""
-    facts = _given(
-        guidance_rescale=request.guidance_rescale or None,
-        guidance_interval=request.guidance_interval,
-        threshold=request.threshold,
-        threshold_range=request.threshold_range,
-    )
+    """Return the PNG parameters of guidance by a classifier and by CLIP."""
+    facts: dict[str, object] = {}
     if request.classifier is not None:
         facts |= {"classifier": classifier, "classifier_scale": request.classifier.scale}
         facts |= {"class": request.classes[0]} if request.prompts else {}

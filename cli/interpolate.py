@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm.allocator import keep_freed_memory
-from ldm.cli.generate import parse_size
+from ldm.cli.options import Device, Model, read_options, takes_request
 from ldm.cli.output import IMAGE_SUFFIXES, check_writable
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MILLISECONDS = 80  # a frame is shown
-HELD = 8  # frames' time that the two ends are shown
+MILLISECONDS = 80  # duration of a frame
+HELD = 8  # frames that the first and the last image are shown for
 
 
+@takes_request(["negative_prompt", "guidance_scale", "num_inference_steps", "seed", "size"])
 def interpolate(
-    first: Annotated[str, typer.Argument(metavar="A", help="A prompt; or with --prompt a seed or an image's file.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same kind.")],
-    prompt: Annotated[
-        str | None, typer.Option(help="What is drawn between two seeds, or what two images show.")
-    ] = None,
-    frames: Annotated[int, typer.Option(help="Images, both ends included.")] = 16,
-    model: Annotated[str, typer.Option(help="A run, a diffusers directory, a Hub id or a built-in model.")] = "emoji",
-    cfg: Annotated[
-        float | None, typer.Option("--cfg", help="Guidance scale.  [default: 3; between images it is off]")
-    ] = None,
-    negative: Annotated[str, typer.Option(help="What to guide away from.")] = "",
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 30,
-    seed: Annotated[int | None, typer.Option(help="Of the noise between two prompts.  [default: 0]")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels.")] = None,
-    out: Annotated[Path, typer.Option(help="x.gif moves; other images are sheets; a folder gets a file a frame.")] = (
+    first: Annotated[str, typer.Argument(metavar="A", help="A prompt; with --prompt a seed or an image file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same kind as A.")],
+    prompt: Annotated[str | None, typer.Option(help="Prompt for all frames between two seeds or images.")] = None,
+    frames: Annotated[int, typer.Option(help="Number of images, including both ends.")] = 16,
+    model: Model = "emoji",
+    out: Annotated[Path, typer.Option(help="A .gif, another image file for a contact sheet, or a folder.")] = (
         Path("interpolate.gif")
     ),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")] = None,
+    device: Device = None,
+    **options: Any,
 ) -> None:
-    """Walk from one prompt, seed or image to another."""
+    """Interpolate between two prompts, seeds or images; between images without guidance."""
     if out.suffix == "":
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -48,24 +41,16 @@ def interpolate(
     elif out.suffix.lower() not in (".gif", *IMAGE_SUFFIXES):
         raise UserError(f"--out {out}: give a .gif, an image's file or a folder")
     check_writable([out / "frame" if out.is_dir() else out])
-    width_and_height = parse_size(size)
 
     from ldm.data.images import read_image
     from ldm.generation import Request, TextToImage, interpolate
 
-    kind = kind_of(first, second, prompt)
-    if kind != "prompts" and seed is not None:
-        raise UserError("--seed is that of a walk between two prompts: seeds are ends themselves, images need none")
-    if kind == "images" and (cfg is not None or negative):
-        raise UserError("--cfg and --negative: a walk between images goes without guidance, which would leave them")
-    request = Request(
-        prompts=(prompt or first,),
-        negative_prompt=negative,
-        guidance_scale=3.0 if cfg is None else cfg,
-        num_inference_steps=steps,
-        seed=seed or 0,
-        size=width_and_height,
-    )
+    kind, given = kind_of(first, second, prompt), read_options(options)
+    if kind != "prompts" and "seed" in given:
+        raise UserError(f"--seed {given['seed']} is for two prompts: leave it out for {kind}")
+    if kind == "images" and given.keys() & {"guidance_scale", "negative_prompt"}:
+        raise UserError("--cfg and --negative are for prompts and seeds: images are interpolated without guidance")
+    request = Request(prompts=(prompt or first,), **{"guidance_scale": 3.0} | given)
     interpolate.shares(frames)
     keep_freed_memory()
     pipe = TextToImage.from_pretrained(model, device=device)
@@ -81,7 +66,7 @@ def interpolate(
 
 
 def kind_of(first: str, second: str, prompt: str | None) -> str:
-    """Whether the ends are `images`, `seeds` or `prompts`; UserError where they do not go together."""
+    """Return whether the ends are "images", "seeds" or "prompts"; raises UserError if they are of two kinds."""
     files = [Path(end).suffix.lower() in IMAGE_SUFFIXES for end in (first, second)]
     if all(files):
         return "images"
@@ -90,12 +75,12 @@ def kind_of(first: str, second: str, prompt: str | None) -> str:
     if prompt is None:
         return "prompts"
     if not (first.isdigit() and second.isdigit()):
-        raise UserError("--prompt goes with two seeds or two images; two prompts need no third")
+        raise UserError(f"--prompt {prompt}: give two seeds or two image files, or leave it out for two prompts")
     return "seeds"
 
 
 def save(images: list[Image.Image], out: Path) -> None:
-    """Write frames as what the name of `out` says."""
+    """Save frames as a GIF, a contact sheet or a folder, by the name of `out`."""
     from ldm.data.images import contact_sheet
 
     try:

@@ -1,4 +1,4 @@
-"""Where drawn images are written, and what their files say of how they were made."""
+"""Files of generated images, and the parameters in their PNG metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
-    """The files to write, in the order of the images; makes the folder if `out` is one."""
+    """Return the files of the images in order; makes the folder if `out` is one."""
     count = 1 if grid else len(prompts) * num
     if out.suffix.lower() in IMAGE_SUFFIXES:
         return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
@@ -36,12 +36,12 @@ def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> lis
 
 
 def slug(prompt: str) -> str:
-    """A prompt's letters and digits as the beginning of a file's name."""
+    """Return a file name from the letters and digits of a prompt."""
     return re.sub(r"[\W_]+", "-", prompt.lower())[:50].strip("-") or "image"
 
 
 def check_writable(paths: Sequence[Path]) -> None:
-    """Raise UserError, before any work is done, if the files could not be written after it."""
+    """Raise UserError if the files cannot be written, before any work is done."""
     folder = paths[0].parent
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -54,7 +54,7 @@ def check_writable(paths: Sequence[Path]) -> None:
 
 
 def grid_columns(count: int) -> int:
-    """Columns of a grid that is about square, one more than that where it leaves no gap."""
+    """Return the columns of a grid that is about square, one more where that leaves no gap."""
     square = math.ceil(math.sqrt(count))
     return square + 1 if count % square and count % (square + 1) == 0 else square
 
@@ -62,7 +62,7 @@ def grid_columns(count: int) -> int:
 def save_grid(
     images: list[Image.Image], columns: int, path: Path, prompts: Sequence[str], facts: dict[str, object]
 ) -> None:
-    """Write all images as one contact sheet."""
+    """Save all images as one contact sheet."""
     from ldm.data.images import contact_sheet
 
     save(contact_sheet(images, columns), path, "\n".join(prompts), facts)
@@ -70,14 +70,14 @@ def save_grid(
 
 
 def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object]) -> None:
-    """Write an image; a PNG tells in its text chunks how it was made."""
+    """Save an image; PNG metadata records the parameters."""
     from PIL.PngImagePlugin import PngInfo
 
-    notes = PngInfo()
-    notes.add_text("prompt", prompt)
-    notes.add_text("negative_prompt", str(facts["negative_prompt"]))
-    notes.add_text("parameters", json.dumps(facts))
+    metadata = PngInfo()
+    metadata.add_text("prompt", prompt)
+    metadata.add_text("negative_prompt", str(facts.get("negative_prompt", "")))
+    metadata.add_text("parameters", json.dumps(facts))
     try:
-        image.save(path, pnginfo=notes)  # other formats have no use for it
+        image.save(path, pnginfo=metadata)  # other formats ignore it
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None

@@ -27,7 +27,7 @@ from ldm.config.root import Config
 from ldm.devices import find_device
 from ldm.generation import Request, TextToImage
 from ldm.generation.condition import Condition
-from ldm.generation.seeded_noise import SeededNoise
+from ldm.generation.sampling import SeededNoise
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
@@ -146,14 +146,15 @@ def pipeline_of(config: Config, unet: UNet) -> TextToImage:
 
 def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Callable[[], Tensor]:
     """Sample latents from noise (B, C, h, w); the first of the contexts (B + 1, L, D) is the negative one."""
-    request = Request(guidance_scale=SCALE, num_inference_steps=steps)
+    request = Request(guidance_scale=SCALE, num_inference_steps=steps).complete(None)
+    grid = pipe.grid(request)
     negative, condition = Condition(contexts[:1]), Condition(contexts[1:])
 
+    @torch.inference_mode()
     def run() -> Tensor:
         noise = SeededNoise(range(len(start)))
-        for latents in pipe.sample(request, condition, negative, start, noise):  # noqa: B007
-            pass
-        return latents
+        *_, last = pipe.sample(request, grid, condition, negative, start, noise)
+        return last.x
 
     return run
 

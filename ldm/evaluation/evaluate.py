@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from PIL import Image
 
 from ldm.data.images import RESIZING, fit
 from ldm.data.sources import Source
-from ldm.diffusion.samplers import sampler_eta
 from ldm.errors import UserError
+from ldm.evaluation import SAMPLING
 from ldm.evaluation.distances import FeatureSet, distances
 from ldm.evaluation.features import Features
 from ldm.evaluation.neighbours import as_vectors, nearest, neighbour_sheet
-from ldm.evaluation.plan import DISTANCES, RECONSTRUCTED, Plan, Report, Sampling
+from ldm.evaluation.plan import DISTANCES, RECONSTRUCTED, Plan, Report
 from ldm.evaluation.reading import Collector, FeatureReader, Reader, as_tensor, read_through
 from ldm.evaluation.reconstructions import Reconstructions
 from ldm.evaluation.reference_statistics import read_reference
@@ -156,7 +155,8 @@ class _Evaluation:
         }
         if self.features is not None and self.reference is not None:
             facts |= self._feature_settings(self.features, self.reference)
-        facts |= {} if self.request is None else {"sampling": _sampling(self.plan, self.request)}
+        if self.request is not None:
+            facts["sampling"] = {name: getattr(self.request, name) for name in SAMPLING}
         return facts | ({} if self.plan.clip is None else {"clip": self.plan.clip})
 
     def _feature_settings(self, features: Features, reference: FeatureSet) -> dict[str, Any]:
@@ -184,13 +184,6 @@ def _check_request(pipe: TextToImage | None, source: Source, plan: Plan) -> Requ
             f"{' and '.join(compared)} compare images with their captions, but this model is not conditioned on text"
         )
     return request
-
-
-def _sampling(plan: Plan, request: Request) -> dict[str, Any]:
-    assert request.sampler is not None  # a resolved request has one
-    eta = sampler_eta(request.sampler) if request.eta is None else request.eta
-    sampling = replace(plan.sampling or Sampling(), guidance_scale=request.guidance_scale, eta=eta)
-    return asdict(replace(sampling, num_inference_steps=request.steps, sampler=request.sampler))
 
 
 def _notes(plan: Plan, features: Features, dimensions: int) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.evaluation.features import Features, make_features
 from ldm.evaluation.scenes.scores import SceneScores
+from ldm.generation.request import Request
 
 DISTANCES = ("fid", "kid", "precision")  # between samples and data
 SAMPLED = (*DISTANCES, "clip", "scenes", "neighbours")  # metrics of generated images
@@ -20,18 +21,6 @@ RECONSTRUCTED = ("rfid", *FIDELITY, "codebook")  # metrics of the autoencoder
 METRICS = (*DISTANCES, "clip", "scenes", *RECONSTRUCTED, "neighbours")
 IN_FEATURES = (*DISTANCES, "rfid", "neighbours")
 DEFAULT_FEATURES = "inception"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How samples are drawn; their seeds are `seed`, `seed + 1`, ..."""
-
-    guidance_scale: float | None = None  # None: the model's own
-    quality: str = "exact"  # what else is chosen for the next two; see `ldm.generation.quality`
-    num_inference_steps: int | None = None
-    sampler: str | None = None
-    eta: float | None = None  # for ddim alone; None: that of the sampler
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +33,7 @@ class Plan:
     statistics: Path | None = None  # file of the data's features: read if it exists, else written
     features: str | None = None  # by default Inception's
     clip: str | None = None  # a CLIP model of transformers for the CLIP score
-    sampling: Sampling | None = None  # None: as `Sampling` has it
+    sampling: Request | None = None  # how images are generated; None: the defaults
     batch_size: int = 32
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from ldm.data.progress import track
 from ldm.data.sources import Source
 from ldm.errors import UserError
-from ldm.evaluation.plan import Plan, Sampling
+from ldm.evaluation.plan import Plan
 from ldm.evaluation.reading import Collector, Reader, in_batches
 from ldm.generation import Request, TextToImage
 from ldm.processes import ProcessShare
@@ -22,16 +22,7 @@ CaptionScore = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # bytes (n, H,
 
 def request_of(pipe: TextToImage, source: Source, plan: Plan) -> Request:
     """Return the request for an image per image of the data, with its first caption or its class."""
-    sampling = plan.sampling or Sampling()
-    request = Request(
-        guidance_scale=sampling.guidance_scale,
-        quality=sampling.quality,
-        num_inference_steps=sampling.num_inference_steps,
-        sampler=sampling.sampler,
-        eta=sampling.eta,
-        seed=sampling.seed,
-        batch_size=plan.batch_size,
-    )
+    request = replace(plan.sampling or Request(), batch_size=plan.batch_size)
     if pipe.parts.texts:
         captions = tuple(source.captions(number)[0] for number in range(plan.samples))
         request = replace(request, prompts=captions)
@@ -47,7 +38,7 @@ def request_of(pipe: TextToImage, source: Source, plan: Plan) -> Request:
 def generate_through(pipe: TextToImage, request: Request, readers: Sequence[Reader], share: ProcessShare) -> None:
     """Generate this process' share of a request's images, and pass them to the readers in batches."""
     numbers = list(share.of(len(request.images)))
-    images: Iterator[np.ndarray] = map(np.asarray, pipe.draw(request, numbers=numbers))
+    images: Iterator[np.ndarray] = map(np.asarray, pipe.generate(request, numbers=numbers))
     if share.is_first:
         images = iter(track(images, "generating images", len(numbers)))
     for batch in in_batches(images, request.batch_size or Plan.batch_size):

@@ -1,77 +1,101 @@
-"""Automatic batch sizes for sampling: as large as free memory allows, smaller after an out-of-memory error."""
+"""Batch sizes: as many images as the free memory holds, and fewer after an out-of-memory error."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from ldm.checkpoint.parts import Parts
+from ldm.conditioning.text.composition import Composed
+from ldm.errors import UserError
+from ldm.generation.request import Request, Subject
 from ldm.models.cost import image_memory
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ldm.generation.text_to_image import TextToImage
+
+Shape = tuple[int, int, int]
 
 MOST = {"cuda": 64, "cpu": 8}  # larger batches are hardly faster
-USABLE = {"cuda": 0.8, "cpu": 0.5}  # fraction of the free memory to use; other processes share a CPU's memory
-# Limit and usage of a control group, versions 2 and 1.
-CGROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the free memory that is used; on a CPU other processes need some as well
+# Files with limit and usage of a process' control group, version 2 and version 1.
+GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
-def automatic(parts: Parts, shape: tuple[int, int, int], rows: int, backward: bool = False, reserved: int = 0) -> int:
-    """Return how many images to generate at a time.
+def batches(pipe: TextToImage, request: Request, shape: Shape, numbers: Sequence[int]) -> list[list[int]]:
+    """Split indices of a request's images into batches, each with contexts of one length.
 
-    Args:
-        shape: latents (C, h, w) of an image.
-        rows: rows in the U-Net's batch for each image.
-        backward: whether a gradient flows through both networks.
-        reserved: bytes that will be taken for other things.
+    `shape` (C, h, w) is that of an image's latents.
+    """
+    size, images = request.batch_size, request.images
+    if size is None:
+        rows = max((_rows(images[number][0], request) for number in numbers), default=1)
+        size = automatic(pipe.parts, shape, rows, request.clip is not None, pipe.pending)
+    return split(numbers, size, lambda number: pipe.conditioner.length(images[number][0], request))
+
+
+def automatic(parts: Parts, shape: Shape, rows: int, backward: bool = False, reserved: int = 0) -> int:
+    """Return how many images fit the free memory, each with latents of `shape` (C, h, w) and `rows` rows of the U-Net.
+
+    With `backward`, gradients flow through both networks; `reserved` bytes are needed for other things.
     """
     kind = "cuda" if parts.device.type == "cuda" else "cpu"
     one = image_memory(parts.unet, parts.autoencoder, shape, rows, backward)
-    return max(1, min(MOST[kind], int(USABLE[kind] * (free_memory(parts.device) - reserved) / one)))
+    return max(1, min(MOST[kind], int(SHARE[kind] * (free_memory(parts.device) - reserved) / one)))
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the free bytes: on a GPU with PyTorch's unused cache, elsewhere within the limits of the container."""
+    """Return free bytes, with PyTorch's unused cache on a GPU, and within a container's limits on a CPU."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     import psutil
 
-    return min([psutil.virtual_memory().available, *_left_in_cgroups()])
+    return min([psutil.virtual_memory().available, *_free_in_groups()])
 
 
-def _left_in_cgroups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    for names in CGROUP_FILES:
-        limit, usage = (root / name for name in names)
-        if limit.is_file() and usage.is_file() and (most := limit.read_text().strip()).isdigit():
-            yield int(most) - int(usage.read_text())
+def _free_in_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    for names in GROUPS:
+        limit, used = (root / name for name in names)
+        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+            yield int(most) - int(used.read_text())
+
+
+def _rows(subject: Subject, request: Request) -> int:
+    """Return the rows of an image in the U-Net's batch: one for each text, and one to guide away from."""
+    if isinstance(subject, Composed):
+        return len(subject.parts) + 1
+    return 1 if request.guidance_scale == 1 else 2
 
 
 def split(numbers: Iterable[int], size: int, length: Callable[[int], int]) -> list[list[int]]:
-    """Split numbers, in order, into batches of at most `size` with equal `length`."""
+    """Split numbers in order into batches of at most `size` numbers of equal `length`."""
     runs = (list(run) for _, run in groupby(numbers, key=length))
     return [run[first : first + size] for run in runs for first in range(0, len(run), size)]
 
 
-def unless_full(work: Callable[[], T]) -> T | None:
-    """Return the result of `work`, or None after an out-of-memory error, with its memory freed."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    gc.collect()  # frames of the failed call may be in reference cycles
+def check_out_of_memory(error: RuntimeError, count: int, request: Request) -> None:
+    """Reraise an error of a batch of `count` images unless it is out of memory and the batch can be halved."""
+    texts = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of a GPU, a CPU, and cuBLAS
+    if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in texts):
+        raise error
+    if count == 1:
+        raise UserError("one image does not fit the memory: generate smaller images, or in bfloat16") from error
+    if request.batch_size is not None:
+        raise UserError(
+            f"{count} images at a time do not fit the memory: give a smaller batch size, or leave it out"
+        ) from error
+
+
+def halved(batches: list[list[int]]) -> list[list[int]]:
+    """Free the memory of a failed first batch, and split all batches to at most half its size."""
+    gc.collect()  # frames of the failed batch may be in reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether memory ran out, on a GPU, on the CPU, or for the workspace of cuBLAS."""
-    messages = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+    half = len(batches[0]) // 2
+    return [part for batch in batches for part in split(batch, half, lambda number: 0)]

@@ -1,4 +1,4 @@
-"""Parts of an image that CLIP is shown, so that all of it is judged, near and far (Crowson 2021)."""
+"""Crops of an image for CLIP guidance, which together show all of it, near and far (Crowson 2021)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ SMALLEST = 0.5  # side of the smallest crop, as a share of the image's shorter s
 
 
 class Crops:
-    """Random squares of the images of a batch, each image's from its own seed, anew at every call."""
+    """Random square crops of the images of a batch, each image's from its own seed, new ones at every call."""
 
     def __init__(self, seeds: Sequence[int], count: int, side: int) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.count, self.side = count, side
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Crops (B, count, 3, side, side) of images (B, 3, H, W): the largest square first, then random ones."""
+        """Crop images (B, 3, H, W) to (B, count, 3, side, side): the largest square first, then random ones."""
         return torch.stack([self._of_one(*pair) for pair in zip(images, self.generators, strict=True)])
 
     def _of_one(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(self.count - 1, 3, generator=generator).tolist()
-        return torch.cat([self._crop(image, 1.0, 0.5, 0.5), *(self._crop(image, *draw) for draw in draws)])
+        places = torch.rand(self.count - 1, 3, generator=generator).tolist()
+        return torch.cat([self._crop(image, 1.0, 0.5, 0.5), *(self._crop(image, *place) for place in places)])
 
     def _crop(self, image: Tensor, size: float, across: float, down: float) -> Tensor:
-        """A square (1, 3, side, side) of an image (3, H, W), its size and place given as numbers from 0 to 1."""
+        """Crop a square (1, 3, side, side) of an image (3, H, W); size and place are given as numbers from 0 to 1."""
         height, width = image.shape[1:]
         length = round((SMALLEST + (1 - SMALLEST) * size) * min(height, width))
         top, left = round(down * (height - length)), round(across * (width - length))

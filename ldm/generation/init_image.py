@@ -1,4 +1,4 @@
-"""An image that is given: to start from, or to keep a part of."""
+"""Input images: to start from, and to keep in part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 
 
 class InitImage:
-    """An image in latents and, where only a part of it is to be drawn anew, that part."""
+    """An image to start sampling from and, with a mask, the part of it to regenerate."""
 
     def __init__(
         self,
@@ -29,10 +29,14 @@ class InitImage:
         tile: int | None = None,
         from_noise: bool = False,
     ) -> None:
-        """Encode the image to the posterior's mode, scaled or else only cut to `size`, width and height in pixels.
+        """Encode an image to the mode of its posterior.
 
-        `tile` as in `ldm.models.tiling`. With `from_noise` sampling starts without it, even where the first level still
-        has some of the image.
+        Args:
+            mask: white where to regenerate the image.
+            size: width and height in pixels to which the image is cropped.
+            scaled: scale the image to cover `size` before.
+            tile: as in `ldm.models.tiling`.
+            from_noise: start from pure noise, even where the first level still contains some signal.
         """
         self.from_noise = from_noise
         self.image = fitted(image.convert("RGB"), size, scaled)
@@ -40,61 +44,60 @@ class InitImage:
         with torch.inference_mode():
             posterior = tiling.encode(autoencoder, pixels_of(self.image, device), tile)
             self.latents = posterior.mode().float()  # (1, C, h, w)
-        if self.mask is not None:
-            # Latents that see any redrawn pixel are drawn anew.
-            redrawn = mask_of(self.mask, device)
-            self.redrawn = F.max_pool2d(redrawn, autoencoder.config.downsampling_factor)  # (1, 1, h, w)
+        if self.mask is not None:  # latents that see any regenerated pixel are regenerated
+            pixels = mask_of(self.mask, device)
+            self.regenerated = F.max_pool2d(pixels, autoencoder.config.downsampling_factor)  # (1, 1, h, w)
 
     def noisy(self, grid: Grid, noise: Tensor) -> Tensor:
-        """Where sampling starts: the latents at the grid's first level with this noise (B, C, h, w)."""
+        """Return the latents at the grid's first level with noise (B, C, h, w)."""
         if self.from_noise:
             return grid.initial_scale * noise
         return grid.levels[0].noisy(self.latents.expand_as(noise), noise)
 
     def keep(self, denoiser: Denoiser) -> Denoiser:
-        """A denoiser that sees the image wherever it is not drawn anew."""
-        return denoiser if self.mask is None else keeping(denoiser, self.latents, self.redrawn)
+        """Return a denoiser that keeps the image where it is not regenerated."""
+        return denoiser if self.mask is None else keeping(denoiser, self.latents, self.regenerated)
 
     def restore(self, image: Image.Image) -> Image.Image:
-        """The drawn image with the given pixels where they stay."""
+        """Return a generated image with the input's pixels where they are kept."""
         return image if self.mask is None else Image.composite(image, self.image, self.mask)
 
 
 class InpaintImage(InitImage):
-    """An image of which a model fills a part that it was trained to fill: nothing is replaced while it does."""
+    """An image for an inpainting model, which sees it in its input channels."""
 
     def keep(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser as it is: its input has the image already."""
+        """Return the denoiser itself: nothing is replaced while sampling."""
         return denoiser
 
 
 def pixels_of(image: Image.Image, device: torch.device) -> Tensor:
-    """An image's numbers (1, 3, H, W) in [-1, 1]."""
+    """Convert an image to pixels (1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
 
 
 def mask_of(mask: Image.Image, device: torch.device) -> Tensor:
-    """A mask's numbers (1, 1, H, W): 1 where it is white, 0 where it is black."""
+    """Convert a mask to values (1, 1, H, W): 1 where it is white, 0 where it is black."""
     return (torch.from_numpy(np.array(mask))[None, None] > 127).to(device).float()
 
 
 def fitted(
     image: Image.Image, size: tuple[int, int], scaled: bool, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """An image of `size`, width and height in pixels: scaled to cover it, or else only cut."""
+    """Crop an image to `size`, width and height in pixels, if `scaled` after scaling it to cover that."""
     return cover(image, size, resample) if scaled else cut(image, size)
 
 
 def cover(
     image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """Scale an image until it just covers width and height in pixels, and cut away what is too much."""
+    """Scale an image to just cover `size`, width and height in pixels, and crop the rest."""
     scale = max(wanted / given for wanted, given in zip(size, image.size, strict=True))
     width, height = (max(wanted, round(given * scale)) for wanted, given in zip(size, image.size, strict=True))
     return cut(image.resize((width, height), resample), size)
 
 
 def cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of an image, width and height in pixels."""
+    """Crop the centre of an image to `size`, width and height in pixels."""
     left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
     return image.crop((left, top, left + size[0], top + size[1]))

@@ -1,4 +1,4 @@
-"""The networks that a pipeline samples with: prepared ones, made anew when those that they stand for have changed."""
+"""A cache of prepared networks, which are made again when the original changes."""
 
 from __future__ import annotations
 
@@ -20,70 +20,74 @@ Network = TypeVar("Network", UNet, Autoencoder)
 class State(NamedTuple):
     """What a prepared network depends on besides the code."""
 
-    parts: tuple[tuple[int, type, int], ...]  # every module, its class, what stands for its attributes and hooks
-    weights: tuple[int, ...]  # where they lie
-    sums: Tensor  # of each weight, on a CPU
+    modules: list[tuple[int, type, int]]  # identity, class, and a hash of attributes and hooks
+    weights: list[int]  # addresses
+    sums: Tensor  # of each weight on a CPU; elsewhere copies share their weights
     config: object
 
 
 class PreparedCache(Generic[Network]):
-    """A network as a pipeline computes with it, by type, while the network is what it was."""
+    """Prepared copies of a network, by dtype."""
 
     def __init__(self, prepare: bool = True, compiled: bool = False) -> None:
-        """Without `prepare` it is the network itself, or a plain copy in another type; `compiled` is for a GPU."""
+        """Without `prepare`, return the network itself, or a plain copy in another dtype; `compiled` needs a GPU."""
         self.prepare, self.compiled = prepare or compiled, compiled
         self._state: State | None = None
         self._made: dict[torch.dtype, Network] = {}
+        self._graphs: cuda_graphs.CUDAGraphUNet | None = None
 
     @torch.no_grad()
-    def of(self, network: Network, dtype: torch.dtype | None = None) -> Network:
-        """A network as it is now, also after its weights were edited in place, layers exchanged or moved.
+    def get(self, network: Network, dtype: torch.dtype | None = None) -> Network:
+        """Return a network for inference in its own or another dtype.
 
-        With a `dtype` it computes in that type. To see changes, all weights are added up: some milliseconds for a small
-        network, a tenth of a second for Stable Diffusion's. What was made is kept, of each type that was asked for.
+        Edited weights and replaced or moved layers are noticed by summing all weights, which takes milliseconds for a
+        small network and a tenth of a second for Stable Diffusion's.
         """
         dtype = dtype or network.dtype
         if not self.prepare and dtype == network.dtype:
             return network
-        state = _state(network)
-        if self._state is None or not _same(state, self._state):
-            self._made.clear()  # free their memory first
+        state, last = _state_of(network), self._state
+        if last is None or state[:2] != last[:2] or state.config is not last.config or not state.sums.equal(last.sums):
+            self._made.clear()  # before memory for the next copy is allocated
             self._state = state
         if dtype not in self._made:
             self._made[dtype] = self._copy(network, dtype)
         return self._made[dtype]
 
-    def _copy(self, network: Network, dtype: torch.dtype) -> Network:
-        if not self.prepare:
-            return copy.deepcopy(network).to(dtype)
-        made = prepare_for_sampling(network, dtype)
-        if self.compiled:
-            cuda_graphs.require_gpu(next(network.parameters()).device)
-            compile_blocks(made)
-        return made
+    def replayed(self, unet: UNet) -> UNet | cuda_graphs.CUDAGraphUNet:
+        """Return a prepared U-Net by CUDA graphs if it is compiled; graphs of an earlier one are discarded."""
+        if not self.compiled:
+            return unet
+        if self._graphs is None or self._graphs.unet is not unet:
+            self._graphs = cuda_graphs.CUDAGraphUNet(unet)
+        return self._graphs
 
     def pending(self, network: Network) -> int:
-        """Bytes that the first prepared network will take beside the plain one's weights."""
+        """Return the bytes that the first prepared copy will need in addition to the original."""
         if not self.prepare or self._made:
             return 0
         return sum(weight.nbytes for weight in network.parameters() if weight.device.type == "cpu")
 
+    def _copy(self, network: Network, dtype: torch.dtype) -> Network:
+        if not self.prepare:
+            return copy.deepcopy(network).to(dtype)
+        prepared = prepare_for_sampling(network, dtype)
+        if self.compiled:
+            cuda_graphs.require_gpu(next(network.parameters()).device)
+            compile_blocks(prepared)
+        return prepared
 
-def _state(network: Network) -> State:
+
+def _state_of(network: Network) -> State:
     weights = [*network.parameters(), *network.buffers()]
-    own = [weight.sum() for weight in weights if weight.device.type == "cpu"]  # elsewhere a copy has the same weights
+    sums = [weight.sum().float() for weight in weights if weight.device.type == "cpu"]
     return State(
-        tuple((id(part), type(part), _attributes(part)) for part in network.modules()),
-        tuple(weight.data_ptr() for weight in weights),
-        torch.stack([total.float() for total in own]) if own else torch.empty(0),
+        [(id(module), type(module), _attributes(module)) for module in network.modules()],
+        [weight.data_ptr() for weight in weights],
+        torch.stack(sums) if sums else torch.empty(0),
         network.config,
     )
 
 
-def _attributes(part: nn.Module) -> int:
-    hooks = len(part._forward_hooks), len(part._forward_pre_hooks)
-    return hash((*hooks, *(id(value) for value in vars(part).values())))
-
-
-def _same(one: State, other: State) -> bool:
-    return one[:2] == other[:2] and one.config is other.config and torch.equal(one.sums, other.sums)
+def _attributes(module: nn.Module) -> int:
+    return hash((len(module._forward_hooks), len(module._forward_pre_hooks), *map(id, vars(module).values())))

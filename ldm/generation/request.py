@@ -1,185 +1,312 @@
-"""What to draw."""
+"""A request for images: the only list of the options of a generation.
+
+The options of `ldm generate`, `ldm interpolate` and `ldm evaluate`, the keywords of `TextToImage.__call__` and the
+parameters that PNG files record derive from the fields of `Request`. This module imports no torch, so that `--help` is
+fast.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
-from ldm.conditioning.text.composition import Composed, Prompt
-from ldm.diffusion.grids import check_spacing, check_timesteps
-from ldm.diffusion.level import Grid
-from ldm.diffusion.samplers import make_sampler
+from ldm.conditioning.size_conditioning import SizeConditioning as SizeConditioning
 from ldm.errors import UserError
-from ldm.generation.quality import preset
+from ldm.generation.option import (
+    GUIDANCE,
+    IMAGE,
+    PROMPT,
+    option,
+    parse_dtype,
+    parse_interval,
+    parse_size,
+    parse_timesteps,
+    read_image,
+    read_map,
+)
+from ldm.generation.quality import PRESETS, check_quality
 
 if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from ldm.conditioning.text.composition import Prompt
     from ldm.generation.guides import ClassifierGuidance, ClipGuidance
 
-Subject = Prompt | int | None  # a prompt, a class, or nothing
-SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; `ldm.conditioning.text.prompt_weights` has that of the last two
+    Subject = Prompt | int | None  # a prompt, a class, or nothing for an unconditional model
+else:
+    Subject = Any
 
-
-class SizeConditioning(NamedTuple):
-    """Which part of another image the image seems to be (Podell et al. 2023, section 2.2); sizes in pixels."""
-
-    original: tuple[int, int] | None = None  # width and height of that other image; None: the image's own
-    corner: tuple[int, int] = (0, 0)  # left and top of the part
-    target: tuple[int, int] | None = None  # width and height of the part; None: the image's own
-
-    def sizes(self, size: tuple[int, int]) -> list[int]:
-        """What models are told, heights and tops first, for a picture of `size`, width and height."""
-        return [side for pair in (self.original or size, self.corner, self.target or size) for side in pair[::-1]]
+SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; see `ldm.conditioning.text.prompt_weights`
+STRENGTH = 0.8  # default share of the steps that are run from an image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw: `num_images` images of each prompt or class; raises UserError for values that mean nothing.
+    """Options of a generation: `num_images` images for each prompt or class, with seeds `seed`, `seed + 1`, ...
 
-    The images have the seeds `seed`, `seed + 1`, ... in order. An image depends on its prompt and its seed, not on
-    what is drawn beside it.
+    An image depends on its prompt and its seed, not on the batch that it is generated in.
+
+    Raises:
+        UserError: for invalid values and combinations.
     """
 
-    prompts: tuple[Prompt, ...] = ()
-    negative_prompt: str = ""
-    prompt_syntax: str = "plain"  # weighted: `(word:1.3)` multiplies tokens; a1111: and a window keeps its mean
-    long_prompts: bool = False  # read in as many windows of the text encoder as they need, instead of cut to one
-    classes: tuple[int | str, ...] = ()  # numbers or names, instead of prompts, or what a classifier leads to
-    negative_class: int | str | None = None  # what to guide away from there; None: its empty class, if it has one
-    size_conditioning: SizeConditioning | None = (
-        None  # for a model that was told sizes and crops; None: the whole image
+    prompts: tuple[Prompt, ...] = option((), "Text of the images.", record="")
+    classes: tuple[int | str, ...] = option(
+        (),
+        "Class to generate, by number or name; repeatable.",
+        list[str],
+        flag="--class",
+        group=PROMPT,
+        parse=tuple,
+        record="",
     )
-    guidance_scale: float | None = None  # 1: off; None: 3 where there is something to guide away from
-    guidance_rescale: float = 0.0  # 0: off (Lin et al. 2024, section 3.4)
-    quality: str = "exact"  # what else is chosen for the options that leave it so; see `ldm.generation.quality`
-    num_inference_steps: int | None = None  # None: the quality's
-    spacing: str | None = None  # of the levels that are visited; None: the model's own
-    timesteps: tuple[float, ...] | None = None  # these levels, falling, instead of a number and a spacing
-    num_images: int = 1
-    seed: int = 0
-    sampler: str | None = None  # None: the quality's, or ddim with an eta
-    eta: float | None = None  # for ddim alone; None: that of the sampler
-    deepcache: int | None = None  # of so many steps one computes the U-Net's deep features; 1: all; None: the quality's
-    dtype: torch.dtype | None = None  # U-Net and decoder compute in it; None: that of their weights, or the quality's
-    size: tuple[int, int] | None = None  # width, height in pixels; None: the image's, or what the model was trained on
-    image: Image.Image | None = None  # to start from, noised to `strength`, instead of from noise alone
-    reference: Image.Image | None = None  # to vary, for a model that was made for it; None there: the image
-    strength: float | None = None  # share of the steps taken from there; None: 0.8, or 1 with a mask
-    mask: Image.Image | None = None  # white where the image is to be drawn anew, black where it stays
-    layout: Image.Image | None = None  # classes of the pixels, for a model of such maps
-    guidance_interval: tuple[float, float] | None = None  # sigma / alpha between which to guide; None: the quality's
-    threshold: float | None = None  # share of the numbers of x0 that are not cut (Saharia et al. 2022); None: off
-    threshold_range: float | None = None  # what x0 is brought within; None: that of usual latents
-    classifier: ClassifierGuidance | None = None
-    clip: ClipGuidance | None = None
-    batch_size: int | None = None  # images drawn at a time; None: as many as memory is thought to hold
+    negative_prompt: str = option("", "Text to guide away from.", str, flag="--negative", group=PROMPT)
+    negative_class: int | str | None = option(
+        None, "Class to guide away from.", str, group=PROMPT, shown="the model's empty class"
+    )
+    prompt_syntax: str = option(
+        "plain",
+        "plain; weighted: (word:1.3) multiplies the word's embedding by 1.3; a1111: weighted with the mean kept.",
+        str,
+        group=PROMPT,
+    )
+    long_prompts: bool = option(
+        False,
+        "Encode prompts longer than the text encoder's limit in several windows instead of cutting them.",
+        bool,
+        group=PROMPT,
+    )
+    size_conditioning: SizeConditioning | None = option(None, "SDXL size and crop conditioning; None: the whole image.")
+    guidance_scale: float | None = option(
+        None,
+        "Classifier-free guidance scale; 1 is off.",
+        float,
+        flag="--cfg",
+        group=GUIDANCE,
+        shown="3; 1 for unconditional models",
+    )
+    guidance_rescale: float = option(
+        0.0,
+        "Share of the contrast added by guidance to remove, 0 to 1 (Lin et al. 2024).",
+        float,
+        flag="--cfg-rescale",
+        group=GUIDANCE,
+        shown="0, off",
+    )
+    guidance_interval: tuple[float, float] | None = option(
+        None,
+        "Guide only at noise levels with LOW < sigma / alpha <= HIGH.",
+        str,
+        flag="--cfg-interval",
+        group=GUIDANCE,
+        metavar="LOW:HIGH",
+        parse=parse_interval,
+        shown="all levels",
+    )
+    threshold: float | None = option(
+        None,
+        "Dynamic thresholding: share of latents that are not clipped, such as 0.995 (Saharia et al. 2022).",
+        float,
+        group=GUIDANCE,
+    )
+    threshold_range: float | None = option(
+        None, "Magnitude to which --threshold scales latents.", float, group=GUIDANCE, shown="3, pixels 1"
+    )
+    classifier: ClassifierGuidance | None = option(None, "Classifier guidance.", record="")
+    clip: ClipGuidance | None = option(None, "CLIP guidance.", record="")
+    quality: str = option(
+        "exact",
+        "Preset for options that are not given. exact: 30 steps of ddim; fast: 15 steps of unipc, in bfloat16 "
+        "where that is fast; draft: 10. FID of the built-in model (240 images, features of EfficientNet-Lite0): 149.4, "
+        "148.8, 149.4. See docs/presets.md.",
+        str,
+    )
+    num_inference_steps: int | None = option(
+        None, "Sampling steps.", int, flag="--steps", shown="30; fast 15, draft 10", record="steps"
+    )
+    sampler: str | None = option(
+        None,
+        "ddim, ddpm, ddpm-large, euler, euler-ancestral, heun, plms, dpmpp-2m, dpmpp-2m-sde, unipc or lcm.",
+        str,
+        shown="ddim; fast and draft: unipc",
+    )
+    eta: float | None = option(
+        None, "Share of fresh noise in a step, 0 to 1, for sampler ddim.", float, shown="the sampler's, 0 for ddim"
+    )
+    spacing: str | None = option(
+        None, "leading, trailing, linspace, fractional, karras or exponential.", str, shown="the model's"
+    )
+    timesteps: tuple[float, ...] | None = option(
+        None,
+        "Timesteps to sample at, such as 999,749,499,249, instead of --steps.",
+        str,
+        metavar="T,T,...",
+        parse=parse_timesteps,
+        shown="by --steps and --spacing",
+    )
+    deepcache: int = option(
+        1, "DeepCache: compute the U-Net's deep features at every N-th step only.", int, metavar="N", shown="1, off"
+    )
+    seed: int = option(0, "Seed of the first image; the next images have the next seeds.", int, record="")
+    num_images: int = option(1, "Images for each prompt.", int, flag="--num", minimum=1, record="")
+    batch_size: int | None = option(None, "Images per batch.", int, shown="as many as fit the memory", record="")
+    dtype: torch.dtype | None = option(
+        None,
+        "float32, bfloat16 or float16, for the U-Net and the decoder.",
+        str,
+        parse=parse_dtype,
+        shown="float32; fast and draft: see --quality",
+    )
+    size: tuple[int, int] | None = option(
+        None,
+        "Width and height in pixels.",
+        str,
+        group=IMAGE,
+        metavar="WxH",
+        parse=parse_size,
+        shown="the input image's, or the model's",
+        record="",
+    )
+    image: Image.Image | None = option(
+        None,
+        "Image to start from, to inpaint, to vary or to upscale.",
+        Path,
+        group=IMAGE,
+        metavar="FILE",
+        parse=read_image,
+    )
+    reference: Image.Image | None = option(None, "Image to vary; None: `image`, for models of image variations.")
+    strength: float | None = option(
+        None,
+        "Share of the steps to run from --image, 0 to 1.",
+        float,
+        group=IMAGE,
+        shown=f"{STRENGTH}; 1 with --mask",
+    )
+    mask: Image.Image | None = option(
+        None,
+        "White where to regenerate --image, black where to keep it.",
+        Path,
+        group=IMAGE,
+        metavar="FILE",
+        parse=read_image,
+    )
+    layout: Image.Image | None = option(
+        None,
+        "Segmentation map: a PNG of class numbers, in grey or with a palette.",
+        Path,
+        group=IMAGE,
+        metavar="FILE",
+        parse=read_map,
+    )
 
     def __post_init__(self) -> None:
-        preset(self.quality)
-        make_sampler(self.sampler or "ddim", self.eta)
-        self._check_levels()
+        check_quality(self.quality)
+        self._check_counts()
+        self._check_sampling()
+        self._check_guidance()
+        self._check_image()
+
+    def _check_counts(self) -> None:
         if self.prompts and self.classes and self.classifier is None:
-            raise UserError("give prompts or classes, not both")
+            raise UserError("prompts and classes are given: leave one of them out, or add a classifier")
         if self.prompt_syntax not in SYNTAXES:
-            raise UserError(f"no prompt syntax {self.prompt_syntax!r}: it is one of {', '.join(SYNTAXES)}")
+            raise UserError(f"no prompt syntax {self.prompt_syntax!r}: choose one of {', '.join(SYNTAXES)}")
         for name in ("num_inference_steps", "num_images", "batch_size", "deepcache"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if not 0 <= self.seed <= 2**63 - len(self.subjects) * self.num_images:
             raise UserError(f"seed {self.seed} is not between 0 and 2^63 - 1")
-        self._check_guidance()
-        self._check_image()
 
-    def _check_guidance(self) -> None:
-        composed = any(isinstance(prompt, Composed) for prompt in self.prompts)
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise UserError(f"guidance scale {self.guidance_scale} is not a number to multiply by")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
-        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
-            low, high = self.guidance_interval
-            raise UserError(f"guidance interval {low:g} to {high:g}: give two rising values of sigma / alpha from 0 on")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise UserError(f"threshold {self.threshold:g} is not above 0 and up to 1: usual is 0.995")
-        if self.threshold_range is not None and self.threshold is None:
-            raise UserError("a threshold range says what the threshold brings images within: give a threshold")
-        if self.threshold_range is not None and not 0 < self.threshold_range < math.inf:
-            raise UserError(f"threshold range {self.threshold_range:g} is not above 0")
-        if self.clip is not None and self.deepcache not in (None, 1):
-            raise UserError(
-                f"CLIP guidance needs the gradient of the whole U-Net: deepcache is 1, not {self.deepcache}"
-            )
-        besides = self.classifier is not None or self.clip is not None
-        for name, asked in (
-            ("negative class", self.negative_class is not None),
-            ("negative prompt", bool(self.negative_prompt) and not composed),
-            ("guidance interval", self.guidance_interval is not None and not besides),
-            ("guidance rescale", self.guidance_rescale > 0),
-        ):
-            if asked and self.guidance_scale == 1:
-                raise UserError(f"a {name} needs guidance: give a guidance scale other than 1, which is off")
+    def _check_sampling(self) -> None:
+        from ldm.diffusion.grids import check_spacing, check_timesteps
+        from ldm.diffusion.samplers import make_sampler
 
-    def _check_image(self) -> None:
-        if self.image is not None and self.layout is not None and self.layout.size != self.image.size:
-            (width, height), (given_width, given_height) = self.image.size, self.layout.size
-            raise UserError(
-                f"the layout is {given_width}x{given_height}, the image {width}x{height}: they must be equal"
-            )
-        if self.image is None and (self.strength is not None or self.mask is not None):
-            raise UserError("strength and mask say what is to be done with an image: give one")
-        if self.strength is not None and not 0 < self.strength <= 1:
-            raise UserError(f"strength {self.strength:g} is not above 0 (the image as it is) and up to 1 (all noise)")
-        if self.image is not None and self.mask is not None and self.mask.size != self.image.size:
-            (width, height), (given_width, given_height) = self.image.size, self.mask.size
-            raise UserError(f"the mask is {given_width}x{given_height}, the image {width}x{height}: they must be equal")
-
-    def _check_levels(self) -> None:
+        make_sampler(self.sampler or "ddim", self.eta)
         check_spacing(self.spacing)
         if self.timesteps is None:
             return
         check_timesteps(self.timesteps)
         if self.spacing is not None:
-            raise UserError(f"spacing {self.spacing} says nothing where timesteps are given: leave one of them out")
+            raise UserError(f"spacing {self.spacing} and timesteps are given: leave one of them out")
         if self.num_inference_steps not in (None, len(self.timesteps)):
             raise UserError(f"{self.num_inference_steps} steps, but {len(self.timesteps)} timesteps: leave one out")
 
-    @property
-    def steps(self) -> int:
-        """How many levels a whole grid has: those that are given, their number, or the quality's."""
-        return len(self.timesteps or ()) or self.num_inference_steps or preset(self.quality).num_inference_steps
+    def _check_guidance(self) -> None:
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance scale {self.guidance_scale} is not a finite number")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise UserError(f"guidance interval {low:g} to {high:g}: give two increasing values of sigma / alpha >= 0")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UserError(f"threshold {self.threshold:g} is not above 0 and at most 1: a usual value is 0.995")
+        if self.threshold_range is not None and self.threshold is None:
+            raise UserError(f"threshold range {self.threshold_range:g} needs a threshold: give one")
+        if self.threshold_range is not None and not 0 < self.threshold_range < math.inf:
+            raise UserError(f"threshold range {self.threshold_range:g} is not above 0 and finite")
+        if self.clip is not None and self.deepcache != 1:
+            raise UserError(f"deepcache is {self.deepcache}: with CLIP guidance, which needs gradients, it must be 1")
+        if self.guidance_scale == 1:
+            self._check_unguided()
 
-    @property
-    def given_strength(self) -> float:
-        """How much of an image is drawn anew: where a mask says which part, all of that part unless told otherwise."""
-        if self.strength is not None:
-            return self.strength
-        return 0.8 if self.mask is None else 1.0
+    def _check_unguided(self) -> None:
+        composed = any(not isinstance(prompt, str) for prompt in self.prompts)
+        for name, given in (
+            ("negative class", self.negative_class is not None),
+            ("negative prompt", bool(self.negative_prompt) and not composed),
+            ("guidance interval", self.guidance_interval is not None and not self.needs_gradients),
+            ("guidance rescale", self.guidance_rescale > 0),
+        ):
+            if given:
+                raise UserError(f"a {name} needs guidance: give a guidance scale other than 1, which is off")
 
-    def taken(self, grid: Grid) -> Grid:
-        """The steps of a grid that are taken: the last ones, by `strength`, from an image, else all of them.
+    def _check_image(self) -> None:
+        if self.image is None and (self.strength is not None or self.mask is not None):
+            raise UserError("strength and mask need an image: give one")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise UserError(f"strength {self.strength:g} is not above 0 (the image itself) and at most 1 (pure noise)")
+        for name, other in (("layout", self.layout), ("mask", self.mask)):
+            if self.image is not None and other is not None and other.size != self.image.size:
+                (width, height), (other_width, other_height) = self.image.size, other.size
+                raise UserError(
+                    f"the {name} is {other_width}x{other_height}, the image {width}x{height}: they must be equal"
+                )
 
-        Raises UserError when that is none.
+    def complete(self, bfloat16: torch.dtype | None) -> Request:
+        """Fill in the options that the quality preset, an image or the sampler decide.
+
+        `bfloat16` is that dtype where the device is fast in it. Given options exclude what contradicts them: an eta
+        all samplers but ddim, CLIP guidance, which needs gradients, bfloat16.
         """
-        if self.image is None:
-            return grid
-        steps = min(int(len(grid) * self.given_strength), len(grid))  # as diffusers counts them
-        if steps < 1:
-            raise UserError(f"strength {self.given_strength:g} leaves nothing of {len(grid)} steps: raise either")
-        return grid.last(steps)
+        from ldm.diffusion.samplers import sampler_eta
+
+        preset = PRESETS[self.quality]
+        sampler = self.sampler or (preset.sampler if self.eta is None else "ddim")
+        strength = self.strength if self.image is None else self.strength or (STRENGTH if self.mask is None else 1.0)
+        return replace(
+            self,
+            num_inference_steps=len(self.timesteps or ()) or self.num_inference_steps or preset.num_inference_steps,
+            sampler=sampler,
+            eta=sampler_eta(sampler) if self.eta is None else self.eta,
+            strength=strength,
+            dtype=self.dtype or (bfloat16 if preset.half and self.clip is None else None),
+        )
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether guidance needs gradients while sampling."""
+        return self.classifier is not None or self.clip is not None
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        """What is drawn: the prompts, the classes, or the one that has no name."""
+        """The prompts, the classes, or one None for an unconditional model."""
         return self.prompts or self.classes or (None,)
-
-    def labels(self, subjects: Sequence[Subject]) -> list[int]:
-        """The class that a classifier leads each of these to: itself, or the one that goes with all prompts."""
-        return [subject if isinstance(subject, int) else int(self.classes[0]) for subject in subjects]
 
     @property
     def images(self) -> list[tuple[Subject, int]]:

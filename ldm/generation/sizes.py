@@ -1,4 +1,4 @@
-"""How large images and their latents are."""
+"""Sizes of images and of their latents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldm.generation.request import Request
 
 
 def image_size(parts: Parts, request: Request) -> tuple[int, int]:
-    """Width and height in pixels of the images of a request; those of an image are cut to what can be drawn."""
+    """Return width and height in pixels of a request's images; an input image is cropped to a supported size."""
     if request.size is not None:
         return request.size
     factor = parts.autoencoder.config.downsampling_factor
@@ -21,13 +21,19 @@ def image_size(parts: Parts, request: Request) -> tuple[int, int]:
     multiple, scale = factor * parts.unet.config.multiple, factor if enlarges(parts) else 1
     width, height = (side * scale // multiple * multiple for side in given.size)
     if not width or not height:
-        least = multiple // scale
-        raise UserError(f"the image is smaller than {least} pixels, the least that this model can take")
+        raise UserError(
+            f"the image is {given.width}x{given.height} pixels: this model needs at least {multiple // scale} "
+            "in width and height"
+        )
     return width, height
 
 
 def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) -> tuple[int, int, int]:
-    """(C, h, w) of one image's latents; UserError for a size that the networks cannot halve as they do."""
+    """Return (C, h, w) of one image's latents, which given `latents` (images, C, h, w) decide.
+
+    Raises:
+        UserError: for a size that the networks cannot halve as often as they do, and latents of another shape.
+    """
     channels, factor = parts.autoencoder.config.latent_channels, parts.autoencoder.config.downsampling_factor
     width, height = image_size(parts, request)
     if latents is not None:
@@ -45,5 +51,5 @@ def latent_shape(parts: Parts, request: Request, latents: Tensor | None = None) 
 
 
 def enlarges(parts: Parts) -> bool:
-    """Whether the model draws from a small image a larger one."""
+    """Whether the model upscales an image."""
     return parts.spatial is not None and parts.spatial.config.kind == "low_resolution"

@@ -11,8 +11,8 @@ from typing import Any
 from ldm.data.scenes import ScenesConfig, ScenesDataset
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.features import OFFLINE
-from ldm.evaluation.plan import IN_FEATURES, Plan, Sampling
-from ldm.generation import TextToImage
+from ldm.evaluation.plan import IN_FEATURES, Plan
+from ldm.generation import Request, TextToImage
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 STEPS = (5, 10, 20, 30, 50)
@@ -100,7 +100,7 @@ def measure(cell: Cell, pipe: TextToImage, concepts: int | None, size: int, batc
     plan = Plan(
         metrics=cell.metrics,
         samples=cell.samples,
-        sampling=Sampling(
+        sampling=Request(
             guidance_scale=cell.guidance, num_inference_steps=cell.steps, sampler=cell.sampler, seed=cell.seed
         ),
         features=OFFLINE if set(cell.metrics) & set(IN_FEATURES) else None,

@@ -85,7 +85,7 @@ def test_the_rows_of_a_column_take_equally_many_network_calls(
     for row, way in script.STUDIES["few"].rows.items():
         cell = script.Cell("few", "tiny", "float32", 1, 4, None, 6, row, 0)
         calls.clear()
-        list(pipe.draw(cell.request(["a dog"], 1, zero_signal)))
+        list(pipe.generate(pipe.resolve(cell.request(["a dog"], 1, zero_signal))))
         assert len(calls) == (5 if way.sampler == "heun" and not zero_signal else 6), row
 
 

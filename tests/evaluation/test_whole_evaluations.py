@@ -12,11 +12,11 @@ from tiny_pipelines import bert, of_classes, unconditional, vq
 from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import evaluate, image_side
-from ldm.evaluation.plan import Plan, Sampling
+from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
-from ldm.generation import TextToImage
+from ldm.generation import Request, TextToImage
 
-FEW_STEPS = Sampling(num_inference_steps=2, seed=5)
+FEW_STEPS = Request(num_inference_steps=2, seed=5)
 
 
 def plan(*metrics: str, **options: object) -> Plan:

@@ -133,13 +133,13 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
         assert not np.array_equal(plain, draw(pipe, prompt="a red dog", size_conditioning=size_conditioning)[0])
     first, second = pipe.parts.texts
     request = Request(prompts=("a red dog",))
-    condition = pipe.condition(["a red dog"], request)
+    condition = pipe.encode_cond_and_uncond(["a red dog"], pipe.resolve(request))[0]
     for encoder, _ in (first, second):
         weight = next(encoder.parameters())
         before = weight.detach().clone()
         with torch.no_grad():
             weight.zero_()
-        changed = pipe.condition(["a red dog"], request)
+        changed = pipe.encode_cond_and_uncond(["a red dog"], pipe.resolve(request))[0]
         with torch.no_grad():
             weight.copy_(before)
         assert condition.context is not None
@@ -154,7 +154,7 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
     [
         ("classes", {}, r"no class to draw: .*from 0 to 4"),
         ("classes", {"prompt": "a dog"}, "draws classes, it knows no prompts"),
-        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts or classes, not both"),
+        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts and classes are given"),
         ("classes", {"classes": 1, "negative_prompt": "a dog", "negative_class": 0}, "it knows no prompts"),
         ("classes", {"classes": 5}, "class 5: this model has classes 0 to 4"),
         ("classes", {"classes": [1, -1]}, "class -1"),
@@ -207,7 +207,7 @@ def test_every_network_moves(pipes: Callable[[str], TextToImage]) -> None:
 def test_the_command_draws_classes_and_what_has_no_name(pipes: Callable[[str], TextToImage], tmp_path: Path) -> None:
     pipes("classes").save_pretrained(tmp_path / "classes")
     pipes("unconditional").save_pretrained(tmp_path / "nothing")
-    options: dict[str, Any] = {"steps": 3, "device": "cpu", "seed": 4}
+    options: dict[str, Any] = {"num_inference_steps": 3, "device": "cpu", "seed": 4}
     generate(model=str(tmp_path / "classes"), classes=[0, 3], negative_class=4, out=tmp_path / "a", **options)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["class-0-0.png", "class-3-1.png"]
     expected = draw(pipes("classes"), classes=[0, 3], negative_class=4, seed=4)
@@ -215,7 +215,7 @@ def test_the_command_draws_classes_and_what_has_no_name(pipes: Callable[[str], T
         assert np.abs(np.asarray(Image.open(path)).astype(int) - other).max() <= 1
     facts = json.loads(Image.open(tmp_path / "a" / "class-0-0.png").text["parameters"])  # type: ignore[attr-defined]
     assert (facts["class"], facts["negative_class"], facts["guidance_scale"], facts["seed"]) == (0, 4, 3.0, 4)
-    generate(model=str(tmp_path / "nothing"), num=2, out=tmp_path / "b", **options)
+    generate(model=str(tmp_path / "nothing"), num_images=2, out=tmp_path / "b", **options)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["image-0.png", "image-1.png"]
     with pytest.raises(UserError, match="unconditional"):
         generate(["a dog"], model=str(tmp_path / "nothing"), out=tmp_path / "b", **options)

@@ -90,13 +90,13 @@ def test_a_compiled_pipeline_draws_the_same_images(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda_graphs, "record_on_gpu", tape.record)
     monkeypatch.setattr(cuda_graphs, "require_gpu", lambda device: None)
     pipe = TextToImage(parts, compiled=True)
-    blocks = [block for block in pipe.unet.modules() if isinstance(block, ResNetBlock)]
+    blocks = [block for block in pipe.prepared_unet.get(parts.unet).modules() if isinstance(block, ResNetBlock)]
     assert all("shifted" in vars(block) for block in blocks)
     for one, other in zip(drawn(pipe), drawn(TextToImage(parts, prepare=False)), strict=True):
         np.testing.assert_allclose(one, other, atol=1)
     assert (tape.recordings, tape.replays) == (1, 6)
     assert not any("shifted" in vars(block) for block in parts.unet.modules())
-    copied = networks.prepare_for_sampling(pipe.unet)  # which computes by itself
+    copied = networks.prepare_for_sampling(pipe.prepared_unet.get(parts.unet))  # which computes by itself
     assert not any("shifted" in vars(block) or block._compiled_call_impl for block in copied.modules())
 
 
@@ -111,7 +111,7 @@ def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_images() -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU is taken where there is no CUDA device")
 def test_elsewhere_than_on_a_gpu_compiling_is_refused() -> None:
-    with pytest.raises(UserError, match="compiling is for GPUs: on cpu"):
+    with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):
         TextToImage.from_pretrained(compiled=True)
-    with pytest.raises(UserError, match="compiling is for GPUs: on cpu"):  # a graph would never be computed anew
+    with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):  # a graph would never be computed anew
         drawn(TextToImage(tiny.bert(), compiled=True))

@@ -65,7 +65,7 @@ def test_a_direction_is_found_for_models_that_know_no_prompts() -> None:
         pipe = TextToImage(make())
         found = find(pipe, scenes(1, 0), scenes(1, 1), InversionSettings(0.5, 4))
         assert len(moved(pipe, scenes(1, 0)[0], found, [1.0])) == 1
-        with pytest.raises(UserError, match="knows no prompts"):
+        with pytest.raises(UserError, match="takes no prompts"):
             find(pipe, scenes(1, 0), scenes(1, 1), WAY)
 
 
@@ -74,14 +74,14 @@ def test_a_file_keeps_the_direction_and_its_way(pipe: TextToImage, tmp_path: Pat
     found.save(tmp_path / "d.safetensors")
     back = Direction.load(tmp_path / "d.safetensors")
     assert torch.equal(back.latents, found.latents)
-    assert back.way == WAY
+    assert back.settings == WAY
     pipe.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="holds no direction"):
+    with pytest.raises(UserError, match="contains no direction"):
         Direction.load(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     wide = Direction(torch.zeros(4, 8, 8), WAY)
-    with pytest.raises(UserError, match=r"found in latents \(4, 8, 8\), this model's are \(4, 16, 16\)"):
+    with pytest.raises(UserError, match=r"has latents \(4, 8, 8\), this model \(4, 16, 16\)"):
         moved(pipe, scenes(1, 0)[0], wide, [1.0])
-    with pytest.raises(UserError, match="one of them has none"):
+    with pytest.raises(UserError, match="groups of 0 and 1 images"):
         find(pipe, [], scenes(1, 0), WAY)
 
 
@@ -95,7 +95,7 @@ def test_the_command_finds_and_applies(here: Command, pipe: TextToImage, tmp_pat
     words = ("--strength", 0.5, "--steps", 8, "--prompt", "a dog", "--out", tmp_path / "d.safetensors")
     here("direction", "find", tmp_path / "a", tmp_path / "b", *words, *model)
     found = Direction.load(tmp_path / "d.safetensors")
-    assert found.way == WAY
+    assert found.settings == WAY
     torch.testing.assert_close(found.latents, find(pipe, scenes(2, 0), scenes(2, 1), WAY).latents, rtol=1e-3, atol=1e-3)
     images, sheet = (tmp_path / "a" / "0.png", tmp_path / "b" / "1.png"), tmp_path / "x.png"
     amounts = ("--amount", 0, "--amount", 1, "--out", sheet)
@@ -106,7 +106,7 @@ def test_the_command_finds_and_applies(here: Command, pipe: TextToImage, tmp_pat
     here("direction", "apply", tmp_path / "d.safetensors", images[1], "--out", alone, *model)
     assert Image.open(alone).tobytes() == Image.open(sheet).crop((68, 34, 100, 66)).tobytes()
     (tmp_path / "empty").mkdir()
-    for bad, message in (("empty", "holds no images"), ("none", "is no folder")):
+    for bad, message in (("empty", "contains no images"), ("none", "no folder")):
         done = here("direction", "find", tmp_path / bad, tmp_path / "b", check=False)
         assert done.returncode == 2
         assert message in done.stderr

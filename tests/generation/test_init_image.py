@@ -84,7 +84,7 @@ def test_what_the_mask_keeps_is_kept_by_every_sampler(
     assert np.array_equal(drawn[stays], np.asarray(image)[stays])
     assert np.abs(drawn[~stays] - np.asarray(image)[~stays]).mean() > 5
     given = InitImage(image, mask, (24, 16), False, pipe.parts.autoencoder, pipe.device)
-    kept = (given.redrawn == 0).expand_as(given.latents)
+    kept = (given.regenerated == 0).expand_as(given.latents)
     assert kept.float().mean() == pytest.approx(4 / 12)  # latents of 8 columns of the 9 that stay
     torch.testing.assert_close(seen[0][kept], given.latents[kept], rtol=1e-4, atol=1e-4)
 
@@ -119,9 +119,9 @@ def test_a_size_scales_the_image_and_none_only_cuts_it() -> None:
     [
         ({"strength": 0.5}, "give one"),
         ({"image": True, "strength": 0.0}, "not above 0"),
-        ({"image": True, "strength": 0.01}, "leaves nothing"),
+        ({"image": True, "strength": 0.01}, "less than one step"),
         ({"image": True, "mask": Image.new("L", (8, 8))}, "must be equal"),
-        ({"guidance_interval": (2.0, 1.0)}, "two rising values"),
+        ({"guidance_interval": (2.0, 1.0)}, "two increasing values"),
         ({"guidance_interval": (1.0, 2.0), "guidance_scale": 1}, "needs guidance"),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.
     assert np.array_equal(np.asarray(made), expected)
     assert not np.array_equal(np.asarray(made), np.asarray(whole))
     request = Request(prompts=("a",), image=image.resize((4 * side, 2 * side)), size=(4 * side, 2 * side))
-    given, pixels = tiled._given(request), torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None]
+    given, pixels = tiled._init_image(request), torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None]
     assert torch.equal(given.latents, encode_tiled(vae, pixels / 127.5 - 1, Tiling(16, 4)).mode())
     with pytest.raises(UserError, match=f"tile is {side + 1}"):
         TextToImage(pipe.parts, tile=side + 1)

@@ -73,9 +73,9 @@ def test_what_does_not_go_together_is_refused(pipe: TextToImage) -> None:
     assert kind_of("a dog", "a cat", None) == "prompts"
     with pytest.raises(UserError, match="two images"):
         kind_of("a.png", "a dog", None)
-    with pytest.raises(UserError, match="need no third"):
+    with pytest.raises(UserError, match="leave it out for two prompts"):
         kind_of("a dog", "a cat", "a cow")
-    with pytest.raises(UserError, match="at least its two ends"):
+    with pytest.raises(UserError, match="it must be at least 2"):
         between_prompts(pipe, "a", "b", 1, request())
 
 

@@ -229,5 +229,5 @@ def test_ways_to_read_prompts_are_refused_where_there_are_none() -> None:
             TextToImage(tiny.of_classes())(classes=1, **options)
         with pytest.raises(UserError, match="are for models of text"):
             TextToImage(tiny.unconditional())(**options)
-    with pytest.raises(UserError, match="no prompt syntax 'compel': it is one of plain, weighted, a1111"):
+    with pytest.raises(UserError, match="no prompt syntax 'compel': choose one of plain, weighted, a1111"):
         Request(prompt_syntax="compel")

@@ -92,9 +92,9 @@ def test_reuse_goes_with_an_image_a_mask_and_what_lies_beside_the_latents(pipe: 
 def test_a_quality_is_what_it_says_for_options_that_are_not_given(pipe: TextToImage, quality: str) -> None:
     chosen = PRESETS[quality]
     resolved = pipe.resolve(Request(prompts=(DOG,), quality=quality))
-    assert resolved.num_inference_steps == resolved.steps == len(pipe.grid(resolved)) == chosen.num_inference_steps
-    assert (resolved.sampler, resolved.deepcache) == (chosen.sampler, chosen.deepcache)
-    assert resolved.guidance_interval == chosen.guidance_interval
+    assert resolved.num_inference_steps == len(pipe.grid(resolved)) == chosen.num_inference_steps
+    assert (resolved.sampler, resolved.deepcache) == (chosen.sampler, 1)
+    assert resolved.guidance_interval is None
     assert resolved.dtype == (FAST_TYPE if chosen.half else None)
     assert pipe.resolve(resolved) == resolved
 
@@ -116,7 +116,7 @@ def test_options_that_are_given_override_a_quality(pipe: TextToImage) -> None:
 
 def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> None:
     resolved = pipe.resolve(Request(prompts=(DOG,), quality="draft", timesteps=(999, 500), eta=0.5))
-    assert (resolved.steps, resolved.sampler, resolved.eta) == (2, "ddim", 0.5)
+    assert (resolved.num_inference_steps, resolved.sampler, resolved.eta) == (2, "ddim", 0.5)
     assert pipe.resolve(Request(prompts=(DOG,), quality="draft", guidance_scale=1.0)).guidance_interval is None
     unconditional = TextToImage(tiny.unconditional("kl"))
     assert unconditional.resolve(Request(quality="draft")).guidance_interval is None
@@ -124,12 +124,12 @@ def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> 
 
 def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_changed() -> None:
     unet, ready = random_parts().unet, PreparedCache[UNet]()
-    half = ready.of(unet, torch.bfloat16)
-    assert (half.dtype, unet.dtype, ready.of(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    assert ready.of(unet, torch.bfloat16) is half
+    half = ready.get(unet, torch.bfloat16)
+    assert (half.dtype, unet.dtype, ready.get(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert ready.get(unet, torch.bfloat16) is half
     with torch.no_grad():
         unet.conv_in.bias += 1
-    again = ready.of(unet, torch.bfloat16)
+    again = ready.get(unet, torch.bfloat16)
     assert again is not half
     assert torch.equal(again.conv_in.bias, unet.conv_in.bias.bfloat16())
 
@@ -146,11 +146,11 @@ def test_bfloat16_changes_a_image_little(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quality": "best"}, "no quality 'best': it is one of exact, fast, draft"),
+        ({"quality": "best"}, "no quality 'best': choose one of exact, fast, draft"),
         ({"deepcache": 0}, "deepcache is 0: it must be at least 1"),
         (
             {"deepcache": 2, "clip": object()},
-            "CLIP guidance needs the gradient of the whole U-Net: deepcache is 1, not 2",
+            "deepcache is 2: with CLIP guidance, which needs gradients, it must be 1",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) ->
 
 def test_a_png_tells_what_its_quality_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
     monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options, **more: pipe)
-    generate([DOG], quality="draft", steps=3, deepcache=2, dtype="float32", out=tmp_path / "x.png")
+    generate([DOG], quality="draft", num_inference_steps=3, deepcache=2, dtype="float32", out=tmp_path / "x.png")
     told = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
     expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "deepcache": 2, "dtype": "float32"}
     assert {name: told[name] for name in expected} == expected

@@ -146,7 +146,7 @@ def test_progress_is_told_of_every_step_of_every_batch(pipe: TextToImage) -> Non
 def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
     told: list[int] = []
     request = Request(prompts=("a red dog",), num_images=2, batch_size=1, num_inference_steps=4)
-    images = pipe.draw(request, progress=lambda done, total: told.append(done))
+    images = pipe.generate(pipe.resolve(request), progress=lambda done, total: told.append(done))
     next(images)
     assert told == [1, 2, 3, 4]
 
@@ -177,7 +177,7 @@ def test_networks_in_bfloat16_draw_nearly_the_same_image(pipe: TextToImage) -> N
         ({"timesteps": (500, -1)}, "timesteps 500, -1: give at least one, in decreasing order"),
         ({"timesteps": (1000.0, 3.5), "num_inference_steps": 2}, "timestep 1000: the model was trained with 0 to 999"),
         ({"timesteps": (9, 8, 7)}, "4 steps, but 3 timesteps"),
-        ({"timesteps": (9, 8, 7, 6), "spacing": "karras"}, "spacing karras says nothing where timesteps are given"),
+        ({"timesteps": (9, 8, 7, 6), "spacing": "karras"}, "spacing karras and timesteps are given"),
         ({"guidance_scale": float("nan")}, "guidance scale nan"),
         ({"guidance_scale": float("inf")}, "guidance scale inf"),
         ({"guidance_scale": 1.0, "negative_prompt": "a cat"}, "a negative prompt needs guidance"),
@@ -220,7 +220,8 @@ def test_a_saved_pipeline_draws_the_same_images(pipe: TextToImage, saved: Path) 
 
 
 def test_the_command_writes_the_images_of_the_pipeline(pipe: TextToImage, saved: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num": 2, "seed": 4, "steps": 4, "cfg": 2.0, "negative": "two blue cats"}
+    options: dict[str, Any] = {"num_images": 2, "seed": 4, "num_inference_steps": 4, "guidance_scale": 2.0}
+    options |= {"negative_prompt": "two blue cats"}
     generate(CAPTIONS[:2], model=str(saved), size="24x16", device="cpu", out=tmp_path, **options)
     images = [Image.open(path) for path in sorted(tmp_path.iterdir(), key=lambda path: path.stem[-1])]
     expected = draw(
