@@ -22,6 +22,7 @@ from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.vq import VQConfig
 from ldm.models.unet.config import UNetConfig
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=3)
@@ -39,7 +40,7 @@ UNET = UNetConfig(
 MODELS = {
     "an autoencoder": Contents(autoencoder=AUTOENCODER),
     "an autoencoder of kind vq": Contents(
-        autoencoder=AUTOENCODER.model_copy(update={"kind": "vq", "codebook_size": 9})
+        autoencoder=VQConfig(**AUTOENCODER.model_dump() | {"kind": "vq", "codebook_size": 9})
     ),
     "a U-Net": Contents(unet=UNET),
     "an unconditional model": Contents(autoencoder=AUTOENCODER, unet=UNET, diffusion=DiffusionConfig()),
@@ -102,19 +103,19 @@ def test_a_pickle_is_made_safe_as_a_single_file(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "exists already": ("model.safetensors", "there", Conversion()),
-    "no folder": ("model.safetensors", "no/where", Conversion()),
+    "already exists": ("model.safetensors", "there", Conversion()),
+    "does not exist": ("model.safetensors", "no/where", Conversion()),
     "never as a pickle": ("model.safetensors", "out.ckpt", Conversion()),
     "--format zip": ("model.safetensors", "out", Conversion(format="zip")),
     "must end in .safetensors": ("model.safetensors", "out", Conversion(format="compvis")),
     "must not end in .safetensors": ("model.safetensors", "out.safetensors", Conversion(format="diffusers")),
-    "--original-config goes with": ("model.safetensors", "out", Conversion(original_config=True)),
+    "--original-config requires": ("model.safetensors", "out", Conversion(original_config=True)),
     "--tokenizer goes with a text encoder": ("model.safetensors", "out", Conversion(tokenizer="there")),
-    "--tokenizer goes with a folder": ("model.safetensors", "out.safetensors", Conversion(tokenizer="there")),
-    "--config goes with": ("there", "out.safetensors", Conversion(config="tiny")),
-    "--ema goes with": ("there", "out.safetensors", Conversion(ema=True)),
-    "no average": ("model.safetensors", "out", Conversion(ema=True)),
-    "is no file": ("missing.ckpt", "out", Conversion()),
+    "--tokenizer requires a folder": ("model.safetensors", "out.safetensors", Conversion(tokenizer="there")),
+    "--config requires": ("there", "out.safetensors", Conversion(config="tiny")),
+    "--ema requires": ("there", "out.safetensors", Conversion(ema=True)),
+    "no EMA": ("model.safetensors", "out", Conversion(ema=True)),
+    "is not a file": ("missing.ckpt", "out", Conversion()),
     "no model 'missing'": ("missing", "out.safetensors", Conversion()),
     "neither a pipeline nor": ("there", "out.safetensors", Conversion()),
     "no configuration 'missing'": ("model.safetensors", "out", Conversion(config="missing")),
@@ -137,7 +138,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_vocabulary_that_the_text_encoder_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_that_the_text_encoder_does_not_know_raises_an_error(tmp_path: Path) -> None:
     save_file(golden_weights("text-kl-bert"), tmp_path / "model.safetensors")
     save_tokenizer(clip_tokenizer("!"), tmp_path / "clip")
     words = " ".join(f"w{number}" for number in range(150))  # more pieces than the 128 of the encoder

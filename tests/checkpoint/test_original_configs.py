@@ -110,7 +110,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_what_cannot_be_followed_is_refused_by_its_name(path: str) -> None:
+def test_what_cannot_be_followed_raises_an_error_by_its_name(path: str) -> None:
     tree = golden_tree("class-vq")
     node = tree["model"]["params"]
     *parents, last = path.split(".")
@@ -126,12 +126,12 @@ def test_what_cannot_be_followed_is_refused_by_its_name(path: str) -> None:
 @pytest.mark.parametrize(
     "tree", [None, [], {}, {"model": None}, {"model": {"target": 3}}, {"model": {"target": "a.B"}}]
 )
-def test_what_is_no_configuration_is_refused(tree: Any) -> None:
+def test_what_is_no_configuration_raises_an_error(tree: Any) -> None:
     with pytest.raises(UserError, match="model"):
         contents_from_original(tree, "config.yaml")
 
 
-def test_sizes_of_text_encoders_that_the_original_has_no_name_for_are_refused() -> None:
+def test_sizes_of_text_encoders_that_the_original_has_no_name_for_raise_an_error() -> None:
     contents = Contents(
         autoencoder=AutoencoderConfig(),
         unet=UNetConfig(cross_attention_dim=64),

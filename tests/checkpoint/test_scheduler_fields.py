@@ -27,7 +27,9 @@ DDPM = {"_class_name": "DDPMScheduler", "clip_sample": False}
         ),
     ],
 )
-def test_what_diffusers_cannot_express_is_refused_by_name(config: DiffusionConfig, option: str) -> None:
+def test_an_option_that_diffusers_does_not_have_raises_an_error_that_names_it(
+    config: DiffusionConfig, option: str
+) -> None:
     with pytest.raises(UserError, match=f"{option}, which {scheduler_class(config)} of diffusers does not support"):
         scheduler_to_fields(config)
 
@@ -52,7 +54,7 @@ def test_what_diffusers_cannot_express_is_refused_by_name(config: DiffusionConfi
         (DDPM | {"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}, "beta_schedule"),
     ],
 )
-def test_what_we_do_not_have_is_refused_by_name(fields: dict[str, object], name: str) -> None:
+def test_what_we_do_not_have_raises_an_error_that_names_it(fields: dict[str, object], name: str) -> None:
     with pytest.raises(UserError, match=name):
         scheduler_from_fields(fields, WHERE)
 

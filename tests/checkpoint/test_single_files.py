@@ -111,12 +111,12 @@ class Shell:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_carries_code_is_refused_by_the_name_of_what_it_asks_for(
+def test_a_pickle_that_carries_code_raises_an_error_that_names_it(
     zipped: bool, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     content = {"state_dict": weights, "extra": Shell(tmp_path / "run")}
     torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
-    refuses(tmp_path / "model.ckpt", f"{os.system.__module__}.system", "nothing was run")
+    refuses(tmp_path / "model.ckpt", f"{os.system.__module__}.system", "no code was run")
     assert not (tmp_path / "run").exists()
 
 
@@ -124,20 +124,20 @@ def test_a_pickle_that_carries_code_is_refused_by_the_name_of_what_it_asks_for(
     "content",
     [b"", b"not a checkpoint at all", b"\x80\x04\x95", b"PK\x03\x04" + bytes(100), b"\x80\x02cos\nsystem\n(S'ls'\ntR."],
 )
-def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_raises_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(content)
     refuses(tmp_path / "model.ckpt", "model.ckpt")
 
 
-def test_a_checkpoint_that_was_cut_off_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_cut_off_raises_an_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "whole.ckpt")
     content = (tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "model.ckpt").write_bytes(content[: len(content) // 2])
-    refuses(tmp_path / "model.ckpt", "no whole checkpoint")
+    refuses(tmp_path / "model.ckpt", "not a complete PyTorch checkpoint")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"a": 1}}, {"state_dict": {1: torch.ones(1)}}])
-def test_a_checkpoint_without_weights_is_refused(content: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_without_weights_raises_an_error(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.ckpt")
     refuses(tmp_path / "model.ckpt", "state_dict")
 
@@ -163,9 +163,9 @@ def test_a_weight_of_another_shape_is_named(weights: dict[str, Tensor], tmp_path
 
 
 @pytest.mark.parametrize("other", ["uncond-vq", "text-kl-bert"])
-def test_a_file_of_another_architecture_is_refused(other: str, weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_file_of_another_architecture_raises_an_error(other: str, weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
-    refuses(tmp_path / "model.safetensors", "does not fit", config=GOLDEN / other / "config.yaml")
+    refuses(tmp_path / "model.safetensors", "does not match", config=GOLDEN / other / "config.yaml")
 
 
 def test_what_is_not_a_published_model_asks_for_its_configuration(weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_averaged_weights_are_taken_when_asked_for(
     assert torch.equal(found.networks["classes"].embedding.weight, expected.networks["classes"].embedding.weight)
 
 
-def test_averaged_weights_that_are_not_there_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_averaged_weights_that_are_not_there_raise_an_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights | {average_of("model.diffusion_model.out.0.bias"): torch.ones(32)}, tmp_path / "a.safetensors")
     refuses(tmp_path / "a.safetensors", "lacks model_ema.diffusion_modelinput_blocks00bias", "without --ema", ema=True)
 
@@ -248,7 +248,7 @@ def test_a_unet_is_not_what_another_configuration_describes(
 ) -> None:
     alone = {name: weight for name, weight in weights.items() if name.startswith("model.")}
     save_file(alone, tmp_path / "unet.safetensors")
-    refuses(tmp_path / "unet.safetensors", "does not fit its configuration", config=Path(config))
+    refuses(tmp_path / "unet.safetensors", "does not match its configuration", config=Path(config))
 
 
 # What is written
@@ -294,7 +294,7 @@ def sha256_after_header(path: Path) -> str:
     return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
 
-def test_a_damaged_configuration_in_a_header_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    for text, word in (("{", "no JSON"), ("[]", "dictionary"), ('{"unet": {"no": 1}}', "unet.no")):
+def test_a_damaged_configuration_in_a_header_raises_an_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    for text, word in (("{", "not JSON"), ("[]", "dictionary"), ('{"unet": {"no": 1}}', "unet.no")):
         save_file(weights, tmp_path / "model.safetensors", {"ldm.config": text})
         refuses(tmp_path / "model.safetensors", "ldm.config", word, config=None)

@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str, Any]] = [
 
 
 @pytest.mark.parametrize(("fields", "name", "value"), REFUSED)
-def test_what_we_do_not_have_is_refused_by_its_name(fields: dict[str, Any], name: str, value: Any) -> None:
+def test_what_we_do_not_have_raises_an_error_by_its_name(fields: dict[str, Any], name: str, value: Any) -> None:
     unet_from_fields(fields | ({"attn_norm_num_groups": 32} if fields == PLAIN | SCALE_SHIFT else {}), HERE)
     with pytest.raises(UserError) as raised:
         unet_from_fields(fields | {name: value}, HERE)
@@ -96,7 +96,7 @@ INEXPRESSIBLE = {
 
 
 @pytest.mark.parametrize("name", INEXPRESSIBLE)
-def test_what_diffusers_cannot_express_is_refused_by_its_name(name: str) -> None:
+def test_an_option_that_diffusers_does_not_have_raises_an_error_by_its_name(name: str) -> None:
     with pytest.raises(UserError, match=rf"unet\.{name.strip()} is .*diffusers' UNet2D"):
         unet_to_fields(INEXPRESSIBLE[name])
 

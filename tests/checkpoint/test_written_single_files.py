@@ -103,7 +103,7 @@ INEXPRESSIBLE = {
 
 
 @pytest.mark.parametrize("message", INEXPRESSIBLE)
-def test_what_the_original_cannot_express_is_refused_by_name(message: str, tmp_path: Path) -> None:
+def test_what_the_original_cannot_express_raises_an_error_that_names_it(message: str, tmp_path: Path) -> None:
     unet = UNetConfig(**PLAIN, block_out_channels=(32, 64), attention_layers=(0, 1))
     contents = Contents(unet=unet, autoencoder=NARROW, diffusion=DiffusionConfig())
     changed = {
@@ -116,7 +116,7 @@ def test_what_the_original_cannot_express_is_refused_by_name(message: str, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_text_beside_a_map_is_refused() -> None:
+def test_text_beside_a_map_raises_an_error() -> None:
     unet = UNetConfig(block_out_channels=(32,), attention_layers=(1,), in_channels=5, out_channels=3)
     spatial = SpatialConfig(kind="segmentation_map", channels=2)
     told = Contents(unet=unet, autoencoder=NARROW, text=LDMBertConfig(hidden_size=256), spatial=spatial)
@@ -125,7 +125,7 @@ def test_text_beside_a_map_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", [BertConfig(), T5Config()])
-def test_a_text_encoder_that_the_original_lacks_is_refused_by_its_kind(text: Any, tmp_path: Path) -> None:
+def test_a_text_encoder_that_the_original_lacks_raises_an_error_by_its_kind(text: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"text.kind {text.kind}"):
         Contents(unet=UNetConfig(cross_attention_dim=text.hidden_size), text=text).rules({"unet": "", "text": ""})
 

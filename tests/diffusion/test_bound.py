@@ -180,7 +180,7 @@ def test_the_bound_has_a_gradient_at_the_ends_of_the_range(decoder: Decoder) -> 
     assert torch.cat([mean.grad, log_variance.grad]).isfinite().all()
 
 
-def test_a_grid_that_ends_with_noise_is_refused() -> None:
+def test_a_grid_that_ends_with_noise_raises_an_error() -> None:
     grid = make_schedule(schedule_config()).grid(5)
     with pytest.raises(UserError, match="ends without noise"):
         variational_bound(gaussian_denoiser(grid, False), torch.zeros(1, 1), grid, torch.zeros_like)

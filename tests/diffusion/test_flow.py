@@ -104,6 +104,6 @@ def test_the_grid_falls_evenly_before_its_shift() -> None:
     assert [level.sigma.item() for level in flow().grid(1).levels] == [1, 0]
 
 
-def test_no_steps_are_refused() -> None:
+def test_no_steps_raise_an_error() -> None:
     with pytest.raises(UserError, match="0 sampling steps"):
         flow().grid(0)

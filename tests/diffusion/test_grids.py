@@ -115,12 +115,12 @@ def test_a_list_of_timesteps_is_taken_as_it_is() -> None:
         ([1000, 3], "timestep 1000: the model was trained with 0 to 999"),
     ],
 )
-def test_a_list_that_cannot_be_walked_is_refused(timesteps: list[float], message: str) -> None:
+def test_a_list_that_cannot_be_walked_raises_an_error(timesteps: list[float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_schedule(schedule_config()).grid_at(timesteps)
 
 
-def test_an_unknown_spacing_is_refused() -> None:
+def test_an_unknown_spacing_raises_an_error() -> None:
     with pytest.raises(
         UserError, match="no spacing 'karas': choose one of leading, trailing, linspace, fractional, karras"
     ):

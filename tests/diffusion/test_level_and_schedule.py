@@ -92,12 +92,12 @@ def test_steps_of_a_grid_join() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001])
-def test_more_steps_than_the_schedule_has_are_refused(steps: int) -> None:
+def test_more_steps_than_the_schedule_has_raise_an_error(steps: int) -> None:
     with pytest.raises(UserError, match=f"{steps} sampling steps.*1 to 1000"):
         make_schedule(schedule_config()).grid(steps)
 
 
-def test_an_offset_that_leaves_the_table_is_refused() -> None:
+def test_an_offset_that_leaves_the_table_raises_an_error() -> None:
     assert len(make_schedule(schedule_config(steps_offset=0)).grid(1000)) == 1000
     with pytest.raises(UserError, match="steps_offset 1 start at timestep 1000 of 0 to 999"):
         make_schedule(schedule_config(steps_offset=1)).grid(1000)

@@ -157,7 +157,7 @@ def test_a_damaged_configuration_in_a_header_is_a_note(tmp_path: Path) -> None:
     save_tensors(tmp_path / "vae.safetensors", weights, {"ldm.config": "{"})
     facts = report(describe(str(tmp_path / "vae.safetensors")))
     assert facts["parameters"]["total"] == 3
-    assert "ldm.config in its header is no JSON" in facts["notes"][0]
+    assert "ldm.config in its header is not JSON" in facts["notes"][0]
 
 
 def test_positions_and_counters_are_not_counted_as_parameters(tmp_path: Path) -> None:

@@ -53,6 +53,6 @@ def test_probabilities_sum_to_one_and_their_gradient_reaches_the_latents() -> No
         ({"norm_num_groups": 3}, "norm_num_groups 3"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(options: dict[str, object], message: str) -> None:
+def test_sizes_that_do_not_go_together_raise_an_error(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         classifier_config(**options)

@@ -81,7 +81,7 @@ def test_every_kind_starts_as_zero_and_passes_a_gradient_to_every_parameter(kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_network_needs_and_what_it_does_not_know_are_errors(kind: str) -> None:
+def test_missing_and_unexpected_conditioning_are_errors(kind: str) -> None:
     config, classes, added = KINDS[kind]
     unet, t, context = UNet(config), torch.tensor([3, 70]), random_context(config)
     with pytest.raises(ValueError, match="needs classes" if classes is not None else "takes no classes"):

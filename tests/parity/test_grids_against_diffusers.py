@@ -143,6 +143,6 @@ def test_schedulers_between_timesteps_are_understood(name: str) -> None:
         ),
     ],
 )
-def test_what_we_cannot_follow_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+def test_an_unsupported_value_raises_an_error_that_names_it(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         scheduler_from_fields(fields, Path("x"))

@@ -167,7 +167,7 @@ def test_a_learned_variance_is_seen(name: str, tmp_path: Path) -> None:
         ("VQDiffusionScheduler", "_class_name", "VQDiffusionScheduler"),
     ],
 )
-def test_a_field_that_changes_the_levels_and_cannot_be_followed_is_refused(
+def test_a_field_that_changes_the_levels_and_cannot_be_followed_raises_an_error(
     name: str, field: str, value: Any, tmp_path: Path
 ) -> None:
     said = {"_class_name": str(value), "timestep_spacing": "spacing"}.get(field, field)

@@ -309,7 +309,7 @@ REFUSED = {
 @pytest.mark.parametrize(
     ("kind", "field", "value"), [(kind, *change) for kind, changes in REFUSED.items() for change in changes]
 )
-def test_a_field_of_a_text_encoder_that_we_cannot_follow_is_refused_by_name(
+def test_a_field_of_a_text_encoder_that_we_cannot_follow_raises_an_error_that_names_it(
     kind: str, field: str, value: object
 ) -> None:
     where = Path("text_encoder/config.json")

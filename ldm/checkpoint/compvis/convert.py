@@ -1,4 +1,4 @@
-"""From one format to the other: single files and folders in the layout of diffusers."""
+"""Convert between single files and folders in the layout of diffusers."""
 
 from __future__ import annotations
 
@@ -21,35 +21,39 @@ SINGLE = ".safetensors"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is asked for besides source and destination."""
+    """Options of a conversion."""
 
-    config: str | None = None  # of a single file: ours or the original's, by name or path
-    format: str | None = None  # one of FORMATS; None: that of the destination's name
-    ema: bool = False  # of a single file: the average of the weights
-    tokenizer: str | None = None  # of a folder to write: where its tokenizer is
-    original_config: bool = False  # of a single file to write: the original's YAML beside it
+    config: str | None = None  # of a single file: name or path, in our format or the original's
+    format: str | None = None  # one of FORMATS; default: from the name of the destination
+    ema: bool = False  # read the EMA of a single file
+    tokenizer: str | None = None  # folder or Hub id of the tokenizer, when a folder is written
+    original_config: bool = False  # also write the original's YAML beside a single file
 
 
 def convert(source: str, destination: Path, asked: Conversion) -> list[Path]:
-    """Write the model in `source`, a single file or a model's folder or name, in the format that is asked for.
+    """Write the model in `source`, a single file or a model's folder or name, to `destination`.
 
-    Returns what was written. UserError for everything that keeps it from being whole, and then nothing is written.
+    Returns:
+        The paths that were written.
+
+    Raises:
+        UserError: for anything that prevents a complete result; nothing is written then.
     """
     single = _is_single(destination, asked)
     written = [destination]
     if asked.original_config:
         if not single:
             raise UserError(
-                "--original-config goes with a single file: a folder of diffusers has its own configuration"
+                "--original-config requires a single file as DST: a diffusers folder has its own configuration"
             )
         written.append(destination.with_suffix(".yaml"))
     if single and asked.tokenizer is not None:
-        raise UserError("--tokenizer goes with a folder to write: a single file has no tokenizer of its own")
+        raise UserError("--tokenizer requires a folder as DST: a single file has no tokenizer")
     for path in written:
         if path.exists() or path.is_symlink():
-            raise UserError(f"{path} exists already: give another name")
+            raise UserError(f"{path} already exists: choose another name")
     if not destination.parent.is_dir():
-        raise UserError(f"there is no folder {destination.parent} to write into")
+        raise UserError(f"the folder {destination.parent} does not exist")
     file = _read(source, asked)
     try:
         if single:
@@ -62,12 +66,12 @@ def convert(source: str, destination: Path, asked: Conversion) -> list[Path]:
 
 
 def _is_single(destination: Path, asked: Conversion) -> bool:
-    """Whether a single file is to be written."""
+    """Whether to write a single file."""
     if asked.format is not None and asked.format not in FORMATS:
         raise UserError(f"--format {asked.format}: give {' or '.join(FORMATS)}")
     single = destination.suffix in SUFFIXES
     if single and destination.suffix != SINGLE:
-        raise UserError(f"{destination}: a single file is written as {SINGLE} alone, never as a pickle")
+        raise UserError(f"{destination}: a single file is written as {SINGLE} only, never as a pickle")
     if asked.format is not None and single != (asked.format == "compvis"):
         needed = f"must end in {SINGLE}" if asked.format == "compvis" else f"is a folder: it must not end in {SINGLE}"
         raise UserError(f"{destination}: with --format {asked.format} the destination {needed}")
@@ -80,7 +84,7 @@ def _read(source: str, asked: Conversion) -> SingleFile:
         return read_single_file(path, asked.config, asked.ema)
     for option, given in (("--config", asked.config is not None), ("--ema", asked.ema)):
         if given:
-            raise UserError(f"{option} goes with a single file: {source} is not one")
+            raise UserError(f"{option} requires a single file as SRC: {source} is not one")
     return read_folder(path if (path / "config.json").is_file() else find_model(source))
 
 
@@ -92,5 +96,5 @@ def _write_single(file: SingleFile, paths: list[Path]) -> None:
         for place, text in zip(beside, originals, strict=True):
             save_text(place, text)
     except BaseException:
-        path.unlink(missing_ok=True)  # both or neither
+        path.unlink(missing_ok=True)  # write both or neither
         raise

@@ -1,4 +1,4 @@
-"""A single file <-> networks and what they are."""
+"""Single files <-> networks with their configuration."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ldm.models.autoencoder.fields import fold_statistics
 from ldm.storage.store import save_tensors
 from ldm.storage.weights import build
 
-SCALE = "scale_factor"  # of a model whose first latents were measured when its training began
+SCALE = "scale_factor"  # in files of models that measured their latents at the start of training
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """What a file holds, its networks by the names of their sections, and the tokenizers of its text encoders.
+    """The contents of a file, its networks by the names of their sections, and tokenizers of its text encoders.
 
-    A file of the original has no tokenizers; ours has those that cannot be had otherwise.
+    Files of the original have no tokenizers; ours have those that the configuration does not determine.
     """
 
     contents: Contents
@@ -41,17 +41,20 @@ class SingleFile:
 
 
 def read_single_file(path: str | Path, config: str | Path | None = None, ema: bool = False) -> SingleFile:
-    """The networks in a file of the original naming, on the CPU, each in the precision of the file.
+    """Read the networks of a file with the original names, on the CPU, each in the precision of the file.
 
-    `config` is ours or the original's; without it the file's header has it, or it is of one of the published models.
-    `ema` takes the average of the weights that training has kept. UserError says what is missing, left over, of
-    another shape, damaged or not to be told.
+    Args:
+        config: in our format or the original's; by default from the file's header, or that of a published model.
+        ema: read the EMA weights.
+
+    Raises:
+        UserError: for tensors that are missing, unexpected, of another shape or damaged, and unknown configurations.
     """
     path = Path(path)
     tensors, header = read_tensors(path)
     layout = Layout.of(_contents(config, header, tensors, path), tensors)
     if (problem := layout.problem(shapes_of(tensors))) is not None:
-        raise UserError(f"{path} does not fit its configuration: {problem}")
+        raise UserError(f"{path} does not match its configuration: {problem}")
     _check_copies(layout, tensors, path)
     weights = _averaged(layout, tensors, path) if ema else tensors
     contents = _with_scale(layout.contents, tensors, path)
@@ -60,13 +63,13 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
 
 
 def read_config(config: str | Path) -> Contents:
-    """What a configuration describes, by name or path, ours or the original's."""
+    """Read a configuration by name or path, in our format or the original's."""
     path = find(config)
     return read_original(path) or Contents.of_config(load(path))
 
 
 def read_original(path: Path) -> Contents | None:
-    """What one of the original's YAML files describes; None for a file of another form, such as ours."""
+    """Read a YAML file of the original; None for a file in another format, such as ours."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -83,16 +86,16 @@ def _contents(config: str | Path | None, header: dict[str, str], tensors: Tensor
 
 
 def _check_copies(layout: Layout, tensors: Tensors, path: Path) -> None:
-    """Where the condition stage is the first stage, its weights must be the same."""
+    """Raise UserError unless a condition stage that is the first stage has the same weights."""
     for copy, name in layout.copies.items():
         if copy in tensors and not torch.equal(tensors[copy], tensors[name]):
-            raise UserError(f"{path}: {copy} is not {name}, though the one encodes as the other")
+            raise UserError(f"{path}: {copy} differs from {name}, but both must be the same autoencoder")
 
 
 def _averaged(layout: Layout, tensors: Tensors, path: Path) -> Tensors:
     names = layout.averaged
     if missing := {average for average in names.values() if average not in tensors}:
-        raise UserError(f"{path} has no average of all weights: it lacks {some(missing)}; convert without --ema")
+        raise UserError(f"{path} has no EMA of all weights: it lacks {some(missing)}; convert without --ema")
     for name, average in names.items():
         if tensors[average].shape != tensors[name].shape:
             raise UserError(f"{path}: {average} has another shape than {name}: the file is damaged")
@@ -113,20 +116,23 @@ def _network(contents: Contents, name: str, tensors: Tensors, path: Path) -> nn.
 
 
 def common_dtype(tensors: Tensors) -> torch.dtype:
-    """The smallest type that holds all weights exactly; half precision for those of eight bits."""
+    """Return the smallest dtype that holds all weights exactly; float16 for eight-bit weights."""
     found = {tensor.dtype for tensor in tensors.values()}
     wide = (torch.float16 if dtype.is_floating_point and dtype.itemsize == 1 else dtype for dtype in found)
     return reduce(torch.promote_types, wide)
 
 
 def write_single_file(file: SingleFile, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write networks in the original naming, as `dtype` if given; the header has our configuration and modelspec.
+    """Write networks with the original names, as `dtype` if given; the header has our configuration and modelspec.
 
-    The statistics of latents are folded into one scaling factor. UserError names an option that the original lacks.
+    The statistics of latents are folded into one scaling factor.
+
+    Raises:
+        UserError: for an option that the original does not have.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: a single file is written as .safetensors alone, never as a pickle")
+        raise UserError(f"{path}: a single file is written as .safetensors only, never as a pickle")
     contents, weights = folded(file)
     check_expressible(contents)
     prefixes = contents.prefixes()
@@ -138,7 +144,7 @@ def write_single_file(file: SingleFile, path: str | Path, dtype: torch.dtype | N
 
 
 def folded(file: SingleFile) -> tuple[Contents, dict[str, Tensors]]:
-    """What is written: contents with one scaling factor for all channels and no shift, and the weights of each part."""
+    """Return contents with one scaling factor for all channels and no shift, and the weights of each network."""
     weights = {name: file.networks[name].state_dict() for name in file.contents.networks}
     contents = file.contents.model_copy(update={"attention_order": "heads"})
     if contents.autoencoder is not None:

@@ -1,4 +1,4 @@
-"""Whether a file holds the networks that a configuration describes, name by name and shape by shape."""
+"""Check the names and shapes of a file's tensors against a configuration, and recognise published models."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PUBLISHED = "published/"
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file with certain names holds, and the rules of each of its networks."""
+    """The contents of a file with certain names, and the rules of each network."""
 
     contents: Contents
     rules: dict[str, Rules]
 
     @classmethod
     def of(cls, contents: Contents, names: Iterable[str]) -> Layout:
-        """The layout of a file with such names."""
+        """Return the layout of a file with these names."""
         names = list(names)
         within = contents.within(names)
         return cls(within, within.rules(within.prefixes_in(names)))
 
     @property
     def averaged(self) -> dict[str, str]:
-        """The names of weights of which an average may be kept -> those of the average, which have no dots."""
+        """Names of weights that may have an EMA -> names of the EMA, which have no dots."""
         network = next((name for name in ("unet", "autoencoder") if name in self.rules), None)
         if network is None:
             return {}
@@ -49,16 +49,16 @@ class Layout:
 
     @property
     def copies(self) -> dict[str, str]:
-        """The names of a condition stage that is the first stage itself -> those of the first stage."""
+        """Names of a condition stage that is a copy of the first stage -> names of the first stage."""
         if self.contents.spatial is None or self.contents.spatial.kind != "inpainting":
             return {}
         known = self.rules["autoencoder"].known
         return {CONDITION + name.removeprefix(FIRST_STAGE): name for name in known}
 
     def problem(self, shapes: Shapes) -> str | None:
-        """What keeps a file with such tensors from being read; None: nothing."""
+        """Return why a file with these tensors cannot be read; None if it can."""
         if not self.rules:
-            return "it holds none of the networks that are described"
+            return "it holds none of the networks of its configuration"
         expected = self.expected()
         known = {*expected, *BUFFERS, *EMA_COUNTERS, *self.averaged.values(), *self.copies}
         known |= {name for rules in self.rules.values() for name in rules.known}
@@ -66,14 +66,14 @@ class Layout:
             return f"it lacks {some(missing)}"
         unknown = {name for name in shapes.keys() - known if not name.startswith(LOSSES)}
         if unknown:
-            return f"it holds {some(unknown)}, which its configuration does not ask for"
+            return f"it holds {some(unknown)}, which its configuration does not have"
         for name, shape in expected.items():
             if tuple(shapes[name]) != shape:
-                return f"{name} has shape {tuple(shapes[name])}, its configuration asks for {shape}"
+                return f"{name} has shape {tuple(shapes[name])}, its configuration needs {shape}"
         return None
 
     def expected(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that must be there, by name."""
+        """Shapes of the required tensors by name."""
         found: dict[str, tuple[int, ...]] = {}
         for name, rules in self.rules.items():
             with on_meta():
@@ -85,9 +85,12 @@ class Layout:
 
 
 def recognise(shapes: Shapes, where: str) -> Contents:
-    """What the one published model with such tensors holds; UserError when there is none, or more than one.
+    """Return the contents of the published model with these tensors.
 
-    For one network alone, the configuration of just that network goes before those of models that have it as a part.
+    For a single network, the configuration of just that network takes precedence over models that contain it.
+
+    Raises:
+        UserError: if there is no such model, or more than one.
     """
     found: dict[str, Contents] = {}
     for name, contents in _published().items():
@@ -95,12 +98,12 @@ def recognise(shapes: Shapes, where: str) -> Contents:
         if _has_names(layout, shapes) and layout.problem(shapes) is None:
             found[name] = layout.contents
     if not found:
-        raise UserError(f"{where} is of no published model: give its configuration with --config")
+        raise UserError(f"{where} matches no published model: give its configuration with --config")
     alone = [contents for name, contents in found.items() if contents == _published()[name]]
     first, *others = alone or found.values()
     if any(other != first for other in others):
         raise UserError(
-            f"{where} could be of {', '.join(found)}, which have the same shapes: say which with --config, such as "
+            f"{where} matches {', '.join(found)}, which have the same shapes: choose one with --config, such as "
             f"--config {next(iter(found))}"
         )
     return first
@@ -112,16 +115,16 @@ def _published() -> dict[str, Contents]:
 
 
 def _has_names(layout: Layout, shapes: Shapes) -> bool:
-    """Whether no name is missing, which is known before a network is made."""
+    """Whether all required names are there, checked before a network is built."""
     return all(name in shapes for rules in layout.rules.values() for rule in rules.rules for name in rule.theirs)
 
 
 def some(found: Iterable[str]) -> str:
-    """The first of several names, and how many more there are."""
+    """Format several names: the first, and the number of others."""
     first, *others = sorted(found)
     return f"{first} and {len(others)} more" if others else first
 
 
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Shapes by name."""
+    """Return the shapes of tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -17,7 +17,7 @@ from ldm.errors import UserError
 
 CONFIGURATION = "ldm.config"  # our configuration, as JSON
 
-# Published configurations that the standard has a name for, and where their original implementation is.
+# Published configurations with a name in the standard, and their original implementations.
 ARCHITECTURES = {
     "published/sd1": ("stable-diffusion-v1", "https://github.com/CompVis/stable-diffusion"),
     "published/sd2-base": ("stable-diffusion-v2-512", "https://github.com/Stability-AI/stablediffusion"),
@@ -29,7 +29,7 @@ PREDICTIONS = {"eps": "epsilon"}
 
 
 def metadata(contents: Contents, title: str, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """What the header of a file with such contents says."""
+    """Return the header of a file with these contents."""
     architecture, implementation = _architecture(contents)
     found = {
         "format": "pt",
@@ -51,13 +51,17 @@ def metadata(contents: Contents, title: str, tensors: dict[str, Tensor]) -> dict
 
 
 def contents_from_metadata(found: dict[str, str], where: str) -> Contents | None:
-    """The configuration in a file's header; None where it has none, UserError where it is damaged."""
+    """Return the configuration in a file's header; None if there is none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     if CONFIGURATION not in found:
         return None
     try:
         tree = json.loads(found[CONFIGURATION])
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {CONFIGURATION} in its header is no JSON: {error}") from None
+        raise UserError(f"{where}: {CONFIGURATION} in its header is not JSON: {error}") from None
     return parse(tree, Contents, f"{where}: {CONFIGURATION} in its header")
 
 
@@ -69,7 +73,7 @@ def _architecture(contents: Contents) -> tuple[str, str]:
 
 
 def _computes(contents: Contents, published: Config) -> bool:
-    """Whether a model computes what a published one does, with other weights."""
+    """Whether a model equals a published one except for the weights."""
     if contents.unet is None or contents.diffusion is None or published.unet is None or contents.spatial is not None:
         return False
     unet = published.unet.model_copy(
@@ -84,7 +88,7 @@ def _computes(contents: Contents, published: Config) -> bool:
 
 
 def _side(contents: Contents) -> int | None:
-    """Of the images the model was trained on."""
+    """Return the side of the images in training."""
     if contents.autoencoder is None:
         return None
     if contents.unet is None:
@@ -93,7 +97,7 @@ def _side(contents: Contents) -> int | None:
 
 
 def _hash(tensors: dict[str, Tensor]) -> str | None:
-    """Of all that comes after the header, where the order of the tensors is sure: with one type it is that of names."""
+    """Hash everything after the header; with one dtype the tensors are ordered by name, otherwise return None."""
     if len({tensor.dtype for tensor in tensors.values()}) != 1:
         return None
     digest = hashlib.sha256()

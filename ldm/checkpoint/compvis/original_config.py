@@ -1,6 +1,6 @@
-"""The original configuration files (OmegaConf's YAML of `main.py` and of `sgm`) <-> what a single file holds.
+"""The original configuration files (YAML of latent-diffusion and of `sgm`) <-> the contents of a single file.
 
-A `target` is a name in a table, never a thing to import; a parameter that we do not know is refused by its name.
+A `target` is looked up in a table and never imported; an unknown parameter is an error that names it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ TRAINING = [
 
 
 def contents_from_original(tree: Any, where: str) -> Contents:
-    """What a file with such a configuration holds; UserError names what we cannot follow."""
+    """Convert a configuration of the original to contents.
+
+    Raises:
+        UserError: for an unsupported parameter.
+    """
     if not isinstance(tree, dict) or "model" not in tree:
         raise refused(f"{where}: the section model", None)
     model = Target(tree["model"], f"{where}: model")
@@ -71,7 +75,10 @@ def contents_from_original(tree: Any, where: str) -> Contents:
 def _latent_diffusion(params: Group) -> Contents:
     params.skip(*TRAINING)
     params.expect(given_betas=None, cosine_s=8e-3)
-    scale, measured = params.take("scale_factor", 1.0), params.take("scale_by_std", False)  # then it is in the file
+    scale, measured = (
+        params.take("scale_factor", 1.0),
+        params.take("scale_by_std", False),
+    )  # then the scale is in the file
     autoencoder = autoencoder_from_target(params.target("first_stage_config"), None if measured else scale)
     network = params.target("unet_config")
     network.need({"UNetModel": None})
@@ -101,7 +108,7 @@ def _diffusion(params: Group) -> DiffusionConfig:
 
 
 def _conditions(params: Group, joined: int, latent_channels: int) -> dict[str, Any]:
-    """The sections of the condition stage, where `joined` channels of the U-Net's input are not latents."""
+    """Convert the condition stage to sections; `joined` channels of the U-Net's input are not latents."""
     asked = params.left.get("cond_stage_config", UNCONDITIONAL)
     if asked == UNCONDITIONAL:
         params.skip("cond_stage_config")
@@ -121,7 +128,11 @@ MODELS = {
 
 
 def original_from_contents(contents: Contents) -> Params:
-    """The original's configuration; UserError names an option that it has no parameter for."""
+    """Convert contents to a configuration of the original.
+
+    Raises:
+        UserError: for an option without a parameter.
+    """
     if contents.autoencoder is None or contents.unet is None:
         return {"model": _network_to_target(contents)}
     return {
@@ -134,7 +145,7 @@ def original_from_contents(contents: Contents) -> Params:
 def check_expressible(contents: Contents) -> None:
     """Raise UserError for an option of the networks or the schedule that the original does not have.
 
-    Sizes of text encoders, which it knows by name alone, are not checked.
+    Sizes of text encoders, which it identifies by name only, are not checked.
     """
     if contents.unet is not None:
         unet_to_params(contents.unet)
@@ -147,7 +158,7 @@ def check_expressible(contents: Contents) -> None:
 
 def _network_to_target(contents: Contents) -> Params:
     if contents.autoencoder is None:
-        raise UserError("a U-Net alone has no configuration in the original's form: convert a whole model")
+        raise UserError("the original has no configuration for a single U-Net: convert a whole model")
     return autoencoder_to_target(contents.autoencoder, alone=True)
 
 

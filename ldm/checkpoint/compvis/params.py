@@ -1,4 +1,4 @@
-"""Sections of the original configuration files: a `target`, read as a name, and the `params` that it gets."""
+"""Sections of the original configuration files: the class name `target` and its arguments `params`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ REQUIRED = object()
 
 
 class Target:
-    """A `target` with its `params`, of which every one must be asked for: what is left over is refused by its name."""
+    """A `target` with its `params`; `Group.finish` raises an error for a parameter that was not read."""
 
     def __init__(self, tree: Any, where: str) -> None:
         if not isinstance(tree, dict) or not isinstance(tree.get("target"), str):
-            raise UserError(f"{where} has no target: it is no configuration of latent-diffusion or of ldm")
+            raise UserError(f"{where} has no target: it is not a configuration of latent-diffusion or ldm")
         self.where = where
-        self.kind = tree["target"].rpartition(".")[2]  # the modules moved; the names of the classes stayed
+        self.kind = tree["target"].rpartition(".")[2]  # modules have moved, class names have not
         self.params = Group(tree.get("params") or {}, f"{where}.params")
 
     def need(self, kinds: dict[str, Any]) -> Any:
-        """What the table holds for this target; UserError where it is none of them."""
+        """Look up the target in a table; raise UserError if it is not there."""
         if self.kind not in kinds:
-            raise UserError(f"{self.where}.target is {self.kind}; ldm knows {', '.join(kinds)} here")
+            raise UserError(f"{self.where}.target is {self.kind}; ldm supports {', '.join(kinds)} here")
         return kinds[self.kind]
 
 
 class Group:
-    """Parameters by name, taken one by one."""
+    """Parameters by name, which are read one by one."""
 
     def __init__(self, tree: Any, where: str) -> None:
         if not isinstance(tree, dict):
@@ -37,27 +37,27 @@ class Group:
         self.left = dict(tree)
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
-        """A parameter, or its default; UserError where it has none."""
+        """Read a parameter; raise UserError if it is missing and has no default."""
         if name not in self.left and default is REQUIRED:
-            raise UserError(f"{self.where} has no {name}: it is not a whole configuration")
+            raise UserError(f"{self.where} has no {name}: the configuration is incomplete")
         return self.left.pop(name, default)
 
     def number(self, name: str, default: Any = REQUIRED) -> int:
-        """A whole number."""
+        """Read an integer."""
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise refused(f"{self.where}.{name}", value)
         return value
 
     def numbers(self, name: str, default: Any = REQUIRED) -> list[int]:
-        """A list of whole numbers."""
+        """Read a list of integers."""
         values = self.take(name, default)
         if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
             raise refused(f"{self.where}.{name}", values)
         return list(values)
 
     def target(self, name: str) -> Target:
-        """A section with a target of its own."""
+        """Read a section with a target."""
         return Target(self.take(name), f"{self.where}.{name}")
 
     def group(self, name: str) -> Group:
@@ -65,57 +65,57 @@ class Group:
         return Group(self.take(name), f"{self.where}.{name}")
 
     def choose(self, name: str, table: dict[Any, Any], default: Any = REQUIRED) -> Any:
-        """What a table holds for the parameter's value; UserError for another value."""
+        """Look up the value of a parameter in a table; raise UserError if it is not there."""
         value = self.take(name, default)
         if isinstance(value, list | dict) or value not in table:
             raise refused(f"{self.where}.{name}", value)
         return table[value]
 
     def expect(self, **values: Any) -> None:
-        """Raise UserError where one of these parameters is given and has another value."""
+        """Raise UserError for a parameter that is given with another value."""
         for name, value in values.items():
             found = self.left.pop(name, value)
             if found != value:
                 raise refused(f"{self.where}.{name}", found)
 
     def skip(self, *names: str) -> None:
-        """Pass over parameters that say nothing about what a trained network computes."""
+        """Ignore parameters that do not change what a trained network computes."""
         for name in names:
             self.left.pop(name, None)
 
     def finish(self) -> None:
-        """Raise UserError for what nothing has asked for."""
+        """Raise UserError for a parameter that was not read."""
         if self.left:
             name, value = next(iter(self.left.items()))
-            raise UserError(f"{self.where}.{name} is {value!r}: ldm does not know this parameter")
+            raise UserError(f"{self.where}.{name} is {value!r}: ldm does not support this parameter")
 
 
 def refused(name: str, value: Any) -> UserError:
-    """The error for a parameter whose value we cannot follow."""
-    return UserError(f"{name} is {value!r}, which ldm cannot do")
+    """Return the error for an unsupported value of a parameter."""
+    return UserError(f"{name} is {value!r}, which ldm does not support")
 
 
 def inexpressible(option: str, value: Any, needed: Any) -> UserError:
-    """The error for an option of ours that the original has no parameter for."""
-    return UserError(f"{option} is {value}, which CompVis files cannot express: it must be {needed}")
+    """Return the error for an option without a parameter in the original."""
+    return UserError(f"{option} is {value}, which CompVis files cannot express: set it to {needed}")
 
 
 def expect_options(section: str, config: Any, needed: dict[str, Any]) -> None:
-    """Raise UserError for an option of ours that is not what the original always has."""
+    """Raise UserError for an option that differs from the fixed value of the original."""
     for name, value in needed.items():
         if getattr(config, name) != value:
             raise inexpressible(f"{section}.{name}", getattr(config, name), value)
 
 
 def multiples(section: str, widths: tuple[int, ...]) -> list[int]:
-    """Widths of the levels in terms of the first; UserError where one is no multiple."""
+    """Divide the widths of levels by the first; raise UserError if one is not a multiple."""
     if any(width % widths[0] for width in widths):
         raise inexpressible(f"{section}.block_out_channels", list(widths), "whole multiples of the first width")
     return [width // widths[0] for width in widths]
 
 
 def widths_of(base: int, factors: list[int], where: str) -> tuple[int, ...]:
-    """The inverse of `multiples`; ours begin with the base width, so that the first factor must be 1."""
+    """Invert `multiples`; the first factor must be 1."""
     if not factors or factors[0] != 1:
         raise refused(where, factors)
     return tuple(base * factor for factor in factors)

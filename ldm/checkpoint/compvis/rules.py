@@ -1,7 +1,7 @@
-"""Rules that turn tensors of one naming into another and back, strict in both directions.
+"""Rules that rename and reshape tensors between two formats, in both directions.
 
-A network's rules are made by walking the levels of its configuration, so that every key on either side is known before
-a file is opened: one that is missing, or left over, is an error that names it.
+The rules follow from the configuration of a network. So all keys of both formats are known before a file is opened,
+and a missing or unexpected key is an error that names it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Change = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Transform:
-    """How the tensors of a rule change, each way; one is the inverse of the other."""
+    """How the tensors of a rule change in each direction; the two functions are inverse."""
 
     to_ours: Change
     to_theirs: Change
@@ -26,7 +26,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Rule:
-    """The tensors `theirs` of a single file are the tensors `ours` of a network, up to an invertible transform."""
+    """The tensors `theirs` of a single file equal the tensors `ours` of a network, up to an invertible transform."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
@@ -35,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Filler:
-    """A tensor of the file that our network has no use for: it may be missing, and is written as a constant."""
+    """A tensor of the file that our network does not use: it may be missing, and is written as a constant."""
 
     theirs: str
     shape: tuple[int, ...]
@@ -44,14 +44,14 @@ class Filler:
 
 @dataclass(frozen=True)
 class Rules:
-    """All about one network: `ignored` names tensors that may be in a file and are never written."""
+    """The rules of one network; tensors in `ignored` may be in a file and are never written."""
 
     rules: tuple[Rule, ...]
     fillers: tuple[Filler, ...] = ()
     ignored: frozenset[str] = frozenset()
 
     def prefixed(self, prefix: str) -> Rules:
-        """The same rules where the file's names begin with `prefix`."""
+        """Return the same rules with a prefix of the names in the file."""
         return Rules(
             tuple(replace(rule, theirs=tuple(prefix + name for name in rule.theirs)) for rule in self.rules),
             tuple(replace(filler, theirs=prefix + filler.theirs) for filler in self.fillers),
@@ -60,12 +60,12 @@ class Rules:
 
     @property
     def known(self) -> set[str]:
-        """Every name that a file may have."""
+        """All names that a file may have."""
         names = {name for rule in self.rules for name in rule.theirs}
         return names | {filler.theirs for filler in self.fillers} | self.ignored
 
     def to_ours(self, theirs: Tensors) -> Tensors:
-        """The network's tensors out of the file's, which must have been checked against `to_theirs`."""
+        """Convert tensors of a file, already checked against `to_theirs`, to those of the network."""
         ours: Tensors = {}
         for rule in self.rules:
             made = rule.transform.to_ours([theirs[name] for name in rule.theirs])
@@ -73,9 +73,10 @@ class Rules:
         return ours
 
     def to_theirs(self, ours: Tensors) -> Tensors:
-        """The file's tensors out of the network's; on the meta device, what shapes a file must have.
+        """Convert tensors of the network to those of a file; on the meta device, this yields the expected shapes.
 
-        Raises KeyError when the network lacks a tensor or has one that no rule takes: the rules are then wrong.
+        Raises:
+            KeyError: if the network lacks a tensor or has one without a rule, which is a bug in the rules.
         """
         theirs: Tensors = {}
         for rule in self.rules:
@@ -92,22 +93,22 @@ def _all(change: Callable[[Tensor], Tensor]) -> Change:
 
 
 SAME = Transform(tuple, tuple)
-TRANSPOSED = Transform(_all(Tensor.t), _all(Tensor.t))  # a parameter W of x @ W, and the weight of a linear layer
+TRANSPOSED = Transform(_all(Tensor.t), _all(Tensor.t))  # a parameter W of x @ W <-> the weight of a linear layer
 
 
 def convolution(sides: int) -> Transform:
-    """A convolution whose kernel has one position, (C, C', 1, ...) with as many sides, and a linear layer (C, C')."""
+    """Transform the weight of a 1x1 convolution (C, C', 1, ...) with `sides` spatial axes to a linear layer (C, C')."""
     ones = (1,) * sides
     return Transform(_all(lambda w: w.flatten(1)), _all(lambda w: w.reshape(*w.shape, *ones)))
 
 
 def stacked(parts: int) -> Transform:
-    """One tensor whose first dimension holds those of several, one after the other."""
+    """Split a tensor into `parts` along its first axis."""
     return Transform(lambda tensors: tensors[0].chunk(parts), lambda tensors: [torch.cat(list(tensors))])
 
 
 def interleaved(parts: int, heads: int) -> Transform:
-    """One tensor whose first dimension holds, for each head, its rows of one tensor, then those of the next."""
+    """Split a tensor into `parts` that are interleaved by head along its first axis."""
 
     def to_ours(tensors: Sequence[Tensor]) -> list[Tensor]:
         by_head = tensors[0].unflatten(0, (heads, parts, -1))  # (heads, parts, width of a head, ...)
@@ -121,7 +122,7 @@ def interleaved(parts: int, heads: int) -> Transform:
 
 
 def chain(first: Transform, second: Transform) -> Transform:
-    """`first`, then `second` on the way to ours, and back the other way round."""
+    """Apply `first`, then `second`, in the direction to ours."""
     return Transform(
         lambda tensors: second.to_ours(first.to_ours(tensors)),
         lambda tensors: first.to_theirs(second.to_theirs(tensors)),
@@ -129,13 +130,13 @@ def chain(first: Transform, second: Transform) -> Transform:
 
 
 def layer(theirs: str, ours: str, transform: Transform = SAME, bias: bool = True) -> Iterator[Rule]:
-    """A layer's weight, to which the transform belongs, and its bias."""
+    """Yield rules of the weight of a layer, with a transform, and of its bias."""
     yield Rule((f"{theirs}.weight",), (f"{ours}.weight",), transform)
     if bias:
         yield Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME)
 
 
 def layers(theirs: str, ours: str, names: dict[str, str]) -> Iterator[Rule]:
-    """Layers by their names within a block of the file and within one of ours."""
+    """Yield rules of layers by their names within a block, theirs -> ours."""
     for their_name, our_name in names.items():
         yield from layer(f"{theirs}.{their_name}", f"{ours}.{our_name}")

@@ -1,4 +1,4 @@
-"""SDXL's configuration, that of `sgm` (Podell et al. 2024) <-> what a single file holds."""
+"""SDXL's configuration in `sgm` (Podell et al. 2024) <-> the contents of a single file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MODULES = "sgm.modules"
 
 
 def diffusion_engine(params: Group) -> Contents:
-    """SDXL, the one model of `sgm` that we have."""
+    """Convert the parameters of SDXL, the only supported model of `sgm`."""
     params.skip(*TRAINING)
     text, text_2, size_width = _conditions(params.target("conditioner_config"))
     network = params.target("network_config")
@@ -47,12 +47,12 @@ def diffusion_engine(params: Group) -> Contents:
         diffusion=diffusion,
         text=text,
         text_2=text_2,
-        zeros_for_empty_prompt=True,  # as its sampling script does
+        zeros_for_empty_prompt=True,  # as in its sampling script
     )
 
 
 def _conditions(conditioner: Target) -> tuple[Section, Section, int]:
-    """Both text encoders, and the channels of the embedding of each size."""
+    """Return both text encoders, and the width of the embedding of each size."""
     conditioner.need({"GeneralConditioner": None})
     where = f"{conditioner.where}.params.emb_models"
     trees = conditioner.params.take("emb_models")
@@ -90,7 +90,11 @@ def _diffusion(denoiser: Target) -> DiffusionConfig:
 
 
 def diffusion_engine_to_target(contents: Contents) -> Params:
-    """SDXL's configuration; UserError names an option that it has no parameter for."""
+    """Convert contents to SDXL's configuration.
+
+    Raises:
+        UserError: for an option without a parameter.
+    """
     unet, autoencoder = contents.unet, contents.autoencoder
     assert unet is not None
     assert autoencoder is not None

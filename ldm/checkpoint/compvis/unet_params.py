@@ -1,4 +1,4 @@
-"""Parameters of the original `UNetModel` <-> our U-Net's section."""
+"""Parameters of the original `UNetModel` <-> the section `unet`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ CLASS_KINDS = {"projection": "sequential", "timestep": "timestep"}  # our class_
 
 
 def unet_from_params(params: Group, size_width: int | None = None) -> tuple[UNetConfig, bool]:
-    """The section, and whether plain attention stores rows of one head together.
+    """Convert parameters to the section; also return whether plain attention is stored grouped by head.
 
-    `size_width`: channels of each of SDXL's six sizes, in the vector that is projected beside the pooled text; None:
-    the vector is another. UserError names what we cannot follow.
+    Args:
+        size_width: width of the embedding of each of SDXL's six sizes; None for other models.
+
+    Raises:
+        UserError: for an unsupported parameter.
     """
     params.expect(
         conv_resample=True,
@@ -40,7 +43,7 @@ def unet_from_params(params: Group, size_width: int | None = None) -> tuple[UNet
     linear = params.choose("use_linear_in_transformer", {True: True, False: False}, False)
     depths = _depths(params, [2**level for level in range(len(widths))])
     tree: Params = {
-        "sample_size": params.number("image_size", 128),  # SDXL's files do not tell
+        "sample_size": params.number("image_size", 128),  # missing in SDXL's files
         "in_channels": params.number("in_channels"),
         "out_channels": params.number("out_channels"),
         "block_out_channels": widths,
@@ -64,7 +67,7 @@ def unet_from_params(params: Group, size_width: int | None = None) -> tuple[UNet
 
 
 def _depths(params: Group, factors: list[int]) -> list[int]:
-    """Transformer blocks of each level, which is known by its downsampling factor, and of the mid block."""
+    """Return the transformer blocks of each level, given by its downsampling factor, and of the mid block."""
     depth = params.take("transformer_depth", 1)
     depths = depth if isinstance(depth, list) else [depth] * len(factors)
     middle = params.take("transformer_depth_middle", None)
@@ -101,7 +104,11 @@ def _labels(params: Group, size_width: int | None) -> Params:
 
 
 def unet_to_params(config: UNetConfig) -> Params:
-    """The parameters; UserError names an option that the original has none for."""
+    """Convert the section to parameters.
+
+    Raises:
+        UserError: for an option without a parameter.
+    """
     expect_options("unet", config, ALWAYS)
     if not config.mid_layers:
         raise inexpressible("unet.mid_attention_layers", 0, "at least 1")
@@ -131,7 +138,7 @@ def unet_to_params(config: UNetConfig) -> Params:
 def _transformer_to_params(config: UNetConfig) -> Params:
     depths = {*config.attention_layers, config.mid_layers} - {0}
     depth: Params = {"transformer_depth": config.mid_layers}
-    if len(depths) > 1:  # newer than the first releases
+    if len(depths) > 1:  # not supported by the first releases
         depth = {
             "transformer_depth": [max(1, layers) for layers in config.attention_layers],
             "transformer_depth_middle": config.mid_layers,

@@ -1,4 +1,4 @@
-"""The original U-Net (`openaimodel.UNetModel`), whose blocks are numbered from end to end, and ours, by level."""
+"""Tensor names of the original U-Net (`openaimodel.UNetModel`), with consecutive block numbers, <-> ours, by level."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ RESNET = {
     "out_layers.0": "norm2",
     "out_layers.3": "conv2",
 }
-# Of a transformer block, in which both sides have the same names.
+# Layers of a transformer block, with the same names on both sides.
 PROJECTIONS = [f"{attention}.to_{kind}" for attention in ("attn1", "attn2") for kind in "qkv"]
 LAYERS = ("norm1", "norm2", "norm3", "attn1.to_out.0", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 def unet_rules(config: UNetConfig, heads_first: bool = True) -> Rules:
-    """Rules of a U-Net.
+    """Return the rules of a U-Net.
 
-    In plain attention queries, keys and values are one tensor: with `heads_first`, rows of one head are neighbours
-    (the original's QKVAttentionLegacy), else those of one kind (its `use_new_attention_order`).
+    Plain attention stores queries, keys and values in one tensor, grouped by head with `heads_first` (the original's
+    QKVAttentionLegacy), or else by queries, keys and values (its `use_new_attention_order`).
     """
-    return Rules(tuple(_Walk(config, heads_first).rules()))
+    return Rules(tuple(_UNetRules(config, heads_first).rules()))
 
 
-class _Walk:
-    """Both namings of a U-Net's blocks, in the order in which they run."""
+class _UNetRules:
+    """Visits the blocks of a U-Net in running order and yields their rules."""
 
     def __init__(self, config: UNetConfig, heads_first: bool) -> None:
         self.config = config
         self.heads_first = heads_first
-        self.width = config.block_out_channels[0]  # of what the last block made
-        self.skips = [self.width]  # widths of what the way up will be joined with
+        self.width = config.block_out_channels[0]  # of the output of the last block
+        self.skips = [self.width]  # widths of the skip connections
 
     def rules(self) -> Iterator[Rule]:
         yield from layers("time_embed", "time_embedding", {"0": "linear_1", "2": "linear_2"})
         yield from self._labels()
         yield from layer("input_blocks.0.0", "conv_in")
-        yield from self._way_down()
+        yield from self._encoder()
         yield from self._resnet("middle_block.0", "mid_block.resnets.0", self.width, self.width)
         yield from self._attention("middle_block.1", "mid_block.attentions.0", -1, self.config.mid_layers)
         yield from self._resnet("middle_block.2", "mid_block.resnets.1", self.width, self.width)
-        yield from self._way_up()
+        yield from self._decoder()
         yield from layer("out.0", "conv_norm_out")
         yield from layer("out.2", "conv_out")
 
     def _labels(self) -> Iterator[Rule]:
-        """What is added to the time embedding."""
+        """Rules of the conditioning that is added to the time embedding."""
         names = {"0": "linear_1", "2": "linear_2"}
         if self.config.num_class_embeds is not None:
             yield from layer("label_emb", "class_embedding", bias=False)
@@ -71,25 +71,25 @@ class _Walk:
         if self.config.addition_embed_type == "text_time":
             yield from layers("label_emb.0", "add_embedding", names)
 
-    def _way_down(self) -> Iterator[Rule]:
+    def _encoder(self) -> Iterator[Rule]:
         number = 1
         for level, width in enumerate(self.config.block_out_channels):
             block = f"down_blocks.{level}"
             for index in range(self.config.layers_per_block):
                 yield from self._resnet(f"input_blocks.{number}.0", f"{block}.resnets.{index}", self.width, width)
                 yield from self._attention(f"input_blocks.{number}.1", f"{block}.attentions.{index}", level)
-                self._made(width)
+                self._add_skip(width)
                 number += 1
             if level < len(self.config.block_out_channels) - 1:
                 yield from self._resampling(f"input_blocks.{number}.0", f"{block}.downsamplers.0", level, "op")
-                self._made(width)
+                self._add_skip(width)
                 number += 1
 
-    def _made(self, width: int) -> None:
+    def _add_skip(self, width: int) -> None:
         self.width = width
         self.skips.append(width)
 
-    def _way_up(self) -> Iterator[Rule]:
+    def _decoder(self) -> Iterator[Rule]:
         number = 0
         levels = len(self.config.block_out_channels)
         for level in reversed(range(levels)):
@@ -117,7 +117,7 @@ class _Walk:
             yield from layer(f"{theirs}.{name}", f"{ours}.conv")
 
     def _attention(self, theirs: str, ours: str, level: int, blocks: int | None = None) -> Iterator[Rule]:
-        """Attention with as many transformer blocks, by default those of the level; none where there are 0."""
+        """Rules of attention with a number of transformer blocks, by default that of the level."""
         blocks = self.config.attention_layers[level] if blocks is None else blocks
         if not blocks:
             return

@@ -1,4 +1,4 @@
-"""Tokenizers of single files, which the original leaves to the libraries that it imports."""
+"""Tokenizers of single files; the original takes them from the libraries that it imports."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from ldm.conditioning.text.tokenizer_files import load_tokenizer, tokenizer_clas
 from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer
 from ldm.errors import UserError
 
-TOKENIZERS = "ldm.tokenizers"  # in the header of a file of ours: those of its text encoders, as JSON
-BERT = "google-bert/bert-base-uncased"  # whose pieces BERTEmbedder takes
+TOKENIZERS = "ldm.tokenizers"  # key in the header of our files: tokenizers as JSON
+BERT = "google-bert/bert-base-uncased"  # the vocabulary of BERTEmbedder
 
 
 def tokenizer_for(config: TextSection, source: str | None = None, part: str = "tokenizer") -> Tokenizer | None:
-    """The tokenizer of a text encoder: that part of a pipeline, a folder or one of the Hub, or the original's.
+    """Load the tokenizer of a text encoder, by default that of the original; None for tokens that are not text.
 
-    None for tokens that are no text. UserError where it cannot be had.
+    Args:
+        source: a pipeline, a tokenizer's folder, or a Hub id.
+        part: the tokenizer's folder in a pipeline.
+
+    Raises:
+        UserError: if it is unavailable, or of another kind than the text encoder needs.
     """
     if isinstance(config, LDMBertConfig) and config.tokens == "boxes":
         return None
@@ -47,12 +52,12 @@ def _given(source: str, part: str, config: TextSection) -> Tokenizer:
         "BertTokenizer" if isinstance(config, LDMBertConfig) else "CLIPTokenizer",
     )
     if found != wanted:
-        raise UserError(f"--tokenizer {source}: it holds a {found}, the text encoder knows the pieces of a {wanted}")
+        raise UserError(f"--tokenizer {source}: it holds a {found}, but the text encoder needs a {wanted}")
     return tokenizer
 
 
 def _clip(config: CLIPConfig | OpenCLIPConfig) -> Tokenizer:
-    """CLIP pads with the end of the text, open_clip with the piece of id 0."""
+    """Return CLIP's tokenizer; CLIP pads with the end-of-text token, open_clip with token 0."""
     tokenizer = Tokenizer.open_clip(config.max_length)
     if isinstance(config, OpenCLIPConfig) or is_open_clip(config):
         return tokenizer
@@ -60,7 +65,7 @@ def _clip(config: CLIPConfig | OpenCLIPConfig) -> Tokenizer:
 
 
 def is_usual(tokenizer: Tokenizer, config: TextSection) -> bool:
-    """Whether a text encoder's tokenizer is the one that it gets where a file tells nothing of it."""
+    """Whether a tokenizer equals the default one of its text encoder, and need not be stored."""
     if not isinstance(config, CLIPConfig | OpenCLIPConfig):
         return False
     usual = _clip(config)
@@ -68,13 +73,13 @@ def is_usual(tokenizer: Tokenizer, config: TextSection) -> bool:
 
 
 def _folder(source: str, part: str) -> Path:
-    """Of a tokenizer: its own, or that of a pipeline's part; only a pipeline has a second one."""
+    """Find the folder of a tokenizer: `source` itself, or a part of the pipeline in it."""
     folder = find_model(source)
     return folder / part if (folder / part).is_dir() or part != "tokenizer" else folder
 
 
 def tokenizers_to_metadata(tokenizers: Mapping[str, Tokenizer]) -> dict[str, str]:
-    """Tokenizers by the names of their sections, as an entry of a file's header."""
+    """Convert tokenizers by the names of their sections to an entry of a file's header."""
     if not tokenizers:
         return {}
     content = {
@@ -85,7 +90,7 @@ def tokenizers_to_metadata(tokenizers: Mapping[str, Tokenizer]) -> dict[str, str
 
 
 def tokenizers_from_metadata(found: dict[str, str], where: str) -> dict[str, Tokenizer]:
-    """The inverse; UserError where the entry is damaged."""
+    """Convert the entry of a file's header to tokenizers; raise UserError if it is damaged."""
     try:
         content: dict[str, dict[str, Any]] = json.loads(found.get(TOKENIZERS, "{}"))
         return {
