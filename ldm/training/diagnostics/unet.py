@@ -34,7 +34,7 @@ def diagnose(stage: str, reports: Sequence[Report], config: Config) -> list[Diag
 
 
 def gradient(reports: Sequence[Report], settings: StageConfig) -> Iterator[Diagnosis]:
-    """Gradients that explode, that are cut at every step, or that overflow in half precision."""
+    """Find gradients that explode, are clipped in every step, or overflow in half precision."""
     norms = [report["gradient_norm"] for report in reports[-2 * BLOCK :] if "gradient_norm" in report]
     usual = median(norms) if len(norms) == 2 * BLOCK else 0.0
     if usual and norms[-1] > EXPLODING * usual:
@@ -47,13 +47,13 @@ def gradient(reports: Sequence[Report], settings: StageConfig) -> Iterator[Diagn
     cut = always(lasting(reports, "clipped", LONG), lambda share: share > 0.999)
     if limit is not None and cut and long and median(long) > CLIPPED * limit:
         yield Diagnosis(
-            "gradient cut at every step",
+            "gradient clipped in every step",
             f"its norm is {median(long):.3g} and gradient_clip {limit:g}, so that all steps are of one size, far from "
             f"a solution and near it. Set gradient_clip to about {2 * median(long):.2g}, or lower the learning rate",
         )
     if always(lasting(reports, "skipped", SOON), lambda share: share > SKIPPED):
         yield Diagnosis(
-            "half precision overflows",
+            "overflow in half precision",
             f"{reports[-1]['skipped']:.0%} of the last steps were skipped because gradients or losses were infinite "
             "in fp16. Use mixed_precision bf16 or no",
         )
@@ -85,7 +85,7 @@ def denoising(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
     course = zip(lasting(reports, "loss", SOON), lasting(reports, "loss_of_zeros", SOON), strict=False)
     if always([loss / max(zeros, 1e-12) for loss, zeros in course], lambda share: share > NO_BETTER):
         yield Diagnosis(
-            "the U-Net learns nothing",
+            "the U-Net does not learn",
             f"its loss is {reports[-1]['loss']:.3g}, that of an output of zeros "
             f"{reports[-1]['observed']['loss_of_zeros']:.3g}. Try another training.unet.learning_rate than "
             f"{settings.learning_rate:g}, and look whether weights are frozen that should not be",

@@ -126,8 +126,8 @@ SICK = [
         "reconstruction does not fall",
         "0.018, and one colour for the whole image",
     ),
-    ("autoencoder", (), {"": {"skipped": 0.5}}, "half precision overflows", "50% of the last steps"),
-    ("unet", (), {"": {"loss": 0.99}}, "the U-Net learns nothing", "0.99, that of an output of zeros 1."),
+    ("autoencoder", (), {"": {"skipped": 0.5}}, "overflow in half precision", "50% of the last steps"),
+    ("unet", (), {"": {"loss": 0.99}}, "the U-Net does not learn", "0.99, that of an output of zeros 1."),
     (
         "unet",
         (),
@@ -141,7 +141,7 @@ SICK = [
         "unet",
         (),
         {"clipped": 1.0, "": {"gradient_norm": 12.0}},
-        "gradient cut at every step",
+        "gradient clipped in every step",
         "its norm is 12 and gradient_clip 1",
     ),
 ]
