@@ -32,6 +32,7 @@ from ldm.data.broken import Broken, UnreadableError
 from ldm.data.classes import class_number
 from ldm.data.sources import IndexedSource, Split
 from ldm.errors import UserError
+from ldm.storage.renames import current_facts
 
 if TYPE_CHECKING:
     from ldm.config.data import DataConfig
@@ -82,7 +83,7 @@ class CachedData(IndexedSource):
         try:
             content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             self.facts = parse_facts(content["facts"])
-            self.shards = [Shard(**shard) for shard in content["shards"]]
+            self.shards = [Shard(**current_facts(shard)) for shard in content["shards"]]
             self.empty_digest: str | None = content["empty"]
             self._names: list[str] | None = content.get("class_names")
             self.unreadable = {int(index): Broken(*words) for index, words in content["unreadable"].items()}
@@ -201,7 +202,7 @@ def parse_facts(content: dict[str, Any]) -> Facts:
     """Convert JSON to facts; ValueError or TypeError if it is something else."""
     if content.get("version") != VERSION:
         raise ValueError(f"version {content.get('version')}")
-    return Facts(**content | {"caption_fields": tuple(content["caption_fields"])})
+    return Facts(**current_facts(content) | {"caption_fields": tuple(content["caption_fields"])})
 
 
 def file_digest(path: Path) -> str:

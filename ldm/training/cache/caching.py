@@ -27,6 +27,7 @@ from ldm.data.progress import track
 from ldm.data.sources import Block, Source
 from ldm.errors import UserError
 from ldm.processes import ProcessShare
+from ldm.storage.renames import first_facts
 from ldm.storage.store import save_json, save_tensors
 from ldm.training.cache.fingerprints import Encoders, facts_of
 from ldm.training.latents import BATCH, encode
@@ -52,7 +53,7 @@ def cache_in(
 ) -> CachedData:
     """The cache in a run's folder, whose name tells of what it was made: found, finished or made."""
     facts = facts_of(source, data, encoders, share, PER_SHARD)
-    digest = hashlib.blake2b(json.dumps(asdict(facts)).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(json.dumps(first_facts(asdict(facts))).encode(), digest_size=8).hexdigest()
     writer = CacheWriter(run / f"cache-{digest}", source, facts, encoders, share, device)
     return writer.write()
 

@@ -18,7 +18,7 @@ from running import Command
 from tiny_runs import OPTIONS, settings, start
 
 from ldm.errors import UserError
-from ldm.storage.store import save_tensors
+from ldm.storage.store import load_json, save_json, save_tensors
 from ldm.training import loop
 from ldm.training.logging.log import read_log
 from ldm.training.runs.run import Run, SaveError
@@ -271,3 +271,16 @@ def test_moments_of_another_optimiser_are_refused_by_name(tmp_path: Path, monkey
     with pytest.raises(UserError, match="step-000001 was trained with optimizer adamw, whose state adamw8bit cannot"):
         Saver(stage, run, other, Grey()).resume()
     assert Saver(stage, run, asked, Grey()).resume()[0] == 1
+
+
+def test_a_run_from_before_renames_resumes_exactly(tmp_path: Path) -> None:
+    train(tmp_path, "max_steps=1", "save_every=1")
+    folder = tmp_path / "step-000001"
+    facts = load_json(folder / "state" / "facts.json")
+    old = {"images": "pictures", "sharding": "division"}
+    save_json(folder / "state" / "facts.json", {old.get(name, name): value for name, value in facts.items()})
+    config_yaml = (folder / "config.yaml").read_text()
+    assert "validation_images" in config_yaml
+    (folder / "config.yaml").write_text(config_yaml.replace("_images:", "_pictures:"))
+    stage, run, asked = start(tmp_path, "max_steps=1")
+    assert Saver(stage, run, asked, Grey()).resume() == (1, None)
