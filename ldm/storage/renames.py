@@ -63,6 +63,8 @@ def current_config(tree: Mapping[str, Any]) -> dict[str, Any]:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict) and name in node:
             node[new.split(".")[-1]] = node.pop(name)
+    if isinstance(autoencoder := found.get("autoencoder"), dict) and autoencoder.get("kind") != "vq":
+        autoencoder.pop("codebook_size", None)  # all kinds had the options of one
     if isinstance(spatial := found.get("spatial"), dict):
         found["spatial"] = current_fields("spatial", spatial)
         if found["spatial"].get("kind") != "segmentation_map":  # all kinds had the options of one
