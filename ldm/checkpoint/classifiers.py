@@ -1,4 +1,4 @@
-"""Classifiers of noisy latents <-> their folders, in a layout of our own beside diffusers' for what they belong to."""
+"""Load and save classifiers of noisy latents, with their autoencoder and schedule in the layout of diffusers."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from ldm.storage.weights import build, load_weights, save_weights
 
 @dataclass
 class TrainedClassifier:
-    """A classifier with what its input is: latents of an autoencoder, noised by a schedule."""
+    """A classifier, and the autoencoder and noise schedule that define its input."""
 
     network: Classifier
     autoencoder: Autoencoder
     diffusion: DiffusionConfig
-    class_names: tuple[str, ...] = ()  # by number; (): nobody named them
+    class_names: tuple[str, ...] = ()  # by number; (): unnamed
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TrainedClassifier:
-        """Load a run of `ldm train-classifier` or the folder of one of its steps; UserError if it is none."""
+        """Load a run of `ldm train-classifier` or the folder of one of its steps."""
         folder = find_classifier(path)
         network, names = load_classifier(folder / "classifier")
         pixels = not (folder / "vae").is_dir()
@@ -45,7 +45,7 @@ class TrainedClassifier:
         return cls(network, autoencoder, load_scheduler(folder / "scheduler"), names)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write it to a folder: classifier/, scheduler/ and, unless it works on pixels, vae/."""
+        """Write the folders classifier/, scheduler/ and, unless it works on pixels, vae/."""
         folder = Path(path)
         save_classifier(self.network, self.class_names, folder / "classifier")
         if not self.autoencoder.config.is_pixel_space:
@@ -63,7 +63,7 @@ class TrainedClassifier:
 
 
 def find_classifier(model: str | Path) -> Path:
-    """The folder of a run's newest classifier; UserError when there is none."""
+    """Find the folder of a run's newest classifier; raise UserError if there is none."""
     folder = find_model(model)
     if not (folder / "classifier").is_dir():
         raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
@@ -71,7 +71,7 @@ def find_classifier(model: str | Path) -> Path:
 
 
 def load_classifier(folder: Path) -> tuple[Classifier, tuple[str, ...]]:
-    """The network in a folder, and the names of its classes; UserError if it is not whole."""
+    """Load the network in a folder, and the names of its classes."""
     path = folder / "config.json"
     fields = load_fields(path)
     expect_class(fields, ("Classifier",), path)
@@ -92,7 +92,7 @@ def save_classifier(network: Classifier, class_names: Sequence[str], folder: Pat
 
 
 def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:
-    """Whether two autoencoders encode alike; the weights of one may have been rounded."""
+    """Whether two autoencoders have the same encoder; the weights of one may have been rounded."""
     if ours.config.kind != theirs.config.kind or _scaling(ours) != _scaling(theirs):
         return False
     wanted, given = ours.state_dict(), theirs.state_dict()

@@ -82,7 +82,7 @@ class RectifiedFlow(NoiseSchedule):
     def sample(self, uniform: Tensor) -> Level:
         """Return training levels at the quantiles `uniform` of the distribution of training times.
 
-        Time 0, which has nothing to denoise, becomes the smallest number that float64 distinguishes from it near 1.
+        Time 0, where there is nothing to denoise, is replaced by the machine epsilon of float64.
         """
         time = uniform.double()
         if self.config.training_times == "logit_normal":  # log(s / (1 - s)) is normal (Esser et al. 2024, eq. 19)

@@ -28,8 +28,8 @@ from ldm.training.stages.latent_stage import LatentStage, cache_options
 from ldm.training.stages.stage import StartingPoint, StepReport
 from ldm.training.transfer import moved
 
-BANDS = 4  # quarters of the time steps, each with its own accuracy
-KEPT = 0.9  # of what a band has counted, from one step to the next
+BANDS = 4  # quarters of the timesteps, with an accuracy each
+KEPT = 0.9  # decay of the counts of a band from step to step
 
 
 class ClassifierStage(LatentStage):
@@ -46,7 +46,7 @@ class ClassifierStage(LatentStage):
         self.schedule, self.timesteps = make_schedule(config.diffusion.schedule), config.diffusion.schedule
         self.autoencoder = trained.autoencoder.to(accelerator.device).eval().requires_grad_(False)
         self.num_classes = trained.network.config.num_classes
-        # Of right answers and of all, in each band; they begin as if one answer had been guessed.
+        # Correct predictions and all, in each band; they start as if one class had been guessed.
         self._right = torch.full((BANDS,), 1 / self.num_classes, device=accelerator.device)
         self._all = torch.ones(BANDS, device=accelerator.device)
         network = self.place(trained.network.train())
@@ -86,16 +86,16 @@ class ClassifierStage(LatentStage):
         return StepReport({"loss": torch.stack(found).mean(), "gradient_norm": norm} | self.accuracies(), {})
 
     def accuracies(self) -> dict[str, Tensor]:
-        """The share of right answers in each quarter of the time steps, over about the last ten steps.
+        """Return the accuracy in each quarter of the timesteps, over about the last ten steps.
 
-        `accuracy_t0` is that of the least noise.
+        `accuracy_t0` is for the least noise.
         """
         starts = range(0, self.timesteps.num_train_timesteps, self._band_width)
         return {f"accuracy_t{start}": share for start, share in zip(starts, self._right / self._all, strict=True)}
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Tensor:
-        """The loss () of the averaged weights."""
+        """Return the loss () of the EMA weights."""
         return self._answers(self.emas[0].network, batch)[0]
 
     def save(self, folder: Path) -> None:
@@ -108,7 +108,7 @@ class ClassifierStage(LatentStage):
         return TrainedClassifier(ema.network, trained.autoencoder, trained.diffusion, trained.class_names)
 
     def _answers(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss (), which answers are right (B,), and the time steps (B,)."""
+        """Return the loss (), which predictions are correct (B,), and the timesteps (B,)."""
         latents = sampled(batch, self.autoencoder, self.cache, self.random, self.accelerator.device)
         level = moved(self.schedule.sample(self.random.uniform("level", batch.step, batch.slots)), latents.device)
         noise = moved(self.random.normal("noise", batch.step, batch.slots, latents.shape[1:]), latents.device)
@@ -117,7 +117,7 @@ class ClassifierStage(LatentStage):
         return F.cross_entropy(logits, classes), logits.argmax(1) == classes, level.t
 
     def _classes(self, batch: Batch) -> Tensor:
-        """The classes (B,); UserError for one that the classifier does not have."""
+        """Return the classes (B,); raise UserError for one that the classifier does not have."""
         for index, label in zip(batch.indices, batch.labels, strict=True):
             if label >= self.num_classes:
                 known = f"classifier.num_classes is {self.num_classes}"
