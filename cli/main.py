@@ -1,10 +1,10 @@
-"""The command line. Commands import what they need when they run, so that help is instant."""
+"""The command line. Commands import what they need when they run, so that help is fast."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: importing rich takes longer than all else together
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate.generate)
@@ -36,10 +36,12 @@ app.add_typer(direction.app, name="direction")
 
 
 def main() -> NoReturn:
-    """Run the command line: status 0, 2 with one line on standard error, or 130 after an interrupt."""
+    """Run the command line: exit with 0, with 2 and one line on standard error, or with 130 after an interrupt."""
     warnings.formatwarning = _format_warning
+    command = typer.main.get_command(app)
+    _prepare_help(command)
     try:
-        status = app(standalone_mode=False, prog_name="ldm")
+        status = command(standalone_mode=False, prog_name="ldm")
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -48,14 +50,31 @@ def main() -> NoReturn:
     except typer.Exit as request:
         sys.exit(request.exit_code)
     except Exception as error:
-        # Wrong options: click's UsageError, which typer carries under a private name of its own in newer versions.
+        # Wrong options: click's UsageError, of which newer versions of typer have a private copy.
         if not hasattr(error, "format_message"):
             raise
-        if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its message is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: the message is the help
             print(error.format_message())
             sys.exit(2)
         _fail(error.format_message())
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _prepare_help(command: Any) -> None:
+    """Print the help of groups without rich, which takes long to import, and the help of commands with it.
+
+    Brackets such as `[default: 3]` are escaped, which rich would take for styles.
+    """
+    commands = getattr(command, "commands", None)
+    if commands is not None:
+        command.rich_markup_mode = None
+        for each in commands.values():
+            each.short_help = each.short_help or each.help  # click cuts only what it takes from `help`
+            _prepare_help(each)
+        return
+    for each in (command, *command.params):
+        if getattr(each, "help", None):
+            each.help = each.help.replace("[", "\\[")
 
 
 def _fail(message: str) -> NoReturn:
@@ -66,7 +85,7 @@ def _fail(message: str) -> NoReturn:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Notes to the user as one line of their own, other warnings as Python shows them."""
+    """Format notes to the user as one line, other warnings as Python does."""
     if issubclass(category, UserNote):
         return f"ldm: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
