@@ -27,6 +27,7 @@ from ldm.config.root import Config
 from ldm.devices import find_device
 from ldm.generation import Request, TextToImage
 from ldm.generation.condition import Condition
+from ldm.generation.quality import complete
 from ldm.generation.sampling import SeededNoise
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -146,7 +147,7 @@ def pipeline_of(config: Config, unet: UNet) -> TextToImage:
 
 def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Callable[[], Tensor]:
     """Sample latents from noise (B, C, h, w); the first of the contexts (B + 1, L, D) is the negative one."""
-    request = Request(guidance_scale=SCALE, num_inference_steps=steps).complete(None)
+    request = complete(Request(guidance_scale=SCALE, num_inference_steps=steps), None)
     grid = pipe.grid(request)
     negative, condition = Condition(contexts[:1]), Condition(contexts[1:])
 

@@ -8,9 +8,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.checkpoint.parts import Parts
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import keeping
 from ldm.diffusion.level import Grid
+from ldm.generation.request import Request
+from ldm.generation.sizes import enlarges
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 
@@ -69,6 +72,18 @@ class InpaintImage(InitImage):
     def keep(self, denoiser: Denoiser) -> Denoiser:
         """Return the denoiser itself: nothing is replaced while sampling."""
         return denoiser
+
+
+def make_init_image(
+    request: Request, parts: Parts, autoencoder: Autoencoder, size: tuple[int, int], tile: int | None
+) -> InitImage | None:
+    """Encode the image that sampling starts from; None if the model only takes it as a condition."""
+    if request.image is None or enlarges(parts):
+        return None
+    given = request.image, request.mask, size, request.size is not None, autoencoder, parts.device, tile
+    if parts.spatial is not None and parts.spatial.config.kind == "inpainting":
+        return InpaintImage(*given, from_noise=request.strength == 1)
+    return InitImage(*given)
 
 
 def pixels_of(image: Image.Image, device: torch.device) -> Tensor:

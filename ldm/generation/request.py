@@ -8,7 +8,7 @@ fast.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from ldm.generation.option import (
     read_image,
     read_map,
 )
-from ldm.generation.quality import PRESETS, check_quality
+from ldm.generation.quality import STRENGTH, check_quality
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,6 @@ else:
     Subject = Any
 
 SYNTAXES = ("plain", "weighted", "a1111")  # of prompts; see `ldm.conditioning.text.prompt_weights`
-STRENGTH = 0.8  # default share of the steps that are run from an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,26 +276,6 @@ class Request:
                 raise UserError(
                     f"the {name} is {other_width}x{other_height}, the image {width}x{height}: they must be equal"
                 )
-
-    def complete(self, bfloat16: torch.dtype | None) -> Request:
-        """Fill in the options that the quality preset, an image or the sampler decide.
-
-        `bfloat16` is that dtype where the device is fast in it. Given options exclude what contradicts them: an eta
-        all samplers but ddim, CLIP guidance, which needs gradients, bfloat16.
-        """
-        from ldm.diffusion.samplers import sampler_eta
-
-        preset = PRESETS[self.quality]
-        sampler = self.sampler or (preset.sampler if self.eta is None else "ddim")
-        strength = self.strength if self.image is None else self.strength or (STRENGTH if self.mask is None else 1.0)
-        return replace(
-            self,
-            num_inference_steps=len(self.timesteps or ()) or self.num_inference_steps or preset.num_inference_steps,
-            sampler=sampler,
-            eta=sampler_eta(sampler) if self.eta is None else self.eta,
-            strength=strength,
-            dtype=self.dtype or (bfloat16 if preset.half and self.clip is None else None),
-        )
 
     @property
     def needs_gradients(self) -> bool:

@@ -26,12 +26,13 @@ from ldm.generation.condition import Condition
 from ldm.generation.conditioners import make_conditioner
 from ldm.generation.cuda_graphs import require_gpu
 from ldm.generation.guides import resolve_guides
-from ldm.generation.init_image import InitImage, InpaintImage
+from ldm.generation.init_image import InitImage, make_init_image
 from ldm.generation.option import takes_fields
 from ldm.generation.prepared_cache import PreparedCache
+from ldm.generation.quality import complete
 from ldm.generation.request import Request, Subject
 from ldm.generation.sampling import SeededNoise, guided_denoiser
-from ldm.generation.sizes import enlarges, image_size, latent_shape
+from ldm.generation.sizes import image_size, latent_shape
 from ldm.generation.spatial import make_spatial_input
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -157,7 +158,7 @@ class TextToImage:
         else:
             resolved = self.conditioner.resolve(request)
         half = request.quality != "exact" and computes_bfloat16(self.device)
-        return self.spatial_input.resolve(resolved).complete(torch.bfloat16 if half else None)
+        return complete(self.spatial_input.resolve(resolved), torch.bfloat16 if half else None)
 
     def grid(self, request: Request) -> Grid:
         """Return the levels at which the sampler of a resolved request calls the network."""
@@ -184,12 +185,13 @@ class TextToImage:
         progress: Progress | None = None,
         numbers: Sequence[int] | None = None,
     ) -> Iterator[Image.Image]:
-        """Yield the images of a resolved request as each batch is done; errors in the request are raised at once.
-
-        `numbers` are indices of `request.images`, by default all.
-        """
+        """Yield a resolved request's images `numbers`, by default all, as each batch is done; check it at once."""
         grid, shape = self.grid(request), latent_shape(self.parts, request, latents)
-        batch = partial(self._generate_batch, request, grid, shape, latents, self._init_image(request))
+        init = None
+        if request.image is not None:
+            autoencoder = self.prepared_autoencoder.get(self.parts.autoencoder)
+            init = make_init_image(request, self.parts, autoencoder, self.size(request), self.tile)
+        batch = partial(self._generate_batch, request, grid, shape, latents, init)
         chosen = list(range(len(request.images)) if numbers is None else numbers)
         batches = [chosen] if len(chosen) == 1 else batch_size.batches(self, request, shape, chosen)
         return self._generate(batch, batches, len(grid), request, progress)
@@ -244,17 +246,6 @@ class TextToImage:
                 report(number)
         images = self.decode(x, request.dtype)
         return images if init is None else [init.restore(image) for image in images]
-
-    def _init_image(self, request: Request) -> InitImage | None:
-        """Encode the image that sampling starts from, if any."""
-        if request.image is None or enlarges(self.parts):
-            return None
-        autoencoder = self.prepared_autoencoder.get(self.parts.autoencoder)
-        size, scaled, spatial = self.size(request), request.size is not None, self.parts.spatial
-        given = request.image, request.mask, size, scaled, autoencoder, self.device, self.tile
-        if spatial is not None and spatial.config.kind == "inpainting":
-            return InpaintImage(*given, from_noise=request.strength == 1)
-        return InitImage(*given)
 
     @torch.inference_mode()
     def encode_cond_and_uncond(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from ldm.cli.generate import generate
 from ldm.cli.options import options
 from ldm.diffusion.grids import SPACINGS
 from ldm.errors import UserError
+from ldm.generation.option import Option
+from ldm.generation.quality import complete
+from ldm.generation.request import Request
+from ldm.generation.text_to_image import TextToImage
 from ldm.registry import SAMPLERS
 
 
@@ -34,7 +40,7 @@ class FakePipe:
         return cls()
 
     def resolve(self, request: Any) -> Any:
-        return request.complete(None)
+        return complete(request, None)
 
     def size(self, request: Any) -> tuple[int, int]:
         return request.size or (16, 16)
@@ -209,3 +215,16 @@ def test_importing_the_command_imports_nothing_heavy() -> None:
 
 def command_root() -> Path:
     return Path(ldm.__file__).parent.parent
+
+
+def test_the_fields_of_a_request_are_options_of_the_command_and_keywords_of_the_pipeline() -> None:
+    given = set(inspect.signature(generate).parameters)
+    assert {name for name, option in declared().items() if option.type is not None} <= given
+    keywords = inspect.signature(TextToImage.__call__).parameters
+    assert set(keywords) == {"self", "prompt", "latents", "progress"} | (set(declared()) - {"prompts"})
+    assert all(keywords[each.name].default == each.default for each in fields(Request) if each.name != "prompts")
+    assert all(option.help.endswith(".") for option in declared().values())
+
+
+def declared() -> dict[str, Option]:
+    return {each.name: each.metadata["option"] for each in fields(Request)}

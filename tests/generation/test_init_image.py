@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.data.images import read_image
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
-from ldm.generation.init_image import InitImage, cover, cut
+from ldm.generation.init_image import InitImage, cover, cut, make_init_image
 from ldm.models.tiling import Tiling, decode_tiled, encode_tiled
 from ldm.registry import SAMPLERS
 
@@ -151,7 +151,10 @@ def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.
     assert np.array_equal(np.asarray(made), expected)
     assert not np.array_equal(np.asarray(made), np.asarray(whole))
     request = Request(prompts=("a",), image=image.resize((4 * side, 2 * side)), size=(4 * side, 2 * side))
-    given, pixels = tiled._init_image(request), torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None]
+    given, pixels = (
+        make_init_image(request, tiled.parts, vae, request.size, side),
+        torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None],
+    )
     assert torch.equal(given.latents, encode_tiled(vae, pixels / 127.5 - 1, Tiling(16, 4)).mode())
     with pytest.raises(UserError, match=f"tile is {side + 1}"):
         TextToImage(pipe.parts, tile=side + 1)
