@@ -33,7 +33,7 @@ class Plan:
     statistics: Path | None = None  # file of the data's features: read if it exists, else written
     features: str | None = None  # by default Inception's
     clip: str | None = None  # a CLIP model of transformers for the CLIP score
-    sampling: Request | None = None  # how images are generated; None: the defaults
+    sampling: Request | None = None  # options of generation; by default `Request()`
     batch_size: int = 32
 
     def __post_init__(self) -> None:

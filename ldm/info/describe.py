@@ -74,7 +74,7 @@ class Description:
 
     @property
     def tokens(self) -> int:
-        """Length of the context: of the text, 1 for a class, CLIP's 77 for a U-Net alone."""
+        """Tokens of the context: of the text, 1 for a class, CLIP's 77 for a U-Net alone."""
         if self.contents.classes is not None:
             return 1
         return 77 if self.contents.text is None else self.contents.text.max_length

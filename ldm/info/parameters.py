@@ -34,7 +34,7 @@ ALONE = {
 
 
 def totals(part: str, counts: Mapping[str, int]) -> Counts:
-    """Sum the parameters of a part: `total`, and for an autoencoder each of its own parts."""
+    """Sum the parameters of a part: `total`, and for an autoencoder also encoder, decoder, codebook and loss."""
     prefixes = AUTOENCODER if part == "autoencoder" else {}
     own = {name: sum(n for key, n in counts.items() if key.startswith(starts)) for name, starts in prefixes.items()}
     return {name: count for name, count in own.items() if count} | {"total": sum(counts.values())}

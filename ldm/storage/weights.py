@@ -64,11 +64,7 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
 
 
 def load_places(index: Path) -> dict[str, str]:
-    """Read the file name of each tensor from an index of shards.
-
-    Raises:
-        UserError: if the index is missing or damaged.
-    """
+    """Read the file name of each tensor from an index of shards; raise UserError if the index is missing or damaged."""
     places = load_fields(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index} has no weight_map: it is damaged, download or copy it again")
