@@ -88,10 +88,10 @@ def test_reconstructions_are_written_and_measured(here: Command, tmp_path: Path)
     assert done.returncode == 2
 
 
-def test_options_that_a_walk_has_no_use_for_are_refused(here: Command, tmp_path: Path) -> None:
+def test_options_that_interpolation_does_not_use_raise_an_error(here: Command, tmp_path: Path) -> None:
     for options, words in (
         (("a.png", "b.png", "--cfg", 2), "without guidance"),
-        (("3", "4", "--prompt", "a dog", "--seed", 1), "seeds are ends themselves"),
+        (("3", "4", "--prompt", "a dog", "--seed", 1), "is for two prompts: leave it out for seeds"),
         (("a.png", "a dog"), "two images"),
     ):
         done = here("interpolate", *options, "--out", tmp_path / "x.gif", check=False)

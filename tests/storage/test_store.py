@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.checkpoint import store
 from ldm.errors import UserError
+from ldm.storage import store
 
 
 def test_tensors_come_back_bit_by_bit_with_type_and_shape(tmp_path: Path) -> None:
