@@ -1,6 +1,6 @@
-"""What a step observes besides its losses, for `diagnostics`: detached, on the device, without waiting for it.
+"""Statistics of a step for `diagnostics`, without gradients, as tensors on the device.
 
-All are means over samples, so that they add up over micro-batches, steps and processes.
+All are means over samples, so that they can be averaged over micro-batches, steps and processes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Tensor]:
-    """First and second moments (C,) of latents (B, C, h, w), or of normal ones with this mean and variance."""
+    """Return first and second moments (C,) of latents (B, C, h, w), or of normal distributions with a variance."""
     squares = latents.float().square()
     squares = squares if variance is None else squares + variance
     return {"latent_mean": latents.float().mean((0, 2, 3)), "latent_mean_square": squares.mean((0, 2, 3))}
@@ -19,9 +19,9 @@ def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Ten
 
 @torch.no_grad()
 def of_contexts(context: Tensor, ids: Tensor) -> dict[str, Tensor]:
-    """How far contexts (B, L, D) of token ids (B, L) are apart: their variance over the batch by their mean square.
+    """Return the variance of contexts (B, L, D) over the batch, relative to their mean square.
 
-    With it the share of captions that are not the first one, since equal captions have equal contexts; scalars.
+    Also return the share of captions, token ids (B, L), that differ from the first: equal captions have equal contexts.
     """
     spread = (context.float() - context.float().mean(0)).square().mean() / context.float().square().mean()
     return {"context_spread": spread, "captions_that_differ": (ids != ids[:1]).any(1).float().mean()}
