@@ -1,4 +1,4 @@
-"""How the C library of Linux keeps memory between the steps of a computation, where all of them take much the same."""
+"""Keep freed memory in the process between the steps of a computation that need about the same amount."""
 
 from __future__ import annotations
 

@@ -15,7 +15,11 @@ from ldm.errors import UserError
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
-    """A device by its PyTorch name, by default the first GPU if any; raises UserError if it is not there."""
+    """Return a device by its PyTorch name, by default the first GPU if there is one.
+
+    Raises:
+        UserError: if the machine does not have it.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Work on many things divided among the processes that `torchrun` or `accelerate launch` started."""
+"""Divide work among the processes that `torchrun` or `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ProcessShare:
-    """What one process does: every `processes`-th thing from number `rank` on."""
+    """The share of one process: every `processes`-th item from item `rank` on."""
 
     rank: int = 0
     processes: int = 1
 
     @classmethod
     def of_environment(cls) -> ProcessShare:
-        """As the launcher tells it; all of the work where there is none."""
+        """Read the launcher's variables; without a launcher one process does all work."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes what there is one of."""
+        """Whether this process writes shared files."""
         return self.rank == 0
 
     def device(self) -> str | None:
-        """A GPU for each process of a machine; None where one process may choose."""
+        """Return the GPU of this process; None: there is one process, or no GPU."""
         import torch
 
         if self.processes == 1 or not torch.cuda.is_available():
@@ -36,11 +36,11 @@ class ProcessShare:
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
     def of(self, count: int) -> range:
-        """The numbers of this process' things, out of `count`."""
+        """Return the indices of this process' items, out of `count`."""
         return range(self.rank, count, self.processes)
 
     def gather(self, items: Sequence[Item]) -> list[Item]:
-        """All processes' results in the order of their numbers; every process must come here equally often."""
+        """Return the results of all processes in the order of the items; all processes must call this equally often."""
         if self.processes == 1:
             return list(items)
         from accelerate import PartialState
@@ -51,7 +51,7 @@ class ProcessShare:
         return [item for _, item in sorted(gather_object(numbered), key=lambda pair: pair[0])]
 
     def first_alone(self, make: Callable[[], Item]) -> Item:
-        """What `make` returns, made by the first process before the others, which find what it rendered or fetched."""
+        """Call `make` in the first process before the others, which find what it rendered or downloaded."""
         if not self.is_first:
             self.wait()
         made = make()
@@ -60,11 +60,11 @@ class ProcessShare:
         return made
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have called this."""
         self.gather(())
 
     def leave(self) -> None:
-        """Close the process group, if there is one."""
+        """Destroy the process group, if there is one."""
         if self.processes > 1:
             from accelerate import PartialState
 

@@ -1,1 +1,1 @@
-"""From nothing to a model that is measured, in one command that may be interrupted: `python -m ldm.recipe --help`."""
+"""Train and evaluate the built-in model in one command that can be resumed: `python -m ldm.recipe --help`."""

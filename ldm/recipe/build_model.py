@@ -1,4 +1,4 @@
-"""Everything that makes the built-in model, part after part, each going on where the command before stopped."""
+"""Train, evaluate and export the built-in model; each part resumes where the previous command stopped."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ GRID_COLUMNS = 6
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made, and where."""
+    """What to train and evaluate, and where to write it."""
 
     config: Config
     out: Path
     curves: Curves
     prompts: tuple[str, ...]  # of the grid
     shard_size: int  # bytes of a file of weights, at most
-    batch_size: int  # of images that are drawn
+    batch_size: int  # of generated images
 
     @property
     def model(self) -> Path:
@@ -47,7 +47,7 @@ class Order:
 
 
 def make(order: Order, times: Timetable) -> bool:
-    """Go on with whatever is missing; False where the time of this command ended before the work."""
+    """Do what is missing; return False if the time of this command ended before the work."""
     rendering: Rendering | None = None
     try:
         with times.part("autoencoder"):
@@ -70,7 +70,11 @@ def make(order: Order, times: Timetable) -> bool:
 
 
 def _train(name: str, order: Order, source: Source, times: Timetable) -> None:
-    """Go on training a stage; OutOfTimeError where it does not reach its end."""
+    """Continue training a stage.
+
+    Raises:
+        OutOfTimeError: if it does not reach its end.
+    """
     config, settings = order.config, order.config.training.of(name)
     run = Run(order.out / name, resume=True)
     marker = run.path / "budget.json"
@@ -92,19 +96,19 @@ def _train(name: str, order: Order, source: Source, times: Timetable) -> None:
 
 
 def _trained(run: Run) -> float:
-    """Seconds of training so far."""
+    """Return the seconds of training so far."""
     steps = run.steps()
     return float(run.facts(steps[-1]).get("seconds", 0.0)) if steps else 0.0
 
 
 def _finished(run: Run, settings: StageConfig, marker: Path) -> bool:
-    """Whether all steps are done, or the time for them has been spent."""
+    """Return whether all steps are done or their time is spent."""
     steps = run.steps()
     return marker.is_file() or (bool(steps) and int(steps[-1].name.removeprefix("step-")) >= settings.max_steps)
 
 
 def _export(order: Order) -> None:
-    """Write the newest model in half precision, so that whatever comes next there is one."""
+    """Write the newest model in half precision."""
     run = order.out / "unet"
     if not run.is_dir() or not Run(run, resume=True).steps():
         return
@@ -112,7 +116,7 @@ def _export(order: Order) -> None:
 
 
 def _score(order: Order, times: Timetable) -> None:
-    """Measure what is missing, then draw curves and the grid of prompts."""
+    """Measure what is missing, then plot the curves and generate the grid of prompts."""
     _export(order)
     scores, config = Scores(order.out / "scores.jsonl"), order.config
     pipe = TextToImage.from_pretrained(order.model)
@@ -125,8 +129,8 @@ def _score(order: Order, times: Timetable) -> None:
     report = scores.found[order.curves.test(best).key()]
     save_json(order.out / "report.json", report | {"guidance": best, "seconds": times.spent})
     if order.prompts:
-        drawn = [
+        images = [
             pipe(prompt, guidance_scale=best, num_inference_steps=30, seed=seed)[0]
             for seed, prompt in enumerate(order.prompts)
         ]
-        contact_sheet(drawn, GRID_COLUMNS).save(order.out / "grid.png")
+        contact_sheet(images, GRID_COLUMNS).save(order.out / "grid.png")

@@ -1,4 +1,4 @@
-"""Scenes that are rendered beside the training of the autoencoder, which needs only the first of them."""
+"""Render scenes while the autoencoder, which needs only the first of them, is trained."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ SPARED = 2  # cores left to the training
 
 
 def first_scenes(data: DataConfig) -> ScenesDataset:
-    """The first of the scenes, rendered at once on all cores."""
+    """Render the first scenes on all cores."""
     return ScenesDataset(data.scenes.model_copy(update={"num": min(FIRST, data.scenes.num)}), data.size)
 
 
 class Rendering:
-    """A process of its own that renders all scenes into the cache, and is ended with this one."""
+    """A process that renders all scenes into the cache."""
 
     def __init__(self, data: DataConfig) -> None:
-        told = data.model_dump_json()
-        # With a session of its own, so that it ends together with the processes that it starts.
-        self._process = subprocess.Popen([sys.executable, "-m", "ldm.recipe.rendering", told], start_new_session=True)
+        fields = data.model_dump_json()
+        # A new session, so that the processes that it starts can be ended with it.
+        self._process = subprocess.Popen([sys.executable, "-m", "ldm.recipe.rendering", fields], start_new_session=True)
 
     def wait(self, seconds: float) -> None:
-        """Until all scenes are there; TimeoutError after so many seconds."""
+        """Wait until all scenes are rendered.
+
+        Raises:
+            TimeoutError: after `seconds`.
+        """
         try:
             status = self._process.wait(None if seconds == float("inf") else seconds)
         except subprocess.TimeoutExpired:
@@ -39,7 +43,7 @@ class Rendering:
             raise UserError(f"scenes could not be rendered: the process ended with status {status}, see above")
 
     def end(self) -> None:
-        """Stop it if it has not finished."""
+        """End the process if it has not finished."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)

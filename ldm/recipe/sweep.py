@@ -1,4 +1,4 @@
-"""The measurements of a finished model: scores over guidance and over steps, and everything on the test prompts."""
+"""Measurements of a model: scores over guidance and over steps, and all metrics on the test prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm.generation import Request, TextToImage
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 STEPS = (5, 10, 20, 30, 50)
 SAMPLERS = ("ddim", "dpmpp-2m", "unipc", "heun", "plms", "ddpm", "dpmpp-2m-sde")
-CHOOSING_SEED, TEST_SEED = 1, 0  # of the scenes whose prompts guidance is chosen on, and of those of the test
+CHOOSING_SEED, TEST_SEED = 1, 0  # seeds of the scenes that guidance is chosen on, and of the test scenes
 JUDGED_BY = "scene_whole"
 
 
@@ -34,12 +34,12 @@ class Cell:
     metrics: tuple[str, ...] = ("scenes",)
 
     def key(self) -> str:
-        """What tells it from others."""
+        """Return the key in `scores.jsonl`."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 class Scores:
-    """Measured cells, one a line of JSON, which are not measured again."""
+    """Measured cells in a file, one JSON line each, which are not measured again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,34 +47,34 @@ class Scores:
         self.found: dict[str, dict[str, Any]] = {row["cell"]: row["report"] for row in map(json.loads, lines)}
 
     def add(self, cell: Cell, report: dict[str, Any]) -> None:
-        """Keep a cell's report, at once."""
+        """Append a cell's report to the file."""
         self.found[cell.key()] = report
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"cell": cell.key(), "report": report}) + "\n")
 
     def score(self, cell: Cell) -> float:
-        """What cells are compared by."""
+        """Return the score that cells are compared by."""
         return float(self.found[cell.key()]["results"][JUDGED_BY])
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Which cells there are: first those over guidance, then the test, then those over steps."""
+    """The cells to measure: over guidance, then the test, then over steps."""
 
     samples: int  # of the test
     curve_samples: int  # of each other cell
     metrics: tuple[str, ...]  # of the test
 
     def over_guidance(self) -> list[Cell]:
-        """At 30 steps of DDIM."""
+        """Return the cells over guidance, with 30 steps of DDIM."""
         return [Cell("guidance", scale, 30, "ddim", self.curve_samples, CHOOSING_SEED) for scale in GUIDANCE]
 
     def test(self, guidance: float) -> Cell:
-        """The one that counts."""
+        """Return the cell of the test."""
         return Cell("test", guidance, 30, "ddim", self.samples, TEST_SEED, self.metrics)
 
     def over_steps(self, guidance: float) -> list[Cell]:
-        """For every sampler."""
+        """Return the cells over steps, for every sampler."""
         return [
             Cell("steps", guidance, steps, sampler, self.curve_samples, CHOOSING_SEED)
             for steps in STEPS
@@ -82,11 +82,11 @@ class Curves:
         ]
 
     def best_guidance(self, scores: Scores) -> float:
-        """The scale of the highest score over guidance, the smallest of several."""
+        """Return the guidance scale of the highest score, the smallest of equal ones."""
         return max(self.over_guidance(), key=lambda cell: (scores.score(cell), -cell.guidance)).guidance
 
     def missing(self, scores: Scores) -> Iterator[Cell]:
-        """Cells to measure, in order; the later ones depend on what was found for the first."""
+        """Yield the cells to measure, in order; later ones depend on the scores of the first."""
         yield from (cell for cell in self.over_guidance() if cell.key() not in scores.found)
         best = self.best_guidance(scores)
         rest = [self.test(best), *self.over_steps(best)]
@@ -94,7 +94,7 @@ class Curves:
 
 
 def measure(cell: Cell, pipe: TextToImage, concepts: int | None, size: int, batch_size: int) -> dict[str, Any]:
-    """The report of a cell, as `ldm evaluate` writes it."""
+    """Measure a cell; return the report as `ldm evaluate` writes it."""
     scenes = ScenesConfig(num=cell.samples, seed=cell.seed, concepts=concepts)
     source = ScenesDataset(scenes, size, "test")
     plan = Plan(

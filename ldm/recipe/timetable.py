@@ -1,4 +1,4 @@
-"""What time each part of the work has taken over all commands, and what is left of it."""
+"""The time that each part of the work has taken over all commands, and the time left."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from ldm.storage.store import load_json, save_json
 
-# Of the total time, from the beginning to the end of each part; what one part leaves over is the next one's.
+# Share of the total time at which each part ends; the time that a part does not use goes to the next one.
 ENDS = {"autoencoder": 0.3, "unet": 0.86, "scores": 1.0}
 RESERVE = 0.06  # share of a command's time that a training leaves for its last save and what follows it
 
 
 class OutOfTimeError(Exception):
-    """This command has come to its end; the next one goes on."""
+    """The time of this command is up; the next command continues."""
 
 
 @dataclass
 class Timetable:
-    """The time of all commands, kept in a file, and of this one; seconds, None where there is no limit."""
+    """The time of all commands, kept in a file, and of this one, in seconds; None: no limit."""
 
     path: Path
     total: float | None = None
@@ -36,7 +36,7 @@ class Timetable:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Within it time counts for a part, however it ends."""
+        """Count the time inside for a part, however it ends."""
         self._since = time.monotonic()
         try:
             yield
@@ -47,14 +47,14 @@ class Timetable:
 
     @property
     def seconds(self) -> float:
-        """Spent so far, on all parts by all commands."""
+        """Seconds spent so far, on all parts by all commands."""
         now = 0.0 if self._since is None else time.monotonic() - self._since
         return sum(self.spent.values()) + now
 
     def budget(self, name: str, trained: float) -> float | None:
-        """Seconds of training that a part may have in all, of which it had `trained`; None: its steps decide.
+        """Return the seconds of training of a part in total, of which `trained` are done; None: its steps decide.
 
-        To be asked for when training begins: what was made ready before comes off the part's time.
+        Call this when training begins, since preparation counts towards the part's time.
         """
         if self.total is None:
             return None
@@ -62,11 +62,15 @@ class Timetable:
         return trained + max(left, 0.0)
 
     def left(self) -> float | None:
-        """Seconds that a training in this command has."""
+        """Return the seconds that training has in this command; None: no limit."""
         return None if self.command is None else self.until_end() - RESERVE * self.command
 
     def until_end(self) -> float:
-        """Seconds of this command; it ends with OutOfTimeError where there are none."""
+        """Return the seconds left for this command.
+
+        Raises:
+            OutOfTimeError: if there are none.
+        """
         if self.command is None:
             return float("inf")
         left = self.began + self.command - time.monotonic()

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: blocks keep their inputs alone and run again in the backward pass (Chen et al. 2016)."""
+"""Gradient checkpointing: blocks keep only their inputs and run again in the backward pass (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm.models.layers import NOTHING, ResNetBlock
 
 
 def checkpoint_gradients(network: nn.Module) -> None:
-    """Let every level of the U-Nets and autoencoders in `network` do so; names and results stay what they are."""
+    """Checkpoint every level of the U-Nets and autoencoders in `network`; names and results do not change."""
     for block in network.modules():
         if isinstance(block, DownBlock | MidBlock | UpBlock):
             block.forward = partial(_run, block, block.forward)  # type: ignore[method-assign]

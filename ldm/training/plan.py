@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: steps, memory, time and cost of a run to come. Nothing of it stays on the disk."""
+"""What `--dry-run` prints: steps, memory, time and cost of a run. Nothing is written."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def plan(
     gpus: int | None = None,
     gpu: str | None = None,
 ) -> str:
-    """Lines of text on a run that would begin now.
+    """Return lines of text about a run that would begin now.
 
-    With `make`, which makes the stage, a few steps are timed; with `gpus` of a kind `gpu`, their cost is reckoned.
+    With `make`, which builds the stage, a few steps are timed; with `gpus` of a kind `gpu`, their time is estimated.
     """
-    settings: StageConfig = getattr(config.training, stage)
+    settings: StageConfig = config.training.of(stage)
     cost = step_cost(stage, config)
     source = None if data == "scenes" else open_source(data, config.data)
     images = config.data.scenes.num if source is None else len(source)
     facts = _size(settings, config, cost, images)
     facts["time here"] = _time(stage, config, source, make, cost)
     if gpu is not None:
-        facts |= _reckoned(stage, config, data, images, cost, gpus or 1, gpu)
+        facts |= _estimated(stage, config, data, images, cost, gpus or 1, gpu)
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
@@ -67,10 +67,10 @@ def _size(settings: StageConfig, config: Config, cost: StepCost, images: int) ->
     }
 
 
-def _reckoned(
+def _estimated(
     stage: str, config: Config, data: str, images: int, cost: StepCost, gpus: int, gpu: str
 ) -> dict[str, str]:
-    settings: StageConfig = getattr(config.training, stage)
+    settings: StageConfig = config.training.of(stage)
     samples = settings.max_steps * settings.batch_size
     needed = seconds_on(cost.flops * samples, gpus, gpu)
     rate = samples / needed
@@ -83,8 +83,8 @@ def _reckoned(
 
 
 def _bytes_read(stage: str, config: Config, data: str, images: int) -> float:
-    """Bytes of one image as it is stored: cached moments, a file, or, where that is not known, plain pixels."""
-    if stage != "autoencoder" and getattr(config.training, stage).cache_latents:
+    """Return the bytes of one stored image: cached moments, a file, or, if unknown, plain pixels."""
+    if getattr(config.training.of(stage), "cache_latents", False):
         side = config.data.size // config.autoencoder.downsampling_factor
         return 4 * 2 * config.autoencoder.latent_channels * side**2
     path = Path(data)
@@ -96,8 +96,8 @@ def _bytes_read(stage: str, config: Config, data: str, images: int) -> float:
 
 
 def _time(stage: str, config: Config, source: Source | None, make: MakeStage | None, cost: StepCost) -> str:
-    """How long the run would take on this machine, after a few steps of it."""
-    settings: StageConfig = getattr(config.training, stage)
+    """Estimate the time of the run on this machine from a few steps."""
+    settings: StageConfig = config.training.of(stage)
     if make is None:
         return "not tried: --vae or --init is missing"
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def _time(stage: str, config: Config, source: Source | None, make: MakeStage | N
 
 
 def _timed(stage: Stage, source: IndexedSource, config: Config) -> tuple[float, int]:
-    """Seconds of a step, and the number of steps tried, the first not counted."""
+    """Return the seconds of a step and the number of steps tried, without the first."""
     settings = stage.config
     share = share_of(stage.accelerator, settings.batch_size, settings.gradient_accumulation)
     seed, classes = config.training.seed, config.tells_classes

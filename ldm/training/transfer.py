@@ -1,4 +1,4 @@
-"""To the device without waiting for it: the host goes on to queue work while the device does what it was told."""
+"""Copy tensors to the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ T = TypeVar("T", Tensor, Level)
 
 
 def moved(given: T, device: torch.device) -> T:
-    """A tensor of the host, or a level of such, on the device.
+    """Copy a tensor, or the tensors of a level, to the device, through pinned memory if that is a GPU.
 
-    A GPU fetches it from pinned memory when its queue comes to it. Out of other memory the host would wait until the
-    queue is empty.
+    From other memory the host would wait until the GPU's queue is empty.
     """
     if isinstance(given, Level):
         return Level(*(moved(tensor, device) for tensor in (given.alpha, given.sigma, given.t)))
@@ -29,10 +28,9 @@ def moved(given: T, device: torch.device) -> T:
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """The batches, their images on the device.
+    """Yield batches with their images on the device.
 
-    A GPU copies them beside its computing, on a stream of its own: the loop asks for the images of a step while the
-    step before is still being computed.
+    A GPU copies on a separate stream, while the previous step is still being computed.
     """
     if device.type != "cuda":
         yield from batches
@@ -44,6 +42,6 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch
                 images = moved(batch.images, device)
             computing = torch.cuda.current_stream(device)
             computing.wait_stream(copying)
-            images.record_stream(computing)  # else their memory would be free for the next copy too early
+            images.record_stream(computing)  # keeps their memory until the computation is done
             batch = replace(batch, images=images)
         yield batch

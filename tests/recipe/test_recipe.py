@@ -82,7 +82,7 @@ def test_one_command_makes_a_model_and_goes_on_where_it_was_stopped(tmp_path: Pa
 
     stopped = run("--max-time", "6s")
     assert stopped.returncode == 3, stopped.stderr
-    assert "holds a model in the making" in run().stderr
+    assert "contains an unfinished model" in run().stderr
     finished = run("--resume")
     assert finished.returncode == 0, finished.stderr
     found = json.loads((tmp_path / "report.json").read_text())

@@ -1,7 +1,7 @@
-"""Writes the latents of images, and the contexts of their captions, that are trained on instead of them.
+"""Write the latents of images and the contexts of their captions, which training then reads.
 
-Processes write files of their own, each beside its place and then renamed; the index that makes a cache of them comes
-last. So what was interrupted lacks whole files, and they are all that is left to do.
+Each process writes its own files under temporary names and renames them; the index comes last. An interrupted cache
+lacks whole files, which are all that remains to be written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES |= {"data": "the data's names, sizes or captions", "text": "text encoder",
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as it was read; a black one where it cannot be."""
+    """An image with its captions; a black one if it is unreadable."""
 
     pixels: np.ndarray  # (size, size, 3)
     captions: list[str] | None
@@ -51,7 +51,7 @@ class Sample:
 def cache_in(
     run: Path, source: Source, data: DataConfig, encoders: Encoders, share: ProcessShare, device: torch.device
 ) -> CachedData:
-    """The cache in a run's folder, whose name tells of what it was made: found, finished or made."""
+    """Find, finish or write the cache in a run's folder; its name is a digest of its facts."""
     facts = facts_of(source, data, encoders, share, PER_SHARD)
     digest = hashlib.blake2b(json.dumps(first_facts(asdict(facts))).encode(), digest_size=8).hexdigest()
     writer = CacheWriter(run / f"cache-{digest}", source, facts, encoders, share, device)
@@ -59,7 +59,7 @@ def cache_in(
 
 
 class CacheWriter:
-    """Makes a cache of `source`; every process calls the same methods."""
+    """Writes a cache of `source`; all processes call the same methods."""
 
     def __init__(
         self,
@@ -77,12 +77,16 @@ class CacheWriter:
         self.blocks = source.blocks(facts.per_shard)
 
     def write(self) -> CachedData:
-        """The whole cache, of which what is there already stays; UserError where that is of something else."""
+        """Write the files that are missing and return the cache.
+
+        Raises:
+            UserError: if existing files belong to another cache.
+        """
         if not (self.folder / INDEX).is_file():
             try:
                 self._write_missing()
             except OSError as error:
-                raise UserError(f"{self.folder} cannot be written: {error.strerror}; --resume goes on then") from error
+                raise UserError(f"{self.folder} cannot be written: {error.strerror}; continue with --resume") from error
         cache = CachedData(self.folder)
         self._check(cache.facts)
         return cache
@@ -106,7 +110,7 @@ class CacheWriter:
         self._write_index([self._described(block) for block in mine])
 
     def _is_there(self, block: Block) -> bool:
-        """Whether a file was written before; UserError if of something else."""
+        """Return whether a file was written before; UserError if it belongs to another cache."""
         path = self._path(block)
         if not path.is_file():
             return False
@@ -119,7 +123,7 @@ class CacheWriter:
     def _check(self, facts: Facts) -> None:
         if differing := facts.differing(self.facts):
             names = ", ".join(NAMES.get(name, name) for name in differing)
-            raise UserError(f"{self.folder} holds a cache that differs in {names}: choose another --out")
+            raise UserError(f"{self.folder} contains a cache that differs in {names}: choose another --out")
 
     def _write_block(self, block: Block) -> Iterator[int]:
         """Make one file; the number of images of each batch as it is done."""
@@ -160,7 +164,7 @@ class CacheWriter:
                 captions = source.captions(item)
                 label = source.label(item) if self.classes else -1
             except UnreadableError as error:
-                broken = error.broken  # what a person is told of first when images are read in training
+                broken = error.broken  # as when images are read in training
             yield Sample(pixels, captions, broken, label)
 
     @torch.no_grad()
@@ -206,12 +210,12 @@ def _told(path: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """UserError where a cache, or anything else, lies in a folder that a new one is to be written to."""
+    """Raise UserError if the folder of a new cache is not empty."""
     if folder.is_dir() and any(folder.iterdir()):
         if not is_cache(str(folder)):
-            raise UserError(f"{folder} holds other files than a cache: choose another --out")
+            raise UserError(f"{folder} contains other files than a cache: choose another --out")
         if not resume:
-            raise UserError(f"{folder} holds a cache: finish it with --resume, or choose another --out")
+            raise UserError(f"{folder} contains a cache: finish it with --resume, or choose another --out")
 
 
 def pack_captions(captions: Sequence[list[str] | None]) -> dict[str, Tensor]:

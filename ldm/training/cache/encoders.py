@@ -16,13 +16,17 @@ from ldm.training.cache.fingerprints import Encoders
 
 
 def configuration_of(model: str) -> str:
-    """The configuration of a run or a built-in model; UserError for a model that has none of its own."""
+    """Return the configuration of a run or a built-in model.
+
+    Raises:
+        UserError: if the model has none.
+    """
     path = find_autoencoder(model).parent / "config.yaml"
     if path.is_file():
         return str(path)
     if not Path(model).is_dir() and built_in(model) is not None:
         return model
-    raise UserError(f"{model} is no run of ldm: --config says how images are made ready and which text encoder reads")
+    raise UserError(f"{model} has no configuration: pass --config, which sets the size of images and the text encoder")
 
 
 def load_encoders(model: str, config: Config, own: bool) -> Encoders:

@@ -1,4 +1,4 @@
-"""What a cache was made of, told in digests: the data, the autoencoder's encoder, the frozen text encoder."""
+"""Digests that identify a cache: of the data, the autoencoder's encoder and the frozen text encoder."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.processes import ProcessShare
 
-PROBE = "A corgi, 23 pizzas & a café's [MASK]"  # its tokens tell two tokenizers of one vocabulary apart
+PROBE = "A corgi, 23 pizzas & a café's [MASK]"  # its tokens distinguish tokenizers with the same vocabulary
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What images and captions are sent through once."""
+    """The encoders whose outputs are cached."""
 
     autoencoder: Autoencoder
     text: tuple[TextEncoder, Tokenizer] | None = None  # one that is frozen
     classes: bool = False  # whether the images' classes are kept beside
 
     def to(self, device: torch.device) -> Encoders:
-        """The same, moved to a device."""
+        """Move the encoders to a device."""
         self.autoencoder.to(device, memory_format=torch.channels_last)
         if self.text is not None:
             self.text[0].to(device)
@@ -39,7 +39,7 @@ class Encoders:
 
 
 def facts_of(source: Source, data: DataConfig, encoders: Encoders, share: ProcessShare, per_shard: int) -> Facts:
-    """The fingerprint of a cache to be made; every process must come here."""
+    """Return the fingerprint of a new cache; all processes must call this."""
     blocks = source.blocks(per_shard)
     digests = share.gather([source.fingerprint(blocks[number]) for number in share.of(len(blocks))])
     text = encoders.text
@@ -58,7 +58,7 @@ def facts_of(source: Source, data: DataConfig, encoders: Encoders, share: Proces
 
 
 def autoencoder_digest(autoencoder: Autoencoder) -> str:
-    """Of the weights on the way from images to moments; the decoder and the statistics may change."""
+    """Digest the weights from images to moments; the decoder and the statistics may change."""
     weights = {
         name: weight
         for name, weight in autoencoder.state_dict().items()
@@ -68,9 +68,9 @@ def autoencoder_digest(autoencoder: Autoencoder) -> str:
 
 
 def text_digest(encoder: TextEncoder, tokenizer: Tokenizer) -> str:
-    """Of an encoder's weights and sizes, and of its vocabulary, in the form that their folders have."""
+    """Digest the weights, sizes and vocabulary of a text encoder, as they are saved."""
     config, weights = saved_form(encoder)
-    sizes = config.model_dump_json(exclude={"source", "frozen", "vocab_size"})  # their weights tell the last
+    sizes = config.model_dump_json(exclude={"source", "frozen", "vocab_size"})  # the weights determine the last
     ids, mask = tokenizer(["", PROBE])
     words = [sizes, str(ids.tolist()), str(mask.tolist()), *tokenizer.pieces]
     return digest([_weights_digest(weights), *words])
@@ -93,7 +93,7 @@ def check_cache(cache: CachedData, data: DataConfig, encoders: Encoders, share: 
     if altered := _altered(cache, share):
         found.append(f"{altered[0]}{f' and {len(altered) - 1} more files' * (len(altered) > 1)} changed since")
     if found:
-        raise UserError(f"the cache {cache.folder} does not fit: {'; '.join(found)}; make it anew with `ldm cache`")
+        raise UserError(f"the cache {cache.folder} does not fit: {'; '.join(found)}; create it again with `ldm cache`")
 
 
 def _altered(cache: CachedData, share: ProcessShare) -> list[str]:

@@ -1,4 +1,4 @@
-"""What diagnostics are made of: reports of a run, how long something lasts, and what a diagnosis is."""
+"""What checks share: diagnoses, and values that last over the reports of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEARNING = 200  # steps after the warm-up before anything is expected
 
 
 class Diagnosis(NamedTuple):
-    """Something that is wrong: the same as long as name and place are, whatever numbers the text has."""
+    """A problem, identified by name and place; the numbers in its text may change."""
 
     name: str
     text: str  # what was seen, what it means, what to do
@@ -29,7 +29,7 @@ Check = Callable[[Sequence[Report], Config], Iterator[Diagnosis]]
 
 
 def lasting(reports: Sequence[Report], name: str, steps: int) -> list[Any]:
-    """The values of `name` in the reports of the last `steps` steps; [] where it was not reported for so long."""
+    """Return the values of `name` in the reports of the last `steps` steps; [] if it was not reported that long."""
     found: list[Any] = []
     for report in reversed(reports):
         value = report.get(name, report.get("observed", {}).get(name))
@@ -42,18 +42,18 @@ def lasting(reports: Sequence[Report], name: str, steps: int) -> list[Any]:
 
 
 def always(values: Sequence[float], true: Callable[[float], bool]) -> bool:
-    """Whether it is so for all values, of which there are some."""
+    """Return whether a condition holds for all values, and there are any."""
     return bool(values) and all(map(true, values))
 
 
 def std_of_latents(report: Report) -> list[float]:
-    """Standard deviations of latents by channel, from the moments that a report has."""
+    """Return standard deviations of latents by channel from the moments in a report."""
     pairs = zip(report["observed"]["latent_mean"], report["observed"]["latent_mean_square"], strict=True)
     return [max(square - mean**2, 0.0) ** 0.5 for mean, square in pairs]
 
 
 def channels(numbers: Sequence[int], count: int) -> str:
-    """`channel 2`, `channels 0, 2` or `all 4 channels`."""
+    """Format `channel 2`, `channels 0, 2` or `all 4 channels`."""
     if len(numbers) == count:
         return f"all {count} channels"
     return f"channel{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -1,4 +1,4 @@
-"""What is wrong with a training, in plain words: what was seen, what it means, what to do.
+"""Diagnose training: what was seen, what it means, what to do.
 
 A check is a pure function of the newest reports of a run, as `log.jsonl` has them, and of the configuration.
 """
@@ -27,7 +27,7 @@ ALIKE = 1e-4  # variance of contexts over the captions of a batch, by their mean
 
 
 def diagnose(stage: str, reports: Sequence[Report], config: Config) -> list[Diagnosis]:
-    """All that is wrong with a stage after the last of its reports, oldest first; [] where all is well."""
+    """Return the problems of a stage at the last of its reports, which are in order."""
     settings = getattr(config.training, stage)
     common = [*gradient(reports, settings), *rising(reports, settings)]
     return common + [found for check in CHECKS.get(stage, ()) for found in check(reports, config)]
@@ -60,7 +60,7 @@ def gradient(reports: Sequence[Report], settings: StageConfig) -> Iterator[Diagn
 
 
 def rising(reports: Sequence[Report], settings: StageConfig) -> Iterator[Diagnosis]:
-    """A reconstruction, or where there is none a loss, that falls no longer but rises."""
+    """Detect a reconstruction loss, or without one a loss, that rises."""
     name = "reconstruction" if any("reconstruction" in report for report in reports) else "loss"
     course = [(report["step"], report[name]) for report in reports if name in report]
     course = [(step, value) for step, value in course if step > settings.warmup_steps]
@@ -78,7 +78,7 @@ def rising(reports: Sequence[Report], settings: StageConfig) -> Iterator[Diagnos
 
 
 def denoising(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
-    """A U-Net that is no better than an output of zeros."""
+    """Detect a U-Net that is no better than an output of zeros."""
     settings = config.training.unet
     if reports[-1]["step"] <= settings.warmup_steps + LEARNING:
         return
@@ -93,7 +93,7 @@ def denoising(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
 
 
 def scaled_latents(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
-    """Latents that a U-Net sees without unit variance."""
+    """Detect latents without unit variance at the input of a U-Net."""
     if not lasting(reports, "latent_mean_square", SOON):
         return
     seen = reports[-1]["observed"]
@@ -104,20 +104,20 @@ def scaled_latents(reports: Sequence[Report], config: Config) -> Iterator[Diagno
             "latents far from unit variance",
             f"on this data their mean is {mean:.2g} and their deviation {deviation:.2g}: the noise levels are not what "
             "they are called. The autoencoder's statistics were measured on other data: "
-            "`ldm info VAE --measure DATA --write`, and start anew",
+            "`ldm info VAE --measure DATA --write`, and train again from scratch",
         )
 
 
 def contexts(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
-    """A text encoder that says the same of all captions."""
+    """Detect a text encoder with the same context for all captions."""
     spread, differing = lasting(reports, "context_spread", SOON), lasting(reports, "captions_that_differ", SOON)
     if always(spread, lambda share: share < ALIKE) and fmean(differing) > 0.25:
         text = config.training.unet.text_learning_rate
         rate = config.training.unet.learning_rate if text is None else text
         yield Diagnosis(
             "the text encoder has collapsed",
-            f"contexts of different captions differ by {spread[-1]:.1g} of their size: the U-Net is not told what to "
-            f"draw. Start anew with training.unet.text_learning_rate lower than {rate:g}, or with text.source",
+            f"contexts of different captions differ by {spread[-1]:.1g} of their size: the U-Net cannot use "
+            f"the text. Train from scratch with training.unet.text_learning_rate lower than {rate:g}, or with text.source",
         )
 
 

@@ -230,7 +230,7 @@ def test_altered_and_missing_files_are_named(encoders: Encoders, tmp_path: Path)
 
 def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(UserError, match="holds other files than a cache"):
+    with pytest.raises(UserError, match="contains other files than a cache"):
         check_folder(tmp_path, resume=True)
 
 
