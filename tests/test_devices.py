@@ -46,6 +46,6 @@ def test_a_model_loaded_in_bfloat16_for_a_processor_without_it_is_told_in_one_li
         warnings.simplefilter("always")
         TextToImage.from_pretrained("emoji", dtype, "cpu")
     notes = [str(each.message) for each in caught if each.category is UserNote]
-    assert [note.startswith("this processor has no instructions for bfloat16") for note in notes] == (
+    assert [note.startswith("this processor has no bfloat16 instructions") for note in notes] == (
         [True] if dtype == torch.bfloat16 and not there else []
     )

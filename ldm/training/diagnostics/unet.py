@@ -117,7 +117,7 @@ def contexts(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "the text encoder has collapsed",
             f"contexts of different captions differ by {spread[-1]:.1g} of their size: the U-Net cannot use "
-            f"the text. Train from scratch with training.unet.text_learning_rate lower than {rate:g}, or with text.source",
+            f"the text. Train from scratch with text.source, or with training.unet.text_learning_rate below {rate:g}",
         )
 
 
