@@ -30,7 +30,7 @@ GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "me
 def batches(pipe: TextToImage, request: Request, shape: Shape, numbers: Sequence[int]) -> list[list[int]]:
     """Split indices of a request's images into batches, each with contexts of one length.
 
-    `shape` (C, h, w) is that of an image's latents.
+    `shape` (C, h, w) is the shape of an image's latents.
     """
     size, images = request.batch_size, request.images
     if size is None:

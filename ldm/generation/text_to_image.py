@@ -132,7 +132,7 @@ class TextToImage:
         """Generate `num_images` images for each prompt or class, grouped by prompt.
 
         Args:
-            latents: (images, C, h, w), initial noise instead of that of the seeds; its shape decides the size.
+            latents: (images, C, h, w), initial noise in place of the seeds; its shape decides the size.
             progress: called with steps done and steps in total.
             options: fields of `Request`.
 
@@ -253,7 +253,7 @@ class TextToImage:
     ) -> tuple[Condition, Condition | None]:
         """Encode the conditions of subjects, and that to guide away from (of one image), if any.
 
-        `shape` (C, h, w) is that of the latents, by default as the resolved request says.
+        `shape` (C, h, w) of the latents is by default the request's.
         """
         _, height, width = shape or latent_shape(self.parts, request)
         factor = self.parts.autoencoder.config.downsampling_factor

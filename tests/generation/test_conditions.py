@@ -47,7 +47,7 @@ def differ(image: np.ndarray, other: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("name", ["classes", "own classes"])
-def test_a_image_depends_on_its_class_and_seed_not_on_its_batch(name: str, pipes: Callable[[str], TextToImage]) -> None:
+def test_an_image_depends_on_class_and_seed_not_on_its_batch(name: str, pipes: Callable[[str], TextToImage]) -> None:
     pipe = pipes(name)
     together = draw(pipe, classes=[3, 0, 3], num_images=2, seed=4, batch_size=4)
     alone = [draw(pipe, classes=number, seed=4 + i)[0] for i, number in enumerate([3, 3, 0, 0, 3, 3])]
@@ -174,7 +174,7 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
         ("sd 1", {"prompt": "a dog", "size_conditioning": SizeConditioning()}, "not told sizes and crops"),
     ],
 )
-def test_what_a_model_does_not_know_is_refused_in_one_line(
+def test_what_a_model_does_not_know_raises_an_error_of_one_line(
     name: str, options: dict[str, Any], message: str, pipes: Callable[[str], TextToImage]
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -183,7 +183,7 @@ def test_what_a_model_does_not_know_is_refused_in_one_line(
 
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
-def test_half_precision_draws_nearly_the_same_image(
+def test_half_precision_generates_nearly_the_same_image(
     name: str, dtype: torch.dtype, pipes: Callable[[str], TextToImage], tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"prompt": "a red dog"} if pipes(name).parts.texts else {}
@@ -204,7 +204,9 @@ def test_every_network_moves(pipes: Callable[[str], TextToImage]) -> None:
         assert pipe.device.type == "meta"
 
 
-def test_the_command_draws_classes_and_what_has_no_name(pipes: Callable[[str], TextToImage], tmp_path: Path) -> None:
+def test_the_command_generates_classes_and_unconditional_images(
+    pipes: Callable[[str], TextToImage], tmp_path: Path
+) -> None:
     pipes("classes").save_pretrained(tmp_path / "classes")
     pipes("unconditional").save_pretrained(tmp_path / "nothing")
     options: dict[str, Any] = {"num_inference_steps": 3, "device": "cpu", "seed": 4}

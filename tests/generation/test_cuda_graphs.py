@@ -82,7 +82,7 @@ def drawn(pipe: TextToImage) -> list[np.ndarray]:
     return [np.asarray(image) for seed in (0, 1) for image in pipe(["a dog", "a hat"], seed=seed, **options)]
 
 
-def test_a_compiled_pipeline_draws_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_pipeline_generates_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     # Graphs are captured as for any backend; to compile them for this CPU would take minutes and show no more.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(networks, "works", lambda dtype: False)  # as on a GPU, where no weights are laid out
@@ -110,7 +110,7 @@ def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_images() -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU is taken where there is no CUDA device")
-def test_elsewhere_than_on_a_gpu_compiling_is_refused() -> None:
+def test_elsewhere_than_on_a_gpu_compiling_raises_an_error() -> None:
     with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):
         TextToImage.from_pretrained(compiled=True)
     with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):  # a graph would never be computed anew

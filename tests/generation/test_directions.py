@@ -38,7 +38,7 @@ def test_a_direction_is_the_difference_of_the_means_at_the_noisy_end(pipe: TextT
     torch.testing.assert_close(back.latents, -found.latents, rtol=1e-3, atol=1e-4)
 
 
-def test_a_image_that_is_moved_by_its_distance_from_another_becomes_the_other(pipe: TextToImage) -> None:
+def test_an_image_that_is_moved_by_its_distance_from_another_becomes_the_other(pipe: TextToImage) -> None:
     [image], [other] = scenes(1, 2), scenes(1, 3)
     there = find(pipe, [image], [other], WAY)
     stays, goes, far = (np.asarray(image).astype(int) for image in moved(pipe, image, there, [0.0, 1.0, 2.0]))

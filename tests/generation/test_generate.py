@@ -62,7 +62,7 @@ def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_image_suffix_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_suffix_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(["a dog"], out=tmp_path / "x.png")
     assert written(tmp_path) == ["x.png"]
     assert capsys.readouterr().out.split() == [str(tmp_path / "x.png")]
@@ -84,7 +84,7 @@ def test_anything_else_is_a_folder_named_after_the_prompts(tmp_path: Path) -> No
     ]
 
 
-def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:
+def test_png_metadata_records_the_parameters(tmp_path: Path) -> None:
     generate(
         ["a chien \N{DOG FACE}"],
         negative_prompt="blurry",

@@ -171,7 +171,7 @@ def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
     assert read == ["a red dog", "rain", "a dog", "a (red:1.3) dog", "[rain]", "(a dog)"]
 
 
-def test_clip_leads_images_that_are_drawn_in_pixels(clips: dict[str, Path]) -> None:
+def test_clip_guides_images_of_pixel_models(clips: dict[str, Path]) -> None:
     pixels = TextToImage(tiny.pixels(in_channels=3, out_channels=3))
     guide = ClipGuidance.from_pretrained(clips["transformers"], crops=2, prompt="a dog")
     plain, led = (draw(pixels, num_inference_steps=2, clip=clip) for clip in (None, guide))
@@ -191,7 +191,7 @@ def test_a_threshold_bounds_the_latents(pipe: TextToImage) -> None:
     assert latents(pipe, threshold=0.9, **both).abs().max() <= 3 + 1e-6
 
 
-def test_a_classifier_makes_its_class_likelier_whatever_the_model_is_told(
+def test_a_classifier_makes_its_class_likelier_whatever_the_conditioning(
     pipe: TextToImage, unconditional: TextToImage
 ) -> None:
     for model, told in ((pipe, {"prompt": DOG}), (unconditional, {})):
@@ -283,12 +283,12 @@ def test_transformers_own_similarity_is_ours(clips: dict[str, Path]) -> None:
         ({"prompt": Composed(((DOG, float("nan")),))}, "weights of prompts"),
     ],
 )
-def test_what_means_nothing_is_refused(pipe: TextToImage, options: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_raise_errors(pipe: TextToImage, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         draw(pipe, **{"prompt": DOG} | options)
 
 
-def test_guides_that_a_model_cannot_follow_are_refused(
+def test_guides_that_a_model_cannot_follow_raise_errors(
     pipe: TextToImage, unconditional: TextToImage, clips: dict[str, Path], tmp_path: Path
 ) -> None:
     own, other = (ClassifierGuidance(classifier=trained_classifier(model.parts)) for model in (pipe, unconditional))

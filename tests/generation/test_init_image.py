@@ -125,7 +125,7 @@ def test_a_size_scales_the_image_and_none_only_cuts_it() -> None:
         ({"guidance_interval": (1.0, 2.0), "guidance_scale": 1}, "needs guidance"),
     ],
 )
-def test_what_means_nothing_is_refused(
+def test_invalid_combinations_raise_errors(
     pipe: TextToImage, image: Image.Image, options: dict[str, Any], words: str
 ) -> None:
     given = {name: image if value is True else value for name, value in options.items()}
@@ -133,7 +133,7 @@ def test_what_means_nothing_is_refused(
         draw(pipe, **given)
 
 
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "words.png"
     path.write_text("words")
     with pytest.raises(UserError, match="cannot be read"):

@@ -67,7 +67,7 @@ def test_a_walk_between_images_comes_near_them_with_many_steps(pipe: TextToImage
     assert errors[1] < errors[0] / 3
 
 
-def test_what_does_not_go_together_is_refused(pipe: TextToImage) -> None:
+def test_what_does_not_go_together_raises_an_error(pipe: TextToImage) -> None:
     assert kind_of("a.png", "b.jpg", None) == "images"
     assert kind_of("3", "4", "a dog") == "seeds"
     assert kind_of("a dog", "a cat", None) == "prompts"

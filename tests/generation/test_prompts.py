@@ -197,7 +197,7 @@ def draw(pipe: TextToImage, *prompts: str, **options: Any) -> list[np.ndarray]:
 
 @pytest.mark.filterwarnings("ignore::ldm.errors.UserNote")
 @pytest.mark.parametrize("name", ["bert", "two clips"])
-def test_a_image_of_a_long_prompt_does_not_depend_on_those_beside_it(name: str, models: Callable[[str], Parts]) -> None:
+def test_an_image_of_a_long_prompt_does_not_depend_on_its_batch(name: str, models: Callable[[str], Parts]) -> None:
     pipe = TextToImage(models(name))
     together = draw(pipe, "a red dog", LONG, "two blue cats", long_prompts=True)
     for seed, prompt in enumerate(("a red dog", LONG, "two blue cats")):
@@ -208,7 +208,7 @@ def test_a_image_of_a_long_prompt_does_not_depend_on_those_beside_it(name: str, 
     assert np.abs(padded - together[0]).max() > 8
 
 
-def test_words_that_are_not_seen_are_told_in_one_line(models: Callable[[str], Parts]) -> None:
+def test_words_that_are_not_seen_are_reported_in_one_warning(models: Callable[[str], Parts]) -> None:
     pipe = TextToImage(models("bert"))
     prompts = ("a red dog playing a trumpet and two blue cats", LONG)
     with pytest.warns(
@@ -223,7 +223,7 @@ def test_words_that_are_not_seen_are_told_in_one_line(models: Callable[[str], Pa
         pipe.resolve(Request(prompts=("(((a red dog)))",), prompt_syntax="weighted"))
 
 
-def test_ways_to_read_prompts_are_refused_where_there_are_none() -> None:
+def test_ways_to_read_prompts_raise_errors_where_there_are_none() -> None:
     for options in ({"prompt_syntax": "weighted"}, {"long_prompts": True}):
         with pytest.raises(UserError, match="are for models of text"):
             TextToImage(tiny.of_classes())(classes=1, **options)

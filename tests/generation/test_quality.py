@@ -37,7 +37,7 @@ def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "unipc"])
-def test_reuse_1_is_no_reuse_bit_for_bit(pipe: TextToImage, sampler: str) -> None:
+def test_deepcache_1_is_off_bit_for_bit(pipe: TextToImage, sampler: str) -> None:
     assert np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, deepcache=1))
     assert not np.array_equal(draw(pipe, sampler=sampler), draw(pipe, sampler=sampler, deepcache=2))
 
@@ -71,7 +71,7 @@ def test_deep_features_are_computed_at_every_nth_level(
 
 
 @pytest.mark.parametrize("quality", PRESETS)
-def test_a_image_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> None:
+def test_an_image_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> None:
     together, apart = (
         draw(
             pipe, num_images=3, seed=5, quality=quality, deepcache=2, num_inference_steps=5, dtype=torch.float32, **more
@@ -81,7 +81,7 @@ def test_a_image_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> 
     assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, apart, strict=True))
 
 
-def test_reuse_goes_with_an_image_a_mask_and_what_lies_beside_the_latents(pipe: TextToImage) -> None:
+def test_deepcache_works_with_an_image_a_mask_and_what_lies_beside_the_latents(pipe: TextToImage) -> None:
     image = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
     for more in ({"strength": 0.8}, {"mask": Image.new("L", (16, 16), 255)}):
         exact, cheap = (draw(pipe, image=image, deepcache=deepcache, **more)[0] for deepcache in (1, 2))
@@ -135,7 +135,7 @@ def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_chan
 
 
 @pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_parts()])
-def test_bfloat16_changes_a_image_little(kind: Any) -> None:
+def test_bfloat16_changes_an_image_little(kind: Any) -> None:
     pipe, prompts = TextToImage(kind), (DOG,) if kind.texts else ()
     exact, half = (
         np.asarray(pipe(prompts, num_inference_steps=4, dtype=t)[0]).astype(int) for t in (None, torch.bfloat16)
@@ -154,12 +154,12 @@ def test_bfloat16_changes_a_image_little(kind: Any) -> None:
         ),
     ],
 )
-def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_raise_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Request(**options)
 
 
-def test_a_png_tells_what_its_quality_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
+def test_png_metadata_records_the_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
     monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options, **more: pipe)
     generate([DOG], quality="draft", num_inference_steps=3, deepcache=2, dtype="float32", out=tmp_path / "x.png")
     told = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]

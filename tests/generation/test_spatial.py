@@ -158,14 +158,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_means_nothing_for_a_model_is_refused(pipes: dict[str, TextToImage], message: str) -> None:
+def test_what_means_nothing_for_a_model_raises_an_error(pipes: dict[str, TextToImage], message: str) -> None:
     name, options = REFUSED[message]
     prompt = () if name == "larger" else PROMPT
     with pytest.raises(UserError, match=message):
         pipes[name](prompt, num_inference_steps=STEPS, **options)
 
 
-def test_a_walk_needs_a_model_that_draws_without_images(pipes: dict[str, TextToImage]) -> None:
+def test_interpolation_needs_a_model_that_takes_no_images(pipes: dict[str, TextToImage]) -> None:
     from ldm.generation import Request, interpolate
 
     with pytest.raises(UserError, match="draws from a layout"):

@@ -53,7 +53,7 @@ def test_a_size_is_width_and_height(pipe: TextToImage) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_image_depends_on_its_seed_alone_not_on_its_batch(pipe: TextToImage, eta: float) -> None:
+def test_an_image_depends_on_its_seed_alone_not_on_its_batch(pipe: TextToImage, eta: float) -> None:
     together = draw(pipe, num_images=4, seed=5, eta=eta)
     assert_equal(together, draw(pipe, num_images=4, seed=5, eta=eta, batch_size=3))
     assert_equal(together, [draw(pipe, seed=5 + i, eta=eta)[0] for i in range(4)])
@@ -73,14 +73,14 @@ def test_the_same_call_gives_the_same_bytes(pipe: TextToImage) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws(pipe: TextToImage, name: str) -> None:
+def test_every_sampler_generates_images(pipe: TextToImage, name: str) -> None:
     (image,) = draw(pipe, sampler=name)
     assert pixels(image).std() > 5
     assert differ(image, draw(pipe)[0]) is (name not in ("ddim", "euler"))
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_spacing_draws(pipe: TextToImage, spacing: str) -> None:
+def test_every_spacing_generates_images(pipe: TextToImage, spacing: str) -> None:
     (image,) = draw(pipe, spacing=spacing, sampler="heun", num_inference_steps=5)
     assert pixels(image).std() > 5
     assert differ(image, draw(pipe, sampler="heun", num_inference_steps=5)[0]) is (spacing != "trailing")
@@ -137,7 +137,7 @@ def test_given_latents_are_what_sampling_starts_from(pipe: TextToImage) -> None:
     assert draw(pipe, latents=wide)[0].size == (24, 16)
 
 
-def test_progress_is_told_of_every_step_of_every_batch(pipe: TextToImage) -> None:
+def test_progress_reports_every_step_of_every_batch(pipe: TextToImage) -> None:
     told: list[tuple[int, int]] = []
     draw(pipe, num_images=3, batch_size=2, progress=lambda done, total: told.append((done, total)))
     assert told == [(i, 8) for i in range(1, 9)]
@@ -151,7 +151,7 @@ def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
     assert told == [1, 2, 3, 4]
 
 
-def test_networks_in_bfloat16_draw_nearly_the_same_image(pipe: TextToImage) -> None:
+def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) -> None:
     parts = random_parts()
     for network in (parts.autoencoder, parts.unet, parts.text_encoder):
         network.to(torch.bfloat16)
@@ -191,17 +191,17 @@ def test_networks_in_bfloat16_draw_nearly_the_same_image(pipe: TextToImage) -> N
         ({"latents": torch.zeros(1, 4, 8, 7)}, "size 14x16"),
     ],
 )
-def test_what_means_nothing_is_refused_in_one_line(pipe: TextToImage, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_raise_an_error_of_one_line(pipe: TextToImage, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         draw(pipe, **options)
 
 
-def test_no_prompt_is_refused(pipe: TextToImage) -> None:
+def test_no_prompt_raises_an_error(pipe: TextToImage) -> None:
     with pytest.raises(UserError, match="no prompt"):
         draw(pipe, [])
 
 
-def test_an_unknown_device_is_refused() -> None:
+def test_an_unknown_device_raises_an_error() -> None:
     assert find_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="no device 'abacus'"):
         find_device("abacus")
@@ -214,7 +214,7 @@ def saved(pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_saved_pipeline_draws_the_same_images(pipe: TextToImage, saved: Path) -> None:
+def test_a_saved_pipeline_generates_the_same_images(pipe: TextToImage, saved: Path) -> None:
     again = TextToImage.from_pretrained(saved, device="cpu")
     assert draw(again)[0].tobytes() == draw(pipe)[0].tobytes()
 

@@ -56,7 +56,7 @@ def test_a_strength_starts_from_the_image_and_varies_it_as_well() -> None:
     assert pipe.resolve(resolved) == resolved
 
 
-def test_a_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
+def test_an_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
     parts = tiny.with_spatial(tiny.own_variations(), kind="segmentation_map", in_channels=5, channels=4, stages=1)
     with pytest.raises(UserError, match="an image to vary: True, beside those that join the latents: False"):
         check_fit(parts, tmp_path)
@@ -98,7 +98,7 @@ def test_our_own_encoder_hardly_knows_where_things_are() -> None:
         ({"strength": 0.5}, "give one"),
     ],
 )
-def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_raise_errors(options: dict[str, Any], message: str) -> None:
     pipe = TextToImage(tiny.own_variations())
     options = options | ({"image": scene(0)} if options.get("image") else {})
     with pytest.raises(UserError, match=message):
@@ -131,7 +131,7 @@ def test_no_single_file_is_written_of_it(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_that_does_not_fit_raises_an_error(tmp_path: Path) -> None:
     parts = tiny.own_variations()
     assert parts.image_encoder is not None
     config = parts.image_encoder.config.model_copy(update={"in_channels": 5})
@@ -184,7 +184,7 @@ def test_clip_sees_what_transformers_clip_sees(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_diffusers_draws_the_same_variations(tmp_path: Path) -> None:
+def test_diffusers_generates_the_same_variations(tmp_path: Path) -> None:
     from diffusers import DDIMScheduler, StableDiffusionImageVariationPipeline
 
     pipe, image = TextToImage(tiny.variations()), scene(1)

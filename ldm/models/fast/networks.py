@@ -51,7 +51,7 @@ def prepare_for_sampling(network: Network, dtype: torch.dtype | None = None) -> 
     """Copy a network for inference; the copy is used like the network and gives the same outputs.
 
     Float32 outputs differ by rounding alone, below 1e-5 of their norm. With a `dtype` the copy computes in it; bfloat16
-    outputs are as close to the float32 network's as those of a plain copy, and mostly closer.
+    outputs are as close to the float32 network's as a plain copy's, and mostly closer.
 
     Copying is fast and shares the network's weights. On a CPU layers of blocks pack their own at their first call: as
     many bytes as the network's, and half as many again in upsampling blocks. The copy computes no gradients. Prepare
