@@ -58,7 +58,7 @@ def denoiser_flops(network: DenoiserNetwork, side: int, tokens: int) -> int:
     """Count the operations of one call on latents of `side` x `side` and a context of `tokens`, with a batch of one."""
     with on_meta():
         inputs = network.example_inputs(side, tokens)
-        return count_forward(lambda: network(**inputs))[0]
+    return count_forward(lambda: network(**inputs))[0]
 
 
 def autoencoder_flops(autoencoder: Autoencoder, side: int) -> dict[str, int]:
@@ -67,10 +67,10 @@ def autoencoder_flops(autoencoder: Autoencoder, side: int) -> dict[str, int]:
     with on_meta():
         images = torch.empty(1, config.in_channels, *(2 * [side * config.downsampling_factor]))
         latents = torch.empty(1, config.latent_channels, side, side)
-        return {
-            "encode": count_forward(lambda: autoencoder.encode(images))[0],
-            "decode": count_forward(lambda: autoencoder.decode(latents))[0],
-        }
+    return {
+        "encode": count_forward(lambda: autoencoder.encode(images))[0],
+        "decode": count_forward(lambda: autoencoder.decode(latents))[0],
+    }
 
 
 def training_memory(trained: int, averages: int, frozen: int = 0, moments: int | None = None) -> int:
