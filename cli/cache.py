@@ -33,10 +33,10 @@ def cache(
     from ldm.processes import ProcessShare
     from ldm.training.cache.encoders import configuration_of, load_encoders
     from ldm.training.cache.fingerprints import facts_of
-    from ldm.training.runs.run import with_text_source
+    from ldm.training.runs.run import complete_config
     from ldm.training.stages.latent_stage import check_cacheable
 
-    loaded = with_text_source(ldm.config.load(config or configuration_of(model), settings or ()), out)
+    loaded = complete_config(ldm.config.load(config or configuration_of(model), settings or ()), out)
     check_cacheable(loaded.data)
     share = ProcessShare.of_environment()
     place = find_device(device or share.device())

@@ -129,7 +129,7 @@ def show(report: Report, facts: dict[str, Any], out: Path | None, as_json: bool)
 def load(model: str, needs_samples: bool, device: str | None) -> TextToImage | Autoencoder:
     """Load a pipeline, or only the autoencoder if there is no pipeline and no samples are needed."""
     from ldm.allocator import keep_freed_memory
-    from ldm.checkpoint.diffusers.pipeline import find_autoencoder, find_model
+    from ldm.checkpoint.find import find_autoencoder, find_model
     from ldm.generation import TextToImage, find_device
     from ldm.models.autoencoder.autoencoder import Autoencoder
 
@@ -163,7 +163,7 @@ def reconstruct(
     import torch
     from PIL import Image
 
-    from ldm.checkpoint.diffusers.pipeline import find_autoencoder
+    from ldm.checkpoint.find import find_autoencoder
     from ldm.data.images import read_image
     from ldm.evaluation.fidelity import metrics as fidelity_metrics
     from ldm.evaluation.reconstruct import cut_to_multiple, reconstruction

@@ -63,3 +63,13 @@ def on_meta() -> Iterator[None]:
     """Create tensors and networks on the meta device: they have shapes and take no memory."""
     with torch.device("meta"), ShapesOnly():
         yield
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor from the host to a device without waiting for it.
+
+    A GPU copies from pinned memory when its queue comes to it; with other memory the host would wait for the queue.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -94,7 +94,24 @@ class Registry(Mapping[str, Any]):
         return len(self._components)
 
 
-CONDITIONINGS = Registry("conditioning")
+SPATIAL = Registry(  # conditionings of the section `spatial`, by its kind
+    "spatial conditioning",
+    {
+        "segmentation_map": "ldm.conditioning.segmentation_map:SegmentationMap",
+        "inpainting": "ldm.conditioning.inpainting:Inpainting",
+        "low_resolution": "ldm.conditioning.low_resolution:LowResolution",
+    },
+)
+CONDITIONINGS = Registry(
+    "conditioning",
+    {
+        "text": "ldm.conditioning.text.conditioning:TextConditioning",
+        "classes": "ldm.conditioning.classes:ClassTokens",
+        "image": "ldm.conditioning.image.conditioning:ImageEmbedding",
+        "class_table": "ldm.conditioning.classes:ClassTable",
+        "unconditional": "ldm.conditioning.unconditional:Unconditional",
+    },
+)
 TEXT_ENCODERS = Registry(
     "text encoder",
     {

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.bench.workload import Run, Workload
-from ldm.checkpoint.diffusers.pipeline import find_model
+from ldm.checkpoint.find import find_model
 
 PROMPT = "a corgi playing a trumpet"
 STEPS, SCALE, SEED = 30, 3.0, 0

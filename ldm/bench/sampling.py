@@ -22,11 +22,12 @@ from ldm.bench.networks import (
     with_cuda_graphs,
 )
 from ldm.bench.workload import Run, Workload
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.base import Conditions
+from ldm.conditioning.unconditional import Unconditional
 from ldm.config.root import Config
 from ldm.devices import find_device
 from ldm.generation import Request, TextToImage
-from ldm.generation.condition import Condition
 from ldm.generation.quality import complete
 from ldm.generation.sampling import SeededNoise
 from ldm.models import tiling
@@ -142,14 +143,15 @@ def pipeline_of(config: Config, unet: UNet) -> TextToImage:
     """Return a pipeline without a text encoder, for given contexts."""
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
     compiled = next(unet.parameters()).device.type == "cuda"
-    return TextToImage(Parts(autoencoder, unet, None, None, config.diffusion), prepare=False, compiled=compiled)
+    pipeline = Pipeline(autoencoder, unet, config.diffusion, {"unconditional": Unconditional()})
+    return TextToImage(pipeline, prepare=False, compiled=compiled)
 
 
 def our_sampling(pipe: TextToImage, steps: int, contexts: Tensor, start: Tensor) -> Callable[[], Tensor]:
     """Sample latents from noise (B, C, h, w); the first of the contexts (B + 1, L, D) is the negative one."""
     request = complete(Request(guidance_scale=SCALE, num_inference_steps=steps), None)
     grid = pipe.grid(request)
-    negative, condition = Condition(contexts[:1]), Condition(contexts[1:])
+    negative, condition = Conditions(contexts[:1]), Conditions(contexts[1:])
 
     @torch.inference_mode()
     def run() -> Tensor:

@@ -28,7 +28,9 @@ from ldm.bench.networks import (
     their_unet,
 )
 from ldm.bench.workload import Run, Workload
-from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.base import TrainingContext
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.root import Config
@@ -46,7 +48,6 @@ from ldm.training.cache.fingerprints import Encoders, facts_of
 from ldm.training.latents import sampled
 from ldm.training.loop import precision_of, start_accelerator
 from ldm.training.stages.unet import UNetStage
-from ldm.training.texts import TextCondition
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # a step's latents (B, C, h, w) and contexts (B, L, D)
 
@@ -90,7 +91,7 @@ class Trainer:
     config: Config
     source: RandomImages
     cache: CachedData
-    parts: Parts
+    pipeline: Pipeline
     stage: UNetStage
 
     @property
@@ -118,7 +119,7 @@ def train_cached(name: str, against: bool) -> Workload:
 def _workload(config: Config, against: bool, encoding: bool) -> Workload:
     scratch = tempfile.TemporaryDirectory()
     trainer = make_trainer(config, Path(scratch.name))
-    unet, stage = deepcopy(trainer.parts.unet), trainer.stage
+    unet, stage = deepcopy(trainer.pipeline.denoiser), trainer.stage
     first = trainer.data[1, 0]
     reference = stage.validate(first)  # loss of the first step, without autocast
     inputs = _encoded(trainer, Path(scratch.name)) if encoding else _given(trainer, first)
@@ -144,18 +145,15 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     assert config.text is not None
     text, source = config.text, RandomImages(settings.batch_size, config.data.size)
     captions = [caption for index in range(len(source)) for caption in source.captions(index)]
-    parts = Parts(
-        autoencoder=random_network(lambda: Autoencoder(config.autoencoder)),
-        unet=random_network(lambda: UNet(config.need_unet())),
-        text_encoder=random_network(lambda: make_text_encoder(text)),
-        tokenizer=Tokenizer.train(captions, 512, TOKENS),
-        diffusion=config.diffusion,
-    )
-    encoders, share = Encoders(parts.autoencoder, parts.texts[0]).to(accelerator.device), ProcessShare()
+    autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
+    unet = random_network(lambda: UNet(config.need_unet()))
+    encoder = random_network(lambda: make_text_encoder(text)), Tokenizer.train(captions, 512, TOKENS)
+    pipeline = Pipeline(autoencoder, unet, config.diffusion, {"text": TextConditioning([encoder])})
+    encoders, share = Encoders(autoencoder, encoder).to(accelerator.device), ProcessShare()
     facts = facts_of(source, config.data, encoders, share, len(source))
     cache = CacheWriter(folder / "cache", source, facts, encoders, share, accelerator.device).write()
-    condition = TextCondition(parts, config, accelerator, cache)
-    return Trainer(config, source, cache, parts, UNetStage(parts, config, accelerator, [condition], cache))
+    context = TrainingContext(config, accelerator, source, autoencoder, cache)
+    return Trainer(config, source, cache, pipeline, UNetStage(pipeline, context))
 
 
 def our_steps(trainer: Trainer) -> Run:
@@ -210,16 +208,18 @@ def their_steps(trainer: Trainer, unet: Any, inputs: Inputs, autocast: torch.dty
 def _given(trainer: Trainer, first: Batch) -> Inputs:
     """Return the latents and contexts of the first step in every step."""
     stage = trainer.stage
-    latents = sampled(first, trainer.parts.autoencoder, trainer.cache, stage.random, stage.accelerator.device)
-    [(context,)] = [condition.inputs(first) for condition in stage.conditions]
+    latents = sampled(first, trainer.pipeline.autoencoder, trainer.cache, stage.random, stage.accelerator.device)
+    [(context,)] = [each.training_inputs(first, stage.context) for each in stage.conditionings]
     return lambda step: (latents, context)
 
 
 def _encoded(trainer: Trainer, folder: Path) -> Inputs:
     """Encode images and captions of each step with diffusers and transformers in float32."""
     device, data, random = trainer.stage.accelerator.device, trainer.data, trainer.stage.random
-    autoencoder = their_autoencoder(deepcopy(trainer.parts.autoencoder)).to(memory_format=torch.contiguous_format)
-    [(encoder, tokenizer)] = trainer.parts.texts
+    autoencoder = their_autoencoder(deepcopy(trainer.pipeline.autoencoder)).to(memory_format=torch.contiguous_format)
+    text = TextConditioning.of(trainer.pipeline)
+    assert text is not None  # `make_trainer`
+    [(encoder, tokenizer)] = text.encoders
     their_encoder = their_text_encoder(encoder, folder / "text_encoder").to(device)
 
     @torch.no_grad()

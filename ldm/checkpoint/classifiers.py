@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint.class_tables import NAMES, STEM, class_facts, read_class_facts
 from ldm.checkpoint.diffusers.pipeline import load_scheduler, save_scheduler
 from ldm.checkpoint.find import find_model
-from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.classes import NAMES, class_facts, read_facts
 from ldm.config.classifier import ClassifierConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import parse
@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.identity import identity_config
 from ldm.models.classifier import Classifier
+from ldm.storage.component import STEM
 from ldm.storage.fields import DIFFUSERS_VERSION, expect_class, known_fields, load_fields
 from ldm.storage.store import save_json
 from ldm.storage.weights import build, load_weights, save_weights
@@ -52,13 +53,14 @@ class TrainedClassifier:
             self.autoencoder.save_pretrained(folder / "vae")
         save_scheduler(self.diffusion, folder / "scheduler")
 
-    def check(self, parts: Parts) -> None:
+    def check(self, pipeline: Pipeline) -> None:
         """Raise UserError unless it was trained on the latents and the noise of a pipeline."""
-        if not _same_latents(self.autoencoder, parts.autoencoder):
+        if not _same_latents(self.autoencoder, pipeline.autoencoder):
             raise UserError("the classifier was trained on the latents of another autoencoder than this model's")
-        if not _same_noise(self.diffusion, parts.diffusion):
+        if not _same_noise(self.diffusion, pipeline.diffusion):
             raise UserError("the classifier was trained with another noise schedule than this model")
-        if self.class_names and parts.class_names and self.class_names != parts.class_names:
+        names = pipeline.class_names
+        if self.class_names and names and self.class_names != names:
             raise UserError("the classifier has other classes than this model")
 
 
@@ -75,7 +77,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, tuple[str, ...]]:
     path = folder / "config.json"
     fields = load_fields(path)
     expect_class(fields, ("Classifier",), path)
-    names, _ = read_class_facts(fields, path)
+    names, _ = read_facts(fields)
     own = {name: value for name, value in fields.items() if name != NAMES}
     known = known_fields(own, ClassifierConfig().model_dump(mode="json"), {}, path)
     config = parse(known, ClassifierConfig, str(path))

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldm.config.files import find, load, names
+    from ldm.config.files import find, load, load_saved, names
     from ldm.config.root import Config
     from ldm.config.section import Section, dump, parse
 
 _modules = {"Config": "root", "Section": "section", "dump": "section", "parse": "section"}
-__all__ = ["Config", "Section", "dump", "find", "load", "names", "parse"]
+__all__ = ["Config", "Section", "dump", "find", "load", "load_saved", "names", "parse"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Configurations by name or path, and the options that a command changes in them."""
+"""Read configurations by name or path, with overrides of single options."""
 
 from __future__ import annotations
 
@@ -12,41 +12,57 @@ import yaml
 from ldm.config.root import Config
 from ldm.config.section import parse
 from ldm.errors import UserError
+from ldm.storage.renames import current_config
 
 
 def names() -> list[str]:
-    """Names of the configurations that are installed with the package, such as `tiny` or `emoji`."""
+    """Return the names of the configurations that are installed with the package, such as `tiny` or `emoji`."""
     folder = _folder()
-    ours = (path for path in folder.rglob("*.yaml") if path.parent.name != "accelerate")  # those are its launcher's
+    ours = (path for path in folder.rglob("*.yaml") if path.parent.name != "accelerate")  # those are accelerate's
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in ours)
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration by name or path and apply `a.b=c` overrides (values are YAML).
 
-    Raises UserError when there is no such file, it is not YAML, or an option is unknown or ill-typed.
+    Raises:
+        UserError: if there is no such file, it is not YAML, or an option is unknown or has a wrong type.
     """
     path = find(source)
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of sections, not a {type(tree).__name__}")
+    tree = _read(path)
     for override in overrides:
         _override(tree, override)
     return parse(tree, Config, str(path))
 
 
+def load_saved(path: Path) -> Config:
+    """Read the configuration that a run has saved, which may have names from before a rename.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    return parse(current_config(_read(path)), Config, str(path))
+
+
 def find(source: str | Path) -> Path:
-    """The path of a configuration given by name or path."""
+    """Return the path of a configuration given by name or path; UserError if there is none."""
     path = Path(source)
     if path.is_file():
         return path
     named = _folder() / f"{source}.yaml"
     if named.is_file():
         return named
-    raise UserError(f"no configuration {str(source)!r}: neither a file nor one of {', '.join(names())}")
+    raise UserError(f"no configuration {str(source)!r}: give a file or one of {', '.join(names())}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of sections, not a {type(tree).__name__}")
+    return tree
 
 
 def _folder() -> Path:
@@ -58,7 +74,7 @@ def _folder() -> Path:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: expected name.of.option=value")
+        raise UserError(f"--set {override}: give name.of.option=value")
     *parents, last = key.split(".")
     node = tree
     for parent in parents:

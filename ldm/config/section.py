@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import PydanticCustomError, core_schema
 
 from ldm.errors import UserError
+from ldm.storage.renames import old_option, old_value
 
 # Bounds on the networks that a file can ask for, so that a damaged number is an error and does not fill the memory.
 Width = Annotated[int, Field(ge=1, le=2**20)]  # channels, tokens, pixels of a side
@@ -128,13 +129,17 @@ def _explain(error: ValidationError, section: type[Section], tree: Any) -> str:
         path, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             *parents, name = problem["loc"]
+            if (new := old_option(path)) is not None:
+                lines.append(f"option {path!r} is now named {new!r}")
+                continue
             known = _options_at(section, parents, tree)
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown option {path!r}; {hint}")
         elif problem["type"] == "unknown_kind":
+            renamed = old_value(path, "kind", problem["input"])
             kind = ".kind" if isinstance(problem["input"], dict) else ""
-            lines.append(f"{path}{kind}: {message}")
+            lines.append(f"{path}{kind}: {message}" + (f"; it is now named {renamed!r}" if renamed else ""))
         else:
             lines.append(f"{path}: {message}" if path else message)
     return "; ".join(lines)

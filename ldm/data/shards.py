@@ -158,7 +158,7 @@ class Shards(Source):
         """Stream this process' micro-batches; images are always read."""
         if config.data.buckets is not None:
             raise UserError("data.buckets needs the shapes of all images, which streamed shards do not have: unset it")
-        data = StreamData(self, config.data, share, config.training.seed, start, end, config.tells_classes)
+        data = StreamData(self, config.data, share, config.training.seed, start, end, config.uses_labels)
         return stream(data, config.data.workers)
 
     def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[Packed]:

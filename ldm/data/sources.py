@@ -201,7 +201,7 @@ class IndexedSource(Source):
         images: bool = True,
         unreadable: Mapping[int, Broken] | None = None,
     ) -> Generator[Batch, None, None]:
-        seed, sizes, classes = config.training.seed, config.image_sizes, config.tells_classes
+        seed, sizes, classes = config.training.seed, config.image_sizes, config.uses_labels
         data = TrainingData(self, config.data, share, seed, images, sizes, unreadable, classes)
         return make_loader(data, start, end, config.data.workers)
 

@@ -75,7 +75,7 @@ class _Evaluation:
     ) -> None:
         self.source, self.plan, self.share, self.size = source, plan, share, image_side(model)
         self.pipe = model if isinstance(model, TextToImage) else None
-        autoencoder = model.parts.autoencoder if isinstance(model, TextToImage) else model
+        autoencoder = model.pipeline.autoencoder if isinstance(model, TextToImage) else model
         self.device = next(autoencoder.parameters(), torch.empty(0)).device
         self.features = None if features is None else features.to(self.device)
         self.reference: FeatureSet | None = None  # the data's, if the metrics need features

@@ -23,11 +23,11 @@ CaptionScore = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # bytes (n, H,
 def request_of(pipe: TextToImage, source: Source, plan: Plan) -> Request:
     """Return the request for an image per image of the data, with its first caption or its class."""
     request = replace(plan.sampling or Request(), batch_size=plan.batch_size)
-    if pipe.parts.texts:
+    if "text" in pipe.pipeline.conditionings:
         captions = tuple(source.captions(number)[0] for number in range(plan.samples))
         request = replace(request, prompts=captions)
-    elif pipe.parts.num_classes is not None:
-        names = source.class_names if pipe.parts.class_names else ()
+    elif any(each.uses_labels for each in pipe.pipeline.conditionings.values()):
+        names = source.class_names if pipe.pipeline.class_names else ()
         labels = [source.label(number) for number in range(plan.samples)]
         request = replace(request, classes=tuple(names[label] if names else label for label in labels))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.text.composition import Composed
 from ldm.errors import UserError
 from ldm.generation.request import Request, Subject
@@ -35,18 +35,18 @@ def batches(pipe: TextToImage, request: Request, shape: Shape, numbers: Sequence
     size, images = request.batch_size, request.images
     if size is None:
         rows = max((_rows(images[number][0], request) for number in numbers), default=1)
-        size = automatic(pipe.parts, shape, rows, request.clip is not None, pipe.pending)
-    return split(numbers, size, lambda number: pipe.conditioner.length(images[number][0], request))
+        size = automatic(pipe.pipeline, shape, rows, request.clip is not None, pipe.pending)
+    return split(numbers, size, lambda number: pipe.pipeline.length(images[number][0], request))
 
 
-def automatic(parts: Parts, shape: Shape, rows: int, backward: bool = False, reserved: int = 0) -> int:
+def automatic(pipeline: Pipeline, shape: Shape, rows: int, backward: bool = False, reserved: int = 0) -> int:
     """Return how many images fit the free memory, each with latents of `shape` (C, h, w) and `rows` rows of the U-Net.
 
     With `backward`, gradients flow through both networks; `reserved` bytes are needed for other things.
     """
-    kind = "cuda" if parts.device.type == "cuda" else "cpu"
-    one = image_memory(parts.unet, parts.autoencoder, shape, rows, backward)
-    return max(1, min(MOST[kind], int(SHARE[kind] * (free_memory(parts.device) - reserved) / one)))
+    kind = "cuda" if pipeline.device.type == "cuda" else "cpu"
+    one = image_memory(pipeline.denoiser, pipeline.autoencoder, shape, rows, backward)
+    return max(1, min(MOST[kind], int(SHARE[kind] * (free_memory(pipeline.device) - reserved) / one)))
 
 
 def free_memory(device: torch.device) -> float:

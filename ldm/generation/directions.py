@@ -38,7 +38,7 @@ class InversionSettings:
 
     def request(self, pipe: TextToImage, image: Image.Image) -> Request:
         """Return a request that starts from an image, without guidance, which would not lead back to it."""
-        prompts = (self.prompt,) if pipe.parts.texts else ()
+        prompts = (self.prompt,) if "text" in pipe.pipeline.conditionings else ()
         if self.prompt and not prompts:
             raise UserError(f"this model takes no prompts: leave out the prompt {self.prompt!r}")
         plain = Request(
@@ -133,4 +133,4 @@ def cropped(pipe: TextToImage, image: Image.Image, settings: InversionSettings) 
 def _latents(pipe: TextToImage, request: Request) -> Tensor:
     """Encode the image of a request: (1, C, h, w)."""
     assert request.image is not None  # `InversionSettings.request` sets it
-    return InitImage(request.image, None, pipe.size(request), True, pipe.parts.autoencoder, pipe.device).latents
+    return InitImage(request.image, None, pipe.size(request), True, pipe.pipeline.autoencoder, pipe.device).latents

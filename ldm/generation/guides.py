@@ -13,15 +13,14 @@ from torch.nn import functional as F
 
 from ldm.checkpoint.classifiers import TrainedClassifier
 from ldm.checkpoint.clips import load_clip
-from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.classes import class_number
 from ldm.conditioning.text.composition import Composed
 from ldm.conditioning.text.prompts import without_syntax
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.gradient_guidance import by_classifier, by_image
 from ldm.diffusion.level import Level
 from ldm.errors import UserError
-from ldm.generation.class_names import class_number
-from ldm.generation.conditioners import Conditioner
 from ldm.generation.crops import Crops
 from ldm.generation.request import Request, Subject
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -48,13 +47,13 @@ class ClassifierGuidance:
         """Load a run of `ldm train-classifier`."""
         return cls(classifier=TrainedClassifier.from_pretrained(path), scale=scale)
 
-    def numbers(self, parts: Parts, classes: Sequence[int | str]) -> tuple[int, ...]:
+    def numbers(self, pipeline: Pipeline, classes: Sequence[int | str]) -> tuple[int, ...]:
         """Return the numbers of classes given by number or name.
 
         Raises:
             UserError: for unknown classes, and for a pipeline with another autoencoder or noise schedule.
         """
-        self.classifier.check(parts)
+        self.classifier.check(pipeline)
         count, names = self.classifier.network.config.num_classes, self.classifier.class_names
         return tuple(class_number(each, count, names, "the classifier") for each in classes)
 
@@ -128,19 +127,19 @@ class ClipGuidance:
 
 
 def guide_by_gradients(
-    denoiser: Denoiser, request: Request, parts: Parts, subjects: Sequence[Subject], seeds: Sequence[int]
+    denoiser: Denoiser, request: Request, pipeline: Pipeline, subjects: Sequence[Subject], seeds: Sequence[int]
 ) -> Denoiser:
     """Add the guidance of a request by a classifier and by CLIP to the denoiser of a batch."""
     if request.classifier is not None:
         classes = [subject if isinstance(subject, int) else int(request.classes[0]) for subject in subjects]
-        denoiser = request.classifier.guide(denoiser, classes, parts.device)
+        denoiser = request.classifier.guide(denoiser, classes, pipeline.device)
     if request.clip is not None:
         texts = [without_syntax(subject, request) for subject in subjects]
-        denoiser = request.clip.guide(denoiser, texts, seeds, parts.autoencoder, parts.device)
+        denoiser = request.clip.guide(denoiser, texts, seeds, pipeline.autoencoder, pipeline.device)
     return denoiser
 
 
-def resolve_guides(request: Request, parts: Parts, conditioner: Conditioner) -> Request:
+def resolve_guides(request: Request, pipeline: Pipeline) -> Request:
     """Resolve a request with guidance by gradients.
 
     Where the model has no classes, the request's classes are the classifier's alone.
@@ -149,14 +148,14 @@ def resolve_guides(request: Request, parts: Parts, conditioner: Conditioner) -> 
         UserError: for guidance that does not fit the model.
     """
     classifier = request.classifier
-    own = classifier is not None and (parts.num_classes is None or bool(parts.texts))
-    resolved = conditioner.resolve(replace(request, classes=()) if own else request)
+    own = classifier is not None and not any(each.uses_labels for each in pipeline.conditionings.values())
+    resolved = pipeline.resolve(replace(request, classes=()) if own else request)
     if classifier is not None:
         if not request.classes:
             raise UserError("classifier guidance needs a class: give one (--class)")
         if request.prompts and len(request.classes) > 1:
             raise UserError(f"{len(request.classes)} classes with prompts: classifier guidance takes one class")
-        classes = classifier.numbers(parts, request.classes if own else resolved.classes)
+        classes = classifier.numbers(pipeline, request.classes if own else resolved.classes)
         resolved = replace(resolved, classes=classes)
     if request.clip is not None and request.clip.prompt is None and not request.prompts:
         raise UserError("CLIP guidance needs a text and this model takes no prompts: give one to CLIP (--clip-prompt)")

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import keeping
 from ldm.diffusion.level import Grid
@@ -75,13 +75,13 @@ class InpaintImage(InitImage):
 
 
 def make_init_image(
-    request: Request, parts: Parts, autoencoder: Autoencoder, size: tuple[int, int], tile: int | None
+    request: Request, pipeline: Pipeline, autoencoder: Autoencoder, size: tuple[int, int], tile: int | None
 ) -> InitImage | None:
     """Encode the image that sampling starts from; None if the model only takes it as a condition."""
-    if request.image is None or enlarges(parts):
+    if request.image is None or enlarges(pipeline):
         return None
-    given = request.image, request.mask, size, request.size is not None, autoencoder, parts.device, tile
-    if parts.spatial is not None and parts.spatial.config.kind == "inpainting":
+    given = request.image, request.mask, size, request.size is not None, autoencoder, pipeline.device, tile
+    if "inpainting" in pipeline.conditionings:
         return InpaintImage(*given, from_noise=request.strength == 1)
     return InitImage(*given)
 

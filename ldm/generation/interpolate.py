@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.conditioning.base import Conditions
 from ldm.diffusion.samplers.inversion import invert
 from ldm.errors import UserError
 from ldm.generation import batch_size
-from ldm.generation.condition import Condition, joined, mapped
 from ldm.generation.init_image import InitImage
 from ldm.generation.request import Request
 from ldm.generation.sampling import SeededNoise, conditional_denoiser
@@ -26,7 +25,7 @@ def between_prompts(pipe: TextToImage, first: str, second: str, frames: int, req
     request = pipe.resolve(replace(request, prompts=(first, second)))
     both, negative = pipe.encode_cond_and_uncond([first, second], request)
     start, end = both.rows([0]), both.rows([1])
-    conditions = [mapped(partial(torch.lerp, weight=share), start, end) for share in shares(frames)]
+    conditions = [start.lerp(end, share) for share in shares(frames)]
     noise = _noise(pipe, request.seed, request)
     return _generate(pipe, request, conditions, negative, [noise] * frames)
 
@@ -58,9 +57,9 @@ def between_images(
 
 
 @torch.inference_mode()
-def inverted(pipe: TextToImage, image: Image.Image, condition: Condition, request: Request) -> Tensor:
+def inverted(pipe: TextToImage, image: Image.Image, condition: Conditions, request: Request) -> Tensor:
     """Return the noise (C, h, w) from which DDIM generates about this image, given the condition of one image."""
-    autoencoder, grid = pipe.parts.autoencoder, pipe.grid(request)
+    autoencoder, grid = pipe.pipeline.autoencoder, pipe.grid(request)
     init = InitImage(image, None, pipe.size(request), True, autoencoder, pipe.device, pipe.tile)
     *_, last = invert(conditional_denoiser(pipe, grid, 1, None, condition), init.latents, grid)
     return last.x[0]
@@ -91,24 +90,24 @@ def shares(frames: int) -> list[float]:
 
 
 def _noise(pipe: TextToImage, seed: int, request: Request) -> Tensor:
-    return SeededNoise([seed])(torch.empty(1, *latent_shape(pipe.parts, request)))[0]
+    return SeededNoise([seed])(torch.empty(1, *latent_shape(pipe.pipeline, request)))[0]
 
 
 @torch.inference_mode()
 def _generate(
     pipe: TextToImage,
     request: Request,
-    conditions: Sequence[Condition],
-    negative: Condition | None,
+    conditions: Sequence[Conditions],
+    negative: Conditions | None,
     starts: Sequence[Tensor],
 ) -> list[Image.Image]:
     """Generate an image for each condition and start (C, h, w); a step adds the same fresh noise to all."""
-    grid, shape = pipe.grid(request), latent_shape(pipe.parts, request)
-    size = request.batch_size or batch_size.automatic(pipe.parts, shape, rows=2, reserved=pipe.pending)
+    grid, shape = pipe.grid(request), latent_shape(pipe.pipeline, request)
+    size = request.batch_size or batch_size.automatic(pipe.pipeline, shape, rows=2, reserved=pipe.pending)
     images: list[Image.Image] = []
     for first in range(0, len(starts), size):
         at = slice(first, first + size)
-        start, condition = torch.stack(list(starts[at])).to(pipe.device), joined(*conditions[at])
+        start, condition = torch.stack(list(starts[at])).to(pipe.device), Conditions.cat(conditions[at])
         noise = SeededNoise([request.seed] * len(start))
         *_, last = pipe.sample(request, grid, condition, negative, start, noise)
         images += pipe.decode(last.x)

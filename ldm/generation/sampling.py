@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ldm.conditioning.base import Conditions
 from ldm.conditioning.text.composition import Mixture
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
-from ldm.generation.condition import Condition, joined, mapped
 from ldm.generation.deepcache import DeepCacheUNet
 from ldm.generation.guides import guide_by_gradients
 from ldm.generation.request import Request, Subject
@@ -45,17 +45,17 @@ class SeededNoise:
 
 
 def conditional_denoiser(
-    pipe: TextToImage, grid: Grid, deepcache: int, dtype: torch.dtype | None, *conditions: Condition
+    pipe: TextToImage, grid: Grid, deepcache: int, dtype: torch.dtype | None, *conditions: Conditions
 ) -> Denoiser:
     """Return the U-Net given conditions of consecutive parts of a batch, for one pass over a grid.
 
     What does not change from step to step is computed here, once. `deepcache` and `dtype` as in `Request`.
     """
-    condition, plain = joined(*conditions), pipe.parts.unet
+    condition, plain = Conditions.cat(conditions), pipe.pipeline.denoiser
     unet = pipe.prepared_unet.get(plain, dtype)
     projected, in_time = unet.project_context(condition.context), condition.in_time
     rows = in_time.count or 1  # one for all images where the embedding depends on t alone
-    repeated = mapped(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)), in_time)
+    repeated = in_time.map(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)))
     t = grid.t.to(next(unet.parameters()).device).repeat_interleave(rows)  # (steps * B)
     embedded = unet.embed_time(t, repeated.classes, repeated.added).split(rows)  # (B or 1, E) for each step
     embeddings = dict(zip(grid.t.tolist(), embedded, strict=True))
@@ -63,23 +63,25 @@ def conditional_denoiser(
     replayed = pipe.prepared_unet.replayed(unet)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        if condition.spatial is not None:
-            x = torch.cat([x, condition.spatial], dim=1)
+        if condition.concat is not None:
+            x = torch.cat([x, condition.concat], dim=1)
         constants = embeddings[t.item()], projected
         if cached is not None:
             return cached.denoise(t.item(), x, *constants).to(x.dtype)
         differentiable = x.requires_grad and torch.is_grad_enabled()
         return (plain if differentiable else replayed).denoise(x, *constants).to(x.dtype)
 
-    return make_denoiser(network, pipe.prediction, Posteriors(grid) if pipe.parts.diffusion.learned_variance else None)
+    return make_denoiser(
+        network, pipe.prediction, Posteriors(grid) if pipe.pipeline.diffusion.learned_variance else None
+    )
 
 
 def guided_denoiser(
     pipe: TextToImage,
     request: Request,
     grid: Grid,
-    condition: Condition,
-    negative: Condition | None,
+    condition: Conditions,
+    negative: Conditions | None,
     subjects: Sequence[Subject],
     seeds: Sequence[int],
     mixture: Mixture | None = None,
@@ -106,10 +108,10 @@ def guided_denoiser(
 
     denoiser = by_conditions(request.guidance_scale)
     if request.needs_gradients:
-        denoiser = guide_by_gradients(denoiser, request, pipe.parts, subjects, seeds)
+        denoiser = guide_by_gradients(denoiser, request, pipe.pipeline, subjects, seeds)
     if request.guidance_interval is not None:
         denoiser = within(denoiser, by_conditions(1.0), *request.guidance_interval)
     if request.threshold is not None:
-        usual = PIXELS if pipe.parts.autoencoder.config.is_pixel_space else USUAL_LATENTS
+        usual = PIXELS if pipe.pipeline.autoencoder.config.is_pixel_space else USUAL_LATENTS
         denoiser = thresholded(denoiser, request.threshold, request.threshold_range or usual)
     return denoiser

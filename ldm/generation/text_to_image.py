@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.diffusers.pipeline import Parts, find_model, load_pipeline, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
+from ldm.checkpoint.find import find_model
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.base import Conditions
 from ldm.conditioning.text.composition import Composed, Prompt, spread
 from ldm.devices import computes_bfloat16, find_device
 from ldm.diffusion.level import Grid
@@ -22,8 +26,6 @@ from ldm.diffusion.samplers.step import Step
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError, UserNote
 from ldm.generation import batch_size
-from ldm.generation.condition import Condition
-from ldm.generation.conditioners import make_conditioner
 from ldm.generation.cuda_graphs import require_gpu
 from ldm.generation.guides import resolve_guides
 from ldm.generation.init_image import InitImage, make_init_image
@@ -33,7 +35,6 @@ from ldm.generation.quality import complete
 from ldm.generation.request import Request, Subject
 from ldm.generation.sampling import SeededNoise, guided_denoiser
 from ldm.generation.sizes import image_size, latent_shape
-from ldm.generation.spatial import make_spatial_input
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
@@ -45,8 +46,10 @@ Progress = Callable[[int, int], None]  # (steps done, steps in total), over all 
 class TextToImage:
     """A trained pipeline that generates images from prompts, classes, other images, or unconditionally."""
 
-    def __init__(self, parts: Parts, tile: int | None = None, prepare: bool = True, compiled: bool = False) -> None:
-        """Take the parts, which must be on one device, and switch them to evaluation mode.
+    def __init__(
+        self, pipeline: Pipeline, tile: int | None = None, prepare: bool = True, compiled: bool = False
+    ) -> None:
+        """Take a pipeline, which must be on one device, and switch them to evaluation mode.
 
         Args:
             tile: side in pixels of the autoencoder's tiles; 0: whole images; None: tiles for large images only.
@@ -58,15 +61,13 @@ class TextToImage:
             UserError: if the autoencoder does not support the tile's side.
         """
         if tile is not None:
-            tiling.tiling_of(parts.autoencoder, tiling.WHOLE, tile)
-        self.parts, self.tile = parts, tile
+            tiling.tiling_of(pipeline.autoencoder, tiling.WHOLE, tile)
+        self.pipeline, self.tile = replace(pipeline, tile=tile), tile
         self.prepared_unet = PreparedCache[UNet](prepare, compiled)
         self.prepared_autoencoder = PreparedCache[Autoencoder](prepare, compiled)
-        self.schedule = make_schedule(parts.diffusion.schedule)
-        self.prediction = make_prediction(parts.diffusion.prediction)
-        self.conditioner = make_conditioner(parts)
-        self.spatial_input = make_spatial_input(parts, tile)
-        for network in parts.networks:
+        self.schedule = make_schedule(pipeline.diffusion.schedule)
+        self.prediction = make_prediction(pipeline.diffusion.prediction)
+        for network in pipeline.modules.values():
             network.eval()
 
     @classmethod
@@ -101,23 +102,23 @@ class TextToImage:
 
         A single tensor larger than that gets its own file.
         """
-        save_pipeline(self.parts, Path(path), dtype, max_shard_size)
+        save_pipeline(self.pipeline, Path(path), dtype, max_shard_size)
 
     def to(self, device: str | torch.device) -> TextToImage:
         """Move all networks to a device."""
-        for network in self.parts.networks:
+        for network in self.pipeline.modules.values():
             network.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
         """The device of the networks."""
-        return self.parts.device
+        return self.pipeline.device
 
     @property
     def pending(self) -> int:
         """Bytes that prepared networks, which are made when they are first used, will need."""
-        unet, autoencoder = self.parts.unet, self.parts.autoencoder
+        unet, autoencoder = self.pipeline.denoiser, self.pipeline.autoencoder
         return self.prepared_unet.pending(unet) + self.prepared_autoencoder.pending(autoencoder)
 
     @takes_fields(Request, besides=["prompts"])
@@ -151,14 +152,11 @@ class TextToImage:
         Raises:
             UserError: for options that the model does not support.
         """
-        if request.clip is not None and request.dtype not in (None, self.parts.unet.dtype):
+        if request.clip is not None and request.dtype not in (None, self.pipeline.denoiser.dtype):
             raise UserError(f"CLIP guidance needs gradients of the model in its own dtype: load it in {request.dtype}")
-        if request.needs_gradients:
-            resolved = resolve_guides(request, self.parts, self.conditioner)
-        else:
-            resolved = self.conditioner.resolve(request)
+        resolved = resolve_guides(request, self.pipeline) if request.needs_gradients else self.pipeline.resolve(request)
         half = request.quality != "exact" and computes_bfloat16(self.device)
-        return complete(self.spatial_input.resolve(resolved), torch.bfloat16 if half else None)
+        return complete(resolved, torch.bfloat16 if half else None)
 
     def grid(self, request: Request) -> Grid:
         """Return the levels at which the sampler of a resolved request calls the network."""
@@ -176,7 +174,7 @@ class TextToImage:
 
     def size(self, request: Request) -> tuple[int, int]:
         """Return width and height in pixels of a request's images; an input image is cropped to a supported size."""
-        return image_size(self.parts, request)
+        return image_size(self.pipeline, request)
 
     def generate(
         self,
@@ -186,11 +184,11 @@ class TextToImage:
         numbers: Sequence[int] | None = None,
     ) -> Iterator[Image.Image]:
         """Yield a resolved request's images `numbers`, by default all, as each batch is done; check it at once."""
-        grid, shape = self.grid(request), latent_shape(self.parts, request, latents)
+        grid, shape = self.grid(request), latent_shape(self.pipeline, request, latents)
         init = None
         if request.image is not None:
-            autoencoder = self.prepared_autoencoder.get(self.parts.autoencoder)
-            init = make_init_image(request, self.parts, autoencoder, self.size(request), self.tile)
+            autoencoder = self.prepared_autoencoder.get(self.pipeline.autoencoder)
+            init = make_init_image(request, self.pipeline, autoencoder, self.size(request), self.tile)
         batch = partial(self._generate_batch, request, grid, shape, latents, init)
         chosen = list(range(len(request.images)) if numbers is None else numbers)
         batches = [chosen] if len(chosen) == 1 else batch_size.batches(self, request, shape, chosen)
@@ -250,24 +248,21 @@ class TextToImage:
     @torch.inference_mode()
     def encode_cond_and_uncond(
         self, subjects: Sequence[Subject], request: Request, shape: tuple[int, int, int] | None = None
-    ) -> tuple[Condition, Condition | None]:
+    ) -> tuple[Conditions, Conditions | None]:
         """Encode the conditions of subjects, and that to guide away from (of one image), if any.
 
         `shape` (C, h, w) of the latents is by default the request's.
         """
-        _, height, width = shape or latent_shape(self.parts, request)
-        factor = self.parts.autoencoder.config.downsampling_factor
-        size = width * factor, height * factor
-        condition, negative = self.conditioner.encode_cond_and_uncond(subjects, request, size)
-        channels = self.spatial_input(request, size)
-        return condition.beside(channels, len(subjects)), negative and negative.beside(channels)
+        _, height, width = shape or latent_shape(self.pipeline, request)
+        factor = self.pipeline.autoencoder.config.downsampling_factor
+        return self.pipeline.encode_cond_and_uncond(subjects, request, (width * factor, height * factor))
 
     def sample(
         self,
         request: Request,
         grid: Grid,
-        condition: Condition,
-        negative: Condition | None,
+        condition: Conditions,
+        negative: Conditions | None,
         start: Tensor,
         noise: SeededNoise,
         init: InitImage | None = None,
@@ -294,7 +289,7 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor, dtype: torch.dtype | None = None) -> list[Image.Image]:
         """Decode latents (B, C, h, w) to images, in the autoencoder's or another dtype."""
-        autoencoder = self.prepared_autoencoder.get(self.parts.autoencoder, dtype)
+        autoencoder = self.prepared_autoencoder.get(self.pipeline.autoencoder, dtype)
         images = tiling.decode(autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (images.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
         return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]

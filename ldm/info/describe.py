@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ldm import config as configuration
-from ldm.checkpoint.class_tables import classes_from_fields
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import read_original
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
 from ldm.checkpoint.find import built_in, find_model, step_folders
-from ldm.checkpoint.spatial import spatial_from_fields
+from ldm.conditioning.classes import classes_from_fields
+from ldm.conditioning.spatial import spatial_from_fields
 from ldm.conditioning.text.encoder import TextSection
-from ldm.conditioning.text.files import network_tensors
-from ldm.conditioning.text.format import text_from_fields
+from ldm.conditioning.text.format import encoder_class, text_from_fields
 from ldm.config.root import Config
 from ldm.config.section import Section
 from ldm.errors import UserError
@@ -156,7 +155,7 @@ def _folder(target: str, folder: Path) -> Description:
     stored = {name: _counts(read_folder(path), sections.get(name)) for name, path in networks.items()}
     notes += [f"{networks[name]} has no .safetensors to count" for name, counts in stored.items() if not counts]
     stored = {name: counts for name, counts in stored.items() if counts}
-    config = configuration.load(newest / "config.yaml") if (newest / "config.yaml").is_file() else None
+    config = configuration.load_saved(newest / "config.yaml") if (newest / "config.yaml").is_file() else None
     kind = "run" if config is not None else "pipeline" if (newest / "model_index.json").is_file() else "network"
     step = _step_of(steps[-1] if steps else newest)
     return Description(target, kind, Contents(**sections), stored, config, step, notes)
@@ -195,7 +194,7 @@ def _sections(networks: dict[str, Path], folder: Path) -> tuple[dict[str, Any], 
 def _counts(headers: dict[str, Header], section: Section | None) -> Counts:
     """Return the parameters by name, without unused tensors of text encoders."""
     if isinstance(section, TextSection):
-        headers = network_tensors(headers, section.kind)
+        headers = encoder_class(section).network_tensors(headers)
     return {name: header.parameters for name, header in headers.items()}
 
 

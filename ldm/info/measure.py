@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.diffusers.pipeline import find_autoencoder
+from ldm.checkpoint.find import find_autoencoder
 from ldm.config.data import DataConfig
 from ldm.data.sources import open_source
 from ldm.errors import UserError

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 Counts = dict[str, int]
 
-# Parts of an autoencoder, by prefixes of parameter names; other parameters count in the total only.
+# Pipeline of an autoencoder, by prefixes of parameter names; other parameters count in the total only.
 AUTOENCODER = {
     "encoder": ("encoder.", "quant_conv."),
     "decoder": ("decoder.", "post_quant_conv."),
     "codebook": ("quantize.",),
     "loss": ("loss.",),  # the discriminator in CompVis' training checkpoints
 }
-# Parts of a single file of a whole model, by prefixes.
+# Pipeline of a single file of a whole model, by prefixes.
 PREFIXES = {
     "model.diffusion_model.": "unet",
     "first_stage_model.": "autoencoder",
@@ -41,12 +41,12 @@ def totals(part: str, counts: Mapping[str, int]) -> Counts:
 
 
 def by_part(counts: Mapping[str, int]) -> dict[str, Counts]:
-    """Group the parameters of a single file by part, and remove the parts' prefixes from their names."""
-    parts: dict[str, Counts] = {}
+    """Group the parameters of a single file by part, and remove the pipeline' prefixes from their names."""
+    pipeline: dict[str, Counts] = {}
     for name, count in counts.items():
         part, rest = _part_of(name)
-        parts.setdefault(part, {})[rest] = count
-    return parts
+        pipeline.setdefault(part, {})[rest] = count
+    return pipeline
 
 
 def _part_of(name: str) -> tuple[str, str]:

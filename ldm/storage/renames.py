@@ -97,6 +97,12 @@ def first_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {first.get(name, name): value for name, value in facts.items()}
 
 
+def old_value(owner: str, name: str, section: Any) -> str | None:
+    """Return today's name of a renamed value of the field `name` in a section; None for other values."""
+    value = section.get(name) if isinstance(section, Mapping) else None
+    return VALUES.get((owner, name), {}).get(str(value))
+
+
 def old_option(path: str) -> str | None:
     """Return today's name of an option that was renamed, given its path; None for other paths."""
     return OPTIONS.get(path)

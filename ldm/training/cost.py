@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.classes import ClassEmbedder
-from ldm.conditioning.image.encoders import make_image_encoder
-from ldm.conditioning.spatial import make_spatial
-from ldm.conditioning.text.encoder import make_text_encoder
+from ldm.conditioning.base import ConditionalDenoiser
 from ldm.config.losses import loss_networks
 from ldm.config.root import Config
 from ldm.config.training import ClassifierStageConfig, StageConfig, UNetStageConfig
@@ -22,14 +19,9 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.cost import ADAM, FLOAT32, count_forward, count_forward_backward, count_parameters, training_memory
 from ldm.models.unet.unet import UNet
-from ldm.training import image_embedding
 from ldm.training.checkpointing import checkpoint_gradients
-from ldm.training.classes import tell_classes, tell_token
-from ldm.training.conditions import Conditioned, Teller, tell_nothing
 from ldm.training.optim.groups import freeze, inner_matrices
-from ldm.training.spatial import rescale_and_tell, tell_joined
 from ldm.training.stages.autoencoder import Reconstruction
-from ldm.training.texts import encode_and_tell, tell_context
 
 # Dense bf16 (T4, V100: fp16) matrix rates in TFLOP/s, from the vendors' data sheets.
 PEAK = {"t4": 65, "v100": 125, "a10": 125, "l4": 121, "rtx3090": 71, "rtx4090": 165, "l40s": 362}
@@ -76,12 +68,14 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
 
 
 def _unet_cost(config: Config) -> StepCost:
-    unet, conditionings = UNet(config.need_unet()), conditioning_inputs(config)
-    trained = {name: part for each in conditionings for name, part in each.trained.items()}
-    network = Conditioned(unet, trained, [each.conditioning_fn for each in conditionings])
-    parts = {"U-Net": unet} | {name.replace("_", " "): part for name, part in trained.items()}
-    cost = _latent_cost(config, config.training.unet, network, parts, *(each.inputs for each in conditionings))
-    return replace(cost, flops=cost.flops + sum(each.flops for each in conditionings))
+    unet, metas = UNet(config.need_unet()), [kind.meta(config) for kind in config.conditionings]
+    trained = {name: module for each in metas for name, module in each.modules.items()}
+    functions = [kind.conditioning_fn(config) for kind in config.conditionings]
+    network = ConditionalDenoiser(unet, "unet", trained, functions)
+    parts = {"U-Net": unet} | {name.replace("_", " "): module for name, module in trained.items()}
+    cost = _latent_cost(config, config.training.unet, network, parts, *(each.inputs for each in metas))
+    frozen = [each.frozen for each in metas if each.frozen is not None]
+    return replace(cost, flops=cost.flops + sum(count_forward(forward)[0] for forward in frozen))
 
 
 def _classifier_cost(config: Config) -> StepCost:
@@ -99,11 +93,15 @@ def _latent_cost(
     """Cost of training a network on noisy latents, which are encoded in each step unless they are cached."""
     freeze(network, settings.freeze)
     noisy, t = _latents(config, config.autoencoder.latent_channels), torch.zeros(1)
-    flops, activations = _step(network, lambda: network(noisy, t, *inputs), settings)
+    flops, activations = _step(network, lambda: _output(network(noisy, t, *inputs)), settings)
     flops += 0 if settings.cache_latents else _encoding(config)
     inner = inner_matrices(network)
     matrices = sum(w.numel() for name, w in network.named_parameters() if name in inner and w.requires_grad)
     return StepCost(_sizes(parts), count_parameters(network, trained_only=True), flops, activations, matrices)
+
+
+def _output(found: Tensor | tuple[Tensor, object]) -> Tensor:
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _autoencoder_cost(config: Config) -> StepCost:
@@ -149,72 +147,3 @@ def _encoding(config: Config) -> int:
     """Operations of encoding one image to latents."""
     autoencoder, images = Autoencoder(config.autoencoder), _images(config)
     return count_forward(lambda: autoencoder.encode(images).mode())[0]
-
-
-@dataclass(frozen=True)
-class ConditioningInputs:
-    """Training inputs of a conditioning for one image, without weights or data."""
-
-    conditioning_fn: Teller
-    inputs: tuple[Tensor, ...] = ()
-    trained: dict[str, nn.Module] = field(default_factory=dict)  # by name in a pipeline
-    flops: int = 0  # outside of the trained network
-
-
-def conditioning_inputs(config: Config) -> list[ConditioningInputs]:
-    """Return the inputs of each conditioning of the denoiser."""
-    if unknown := [name for name in config.told if name not in CONDITIONINGS]:
-        raise UserError(f"train-unet cannot train with {', '.join(unknown)}: choose from {', '.join(CONDITIONINGS)}")
-    return [CONDITIONINGS[name](config) for name in config.told]
-
-
-def _text(config: Config) -> ConditioningInputs:
-    assert config.text is not None
-    encoder = make_text_encoder(config.text)
-    ids = torch.zeros(1, config.text.max_length, dtype=torch.long)
-    if config.text.frozen:
-        flops, context = count_forward(lambda: encoder(ids, torch.ones_like(ids)).context)
-        return ConditioningInputs(tell_context, (context,), flops=flops)
-    return ConditioningInputs(encode_and_tell, (ids, torch.ones_like(ids)), {"text_encoder": encoder})
-
-
-def _segmentation_map(config: Config) -> ConditioningInputs:
-    assert config.spatial is not None
-    maps = torch.zeros(1, config.data.size, config.data.size, dtype=torch.uint8)
-    return ConditioningInputs(rescale_and_tell, (maps,), {"spatial": make_spatial(config.spatial)})
-
-
-def _concat(config: Config, flops: int = 0) -> ConditioningInputs:
-    assert config.spatial is not None
-    return ConditioningInputs(tell_joined, (_latents(config, config.spatial.channels),), flops=flops)
-
-
-def _image(config: Config) -> ConditioningInputs:
-    assert config.image is not None
-    encoder, kept = make_image_encoder(config.image), torch.ones(1, 1, 1)
-    images = _latents(config, config.autoencoder.latent_channels) if encoder.takes_latents else _images(config)
-    if config.image.frozen:
-        flops, context = count_forward(lambda: encoder(images))
-        return ConditioningInputs(image_embedding.tell_what_is_kept, (context, kept), flops=flops)
-    return ConditioningInputs(image_embedding.encode_and_tell, (images, kept), {"image_encoder": encoder})
-
-
-def _token(config: Config) -> ConditioningInputs:
-    assert config.classes is not None
-    return ConditioningInputs(tell_token, (_label(),), {"classes": ClassEmbedder(config.classes)})
-
-
-def _label() -> Tensor:
-    return torch.zeros(1, dtype=torch.long)
-
-
-CONDITIONINGS: dict[str, Callable[[Config], ConditioningInputs]] = {
-    "text": _text,
-    "classes": _token,
-    "class_table": lambda config: ConditioningInputs(tell_classes, (_label(),)),
-    "image": _image,
-    "segmentation_map": _segmentation_map,
-    "inpainting": lambda config: _concat(config, flops=_encoding(config)),
-    "low_resolution": _concat,
-    "nothing": lambda config: ConditioningInputs(tell_nothing),
-}

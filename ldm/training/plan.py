@@ -119,7 +119,7 @@ def _timed(stage: Stage, source: IndexedSource, config: Config) -> tuple[float, 
     """Return the seconds of a step and the number of steps tried, without the first."""
     settings = stage.config
     share = share_of(stage.accelerator, settings.batch_size, settings.gradient_accumulation)
-    seed, classes = config.training.seed, config.tells_classes
+    seed, classes = config.training.seed, config.uses_labels
     data = TrainingData(source, config.data, share, seed, images=stage.needs_images, classes=classes)
     times: list[float] = []
     while len(times) < 2 or (len(times) <= TRIAL_STEPS and sum(times) < TRIAL_SECONDS):

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ldm import devices
 from ldm.data.preparing import Batch
 from ldm.diffusion.level import Level
 
@@ -21,10 +22,8 @@ def moved(given: T, device: torch.device) -> T:
     From other memory the host would wait until the GPU's queue is empty.
     """
     if isinstance(given, Level):
-        return Level(*(moved(tensor, device) for tensor in (given.alpha, given.sigma, given.t)))
-    if device.type != "cuda" or given.device.type != "cpu":
-        return given.to(device)
-    return given.pin_memory().to(device, non_blocking=True)
+        return Level(*(devices.moved(tensor, device) for tensor in (given.alpha, given.sigma, given.t)))
+    return devices.moved(given, device)
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:

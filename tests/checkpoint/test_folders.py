@@ -12,13 +12,11 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers import pipeline as diffusers_pipeline
-from ldm.checkpoint.diffusers.pipeline import (
-    Parts,
-    find_autoencoder,
-    find_model,
-    load_pipeline,
-    save_pipeline,
-)
+from ldm.checkpoint.diffusers.networks import write_unet
+from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
+from ldm.checkpoint.find import find_autoencoder, find_model
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.files import load_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer
@@ -29,7 +27,6 @@ from ldm.info.describe import describe
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import UNet
 
 AUTOENCODER = AutoencoderConfig(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.7
@@ -50,25 +47,25 @@ DIFFUSION = DiffusionConfig(
 )
 
 
-def make_parts() -> Parts:
+def make_parts() -> Pipeline:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a dog playing a trumpet", "three blue cats"], 100, 12)
     text = BertConfig(max_length=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     unet = UNet(UNET)
     for weight in unet.parameters():
         nn.init.normal_(weight, 0.0, 0.1)
-    return Parts(Autoencoder(AUTOENCODER), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, DIFFUSION)
+    return Pipeline(Autoencoder(AUTOENCODER), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, DIFFUSION)
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def pipeline() -> Pipeline:
     return make_parts()
 
 
 @pytest.fixture(scope="module")
-def saved(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    save_pipeline(parts, folder)
+    save_pipeline(pipeline, folder)
     return folder
 
 
@@ -84,15 +81,15 @@ def assert_same_weights(made: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(made.state_dict()[name], weight), name
 
 
-def test_a_pipeline_comes_back_bit_by_bit(parts: Parts, pipeline: Path) -> None:
+def test_a_pipeline_comes_back_bit_by_bit(pipeline: Pipeline, pipeline: Path) -> None:
     loaded = load_pipeline(pipeline)
     for name in ("autoencoder", "unet", "text_encoder"):
-        assert_same_weights(getattr(loaded, name), getattr(parts, name))
+        assert_same_weights(getattr(loaded, name), getattr(pipeline, name))
         assert not getattr(loaded, name).training
     assert loaded.autoencoder.config == AUTOENCODER
     assert loaded.unet.config == UNET
     assert loaded.diffusion == DIFFUSION
-    assert torch.equal(loaded.tokenizer(["two dogs"])[0], parts.tokenizer(["two dogs"])[0])
+    assert torch.equal(loaded.tokenizer(["two dogs"])[0], pipeline.tokenizer(["two dogs"])[0])
 
 
 def test_loaded_weights_can_be_trained(pipeline: Path) -> None:
@@ -102,27 +99,27 @@ def test_loaded_weights_can_be_trained(pipeline: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_written_and_read_as_asked(parts: Parts, tmp_path: Path, dtype: torch.dtype) -> None:
-    save_pipeline(parts, tmp_path, dtype)
+def test_half_precision_is_written_and_read_as_asked(pipeline: Pipeline, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_pipeline(pipeline, tmp_path, dtype)
     loaded = load_pipeline(tmp_path, torch.float32)
-    for name, weight in parts.unet.state_dict().items():
+    for name, weight in pipeline.denoiser.state_dict().items():
         assert torch.equal(loaded.unet.state_dict()[name], weight.to(dtype).float())
     assert load_pipeline(tmp_path, dtype).text_encoder.embeddings.LayerNorm.weight.dtype == dtype
 
 
-def test_shards_come_back_and_give_way_to_one_file(parts: Parts, tmp_path: Path) -> None:
-    parts.unet.save_pretrained(tmp_path, shard_size=20_000)
+def test_shards_come_back_and_give_way_to_one_file(pipeline: Pipeline, tmp_path: Path) -> None:
+    write_unet(pipeline.denoiser, tmp_path, shard_size=20_000)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2
     assert files[0] == f"diffusion_pytorch_model-00001-of-{len(files):05d}.safetensors"
-    assert_same_weights(UNet.from_pretrained(tmp_path), parts.unet)
-    parts.unet.save_pretrained(tmp_path)
+    assert_same_weights(UNet.from_pretrained(tmp_path), pipeline.denoiser)
+    write_unet(pipeline.denoiser, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
-    assert_same_weights(UNet.from_pretrained(tmp_path), parts.unet)
+    assert_same_weights(UNet.from_pretrained(tmp_path), pipeline.denoiser)
 
 
-def test_a_half_precision_variant_is_read_where_there_is_nothing_else(parts: Parts, tmp_path: Path) -> None:
-    parts.unet.save_pretrained(tmp_path, torch.float16)
+def test_a_half_precision_variant_is_read_where_there_is_nothing_else(pipeline: Pipeline, tmp_path: Path) -> None:
+    write_unet(pipeline.denoiser, tmp_path, torch.float16)
     stem = tmp_path / "diffusion_pytorch_model"
     stem.with_suffix(".safetensors").rename(stem.with_suffix(".fp16.safetensors"))
     assert UNet.from_pretrained(tmp_path).conv_in.weight.dtype == torch.float32
@@ -259,7 +256,7 @@ def test_weights_that_the_config_does_not_ask_for_are_refused_by_name(pipeline: 
             UNet.from_pretrained(pipeline / "unet")
         (pipeline / "unet" / "config.json").write_text(json.dumps(fields))
     edit(pipeline / "text_encoder" / "config.json", num_hidden_layers=0)
-    with pytest.raises(UserError, match=r"have encoder.layer.0.*and \d+ more, which config.json does not describe"):
+    with pytest.raises(UserError, match=r"hold encoder.layer.0.*and \d+ more, which config.json does not ask for"):
         load_text_encoder(pipeline / "text_encoder")
 
 
@@ -279,7 +276,7 @@ def test_a_tokenizer_that_works_at_the_other_end_is_refused(pipeline: Path, side
 def test_pickled_weights_are_not_read(pipeline: Path) -> None:
     weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match="weights only as a pickle, which ldm does not load"):
+    with pytest.raises(UserError, match="a pickle only, which ldm does not read there"):
         load_pipeline(pipeline)
 
 
@@ -294,7 +291,7 @@ def test_an_index_of_shards_that_names_no_files_is_refused(pipeline: Path, place
 
 
 def test_the_index_is_gone_while_a_pipeline_is_written(
-    parts: Parts, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         assert not (pipeline / "model_index.json").exists()
@@ -302,7 +299,7 @@ def test_the_index_is_gone_while_a_pipeline_is_written(
 
     monkeypatch.setattr(diffusers_pipeline, "save_scheduler", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_pipeline(parts, pipeline)
+        save_pipeline(pipeline, pipeline)
     with pytest.raises(UserError, match="no whole pipeline"):
         load_pipeline(pipeline)
 
@@ -318,7 +315,7 @@ def test_a_run_means_its_top_or_else_its_newest_step(tmp_path: Path) -> None:
 
 def test_an_autoencoder_is_found_in_its_own_folder_and_in_a_pipeline(pipeline: Path) -> None:
     assert find_autoencoder(pipeline) == find_autoencoder(pipeline / "vae") == pipeline / "vae"
-    with pytest.raises(UserError, match="has no autoencoder"):
+    with pytest.raises(UserError, match="holds no autoencoder"):
         find_autoencoder(pipeline / "scheduler")
 
 
@@ -328,7 +325,7 @@ def test_an_unknown_model_is_an_error_that_names_the_possibilities(name: str, mo
     monkeypatch.chdir("/")
     if name in ("../up", ""):
         monkeypatch.setattr(Path, "is_dir", lambda self: False)
-    with pytest.raises(UserError, match=r"give a run, a diffusers directory, a built-in model .* or a Hub id"):
+    with pytest.raises(UserError, match=r"neither a run, a diffusers directory, a built-in model .* nor a Hub id"):
         find_model(name)
 
 

@@ -1,4 +1,4 @@
-"""Which pipeline stands for which parts; what a `model_index.json` asks for and we have not is refused by its name."""
+"""Which pipeline stands for which pipeline; what a `model_index.json` asks for and we have not is refused by its name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, pipeline_class, read_index
-from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, load_pipeline, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
+from ldm.checkpoint.find import find_autoencoder
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
-from ldm.config.diffusion import DiffusionConfig, schedule_config
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
 
-KINDS: dict[str, Callable[[], Parts]] = {
+KINDS: dict[str, Callable[[], Pipeline]] = {
     "sd 1": tiny.sd_1,
     "sdxl": tiny.sdxl,
     "ldm": tiny.ldm_text,
@@ -82,12 +84,12 @@ def assert_same(network: nn.Module | None, other: nn.Module | None) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_parts_comes_back_bit_by_bit(name: str, saved: Callable[[str], Path]) -> None:
-    parts, loaded = KINDS[name](), load_pipeline(saved(name))
+    pipeline, loaded = KINDS[name](), load_pipeline(saved(name))
     for part in ("autoencoder", "unet", "text_encoder", "text_encoder_2", "classes", "spatial"):
-        assert_same(getattr(loaded, part), getattr(parts, part))
-    assert loaded.diffusion == parts.diffusion
-    assert loaded.zeros_for_empty_prompt == parts.zeros_for_empty_prompt
-    for (_, tokenizer), (_, other) in zip(loaded.texts, parts.texts, strict=True):
+        assert_same(getattr(loaded, part), getattr(pipeline, part))
+    assert loaded.diffusion == pipeline.diffusion
+    assert loaded.zeros_for_empty_prompt == pipeline.zeros_for_empty_prompt
+    for (_, tokenizer), (_, other) in zip(loaded.texts, pipeline.texts, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tokenizer(tiny.CAPTIONS), other(tiny.CAPTIONS), strict=True))
     assert not any(network.training for network in loaded.networks)
 
@@ -109,16 +111,16 @@ def test_folders_and_index_are_those_of_the_class(name: str, saved: Callable[[st
 def test_the_parts_of_our_own_pipeline_load_singly_in_diffusers(saved: Callable[[str], Path]) -> None:
     from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
 
-    folder, parts = saved("classes"), tiny.of_classes()
+    folder, pipeline = saved("classes"), tiny.of_classes()
     unet, autoencoder = UNet2DConditionModel.from_pretrained(folder / "unet"), VQModel.from_pretrained(folder / "vae")
     assert DDIMScheduler.from_pretrained(folder / "scheduler").config.prediction_type == "epsilon"
-    assert parts.classes is not None
-    latents, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 900]), parts.classes(torch.tensor([1, 4]))
+    assert pipeline.classes is not None
+    latents, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 900]), pipeline.classes(torch.tensor([1, 4]))
     with torch.no_grad():
-        output, expected = parts.unet(latents, t, context), unet(latents, t, context).sample
+        output, expected = pipeline.denoiser(latents, t, context), unet(latents, t, context).sample
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
         images = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
-        torch.testing.assert_close(parts.autoencoder.eval().decode(latents), images, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pipeline.autoencoder.eval().decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
 def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
@@ -200,7 +202,7 @@ def test_parts_that_do_not_fit_are_refused(
 
 
 def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> None:
-    for parts, message in (
+    for pipeline, message in (
         (tiny.unconditional(class_embed_type="timestep"), "class_embed_type: timestep"),
         (tiny.unconditional(in_channels=7), "the U-Net's input channels: 7, latent channels: 4"),
         (
@@ -208,15 +210,15 @@ def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> No
             "classes: 31",
         ),
     ):
-        save_pipeline(parts, tmp_path)
+        save_pipeline(pipeline, tmp_path)
         with pytest.raises(UserError, match=message):
             load_pipeline(tmp_path)
 
 
 def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
-    karras = DiffusionConfig(schedule=schedule_config(spacing="karras", set_alpha_to_one=True))
+    karras = DiffusionConfig(schedule=ScheduleConfig(spacing="karras", set_alpha_to_one=True))
     ours = "LatentDiffusionPipeline"
-    for parts, expected in (
+    for pipeline, expected in (
         (replace(tiny.sd_1(), zeros_for_empty_prompt=True), ours),
         (replace(tiny.sd_1(), autoencoder=tiny.vq()), ours),
         (replace(tiny.ldm_text(), diffusion=karras), ours),
@@ -226,15 +228,15 @@ def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
         (tiny.sd_2(), "StableDiffusionPipeline"),
         (tiny.t5(), "StableDiffusionPipeline"),
     ):
-        assert pipeline_class(parts) == expected
+        assert pipeline_class(pipeline) == expected
     assert list(LAYOUTS)[-1] == ours
 
 
 def test_nothing_is_written_of_what_cannot_be_expressed(tmp_path: Path) -> None:
-    parts = tiny.unconditional(num_attention_heads=2)
+    pipeline = tiny.unconditional(num_attention_heads=2)
     with pytest.raises(UserError, match=r"unet.num_attention_heads is 2, but diffusers' UNet2DModel"):
-        save_pipeline(parts, tmp_path / "new")
-    flow = DiffusionConfig(schedule=schedule_config(kind="flow"), prediction="v")
+        save_pipeline(pipeline, tmp_path / "new")
+    flow = DiffusionConfig(schedule=ScheduleConfig(kind="flow"), prediction="v")
     with pytest.raises(UserError, match=r"diffusion\.prediction is v"):
         save_pipeline(replace(tiny.sd_1(), diffusion=flow), tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -285,8 +287,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def test_the_names_of_classes_come_back(saved: Callable[[str], Path]) -> None:
-    parts = load_pipeline(saved("named"))
-    assert (parts.class_names, parts.empty_class) == (NAMES, 4)
+    pipeline = load_pipeline(saved("named"))
+    assert (pipeline.class_names, pipeline.empty_class) == (NAMES, 4)
     unnamed = load_pipeline(saved("classes"))
     assert (unnamed.class_names, unnamed.empty_class) == ((), None)
 
@@ -295,9 +297,9 @@ def test_the_names_of_classes_come_back(saved: Callable[[str], Path]) -> None:
 def test_the_index_of_a_published_pipeline_is_followed_whole(name: str) -> None:
     index = PUBLISHED[name]
     layout, kinds = read_index(index, Path("model_index.json"))
-    parts = {folder: list(kinds[part]) for part, folder in layout.folders.items()}
-    assert parts == {key: value for key, value in index.items() if isinstance(value, list) and key in parts}
-    assert index.keys() - parts.keys() - layout.fields.keys() - set(layout.nothing) == {
+    pipeline = {folder: list(kinds[part]) for part, folder in layout.folders.items()}
+    assert pipeline == {key: value for key, value in index.items() if isinstance(value, list) and key in pipeline}
+    assert index.keys() - pipeline.keys() - layout.fields.keys() - set(layout.nothing) == {
         "_class_name",
         "_diffusers_version",
     }

@@ -80,8 +80,8 @@ def test_the_rows_of_a_column_take_equally_many_network_calls(
 ) -> None:
     pipe, calls = TextToImage(replace(bert(), diffusion=diffusion)), []
     zero_signal = diffusion is ZERO_SNR_V
-    denoise = pipe.parts.unet.denoise
-    monkeypatch.setattr(pipe.parts.unet, "denoise", lambda *given: calls.append(1) or denoise(*given))
+    denoise = pipe.pipeline.denoiser.denoise
+    monkeypatch.setattr(pipe.pipeline.denoiser, "denoise", lambda *given: calls.append(1) or denoise(*given))
     for row, way in script.STUDIES["few"].rows.items():
         cell = script.Cell("few", "tiny", "float32", 1, 4, None, 6, row, 0)
         calls.clear()

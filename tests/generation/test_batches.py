@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.generation import TextToImage, batch_size
-from ldm.models.cost import image_memory
+from ldm.models.cost import image_memory, unet_width
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def narrow(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def limit(rows: int, error: Exception, at_call: int = 0) -> list[int]:
         called: list[int] = []
-        denoise = pipe.parts.unet.denoise
+        denoise = pipe.pipeline.denoiser.denoise
 
         def limited(x: Tensor, *rest: Any) -> Tensor:
             called.append(len(x))
@@ -41,7 +41,7 @@ def narrow(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
                 raise error
             return denoise(x, *rest)
 
-        monkeypatch.setattr(pipe.parts.unet, "denoise", limited)
+        monkeypatch.setattr(pipe.pipeline.denoiser, "denoise", limited)
         return called
 
     return limit
@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_images_are_th
 
 def test_what_does_not_fit_at_all_is_said_in_one_line(pipe: TextToImage, narrow: Callable[..., list[int]]) -> None:
     called = narrow(1, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(UserError, match="does not fit the memory: generate smaller images"):
+    with pytest.raises(UserError, match="do not fit the memory: draw smaller images"):
         draw(pipe, num_images=2)
     with pytest.raises(UserError, match="3 images at a time do not fit the memory: give a smaller batch size"):
         draw(pipe, num_images=3, batch_size=3)
@@ -87,7 +87,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(pipe: TextToImage, narr
 def test_the_size_follows_the_free_memory(
     free: float, sizes: list[int], pipe: TextToImage, narrow: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = image_memory(pipe.parts.unet, pipe.parts.autoencoder, (4, 16, 16), rows=2)
+    one = image_memory(pipe.pipeline.denoiser, pipe.pipeline.autoencoder, (4, 16, 16), rows=2)
     monkeypatch.setattr(batch_size, "free_memory", lambda device: pipe.pending + free * one)
     called = narrow(100, RuntimeError())
     draw(pipe, num_images=3)
@@ -96,34 +96,34 @@ def test_the_size_follows_the_free_memory(
 
 def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = TextToImage(tiny.bert())
-    parts = pipe.parts.unet, pipe.parts.autoencoder
+    parts = pipe.pipeline.denoiser, pipe.pipeline.autoencoder
     assert pipe.pending == sum(weight.nbytes for part in parts for weight in part.parameters())
-    one = image_memory(pipe.parts.unet, pipe.parts.autoencoder, (4, 16, 16), rows=2)
+    one = image_memory(pipe.pipeline.denoiser, pipe.pipeline.autoencoder, (4, 16, 16), rows=2)
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 8.5 * one)
-    assert batch_size.automatic(pipe.parts, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
-    assert batch_size.automatic(pipe.parts, (4, 16, 16), 2) == 4
+    assert batch_size.automatic(pipe.pipeline, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
+    assert batch_size.automatic(pipe.pipeline, (4, 16, 16), 2) == 4
     draw(pipe)
     assert pipe.pending == 0
-    assert TextToImage(pipe.parts, prepare=False).pending == 0
+    assert TextToImage(pipe.pipeline, prepare=False).pending == 0
 
 
 def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> None:
-    parts = pipe.parts
-    small = image_memory(parts.unet, parts.autoencoder, (4, 16, 16), rows=1)
-    assert image_memory(parts.unet, parts.autoencoder, (4, 32, 32), rows=1) == 4 * small
-    assert image_memory(parts.unet, parts.autoencoder, (4, 16, 16), rows=20) > small
+    parts = pipe.pipeline
+    small = image_memory(pipeline.denoiser, parts.autoencoder, (4, 16, 16), rows=1)
+    assert image_memory(pipeline.denoiser, parts.autoencoder, (4, 32, 32), rows=1) == 4 * small
+    assert image_memory(pipeline.denoiser, parts.autoencoder, (4, 16, 16), rows=20) > small
     wider = tiny.unet_config(block_out_channels=(32, 64, 64))
-    assert wider.activations() == 2 * parts.unet.config.activations()
+    assert unet_width(wider) == 2 * unet_width(pipeline.denoiser.config)
 
 
 def test_a_containers_limit_counts_as_the_machines(tmp_path: Path) -> None:
-    assert list(batch_size._free_in_groups(tmp_path)) == []
+    assert list(batch_size._left_in_cgroups(tmp_path)) == []
     for name, text in {"memory.max": "max\n", "memory.current": "5\n"}.items():
         (tmp_path / name).write_text(text)
-    assert list(batch_size._free_in_groups(tmp_path)) == []  # no limit
+    assert list(batch_size._left_in_cgroups(tmp_path)) == []  # no limit
     (tmp_path / "memory.max").write_text("4096\n")
     (tmp_path / "memory.current").write_text("1096\n")
-    assert list(batch_size._free_in_groups(tmp_path)) == [3000]
+    assert list(batch_size._left_in_cgroups(tmp_path)) == [3000]
     assert 0 < batch_size.free_memory(torch.device("cpu")) < 1e15
 
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.cli.generate import generate
 from ldm.errors import UserError
 from ldm.generation import Request, SizeConditioning, TextToImage
 
-KINDS: dict[str, Callable[[], Parts]] = {
+KINDS: dict[str, Callable[[], Pipeline]] = {
     "classes": tiny.of_classes,
     "own classes": lambda: tiny.unconditional(num_class_embeds=5),
     "unconditional": tiny.unconditional,
@@ -93,7 +93,7 @@ def test_what_joins_the_time_is_embedded_once_a_prompt_for_all_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipe, counted = pipes(name), {"embed_time": 0, "project_context": 0}
-    unet, batches = pipe.parts.unet, []
+    unet, batches = pipe.pipeline.denoiser, []
     denoise = unet.denoise
 
     def count(method: str) -> Callable[..., Any]:
@@ -131,7 +131,7 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
         SizeConditioning(target=(32, 16)),
     ):
         assert not np.array_equal(plain, draw(pipe, prompt="a red dog", size_conditioning=size_conditioning)[0])
-    first, second = pipe.parts.texts
+    first, second = pipe.pipeline.texts
     request = Request(prompts=("a red dog",))
     condition = pipe.encode_cond_and_uncond(["a red dog"], pipe.resolve(request))[0]
     for encoder, _ in (first, second):
@@ -186,12 +186,12 @@ def test_what_a_model_does_not_know_raises_an_error_of_one_line(
 def test_half_precision_generates_nearly_the_same_image(
     name: str, dtype: torch.dtype, pipes: Callable[[str], TextToImage], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"prompt": "a red dog"} if pipes(name).parts.texts else {}
-    options |= {"classes": 3} if pipes(name).parts.num_classes else {}
+    options: dict[str, Any] = {"prompt": "a red dog"} if pipes(name).pipeline.texts else {}
+    options |= {"classes": 3} if pipes(name).pipeline.num_classes else {}
     pipes(name).save_pretrained(tmp_path)
     half = TextToImage.from_pretrained(tmp_path, dtype, "cpu")
-    assert {w.dtype for network in half.parts.networks for w in network.parameters()} <= {dtype, torch.float32}
-    assert all(w.dtype == dtype for network in half.parts.networks[1:] for w in network.parameters())
+    assert {w.dtype for network in half.pipeline.networks for w in network.parameters()} <= {dtype, torch.float32}
+    assert all(w.dtype == dtype for network in half.pipeline.networks[1:] for w in network.parameters())
     image, other = draw(half, guidance_scale=1.0, **options)[0], draw(pipes(name), guidance_scale=1.0, **options)[0]
     assert np.abs(image - other).mean() < 8  # of 255, from random networks that amplify every rounding
 
@@ -199,7 +199,7 @@ def test_half_precision_generates_nearly_the_same_image(
 def test_every_network_moves(pipes: Callable[[str], TextToImage]) -> None:
     for make in (tiny.sdxl, tiny.of_classes):
         pipe = TextToImage(make()).to("meta")
-        tensors = [t for network in pipe.parts.networks for t in (*network.parameters(), *network.buffers())]
+        tensors = [t for network in pipe.pipeline.networks for t in (*network.parameters(), *network.buffers())]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         assert pipe.device.type == "meta"
 

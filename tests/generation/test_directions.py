@@ -52,7 +52,7 @@ def test_the_way_back_comes_near_the_image_with_many_steps(pipe: TextToImage) ->
     [image], nothing = scenes(1, 4), torch.zeros(4, 16, 16)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
-        [copy] = pipe.decode(pipe.parts.autoencoder.encode(pixels).mode())
+        [copy] = pipe.decode(pipe.pipeline.autoencoder.encode(pixels).mode())
     errors = []
     for steps in (4, 64):
         [again] = moved(pipe, image, Direction(nothing, InversionSettings(0.5, steps)), [0.0])

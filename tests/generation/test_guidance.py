@@ -21,8 +21,7 @@ from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
 from ldm.errors import UserError, UserNote
 from ldm.generation import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batch_size
-from ldm.generation.condition import Condition
-from ldm.models.cost import image_memory
+from ldm.models.cost import image_memory, unet_width
 
 DOG, CATS = CAPTIONS[:2]
 
@@ -54,21 +53,17 @@ def near(images: list[np.ndarray], others: list[np.ndarray]) -> bool:
 def latents(pipe: TextToImage, **options: Any) -> Tensor:
     """Where sampling of one image of DOG ends."""
     request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4, **options))
-    condition, negative = pipe.encode_cond_and_uncond([DOG], request)
-    return sampled(pipe, request, condition, negative)
-
-
-@torch.no_grad()
-def sampled(pipe: TextToImage, request: Request, condition: Condition, negative: Condition | None) -> Tensor:
+    condition, negative = pipe.conditioner.encode_cond_and_uncond([DOG], request, pipe.size(request))
     noise = SeededNoise([0])
-    start, grid = noise(torch.empty(1, 4, 8, 8)), pipe.grid(request)
-    *_, last = pipe.sample(request, grid, condition, negative, start, noise, None, [DOG])
-    return last.x
+    *_, last = pipe.sample(request, condition, negative, noise(torch.empty(1, 4, 8, 8)), noise, None, [DOG])
+    return last
 
 
 def test_scale_1_is_the_model_without_guidance_bit_for_bit(pipe: TextToImage) -> None:
     request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4))
-    alone = sampled(pipe, request, pipe.encode_cond_and_uncond([DOG], request)[0], None)
+    noise = SeededNoise([0])
+    start, condition = noise(torch.empty(1, 4, 8, 8)), pipe.condition([DOG], request)
+    *_, alone = pipe.sample(request, condition, None, start, noise)
     assert torch.equal(latents(pipe, guidance_scale=1.0), alone)
     assert not torch.equal(latents(pipe, guidance_scale=1.01), alone)
 
@@ -86,8 +81,8 @@ def test_a_step_is_one_call_of_the_unet(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], batches: list[int]
 ) -> None:
     found: list[int] = []
-    denoise = pipe.parts.unet.denoise
-    monkeypatch.setattr(pipe.parts.unet, "denoise", lambda x, *rest: found.append(len(x)) or denoise(x, *rest))
+    denoise = pipe.pipeline.denoiser.denoise
+    monkeypatch.setattr(pipe.pipeline.denoiser, "denoise", lambda x, *rest: found.append(len(x)) or denoise(x, *rest))
     draw(pipe, **{"prompt": DOG} | options)
     assert found == batches
 
@@ -144,18 +139,16 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
     monkeypatch.setattr(batch_size, "automatic", lambda parts, shape, *more: asked.append(more[:2]) or 8)
     both = Composed(((DOG, 1.0), (CATS, 0.6), ("rain", -0.5)))
     for options in ({"prompt": both}, {"prompt": DOG}, {"prompt": DOG, "guidance_scale": 1.0}):
-        draw(pipe, num_inference_steps=1, num_images=2, **options)
+        draw(pipe, num_inference_steps=1, **options)
     assert asked == [(4, False), (2, False), (1, False)]
 
 
 def test_a_backward_pass_takes_more_memory_and_a_pixel_model_needs_no_decoder(pipe: TextToImage) -> None:
     shape, pixels = (4, 16, 16), tiny.pixels()
-    networks = pipe.parts.unet, pipe.parts.autoencoder
+    networks = pipe.pipeline.denoiser, pipe.pipeline.autoencoder
     once, back = (image_memory(*networks, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
-    assert (
-        image_memory(pixels.unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * pixels.unet.config.activations() * 4
-    )
+    assert image_memory(pixels.unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet_width(pixels.unet.config) * 4
 
 
 def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
@@ -195,7 +188,7 @@ def test_a_classifier_makes_its_class_likelier_whatever_the_conditioning(
     pipe: TextToImage, unconditional: TextToImage
 ) -> None:
     for model, told in ((pipe, {"prompt": DOG}), (unconditional, {})):
-        guide = ClassifierGuidance(classifier=trained_classifier(model.parts), scale=100.0)
+        guide = ClassifierGuidance(classifier=trained_classifier(model.pipeline), scale=100.0)
         plain, led = (guided_latents(model, guide if on else None, **told) for on in (False, True))
         classes, t = torch.tensor([1]), torch.tensor(0)
         with torch.no_grad():
@@ -213,7 +206,7 @@ def guided_latents(model: TextToImage, guide: ClassifierGuidance | None, **told:
 
 
 def test_each_image_is_led_to_its_own_class_in_any_batch(unconditional: TextToImage) -> None:
-    guide = ClassifierGuidance(classifier=trained_classifier(unconditional.parts), scale=20.0)
+    guide = ClassifierGuidance(classifier=trained_classifier(unconditional.pipeline), scale=20.0)
     together = draw(unconditional, classes=[0, 3], classifier=guide, seed=6)
     assert near(
         together, [draw(unconditional, classes=c, classifier=guide, seed=6 + i)[0] for i, c in enumerate((0, 3))]
@@ -222,7 +215,7 @@ def test_each_image_is_led_to_its_own_class_in_any_batch(unconditional: TextToIm
 
 
 def test_a_saved_classifier_leads_alike(pipe: TextToImage, tmp_path: Path) -> None:
-    trained = trained_classifier(pipe.parts)
+    trained = trained_classifier(pipe.pipeline)
     trained.save_pretrained(tmp_path)
     images = [
         draw(pipe, DOG, classes=2, classifier=guide)
@@ -240,7 +233,7 @@ def similarity(clip: Any, image: np.ndarray, text: str) -> float:
 @pytest.mark.parametrize("library", CLIPS)
 def test_clip_finds_the_images_that_it_leads_more_like_the_text(clips: dict[str, Path], library: str) -> None:
     parts, clip = random_parts(), load_clip(clips[library])
-    for weight in parts.unet.conv_out.parameters():  # it knows nothing, and leaves all to CLIP
+    for weight in pipeline.denoiser.conv_out.parameters():  # it knows nothing, and leaves all to CLIP
         torch.nn.init.zeros_(weight)
     plain, led = (
         draw(TextToImage(parts), DOG, clip=ClipGuidance(model=clip, scale=scale, crops=3), num_inference_steps=8)[0]
@@ -273,13 +266,13 @@ def test_transformers_own_similarity_is_ours(clips: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0.0}, "threshold 0 is not above 0 and at most 1"),
+        ({"threshold": 0.0}, "threshold 0 is not above 0 and up to 1"),
         ({"threshold": 99.5}, "threshold 99.5 is not above 0"),
-        ({"threshold_range": 2.0}, "needs a threshold"),
+        ({"threshold_range": 2.0}, "give a threshold"),
         ({"threshold": 0.9, "threshold_range": 0.0}, "threshold range 0 is not above 0"),
         ({"guidance_scale": 1.0, "guidance_rescale": 0.7}, "a guidance rescale needs guidance"),
         ({"guidance_scale": 1.0, "guidance_interval": (0, 1)}, "a guidance interval needs guidance"),
-        ({"classes": 3}, "prompts and classes are given"),
+        ({"classes": 3}, "give prompts or classes, not both"),
         ({"prompt": Composed(((DOG, float("nan")),))}, "weights of prompts"),
     ],
 )
@@ -291,10 +284,10 @@ def test_invalid_combinations_raise_errors(pipe: TextToImage, options: dict[str,
 def test_guides_that_a_model_cannot_follow_raise_errors(
     pipe: TextToImage, unconditional: TextToImage, clips: dict[str, Path], tmp_path: Path
 ) -> None:
-    own, other = (ClassifierGuidance(classifier=trained_classifier(model.parts)) for model in (pipe, unconditional))
+    own, other = (ClassifierGuidance(classifier=trained_classifier(model.pipeline)) for model in (pipe, unconditional))
     clip = ClipGuidance(model=load_clip(clips["transformers"]))
     for options, message in (
-        ({"prompt": DOG, "classifier": own}, "classifier guidance needs a class"),
+        ({"prompt": DOG, "classifier": own}, "a classifier leads to a class: give it"),
         ({"prompt": DOG, "classifier": own, "classes": 5}, "class 5: the classifier has classes 0 to 4"),
         ({"prompt": DOG, "classifier": own, "classes": (1, 2)}, "2 classes with prompts"),
         ({"prompt": DOG, "classifier": other, "classes": 1}, "latents of another autoencoder"),
@@ -303,15 +296,15 @@ def test_guides_that_a_model_cannot_follow_raise_errors(
             draw(pipe, **options)
     with pytest.raises(UserError, match="CLIP guidance needs a text"):
         draw(unconditional, clip=clip)
-    trained = trained_classifier(pipe.parts)
-    trained.diffusion = unconditional.parts.diffusion
+    trained = trained_classifier(pipe.pipeline)
+    trained.diffusion = unconditional.pipeline.diffusion
     with pytest.raises(UserError, match="another noise schedule"):
         draw(pipe, DOG, classes=1, classifier=ClassifierGuidance(classifier=trained))
     for make, message in (
         (lambda: load_clip(tmp_path), "no CLIP model"),
         (lambda: load_clip("open_clip:ViT-B-32"), "name its weights as well"),
         (lambda: ClassifierGuidance.from_pretrained(clips["open_clip"]), "holds no classifier"),
-        (lambda: ClipGuidance(model=clip.model, crops=0), "crops is 0"),
+        (lambda: ClipGuidance(model=clip.model, crops=0), "0 crops"),
         (lambda: ClassifierGuidance(classifier=own.classifier, scale=float("inf")), "classifier scale inf"),
     ):
         with pytest.raises(UserError, match=message):
@@ -320,15 +313,9 @@ def test_guides_that_a_model_cannot_follow_raise_errors(
 
 def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[str, Path], tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
-    trained_classifier(pipe.parts).save_pretrained(tmp_path / "classifier")
-    options: dict[str, Any] = {
-        "model": str(tmp_path / "model"),
-        "num_inference_steps": 4,
-        "device": "cpu",
-        "threshold": 0.9,
-    }
-    options |= {"guidance_rescale": 0.5, "guidance_interval": "0.2:", "classes": [1]}
-    options |= {"classifier_scale": 2.0, "clip_crops": 2}
+    trained_classifier(pipe.pipeline).save_pretrained(tmp_path / "classifier")
+    options: dict[str, Any] = {"model": str(tmp_path / "model"), "steps": 4, "device": "cpu", "threshold": 0.9}
+    options |= {"cfg_rescale": 0.5, "cfg_interval": "0.2:", "classes": [1], "classifier_scale": 2.0, "clip_crops": 2}
     text, out = f"{DOG} AND {CATS} :0.5", tmp_path / "x.png"
     led = {"classifier": str(tmp_path / "classifier"), "clip": str(clips["open_clip"])}
     generate([text], out=out, **options, **led)
@@ -339,7 +326,7 @@ def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[st
         guidance_rescale=0.5,
         guidance_interval=(0.2, float("inf")),
         classes=1,
-        classifier=ClassifierGuidance(classifier=trained_classifier(pipe.parts), scale=2.0),
+        classifier=ClassifierGuidance(classifier=trained_classifier(pipe.pipeline), scale=2.0),
         clip=ClipGuidance.from_pretrained(clips["open_clip"], crops=2),
     )
     written = Image.open(out)
@@ -349,9 +336,9 @@ def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[st
     told = {"guidance_rescale": 0.5, "threshold": 0.9, "class": 1, "classifier_scale": 2.0, "clip_crops": 2}
     assert facts.items() >= (told | led | {"clip_scale": 100.0}).items()
     for wrong, message in (
-        ({"clip_scale": 2.0}, "--clip-scale needs a CLIP: give --clip"),
+        ({"clip_scale": 2.0}, "--clip-scale is an option of CLIP guidance: give --clip"),
         ({"classifier_scale": 2.0}, "give --classifier"),
-        ({"guidance_interval": "3"}, "--cfg-interval 3: give two values"),
+        ({"cfg_interval": "3"}, "--cfg-interval 3: give two values"),
     ):
         with pytest.raises(UserError, match=message):
             generate([DOG], out=out, model=str(tmp_path / "model"), **wrong)

@@ -62,7 +62,7 @@ def test_a_walk_between_images_comes_near_them_with_many_steps(pipe: TextToImage
         assert len(frames) == 3
         with torch.no_grad():
             pixels = torch.from_numpy(np.array(ends[0])).permute(2, 0, 1)[None] / 127.5 - 1
-            [copy] = pipe.decode(pipe.parts.autoencoder.encode(pixels).mode())
+            [copy] = pipe.decode(pipe.pipeline.autoencoder.encode(pixels).mode())
         errors.append(np.abs(np.asarray(frames[0]).astype(int) - np.asarray(copy)).mean())
     assert errors[1] < errors[0] / 3
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.parts import Parts
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.spatial import one_hot
 from ldm.errors import UserError
 from ldm.generation import Composed, TextToImage
@@ -24,7 +24,7 @@ PROMPT = "a red dog"
 @pytest.fixture(scope="module")
 def pipes() -> dict[str, TextToImage]:
     made = {"text": tiny.bert(), "layout": tiny.layout(), "inpainting": tiny.inpainting()}
-    return {name: TextToImage(parts) for name, parts in (made | {"larger": tiny.super_resolution()}).items()}
+    return {name: TextToImage(pipeline) for name, pipeline in (made | {"larger": tiny.super_resolution()}).items()}
 
 
 def classes(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -42,8 +42,8 @@ def left_half(width: int, height: int) -> Image.Image:
 def inputs_of_the_unet(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What goes into the U-Net from now on."""
     seen: list[Tensor] = []
-    denoise = pipe.parts.unet.denoise
-    monkeypatch.setattr(pipe.parts.unet, "denoise", lambda x, *rest: seen.append(x) or denoise(x, *rest))
+    denoise = pipe.pipeline.denoiser.denoise
+    monkeypatch.setattr(pipe.pipeline.denoiser, "denoise", lambda x, *rest: seen.append(x) or denoise(x, *rest))
     return seen
 
 
@@ -55,9 +55,9 @@ def test_the_rescaled_layout_stands_in_both_halves_of_guidance(
     images = pipe(PROMPT, layout=layout, num_inference_steps=STEPS, num_images=2)
     assert [image.size for image in images] == [(48, 32)] * 2
     assert [x.shape for x in seen] == [(4, 8, 16, 24)] * STEPS  # two images, each with and without the prompt
-    assert pipe.parts.spatial is not None
+    assert pipe.pipeline.spatial is not None
     with torch.no_grad():
-        expected = pipe.parts.spatial(one_hot(torch.from_numpy(np.array(layout))[None], 5))[0]
+        expected = pipe.pipeline.spatial(one_hot(torch.from_numpy(np.array(layout))[None], 5))[0]
     assert all(torch.allclose(row[4:], expected, atol=1e-6) for x in seen for row in x)
 
 
@@ -175,11 +175,11 @@ def test_interpolation_needs_a_model_that_takes_no_images(pipes: dict[str, TextT
 def test_parts_that_do_not_fit_are_named() -> None:
     from dataclasses import replace
 
-    from ldm.checkpoint.parts import check_fit
+    from ldm.checkpoint.pipeline import check_fit
 
-    def refuses(parts: Parts, message: str) -> None:
+    def refuses(pipeline: Pipeline, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            check_fit(parts, Path("here"))
+            check_fit(pipeline, Path("here"))
 
     layout, inpainting = tiny.layout(), tiny.inpainting()
     check_fit(layout, Path("here"))

@@ -102,7 +102,7 @@ def test_a_step_costs_one_network_call_and_constants_are_computed_once(
 ) -> None:
     batches: list[int] = []
     calls = {"embed_time": 0, "project_context": 0}
-    unet = pipe.parts.unet
+    unet = pipe.pipeline.denoiser
     denoise = unet.denoise
 
     def counted(name: str) -> Any:
@@ -153,7 +153,7 @@ def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
 
 def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) -> None:
     parts = random_parts()
-    for network in (parts.autoencoder, parts.unet, parts.text_encoder):
+    for network in (parts.autoencoder, pipeline.denoiser, parts.text_encoder):
         network.to(torch.bfloat16)
     half, full = (pixels(draw(pipeline, guidance_scale=1.0)[0]) for pipeline in (TextToImage(parts), pipe))
     assert 0 < np.abs(half - full).mean() < 8  # of 255, from random networks that amplify every rounding

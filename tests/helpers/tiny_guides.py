@@ -1,4 +1,4 @@
-"""Tiny random classifiers, and CLIPs in the formats of transformers and open_clip."""
+"""Tiny random judges of images: classifiers, and CLIPs in the folders of both libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny_pipelines import speaking
 
 from ldm.checkpoint.classifiers import TrainedClassifier
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.config.classifier import ClassifierConfig
 from ldm.models.classifier import Classifier
 
@@ -22,13 +22,13 @@ def classifier_config(**options: object) -> ClassifierConfig:
     return ClassifierConfig(**{"num_classes": CLASSES, "layers_per_block": 1} | tiny | options)
 
 
-def trained_classifier(parts: Parts) -> TrainedClassifier:
-    """Return a classifier with random weights for the latents and noise schedule of a pipeline."""
+def trained_classifier(pipeline: Pipeline) -> TrainedClassifier:
+    """A classifier with random weights for the latents and the noise of a pipeline."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         network = Classifier(classifier_config()).eval()
         speaking(network)
-    return TrainedClassifier(network, parts.autoencoder, parts.diffusion)
+    return TrainedClassifier(network, pipeline.autoencoder, pipeline.diffusion)
 
 
 def transformers_clip(folder: Path) -> Path:

@@ -1,23 +1,24 @@
-"""A pipeline of tiny random networks."""
+"""A pipeline of tiny random networks; imported by name, because this folder is on pytest's path."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import UNet
 
 CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]
 
 
-def random_parts() -> Parts:
+def random_parts() -> Pipeline:
     text = BertConfig(max_length=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     tokenizer = Tokenizer.train(CAPTIONS * 3, vocab_size=80, max_length=text.max_length)
     autoencoder = AutoencoderConfig(
@@ -37,6 +38,8 @@ def random_parts() -> Parts:
         torch.manual_seed(0)
         networks = (Autoencoder(autoencoder), UNet(unet), BertTextEncoder(text, tokenizer.vocab_size))
         for weight in (weight for network in networks for weight in network.parameters()):
-            if weight.ndim > 1:  # layers initialized to zero would hide their inputs
+            if weight.ndim > 1:  # what starts at zero must speak, or no image depends on anything
                 nn.init.normal_(weight, 0.0, 1.2 * weight[0].numel() ** -0.5)
-    return Parts(*networks, tokenizer, DiffusionConfig(schedule=schedule, prediction="v"))
+    text_conditioning = TextConditioning([(networks[2], tokenizer)])
+    diffusion = DiffusionConfig(schedule=schedule, prediction="v")
+    return Pipeline(*networks[:2], diffusion, {"text": text_conditioning})

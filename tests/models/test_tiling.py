@@ -100,7 +100,7 @@ def test_an_invalid_tiling_raises_an_error(options: dict[str, int]) -> None:
 def test_with_trained_weights_tiles_differ_by_less_than_half_a_percent() -> None:
     from PIL import Image
 
-    from ldm.checkpoint.diffusers.pipeline import find_autoencoder
+    from ldm.checkpoint.find import find_autoencoder
     from ldm.data.images import fit, to_tensor
 
     vae = Autoencoder.from_pretrained(find_autoencoder("emoji"))

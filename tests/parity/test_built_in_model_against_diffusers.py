@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldm import TextToImage
-from ldm.checkpoint.diffusers.pipeline import find_model
+from ldm.checkpoint.find import find_model
 
 PROMPT, NEGATIVE = "a corgi playing a trumpet", "a cat"
 

@@ -1,4 +1,4 @@
-"""A pipeline we wrote is one of diffusers', without a word of complaint; its parts give the same numbers there."""
+"""A pipeline we wrote is one of diffusers', without a word of complaint; its pipeline give the same numbers there."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import diffusers
 import pytest
 import torch
 
-from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.diffusion import DiffusionConfig, schedule_config
+from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import UNet
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def pipeline() -> Pipeline:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(CAPTIONS, 100, 12)
     text = BertConfig(max_length=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
@@ -40,21 +41,23 @@ def parts() -> Parts:
     )
     for weight in unet.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.1)
-    diffusion = DiffusionConfig(prediction="v", schedule=schedule_config(zero_terminal_snr=True, spacing="trailing"))
-    parts = Parts(Autoencoder(autoencoder), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, diffusion)
-    parts.autoencoder.set_statistics(torch.tensor([1.0, 0.0, -2.0, 0.3]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
-    return parts
+    diffusion = DiffusionConfig(prediction="v", schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"))
+    pipeline = Pipeline(
+        Autoencoder(autoencoder), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, diffusion
+    )
+    pipeline.autoencoder.set_statistics(torch.tensor([1.0, 0.0, -2.0, 0.3]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
+    return pipeline
 
 
 @pytest.fixture(scope="module")
-def folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
-    save_pipeline(parts, folder)
+    save_pipeline(pipeline, folder)
     return folder
 
 
-def test_a_pipeline_in_half_precision_and_shards_is_one_of_diffusers(parts: Parts, tmp_path: Path) -> None:
-    TextToImage(parts).save_pretrained(tmp_path, torch.float16, max_shard_size=20_000)
+def test_a_pipeline_in_half_precision_and_shards_is_one_of_diffusers(pipeline: Pipeline, tmp_path: Path) -> None:
+    TextToImage(pipeline).save_pretrained(tmp_path, torch.float16, max_shard_size=20_000)
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
     assert all(file.stat().st_size < 25_000 for file in files)  # with their headers
@@ -99,21 +102,21 @@ def test_it_loads_and_draws_there_with_no_word_about_keys_or_fields(folder: Path
     assert images.std() > 0
 
 
-def test_its_prompts_latents_outputs_and_images_are_ours(folder: Path, parts: Parts) -> None:
+def test_its_prompts_latents_outputs_and_images_are_ours(folder: Path, pipeline: Pipeline) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    for network in (parts.unet, parts.autoencoder, parts.text_encoder):
+    for network in (pipeline.denoiser, pipeline.autoencoder, pipeline.text_encoder):
         network.eval()
     with torch.no_grad():
         context, empty = pipe.encode_prompt(CAPTIONS[0], torch.device("cpu"), 1, True)
         for made, caption in ((context, CAPTIONS[0]), (empty, "")):
             torch.testing.assert_close(
-                made, parts.text_encoder(*parts.tokenizer([caption])).context, rtol=1e-5, atol=1e-5
+                made, pipeline.text_encoder(*pipeline.tokenizer([caption])).context, rtol=1e-5, atol=1e-5
             )
         latents, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
         output = pipe.unet(latents, t, context).sample
-        torch.testing.assert_close(parts.unet(latents, t, context), output, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(pipeline.denoiser(latents, t, context), output, rtol=1e-5, atol=1e-5)
         images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-        torch.testing.assert_close(parts.autoencoder.decode(latents), images, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pipeline.autoencoder.decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
 def test_what_diffusers_saves_again_is_ours(folder: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.generation import SizeConditioning, TextToImage
 
 STEPS = 5
 NEGATIVE = "two dogs"
 
-TEXT: dict[str, tuple[str, Callable[[], Parts]]] = {
+TEXT: dict[str, tuple[str, Callable[[], Pipeline]]] = {
     "sd 1": ("StableDiffusionPipeline", tiny.sd_1),
     "sd 2": ("StableDiffusionPipeline", tiny.sd_2),
     "sd 2, zero snr": ("StableDiffusionPipeline", lambda: tiny.sd_2(tiny.ZERO_SNR_V)),
@@ -77,7 +77,7 @@ def drawn(theirs: Any, latents: torch.Tensor, **options: Any) -> np.ndarray:
 def test_the_same_images_come_from_the_same_latents(name: str, folders: Callable[[str], Path]) -> None:
     theirs = loaded(name, folders(name))
     ours = TextToImage.from_pretrained(folders(name), device="cpu")
-    side = ours.parts.unet.config.sample_size
+    side = ours.pipeline.denoiser.config.sample_size
     latents = noise(2, 4, side, side)
     for asked, options in OPTIONS.items():
         if name.startswith("ldm") and asked in ("away", "rescaled"):  # theirs knows neither
@@ -120,14 +120,14 @@ def test_sizes_and_crops_are_told_as_there(folders: Callable[[str], Path]) -> No
 
 @pytest.mark.parametrize("zeros", [pytest.param(True, marks=SLOW), False])
 def test_an_empty_negative_prompt_is_zeros_where_the_pipeline_says_so(zeros: bool, tmp_path: Path) -> None:
-    parts = tiny.sdxl()
-    parts.zeros_for_empty_prompt = zeros
-    TextToImage(parts).save_pretrained(tmp_path)
+    pipeline = tiny.sdxl()
+    pipeline.zeros_for_empty_prompt = zeros
+    TextToImage(pipeline).save_pretrained(tmp_path)
     theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)
     assert theirs.config.force_zeros_for_empty_prompt is zeros
     ours = TextToImage.from_pretrained(tmp_path, device="cpu")
-    assert ours.parts.zeros_for_empty_prompt is zeros
+    assert ours.pipeline.zeros_for_empty_prompt is zeros
     latents = noise(2, 4, 16, 16)
     images = ours(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, guidance_scale=4.0)
     expected = drawn(theirs, latents, guidance_scale=4.0)

@@ -13,12 +13,13 @@ import tiny_pipelines as tiny
 import torch
 from PIL import Image
 
-from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.checkpoint.pipeline import Pipeline
 from ldm.generation import TextToImage
 
 STEPS = 5
 PROMPT = "a red dog"
-PIPELINES: dict[str, Callable[[], Parts]] = {
+PIPELINES: dict[str, Callable[[], Pipeline]] = {
     "StableDiffusionInpaintPipeline": tiny.inpainting,
     "LDMSuperResolutionPipeline": tiny.super_resolution,
 }
@@ -74,7 +75,7 @@ def test_what_diffusers_saves_is_the_same_model_here(name: str, tmp_path: Path) 
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = load_pipeline(tmp_path / "theirs")
     assert loaded.spatial is not None
-    assert ours.parts.spatial is not None
-    assert loaded.spatial.config == ours.parts.spatial.config
-    weights, others = loaded.unet.state_dict(), ours.parts.unet.state_dict()
+    assert ours.pipeline.spatial is not None
+    assert loaded.spatial.config == ours.pipeline.spatial.config
+    weights, others = loaded.unet.state_dict(), ours.pipeline.denoiser.state_dict()
     assert all(torch.equal(weight, others[key]) for key, weight in weights.items())

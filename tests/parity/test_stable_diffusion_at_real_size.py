@@ -65,9 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_tokenizer(path / "tokenizer")
     save_scheduler(config.diffusion, path / "scheduler")
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.32.0"}
-    parts = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
+    pipeline = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
     texts = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
-    index |= {name: ["diffusers", kind] for name, kind in parts.items()}
+    index |= {name: ["diffusers", kind] for name, kind in pipeline.items()}
     index |= {name: ["transformers", kind] for name, kind in texts.items()}
     save_json(path / "model_index.json", index)
     yield path
@@ -81,7 +81,7 @@ began = time.monotonic()
 from ldm import TextToImage
 pipe = TextToImage.from_pretrained(sys.argv[1], device="cpu")
 seconds = time.monotonic() - began
-weights = [weight for network in pipe.parts.networks for weight in network.parameters()]
+weights = [weight for network in pipe.pipeline.networks for weight in network.parameters()]
 total = sum(weight.sum().item() for weight in weights)  # reads every page
 held = sum(weight.nbytes for weight in weights)
 print(json.dumps({"seconds": seconds, "peak": peak(), "held": held, "total": total}))

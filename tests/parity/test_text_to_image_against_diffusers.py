@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, schedule_config
@@ -19,7 +20,6 @@ from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
-from ldm.models.unet.unet import UNet
 
 PROMPTS = ["a red dog playing a trumpet", "two blue cats"]
 PLAIN = DiffusionConfig()
@@ -28,7 +28,7 @@ ZERO_SNR_V = DiffusionConfig(
 )
 
 
-def random_parts(diffusion: DiffusionConfig) -> Parts:
+def random_parts(diffusion: DiffusionConfig) -> Pipeline:
     text = BertConfig(max_length=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     tokenizer = Tokenizer.train(PROMPTS * 3, vocab_size=100, max_length=text.max_length)
     autoencoder = AutoencoderConfig(
@@ -53,7 +53,7 @@ def random_parts(diffusion: DiffusionConfig) -> Parts:
         for weight in (weight for network in networks for weight in network.parameters()):
             if weight.ndim > 1:  # none of it may be silent
                 nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
-    return Parts(*networks, tokenizer, diffusion)
+    return Pipeline(*networks, tokenizer, diffusion)
 
 
 @pytest.fixture(scope="module", params=[PLAIN, ZERO_SNR_V], ids=["eps", "zero-snr-v"])

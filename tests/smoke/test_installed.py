@@ -12,7 +12,7 @@ from PIL import Image
 from running import Command
 
 import ldm
-from ldm.checkpoint.diffusers.pipeline import find_model
+from ldm.checkpoint.find import find_model
 from ldm.data.scenes import is_held_out
 
 ROOT = Path(__file__).parents[2]

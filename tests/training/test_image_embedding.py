@@ -16,20 +16,19 @@ from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.conditioning.image.encoders import CLIPImageConfig, make_image_encoder
 from ldm.conditioning.image.files import save_image_encoder
 from ldm.config.root import Config
-from ldm.data.loader import Batch, BatchShare, TrainingData
-from ldm.data.sources import IndexedSource
+from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.training.cost import step_cost
 from ldm.training.runs.run import Run
-from ldm.training.stages.stage import StartingPoint
+from ldm.training.stages import build
 from ldm.training.stages.unet import UNetStage
 
 OWN = ("text=null", "image.kind=own", "image.channels=[8, 16]", "image.tokens=2", "image.hidden_size=64")
 
 
-class Colours(IndexedSource):
+class Colours:
     """Flat images, each of a colour of its own."""
 
     def __len__(self) -> int:
@@ -61,22 +60,20 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage(vae: Path, run: Path, *overrides: str, init: str | None = None) -> UNetStage:
     torch.manual_seed(0)
     asked, place = settings(*overrides), Run(run, resume=True)
-    UNetStage.check(asked, place, StartingPoint(vae=str(vae), init=init))
-    return UNetStage.build(
-        asked, Colours(), Accelerator(cpu=True), place, StartingPoint(vae=None if init else str(vae), init=init)
-    )
+    build.check("unet", asked, place, str(vae), init)
+    return build.unet_stage(asked, Colours(), Accelerator(cpu=True), place, None if init else str(vae), init)
 
 
 def batch(step: int, images: bool = True) -> Batch:
-    return TrainingData(Colours(), settings().data, BatchShare(8), 0, images)[step, 0]
+    return TrainingData(Colours(), settings().data, Share(8), 0, images)[step, 0]
 
 
 def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_path: Path) -> None:
     trained = stage(vae, tmp_path / "run", *OWN)
-    before = [weight.detach().clone() for weight in trained.parts.image_encoder.parameters()]
+    before = [weight.detach().clone() for weight in trained.pipeline.image_encoder.parameters()]
     for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
-        trained.train_step([batch(step)], step)
-    moved = [not torch.equal(a, b) for a, b in zip(before, trained.parts.image_encoder.parameters(), strict=True)]
+        trained.losses([batch(step)], step)
+    moved = [not torch.equal(a, b) for a, b in zip(before, trained.pipeline.image_encoder.parameters(), strict=True)]
     assert all(moved)
     trained.save(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["image_encoder"] == [
@@ -87,7 +84,7 @@ def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_p
     assert back is not None
     assert all(torch.equal(average.state_dict()[name], weight) for name, weight in back.state_dict().items())
     goes_on = stage(vae, tmp_path / "run", *OWN, init=str(tmp_path / "saved"))
-    assert torch.equal(goes_on.parts.image_encoder.conv_in.weight, back.conv_in.weight)
+    assert torch.equal(goes_on.pipeline.image_encoder.conv_in.weight, back.conv_in.weight)
     [image] = TextToImage.from_pretrained(tmp_path / "saved", device="cpu")(
         image=Image.fromarray(Colours().image(3)), num_inference_steps=2
     )
@@ -98,8 +95,8 @@ def test_cached_latents_tell_the_same(vae: Path, tmp_path: Path) -> None:
     cached = stage(vae, tmp_path / "cached", *OWN, "training.unet.cache_latents=true")
     encoding = stage(vae, tmp_path / "encoding", *OWN, "training.unet.cache_latents=false")
     for step in (1, 2):
-        quick = cached.train_step([batch(step, images=False)], step).losses["loss"]
-        assert quick.item() == pytest.approx(encoding.train_step([batch(step)], step).losses["loss"].item(), rel=1e-5)
+        quick = cached.losses([batch(step, images=False)], step)["loss"]
+        assert quick.item() == pytest.approx(encoding.losses([batch(step)], step)["loss"].item(), rel=1e-5)
 
 
 def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path: Path) -> None:
@@ -124,7 +121,7 @@ def test_the_image_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
     built_in = ("autoencoder.block_out_channels=[32, 64, 128]", "training.unet.learning_rate=2e-3")
     one = stage(Path("emoji"), tmp_path / "run", *OWN, *built_in, "training.unet.condition_dropout=0.2")
     for step in range(1, 151):
-        one.train_step([batch(step)], step)
+        one.losses([batch(step)], step)
     [condition] = one.conditions
     losses = {}
     for share in (0.0, 1.0):
@@ -141,7 +138,7 @@ def test_a_frozen_clip_of_a_source_is_told_and_not_trained(vae: Path, tmp_path: 
     words = ("text=null", "image.kind=clip", f"image.source={tmp_path / 'clip'}", "image.projection_dim=64")
     one = stage(vae, tmp_path / "run", *words, "training.unet.cache_latents=false")
     assert one.needs_images
-    one.train_step([batch(1)], 1)
+    one.losses([batch(1)], 1)
     found = one.average.image_encoder.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in clip.state_dict().items())
     one.save(tmp_path / "saved")

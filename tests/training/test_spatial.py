@@ -15,13 +15,13 @@ from torch import nn
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config.root import Config
-from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.loader import Batch, Share, TrainingData
 from ldm.data.masks import free_form_masks
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
-from ldm.training.stages.stage import StartingPoint
+from ldm.training.stages import build
 from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2")
@@ -51,8 +51,6 @@ class Halves(Colours):
     def label(self, index: int) -> int:
         return index % 4
 
-    has_maps = True
-
     def map(self, index: int) -> np.ndarray:
         classes = np.full((32, 32), index % 4, dtype=np.uint8)
         classes[:, 4 * (index % 4) + 8 :] = 3
@@ -71,9 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     vae.save(folder / "first")
     torch.manual_seed(0)
     asked, run = config.load("tiny", list(SMALL)), Run(folder / "run", resume=True)
-    stage = UNetStage.build(
-        asked, Halves(), Accelerator(cpu=True), run, StartingPoint(vae=str(folder / "first" / "vae"))
-    )
+    stage = build.unet_stage(asked, Halves(), Accelerator(cpu=True), run, str(folder / "first" / "vae"), None)
     for weight in stage.average.unet.conv_out.parameters():
         nn.init.normal_(weight)
     stage.save(folder / "text")
@@ -84,12 +80,12 @@ def make(kind: str, run: Path, model: str, *overrides: str) -> UNetStage:
     torch.manual_seed(0)
     asked, folder = settings(kind, *overrides), Run(run, resume=True)
     init = None if folder.steps() else model
-    UNetStage.check(asked, folder, StartingPoint(init=init))
-    return UNetStage.build(asked, Halves(), Accelerator(cpu=True), folder, StartingPoint(init=init))
+    build.check("unet", asked, folder, None, init)
+    return build.unet_stage(asked, Halves(), Accelerator(cpu=True), folder, None, init)
 
 
 def batch_of(stage: UNetStage, kind: str, step: int) -> Batch:
-    return TrainingData(Halves(), settings(kind).data, BatchShare(8), 0, stage.needs_images)[step, 0]
+    return TrainingData(Halves(), settings(kind).data, Share(8), 0, stage.needs_images)[step, 0]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -115,7 +111,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     assert not beside.any()
     for step in (1, 2):
         stage.begin(step)
-        assert stage.train_step([batch_of(stage, kind, step)], step).losses["loss"].isfinite()
+        assert stage.losses([batch_of(stage, kind, step)], step)["loss"].isfinite()
     assert changed(before, weights(stage, "unet"))
     assert beside.any()  # it is seen from now on
     assert stage.validate(batch_of(stage, kind, 0)).isfinite()
@@ -129,7 +125,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     went_on.load_state(saved.state)
     for each in (stage, went_on):
         each.begin(3)
-    ours, theirs = (each.train_step([batch_of(each, kind, 3)], 3).losses["loss"] for each in (stage, went_on))
+    ours, theirs = (each.losses([batch_of(each, kind, 3)], 3)["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     assert f'"{KINDS[kind]}Pipeline"' in (tmp_path / "step-000002" / "model_index.json").read_text()
     assert "not tried" in plan("unet", settings(kind), "scenes")
@@ -140,12 +136,12 @@ def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str
     """The channels of a batch are those that the pipeline makes of the same images, maps and masks."""
     stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
     if kind == "layout":
-        nn.init.normal_(stage.conditions[1].parts.spatial.channel_mapper.weight)
-    batch = TrainingData(Halves(), settings(kind).data, BatchShare(4), 0)[1, 0]
+        nn.init.normal_(stage.conditions[1].pipeline.spatial.channel_mapper.weight)
+    batch = TrainingData(Halves(), settings(kind).data, Share(4), 0)[1, 0]
     network = stage.networks["unet"].eval()
     with torch.no_grad():
         found = stage.conditions[1].teller(network, *stage.conditions[1].inputs(batch))["joined"]
-        pipe = TextToImage(stage.parts)
+        pipe = TextToImage(stage.pipeline)
         for row, index in enumerate(batch.indices):
             request = Request(prompts=("",), **told_in_drawing(kind, batch, index, row))
             [expected] = pipe.spatial_input(pipe.resolve(request), (32, 32))

@@ -29,7 +29,7 @@ from ldm.errors import UserError
 from ldm.generation import TextToImage
 from ldm.training.cache.fingerprints import text_digest
 from ldm.training.plan import plan
-from ldm.training.runs.run import Run, with_text_source
+from ldm.training.runs.run import Run, complete_config
 from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
@@ -66,7 +66,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(run: Path, text: dict[str, object], *overrides: str) -> Config:
     """`tiny` with another text encoder, as the command line completes it."""
     given = ["training.unet.batch_size=8", "training.unet.cache_latents=false", f"text={json.dumps(text)}", *overrides]
-    return with_text_source(config.load("tiny", given), run)
+    return complete_config(config.load("tiny", given), run)
 
 
 def stage_of(configuration: Config, run: Path, vae: Path, resume: bool = False) -> UNetStage:
@@ -105,13 +105,13 @@ def test_a_frozen_clip_stays_as_it_is_and_goes_with_the_run(clip: Path, vae: Pat
     )
     assert not torch.equal(moving[-1], list(stage.networks["unet"].parameters())[-1])
     trained = sum(weight.numel() for group in stage.optimizers["unet"].param_groups for weight in group["params"])
-    assert trained == sum(weight.numel() for weight in stage.parts.unet.parameters())
+    assert trained == sum(weight.numel() for weight in stage.pipeline.denoiser.parameters())
     assert not any("text" in name for name in stage.state()["networks"]["unet"])
 
     step = Run(run, resume=False).save(2, stage.save, stage.state(), configuration)
     pipe = TextToImage.from_pretrained(step, device="cpu")
-    assert_equal(pipe.parts.text_encoder, before)
-    assert pipe.parts.tokenizer.pad_token == "!"
+    assert_equal(pipe.pipeline.text_encoder, before)
+    assert pipe.pipeline.tokenizer.pad_token == "!"
     [image] = pipe("colour number 3", num_inference_steps=2)
     assert image.size == (32, 32)
 
@@ -152,7 +152,7 @@ def test_an_encoder_that_is_not_frozen_starts_from_its_source_and_is_trained(
 def test_an_ldm_bert_finds_its_vocabulary_in_the_captions(vae: Path, tmp_path: Path) -> None:
     text = {"kind": "ldm_bert", "vocab_size": 90, "max_length": 12, "hidden_size": 64, "num_hidden_layers": 1}
     stage = stage_of(settings(tmp_path, text), tmp_path, vae)
-    assert stage.parts.text_encoder.vocab_size == stage.parts.tokenizer.vocab_size <= 90
+    assert stage.pipeline.text_encoder.vocab_size == stage.pipeline.tokenizer.vocab_size <= 90
     for step in (1, 2, 3):
         assert torch.isfinite(stage.train_step(micro_batches(step), step).losses["loss"])
     stage.save(tmp_path / "saved")
@@ -219,7 +219,7 @@ def test_a_completed_configuration_is_written_whole_and_read_back(clip: Path, tm
     configuration = settings(tmp_path, {"kind": "clip", "source": str(clip), "hidden_size": 64})
     (tmp_path / "config.yaml").write_text(config.dump(configuration))
     assert yaml.safe_load(config.dump(configuration))["text"]["num_hidden_layers"] == 2
-    assert with_text_source(config.load(str(tmp_path / "config.yaml"), []), tmp_path / "new") == configuration
+    assert complete_config(config.load(str(tmp_path / "config.yaml"), []), tmp_path / "new") == configuration
 
 
 TINY = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3}
@@ -257,8 +257,8 @@ def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
     pipe = TextToImage.from_pretrained(step, device="cpu")
     captions = ["colour number 3", "a trumpet"]
     with torch.no_grad():
-        expected = stage.conditions[0].text_encoder(*stage.parts.tokenizer(captions)).context
-    torch.testing.assert_close(pipe.parts.text_encoder(*pipe.parts.tokenizer(captions)).context, expected)
+        expected = stage.conditions[0].text_encoder(*stage.pipeline.tokenizer(captions)).context
+    torch.testing.assert_close(pipe.pipeline.text_encoder(*pipe.pipeline.tokenizer(captions)).context, expected)
     resumed = stage_of(configuration, run, vae, resume=True)
     assert resumed.conditions[0].text_encoder.config.kind == "clip"
     one, other = (

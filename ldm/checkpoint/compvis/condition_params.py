@@ -8,7 +8,8 @@ from typing import Any
 from ldm.checkpoint.compvis.condition_rules import drops_last_layer, is_open_clip
 from ldm.checkpoint.compvis.params import Group, Params, Target, inexpressible, refused
 from ldm.conditioning.classes import ClassesConfig
-from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.low_resolution import LowResolutionConfig
+from ldm.conditioning.segmentation_map import SegmentationMapConfig
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.open_clip import OpenCLIPConfig
@@ -96,17 +97,16 @@ def _classes(params: Group, joined: int) -> dict[str, Section]:
 def _rescaler(params: Group, joined: int) -> dict[str, Section]:
     params.expect(method="bilinear", multiplier=0.5, bias=False)
     tree = {
-        "kind": "segmentation_map",
         "stages": params.number("n_stages", 1),
         "in_channels": params.number("in_channels", 3),
         "channels": params.number("out_channels"),
     }
-    return {"spatial": parse(tree, SpatialConfig, params.where)}
+    return {"spatial": parse(tree, SegmentationMapConfig, params.where)}
 
 
 def _identity(params: Group, joined: int) -> dict[str, Section]:
-    tree = {"kind": "low_resolution", "in_channels": joined, "channels": joined}
-    return {"spatial": parse(tree, SpatialConfig, params.where)}
+    tree = {"in_channels": joined, "channels": joined}
+    return {"spatial": parse(tree, LowResolutionConfig, params.where)}
 
 
 READERS: dict[str, Callable[[Group, int], dict[str, Section]]] = {
@@ -185,9 +185,7 @@ def _classes_to_params(config: ClassesConfig) -> tuple[str, Params]:
     return "ClassEmbedder", {"embed_dim": config.hidden_size, "n_classes": config.num_classes, "key": "class_label"}
 
 
-def _spatial_to_params(config: SpatialConfig) -> tuple[str, Params]:
-    if config.kind == "low_resolution":
-        return "torch.nn.Identity", {}
+def _segmentation_map_to_params(config: SegmentationMapConfig) -> tuple[str, Params]:
     sizes = {"n_stages": config.stages, "in_channels": config.in_channels, "out_channels": config.channels}
     return "SpatialRescaler", sizes
 
@@ -197,5 +195,6 @@ WRITERS: dict[type[Section], Callable[[Any], tuple[str, Params]]] = {
     OpenCLIPConfig: _open_clip_model_to_params,
     LDMBertConfig: _ldm_bert_to_params,
     ClassesConfig: _classes_to_params,
-    SpatialConfig: _spatial_to_params,
+    SegmentationMapConfig: _segmentation_map_to_params,
+    LowResolutionConfig: lambda config: ("torch.nn.Identity", {}),
 }

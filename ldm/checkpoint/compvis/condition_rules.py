@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.checkpoint.compvis.rules import SAME, TRANSPOSED, Filler, Rule, Rules, layer, layers, stacked
 from ldm.conditioning.classes import ClassesConfig
-from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.segmentation_map import SegmentationMapConfig
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.open_clip import OpenCLIPConfig
@@ -154,7 +154,7 @@ def _classes(config: ClassesConfig) -> Rules:
     return Rules(tuple(layer("embedding", "embedding", bias=False)))
 
 
-def _spatial(config: SpatialConfig) -> Rules:
+def _spatial(config: SegmentationMapConfig) -> Rules:
     """SpatialRescaler."""
     return Rules(tuple(layer("channel_mapper", "channel_mapper", bias=False)))
 
@@ -164,5 +164,5 @@ MAKERS: dict[type[Section], Callable[[Any], Rules]] = {
     OpenCLIPConfig: _open_clip,
     LDMBertConfig: _ldm_bert,
     ClassesConfig: _classes,
-    SpatialConfig: _spatial,
+    SegmentationMapConfig: _spatial,
 }

@@ -12,7 +12,8 @@ from ldm.checkpoint.compvis.condition_rules import condition_rules
 from ldm.checkpoint.compvis.rules import Rules
 from ldm.checkpoint.compvis.unet_rules import unet_rules
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
-from ldm.conditioning.spatial import SpatialConfig, SpatialRescaler
+from ldm.conditioning.segmentation_map import SpatialRescaler
+from ldm.conditioning.spatial import SpatialConfig
 from ldm.conditioning.text.encoder import TextConfig, make_text_encoder
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.root import Config

@@ -15,14 +15,18 @@ from safetensors import SafetensorError, safe_open
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile
 from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
-from ldm.checkpoint.diffusers.pipeline import Parts, load_pipeline, save_pipeline
-from ldm.checkpoint.parts import check_fit
-from ldm.conditioning.spatial import make_spatial
+from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.base import Conditioning
+from ldm.conditioning.classes import ClassTable, ClassTokens
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
+from ldm.conditioning.unconditional import Unconditional
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
+from ldm.registry import SPATIAL
 from ldm.storage.fields import load_fields
 from ldm.storage.weights import DTYPES
 
@@ -31,13 +35,10 @@ CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.from
 )
 NETWORKS: dict[str, Any] = {"autoencoder": Autoencoder, "unet": UNet}
 TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}  # our section -> the part
-PARTS = {  # our section -> the part
-    "autoencoder": "autoencoder",
-    "unet": "unet",
-    "text": "text_encoder",
-    "text_2": "text_encoder_2",
-    "classes": "classes",
-    "spatial": "spatial",
+MODULES = {"text": "text_encoder", "text_2": "text_encoder_2"}  # section -> module of a pipeline, if named otherwise
+UNSUPPORTED = {
+    "image": "this model generates variations of an image: CompVis files have no such model, only folders do",
+    "inpainting": "CompVis files have latents before the mask of inpainting, ours and diffusers' have them after it",
 }
 
 
@@ -47,7 +48,7 @@ def read_folder(folder: Path) -> SingleFile:
     Raises UserError where it is neither, is not whole, or asks for what we do not have.
     """
     if (folder / "model_index.json").is_file():
-        return _of_parts(load_pipeline(folder, _stored_dtype(folder)))
+        return _of_pipeline(load_pipeline(folder, _stored_dtype(folder)))
     path = folder / "config.json"
     kind = load_fields(path).get("_class_name") if path.is_file() else None
     if kind not in CLASSES:
@@ -61,7 +62,7 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
     """Write the networks as a pipeline, or one network alone: a new folder that is whole or not there.
 
     `tokenizer` is a folder or a Hub id, whose vocabulary takes the place of the one that the text encoder has
-    otherwise. UserError for what a pipeline has no place for, and for parts that do not fit.
+    otherwise. UserError for what a pipeline has no place for, and for pipeline that do not fit.
     """
     if tokenizer is not None and file.contents.text is None:
         raise UserError("--tokenizer goes with a text encoder, which SRC has not")
@@ -70,9 +71,9 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
         [network] = file.networks.values()
         save = cast(Any, network).save_pretrained
     else:
-        parts = _to_parts(file, tokenizer)
-        check_fit(parts, folder)
-        save = partial(save_pipeline, parts)
+        pipeline = _to_pipeline(file, tokenizer)
+        pipeline.check(folder)
+        save = partial(save_pipeline, pipeline)
     work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         save(work)
@@ -81,43 +82,48 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _of_parts(parts: Parts) -> SingleFile:
-    if parts.image_encoder is not None:
-        raise UserError("a model that varies an image: ldm writes no single file of such a one, only its folder")
-    found = {name: getattr(parts, part) for name, part in PARTS.items()}
-    if parts.spatial is not None and parts.spatial.config.kind == "inpainting":
-        raise UserError("the original's files have latents before the mask of inpainting, ours and diffusers' after it")
-    contents = Contents(
-        diffusion=parts.diffusion,
-        zeros_for_empty_prompt=parts.zeros_for_empty_prompt,
-        **{name: network.config for name, network in found.items() if network is not None},
-    )
-    networks = {name: found[name] for name in contents.networks}
+def _of_pipeline(pipeline: Pipeline) -> SingleFile:
+    for name in pipeline.conditionings:
+        if name in UNSUPPORTED:
+            raise UserError(UNSUPPORTED[name])
+    sections, modules = pipeline.sections, pipeline.modules
+    text = TextConditioning.of(pipeline)
+    contents = Contents(zeros_for_empty_prompt=text is not None and text.zeros_for_empty_prompt, **sections)
+    networks = {name: modules[MODULES.get(name, name)] for name in contents.networks}
     kept: dict[str, Tokenizer] = {}
-    for name, part in TOKENIZERS.items():
-        tokenizer = getattr(parts, part)
-        if tokenizer is not None and not is_usual(tokenizer, getattr(contents, name)):
+    for name, (encoder, tokenizer) in zip(("text", "text_2"), () if text is None else text.encoders, strict=False):
+        if not is_usual(tokenizer, encoder.config):
             kept[name] = tokenizer
     return SingleFile(contents, networks, kept)
 
 
-def _to_parts(file: SingleFile, source: str | None) -> Parts:
-    contents = file.contents
+def _to_pipeline(file: SingleFile, source: str | None) -> Pipeline:
+    contents, networks = file.contents, file.networks
     if contents.spatial is not None and contents.spatial.kind == "inpainting":
         raise _no_place("the original's inpainting, with latents before a mask of -1 and 1,")
-    parts: dict[str, Any] = {part: file.networks.get(name) for name, part in PARTS.items()}
-    if parts["spatial"] is None and contents.spatial is not None:  # one without weights
-        parts["spatial"] = make_spatial(contents.spatial)
-    for name, part in TOKENIZERS.items():
-        config = getattr(contents, name)
-        parts[part] = None
-        if config is not None:
-            own = file.tokenizers.get(name) if source is None else None
-            parts[part] = own or tokenizer_for(config, source, part)
-            if parts[part] is None:
-                raise _no_place(f"{name}.tokens {config.tokens}")
-    diffusion = contents.diffusion or DiffusionConfig()
-    return Parts(**parts, diffusion=diffusion, zeros_for_empty_prompt=contents.zeros_for_empty_prompt)
+    found: list[Conditioning] = []
+    encoders = [(networks[name], _tokenizer(file, name, source)) for name in ("text", "text_2") if name in networks]
+    if encoders:
+        found.append(TextConditioning(cast(Any, encoders), contents.zeros_for_empty_prompt))
+    if "classes" in networks:
+        found.append(ClassTokens(cast(Any, networks["classes"])))
+    if contents.spatial is not None:
+        kind = SPATIAL[contents.spatial.kind]
+        found.append(kind(networks.get("spatial") or kind.network(contents.spatial).eval()))
+    unet, autoencoder = cast(UNet, networks["unet"]), cast(Autoencoder, networks["autoencoder"])
+    if unet.config.num_class_embeds is not None:
+        found.append(ClassTable())
+    named = {each.name: each for each in found or [Unconditional()]}
+    return Pipeline(autoencoder, unet, contents.diffusion or DiffusionConfig(), named)
+
+
+def _tokenizer(file: SingleFile, name: str, source: str | None) -> Tokenizer:
+    config = getattr(file.contents, name)
+    own = file.tokenizers.get(name) if source is None else None
+    found = own or tokenizer_for(config, source, TOKENIZERS[name])
+    if found is None:
+        raise _no_place(f"{name}.tokens {config.tokens}")
+    return found
 
 
 def _no_place(option: str) -> UserError:

@@ -17,7 +17,7 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
 from ldm.checkpoint.compvis.sgm_config import diffusion_engine, diffusion_engine_to_target
 from ldm.checkpoint.compvis.unet_params import unet_from_params, unet_to_params
-from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.inpainting import InpaintingConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import parse
 from ldm.errors import UserError
@@ -115,8 +115,8 @@ def _conditions(params: Group, joined: int, latent_channels: int) -> dict[str, A
         return {}
     if asked == FIRST_STAGE:
         params.skip("cond_stage_config")
-        tree = {"kind": "inpainting", "in_channels": joined - latent_channels, "channels": joined}
-        return {"spatial": parse(tree, SpatialConfig, f"{params.where}.cond_stage_config")}
+        tree = {"in_channels": joined - latent_channels, "channels": joined}
+        return {"spatial": parse(tree, InpaintingConfig, f"{params.where}.cond_stage_config")}
     return condition_from_target(params.target("cond_stage_config"), joined)
 
 

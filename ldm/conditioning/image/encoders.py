@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
@@ -23,16 +24,29 @@ class ImageSection(Section):
     kind: str
     frozen: bool = False  # not trained together with the U-Net
 
+    takes_latents: ClassVar[bool] = False  # scaled latents of the frozen autoencoder, instead of pixels
+    width_option: ClassVar[str] = "hidden_size"  # the option with the width of the context
+
     @property
     def context_width(self) -> int:
-        """Width of the tokens that the U-Net attends to."""
-        raise NotImplementedError
+        """Width of the context."""
+        return int(getattr(self, self.width_option))
+
+    @property
+    def side(self) -> int:
+        """Side of the square that an encoder of pixels sees."""
+        return int(getattr(self, "image_size", 0))
+
+    def check_latents(self, channels: int) -> None:
+        """Raise ValueError unless the encoder fits latents of so many channels."""
+        return
 
 
 class OwnImageConfig(ImageSection):
     """A small network over the image's latents that keeps what is to be seen, not where: positions are averaged."""
 
     kind: Literal["own"] = "own"
+    takes_latents: ClassVar[bool] = True
     in_channels: Width = 4  # of the latents
     channels: tuple[Width, ...] = Field((64, 128, 256), min_length=1, max_length=8)  # each half as large as the last
     norm_num_groups: Width = 8
@@ -40,10 +54,13 @@ class OwnImageConfig(ImageSection):
     tokens: Width = 8  # made of them
     hidden_size: Width = 192  # width of the context
 
-    @property
-    def context_width(self) -> int:
-        """The tokens' own."""
-        return self.hidden_size
+    def check_latents(self, channels: int) -> None:
+        """Raise ValueError unless the encoder fits latents of so many channels."""
+        if self.in_channels != channels:
+            raise ValueError(
+                f"image.in_channels is {self.in_channels}, but autoencoder.latent_channels is {channels}: "
+                "they must be equal"
+            )
 
     @model_validator(mode="after")
     def _groups_divide(self) -> OwnImageConfig:
@@ -56,6 +73,7 @@ class CLIPImageConfig(ImageSection):
     """CLIP's image transformer (Radford et al. 2021), whose projected embedding is the one token of the context."""
 
     kind: Literal["clip"] = "clip"
+    width_option: ClassVar[str] = "projection_dim"
     source: str | None = None  # a directory or a Hub id to take weights from
     frozen: bool = True
     image_size: Width = 224  # side of the square that it sees
@@ -67,11 +85,6 @@ class CLIPImageConfig(ImageSection):
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
     projection_dim: Width = 768  # width of the context
-
-    @property
-    def context_width(self) -> int:
-        """That of the projection."""
-        return self.projection_dim
 
     @model_validator(mode="after")
     def _width_divides(self) -> CLIPImageConfig:
@@ -90,7 +103,14 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class ImageEncoder(nn.Module, ABC):
     """A network from an image to a context, described by its configuration alone."""
 
-    takes_latents: bool  # scaled latents of the frozen autoencoder, not pixels
+    section: ClassVar[type[ImageSection]]
+    part: ClassVar[tuple[str, str]]  # library and class, as in `model_index.json`
+    further_parts: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+    @property
+    def takes_latents(self) -> bool:
+        """Whether the input is latents instead of pixels."""
+        return self.config.takes_latents
 
     def __init__(self, config: ImageSection) -> None:
         super().__init__()
@@ -109,8 +129,8 @@ class OwnImageEncoder(ImageEncoder):
     """
 
     section = OwnImageConfig
+    part = ("ldm", "ImageEncoder")
     config: OwnImageConfig
-    takes_latents = True
 
     def __init__(self, config: OwnImageConfig) -> None:
         super().__init__(config)
@@ -145,8 +165,9 @@ class CLIPImageEncoder(ImageEncoder):
     """
 
     section = CLIPImageConfig
+    part = ("transformers", "CLIPVisionModelWithProjection")
+    further_parts: ClassVar[Mapping[str, tuple[str, str]]] = {"processor": ("transformers", "CLIPImageProcessor")}
     config: CLIPImageConfig
-    takes_latents = False
 
     def __init__(self, config: CLIPImageConfig) -> None:
         super().__init__(config)

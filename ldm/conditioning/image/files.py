@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ from ldm.conditioning.image.encoders import (
 )
 from ldm.config.section import parse
 from ldm.errors import UserError
+from ldm.registry import IMAGE_ENCODERS
 from ldm.storage.fields import DIFFUSERS_VERSION, Fields, Fixed, check_fixed, known_fields, load_fields
+from ldm.storage.renames import current_fields
 from ldm.storage.store import save_json
 from ldm.storage.weights import build, load_weights, save_weights
 
@@ -48,7 +51,7 @@ CLIP_SHORT = r"^(?=(embeddings|pre_layrnorm|encoder|post_layernorm)\.)"
 def load_image_config(folder: Path) -> ImageSection:
     """The section that an encoder's `config.json` describes; UserError for what cannot be had."""
     path = folder / "config.json"
-    fields = load_fields(path)
+    fields = current_fields("image_encoder", load_fields(path))
     if fields.get("_class_name") == OWN_CLASS:
         own = dict.fromkeys(name for name in OwnImageConfig.model_fields if name not in ("kind", "frozen"))
         return parse(known_fields(fields, own, {}, path), OwnImageConfig, str(path))
@@ -125,3 +128,9 @@ def _processor_fields(side: int) -> Fields:
         "image_std": list(CLIP_STD),
         "do_convert_rgb": True,
     }
+
+
+def known_parts() -> Mapping[str, tuple[tuple[str, str], ...]]:
+    """Parts of a pipeline that belong to an image encoder, with the classes that can be loaded."""
+    processors = (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor"))
+    return {"image_encoder": tuple(encoder.part for encoder in IMAGE_ENCODERS.values()), "processor": processors}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, initialise
+from ldm.conditioning.text.format import Format
 from ldm.config.section import Count, Width, check_divisible
 from ldm.models.attention import attend
 
@@ -81,6 +82,34 @@ def _add(layers: nn.ModuleDict, h: Tensor, tokens: Tensor) -> Tensor:
     return layers["LayerNorm"](layers["dense"](h) + tokens)
 
 
+FORMAT = Format(
+    model_types=("bert",),
+    architecture="BertModel",
+    names={
+        "max_length": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "num_hidden_layers": "num_hidden_layers",
+        "num_attention_heads": "num_attention_heads",
+        "use_attention_mask": "use_attention_mask",  # what StableDiffusionPipeline looks for
+    },
+    defaults={"use_attention_mask": False},
+    fixed={
+        "hidden_act": ("gelu",),
+        "type_vocab_size": (2,),
+        "layer_norm_eps": (1e-12,),
+        "pad_token_id": (0,),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+    },
+    feed_forward="intermediate_size",
+    written={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    renamed={r"^bert\.": "", r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
+    unused=r"embeddings\.position_ids$|pooler\.|cls\.",
+)
+
+
 class BertTextEncoder(TextEncoder):
     """A BERT without a pooler and without dropout, small enough to be trained together with the U-Net.
 
@@ -88,6 +117,7 @@ class BertTextEncoder(TextEncoder):
     """
 
     section = BertConfig
+    format = FORMAT
     config: BertConfig
 
     def __init__(self, config: BertConfig, vocab_size: int | None = None) -> None:
@@ -104,3 +134,11 @@ class BertTextEncoder(TextEncoder):
         for layer in self.encoder["layer"]:
             tokens = layer(tokens, visible)
         return Encoded(tokens)
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """A zero pooler, which transformers' `BertModel` expects and nothing here uses."""
+        like = self.embeddings.LayerNorm.weight
+        return {
+            "pooler.dense.weight": like.new_zeros(len(like), len(like)).detach(),
+            "pooler.dense.bias": like.new_zeros(len(like)).detach(),
+        }

@@ -6,8 +6,10 @@ are the same; written here because importing those takes longer than reading a c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import model_validator
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, initialise
+from ldm.conditioning.text.format import Format
 from ldm.config.section import Width, check_divisible
 from ldm.models.attention import attend
+from ldm.storage.fields import Fields
 
 if TYPE_CHECKING:
     from ldm.conditioning.image.encoders import CLIPImageConfig
@@ -43,6 +47,7 @@ class CLIPConfig(TextSection):
         return self
 
 
+PROJECTED = "CLIPTextModelWithProjection"
 LARGEST = 2  # an `eos_token_id` of old files, which stands for the largest id of a text
 
 
@@ -111,10 +116,47 @@ class Transformer(nn.Module):
         return before, tokens
 
 
+FORMAT = Format(
+    model_types=("clip_text_model", "clip"),
+    architecture="CLIPTextModel",
+    names={
+        "max_length": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_hidden_layers": "num_hidden_layers",
+        "num_attention_heads": "num_attention_heads",
+        "hidden_act": "hidden_act",
+        "layer_norm_eps": "layer_norm_eps",
+        "eos_token_id": "eos_token_id",
+        "projection_dim": "projection_dim",
+    },
+    defaults={
+        "max_position_embeddings": 77,
+        "vocab_size": 49408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "eos_token_id": 49407,
+        "projection_dim": 512,
+    },
+    fixed={"use_attention_mask": (False, None)},
+    noted={"layer": "last", "final_norm": True},
+    written={"bos_token_id": None},
+    renamed={r"^(?=(embeddings|encoder|final_layer_norm)\.)": "text_model."},
+    unused=r"vision_model\.|visual_projection\.|logit_scale$|text_model\.embeddings\.position_ids$",
+)
+
+
 class CLIPTextEncoder(TextEncoder):
     """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
 
     section = CLIPConfig
+    format = FORMAT
+    from_captions = False
     config: CLIPConfig
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -136,3 +178,54 @@ class CLIPTextEncoder(TextEncoder):
         """The token (B, D) at the end of each text, which alone has seen all of it."""
         marks = ids if self.config.eos_token_id == LARGEST else (ids == self.config.eos_token_id).int()
         return tokens[torch.arange(len(ids), device=ids.device), marks.argmax(-1)]
+
+    # --- files
+
+    @classmethod
+    def part(cls, section: Any) -> tuple[str, str]:
+        """The class with a projection if the section has one."""
+        return ("transformers", FORMAT.architecture if section.projection_dim is None else PROJECTED)
+
+    @classmethod
+    def loadable_parts(cls) -> tuple[tuple[str, str], ...]:
+        """Both classes."""
+        return (("transformers", FORMAT.architecture), ("transformers", PROJECTED))
+
+    @classmethod
+    def to_fields(cls, section: Any) -> Fields:
+        """Transformers needs a number for both sizes that may be None here."""
+        width = section.hidden_size
+        sizes = {
+            "intermediate_size": section.intermediate_size or 4 * width,
+            "projection_dim": section.projection_dim or width,
+        }
+        return super().to_fields(section) | sizes
+
+    @classmethod
+    def from_fields(cls, fields: Fields, where: Path) -> TextSection:
+        """Also of a whole CLIP; the projection counts only where the class has one."""
+        if isinstance(fields.get("text_config"), dict):
+            fields = fields["text_config"] | {"projection_dim": fields.get("projection_dim", 512)}
+        elif fields.get("architectures") != [PROJECTED]:
+            fields = fields | {"projection_dim": None}
+        section = super().from_fields(fields, where)
+        usual = getattr(section, "intermediate_size", None) == 4 * section.hidden_size
+        return section.model_copy(update={"intermediate_size": None}) if usual else section
+
+    @classmethod
+    def saved_section(cls, section: Any) -> TextSection:
+        """Without the last layer if the context is the normalised output of the penultimate one, as in SD 2 folders."""
+        config: CLIPConfig = section
+        if config.layer == "penultimate" and config.final_norm and config.projection_dim is None:
+            return config.model_copy(update={"num_hidden_layers": config.num_hidden_layers - 1, "layer": "last"})
+        return config
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Weights of the layers that are saved."""
+        return kept_layers(self.state_dict(), self.saved_section(self.config).num_hidden_layers)
+
+
+def kept_layers(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Drop the weights of layers from number `count` on."""
+    found = {name: re.search(r"encoder\.layers\.(\d+)\.", name) for name in tensors}
+    return {name: tensor for name, tensor in tensors.items() if (at := found[name]) is None or int(at[1]) < count}

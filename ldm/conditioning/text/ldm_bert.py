@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, initialise
+from ldm.conditioning.text.format import Format
 from ldm.config.section import Count, Width
+from ldm.errors import UserError
 from ldm.models.attention import attend
 
 
@@ -80,6 +82,33 @@ class Transformer(nn.Module):
         return self.layer_norm(tokens)
 
 
+FORMAT = Format(
+    model_types=("ldmbert",),
+    architecture="LDMBertModel",
+    names={
+        "max_length": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+        "head_width": "head_dim",
+    },
+    defaults={
+        "max_position_embeddings": 77,
+        "vocab_size": 30522,
+        "d_model": 1280,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 8,
+        "head_dim": 64,
+        "encoder_ffn_dim": 5120,
+    },
+    fixed={"activation_function": ("gelu",), "pad_token_id": (0,), "use_attention_mask": (False, None)},
+    feed_forward="encoder_ffn_dim",
+    noted={"tokens": "words"},
+    written={"dropout": 0.0},
+)
+
+
 class LDMBertTextEncoder(TextEncoder):
     """Trained from nothing together with its U-Net; its tokens look at padding as well, as the published one's do.
 
@@ -87,6 +116,7 @@ class LDMBertTextEncoder(TextEncoder):
     """
 
     section = LDMBertConfig
+    format = FORMAT
     config: LDMBertConfig
 
     def __init__(self, config: LDMBertConfig) -> None:
@@ -99,3 +129,15 @@ class LDMBertTextEncoder(TextEncoder):
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
         """The context (B, L, D) of token ids (B, L), whatever the mask."""
         return Encoded(self.model(ids))
+
+    @classmethod
+    def part(cls, section: TextSection) -> tuple[str, str]:
+        """The library that diffusers' pipeline of this model names."""
+        return ("latent_diffusion", FORMAT.architecture)
+
+    @classmethod
+    def check_training(cls, section: TextSection, name: str, new: bool) -> None:
+        """Captions are words, not the tokens of a layout."""
+        if isinstance(section, LDMBertConfig) and section.tokens == "boxes":
+            raise UserError(f"{name}.tokens is boxes, but train-unet has captions: set it to words")
+        super().check_training(section, name, new)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ldm.conditioning.text.clip import CLIPConfig, CLIPTextEncoder, kept_layers
 from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection
+from ldm.conditioning.text.open_clip_names import clip_from_open_clip
 from ldm.config.section import Count, Width
 from ldm.errors import UserError
 
@@ -44,6 +46,7 @@ class OpenCLIPTextEncoder(TextEncoder):
     """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
 
     section = OpenCLIPConfig
+    from_captions = False
     config: OpenCLIPConfig
 
     def __init__(self, config: OpenCLIPConfig) -> None:
@@ -80,6 +83,34 @@ class OpenCLIPTextEncoder(TextEncoder):
             ends = h[torch.arange(len(h), device=h.device), ids.argmax(-1)]  # the end of the text is the largest id
             pooled = self.ln_final(ends) @ self.text_projection
         return Encoded(self.ln_final(context) if config.final_norm else context, pooled)
+
+    # --- files: saved as the CLIP that is the same network
+
+    @classmethod
+    def model_types(cls) -> tuple[str, ...]:
+        """None: such folders are CLIP's."""
+        return ()
+
+    @classmethod
+    def loadable_parts(cls) -> tuple[tuple[str, str], ...]:
+        """None: such folders are CLIP's."""
+        return ()
+
+    @classmethod
+    def saved_section(cls, section: Any) -> TextSection:
+        """The same network as a CLIP."""
+        return CLIPTextEncoder.saved_section(clip_config(section))
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """The weights under CLIP's names."""
+        return kept_layers(clip_from_open_clip(self.state_dict()), self.saved_section(self.config).num_hidden_layers)
+
+
+def clip_config(config: OpenCLIPConfig) -> CLIPConfig:
+    """Return the CLIP that is the same network; its padding, though, depends on its tokenizer."""
+    same = config.model_dump(exclude={"kind", "model"})
+    act = "quick_gelu" if text_architecture(config.model)["quick_gelu"] else "gelu"
+    return CLIPConfig(**same, hidden_act=act, eos_token_id=2)
 
 
 def text_architecture(model: str) -> dict[str, Any]:

@@ -11,9 +11,6 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ldm.conditioning.text.clip import CLIPConfig
-from ldm.conditioning.text.open_clip import OpenCLIPConfig, text_architecture
-
 PROJECTION = "text_projection"
 _ENDS = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -57,10 +54,3 @@ def clip_from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = (tensor.T,) if name == PROJECTION else tensor.chunk(len(names[name]))
         made |= dict(zip(names[name], parts, strict=True))
     return made
-
-
-def clip_config(config: OpenCLIPConfig) -> CLIPConfig:
-    """The CLIP that is the same network; its padding, though, is that of its tokenizer."""
-    same = config.model_dump(exclude={"kind", "model"})
-    act = "quick_gelu" if text_architecture(config.model)["quick_gelu"] else "gelu"
-    return CLIPConfig(**same, hidden_act=act, eos_token_id=2)

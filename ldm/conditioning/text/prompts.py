@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from ldm.conditioning.text.encoder import Encoded, TextEncoder
 from ldm.conditioning.text.prompt_weights import Weighted, parse
 from ldm.conditioning.text.tokenizers import Tokenizer, Window
 from ldm.errors import UserNote
-from ldm.generation.request import Request, Subject
 
+if TYPE_CHECKING:
+    from ldm.generation.request import Request
+
+Subject = Any  # a prompt, a class, or None
 SHOWN = 60  # letters of a text in a note
 
 

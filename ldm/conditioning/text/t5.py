@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection
+from ldm.conditioning.text.format import Format
 from ldm.config.section import Count, Width
 
 
@@ -14,6 +15,7 @@ class T5Config(TextSection):
     """The encoder of T5 1.1 (Raffel et al. 2020) through transformers."""
 
     kind: Literal["t5"] = "t5"
+    has_positions: ClassVar[bool] = False  # T5 encodes distances
     frozen: bool = True
     vocab_size: Width = 32128
     hidden_size: Width = 768
@@ -24,10 +26,49 @@ class T5Config(TextSection):
     use_attention_mask: bool = True
 
 
+FORMAT = Format(
+    model_types=("t5",),
+    architecture="T5EncoderModel",
+    names={
+        "max_length": "n_positions",  # of no consequence to T5, whose positions have no table
+        "vocab_size": "vocab_size",
+        "hidden_size": "d_model",
+        "head_width": "d_kv",
+        "intermediate_size": "d_ff",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "use_attention_mask": "use_attention_mask",
+    },
+    defaults={
+        "n_positions": 512,
+        "vocab_size": 32128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "use_attention_mask": False,
+        "feed_forward_proj": "relu",
+    },
+    fixed={
+        "feed_forward_proj": ("gated-gelu",),
+        "relative_attention_num_buckets": (32,),
+        "relative_attention_max_distance": (128,),
+        "layer_norm_epsilon": (1e-6,),
+        "pad_token_id": (0,),
+    },
+    written={"dropout_rate": 0.0, "tie_word_embeddings": True, "is_encoder_decoder": False},
+    renamed={r"^encoder\.embed_tokens\.": "shared."},
+    unused=r"decoder\.|lm_head\.",
+)
+
+
 class T5TextEncoder(TextEncoder):
     """Knows positions by their distances alone, so that texts may have any length."""
 
     section = T5Config
+    format = FORMAT
+    from_captions = False
     config: T5Config
 
     def __init__(self, config: T5Config) -> None:

@@ -193,3 +193,7 @@ UNIGRAM = Family(
     lambda model: {},
 )
 FAMILIES = {"WordPiece": WORD_PIECE, "BPE": BYTE_PAIRS, "Unigram": UNIGRAM}
+# Library and class of the tokenizers that can be loaded.
+PARTS = tuple(
+    ("transformers", family.name.removesuffix("Fast") + end) for family in FAMILIES.values() for end in ("", "Fast")
+)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ldm.data.sources import Source
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CLIP_BRACKETS = ("<|startoftext|>", "<|endoftext|>")
@@ -161,3 +166,17 @@ def byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tok
         (end, vocabulary[end]), (start, vocabulary[start]), trim_offsets=False, add_prefix_space=False
     )
     return tokenizer
+
+
+def train_tokenizer(source: Source, vocab_size: int, max_length: int, accelerator: Accelerator) -> Tokenizer:
+    """Make a vocabulary from the captions of a data source, in the main process, and give it to all processes."""
+    from accelerate.utils import broadcast_object_list
+
+    from ldm.data.preview import all_captions
+
+    made: list[str | None] = [None]
+    if accelerator.is_main_process:
+        made[0] = Tokenizer.train(all_captions(source), vocab_size, max_length).to_json()
+    broadcast_object_list(made)
+    assert made[0] is not None
+    return Tokenizer.from_json(made[0], max_length)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.checkpoint.diffusers.pipeline import find_autoencoder, load_pipeline
-from ldm.checkpoint.find import built_in
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.checkpoint.find import built_in, find_autoencoder
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.encoder import TextEncoder
 from ldm.conditioning.text.sources import load_source
 from ldm.conditioning.text.tokenizers import Tokenizer
@@ -38,7 +39,7 @@ def load_encoders(model: str, config: Config, own: bool) -> Encoders:
     if config.text_2 is not None:
         raise UserError("ldm cache is for train-unet, which trains models with one text encoder")
     text = _frozen_text(folder.parent, model, config, own)
-    return Encoders(Autoencoder.from_pretrained(folder).eval(), text, classes=config.tells_classes)
+    return Encoders(Autoencoder.from_pretrained(folder).eval(), text, classes=config.uses_labels)
 
 
 def _frozen_text(pipeline: Path, model: str, config: Config, own: bool) -> tuple[TextEncoder, Tokenizer] | None:
@@ -50,7 +51,8 @@ def _frozen_text(pipeline: Path, model: str, config: Config, own: bool) -> tuple
         return load_source(text)
     if not whole:
         raise UserError(f"text.frozen is true, but {model} has no text encoder: set text.source, or name a pipeline")
-    texts = load_pipeline(pipeline).texts
-    if len(texts) != 1:
-        raise UserError(f"{model} has {len(texts)} text encoders; train-unet trains models with one")
-    return texts[0]
+    found = TextConditioning.of(load_pipeline(pipeline))
+    if found is None or len(found.encoders) != 1:
+        count = 0 if found is None else len(found.encoders)
+        raise UserError(f"{model} has {count} text encoders: a cache holds the context of one")
+    return found.encoders[0]

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from ldm import config as configuration
-from ldm.checkpoint.diffusers.pipeline import step_folders
+from ldm.checkpoint.find import step_folders
 from ldm.config.root import Config
 from ldm.errors import UserError
 from ldm.processes import ProcessShare
-from ldm.storage.renames import current_config, current_weights
+from ldm.storage.renames import current_weights
 from ldm.storage.store import flush, load_json, load_tree, save_json, save_tree
 
 
@@ -211,28 +210,16 @@ def _flush_all(folder: Path) -> None:
         flush(path)
 
 
-def with_text_source(config: Config, run: Path) -> Config:
-    """Return the configuration with the sizes of its text encoder's source, which a resumed run has saved.
+def complete_config(config: Config, run: Path) -> Config:
+    """Return the configuration with the options that follow from sources of its conditionings, such as `text.source`.
+
+    A run that continues has them without the source.
 
     Raises:
-        UserError: if the source does not exist or has other sizes than the configuration.
+        UserError: if a source is missing, or differs from what the configuration says.
     """
-    from ldm.conditioning.text.sources import adopt, source_config
-
-    text, steps = config.text, step_folders(run)
-    if text is None or text.source is None:
-        return config
-    saved = saved_config(steps[-1]).text if steps else None
-    if saved is not None and saved.source == text.source:
-        if saved.frozen != text.frozen:
-            raise UserError(f"text.frozen is {text.frozen}, but the run {run} has {saved.frozen}: it cannot change")
-        whole = adopt(text, saved)
-    else:
-        whole = adopt(text, source_config(text))
-    return configuration.parse(config.model_dump() | {"text": whole.model_dump()}, Config, f"text.source {text.source}")
-
-
-def saved_config(folder: Path) -> Config:
-    """Read the configuration of a saved step, under the names of today."""
-    path = folder / "config.yaml"
-    return configuration.parse(current_config(yaml.safe_load(path.read_text())), Config, str(path))
+    steps = step_folders(run)
+    saved = configuration.load_saved(steps[-1] / "config.yaml") if steps else None
+    for kind in config.conditionings:
+        config = kind.complete(config, saved)
+    return config

@@ -145,7 +145,7 @@ class Saver:
             self.config.training.seed,
             stage.needs_images,
             unreadable=stage.unreadable,
-            classes=self.config.tells_classes,
+            classes=self.config.uses_labels,
         )
         losses = [stage.validate(data[0, micro]) for micro in range(share.accumulation)]
         return torch.stack(losses).mean().item()

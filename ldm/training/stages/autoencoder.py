@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoint.find import find_autoencoder
+from ldm.config.compatibility import check_same
 from ldm.config.losses import LossConfig, active_terms
 from ldm.config.root import Config
 from ldm.config.training import AutoencoderStageConfig
@@ -25,7 +26,6 @@ from ldm.data.preview import first_images
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.training.compatibility import check_same
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_latents
 from ldm.training.latents import measure
 from ldm.training.losses.term import LossTerm, MicroBatch, Output, total_loss

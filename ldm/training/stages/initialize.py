@@ -1,10 +1,9 @@
-"""The parts that training a U-Net or a classifier starts from: new ones, those of a model, or those of a run."""
+"""What training a denoiser or a classifier starts from: new networks, those of a model, or those of a run."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,83 +11,75 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.checkpoint.classifiers import TrainedClassifier
-from ldm.checkpoint.diffusers.pipeline import Parts, find_autoencoder, find_model, load_pipeline
+from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.checkpoint.find import find_autoencoder, find_model
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.base import Conditioning
+from ldm.config.compatibility import check_same
 from ldm.config.root import Config
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.unet.unet import UNet
-from ldm.training.compatibility import check_same
-from ldm.training.conditions import Condition, Fields
 from ldm.training.runs.run import Run
 
 
-def initial_parts(
-    config: Config,
-    kinds: Sequence[type[Condition]],
-    source: Source,
-    accelerator: Accelerator,
-    run: Run,
-    vae: str | None,
-    init: str | None,
-) -> Parts:
-    """All parts of the pipeline that is to be trained; UserError where they are not what the configuration asks."""
+def initial_pipeline(
+    config: Config, source: Source, accelerator: Accelerator, run: Run, vae: str | None, init: str | None
+) -> Pipeline:
+    """Return the pipeline to be trained, new, of the model `init`, or of a run that continues.
+
+    Raises:
+        UserError: if a loaded model is not what the configuration describes.
+    """
     if run.steps():
-        return _of_run(config, kinds, source, run, vae)
-    if init is not None:
-        return _of_model(config, kinds, source, accelerator, vae, init)
-    autoencoder = _autoencoder(config, vae)
-    return _parts(config, autoencoder, [kind.new_parts(config, source, accelerator) for kind in kinds])
+        return _of_run(config, source, run, vae)
+    given = None if init is None else load_pipeline(find_model(init))
+    autoencoder = _autoencoder(config, vae, given, init or "")
+    found = []
+    for kind in config.conditionings:
+        adopted = None if given is None else kind.adopt(config, source, given, init or "")
+        if adopted is None:
+            kind.check_training(config, new=True)
+            adopted = kind.create(config, source, accelerator)
+        found.append(adopted)
+    pipeline = _pipeline(config, autoencoder, found)
+    if given is not None:
+        start_from(pipeline.denoiser, given.denoiser, init or "", accelerator)
+    return pipeline
 
 
-def _of_run(config: Config, kinds: Sequence[type[Condition]], source: Source, run: Run, vae: str | None) -> Parts:
-    """The run's own autoencoder and tokenizer; the trained weights follow from its state."""
+def _of_run(config: Config, source: Source, run: Run, vae: str | None) -> Pipeline:
+    """The run's autoencoder, tokenizers and frozen networks; the trained weights follow from its state."""
     newest = run.steps()[-1]
     saved = load_pipeline(newest)
     if vae is not None:
         _check_weights(Autoencoder.from_pretrained(find_autoencoder(vae)), saved.autoencoder, vae, run)
-    check_same(saved.unet.config, config.need_unet(), "unet", str(newest))
-    return _parts(config, saved.autoencoder, [kind.own_parts(config, source, saved, str(newest)) for kind in kinds])
+    check_same(saved.denoiser.config, config.need_unet(), "unet", str(newest))
+    found = [kind.resume(config, source, saved, str(newest)) for kind in config.conditionings]
+    return _pipeline(config, saved.autoencoder, found)
 
 
-def _of_model(
-    config: Config,
-    kinds: Sequence[type[Condition]],
-    source: Source,
-    accelerator: Accelerator,
-    vae: str | None,
-    init: str,
-) -> Parts:
-    given = load_pipeline(find_model(init))
-    autoencoder = _autoencoder(config, vae, given, init)
-    found = []
-    for kind in kinds:
-        fields = kind.given_parts(config, source, given, init)
-        if fields is None:
-            kind.check(config, new=True)
-            fields = kind.new_parts(config, source, accelerator)
-        found.append(fields)
-    parts = _parts(config, autoencoder, found)
-    return replace(parts, unet=started(parts.unet, given.unet, init, accelerator))
-
-
-def _parts(config: Config, autoencoder: Autoencoder, told: Sequence[Fields]) -> Parts:
-    """The pipeline of an autoencoder, what the conditions bring along, and a new U-Net."""
+def _pipeline(config: Config, autoencoder: Autoencoder, conditionings: Sequence[Conditioning]) -> Pipeline:
+    """Combine an autoencoder and conditionings with a new denoiser."""
     side = config.data.size // autoencoder.config.downsampling_factor
     unet = UNet(config.need_unet().model_copy(update={"sample_size": side}))
-    fields = {"text_encoder": None, "tokenizer": None} | {name: part for each in told for name, part in each.items()}
-    return Parts(autoencoder=autoencoder, unet=unet, diffusion=config.diffusion, **fields)
+    return Pipeline(autoencoder, unet, config.diffusion, {each.name: each for each in conditionings})
 
 
 def initial_classifier(
     config: Config, source: Source, run: Run, vae: str | None, init: str | None
 ) -> TrainedClassifier:
-    """A new classifier, or that of a run that goes on or of `init`; UserError where that is another than is asked."""
+    """Return the classifier to be trained, new, of the model `init`, or of a run that continues.
+
+    Raises:
+        UserError: if a loaded model is not what the configuration describes.
+    """
     names, asked = tuple(source.class_names), config.need_classifier()
     if names and len(names) != asked.num_classes:
         raise UserError(
-            f"the data has {len(names)} classes: classifier.num_classes must be that, not {asked.num_classes}"
+            f"classifier.num_classes is {asked.num_classes}, but the data has {len(names)} classes: they must be equal"
         )
     steps = run.steps()
     where = str(steps[-1]) if steps else init
@@ -108,48 +99,47 @@ def initial_classifier(
     return TrainedClassifier(network, autoencoder, config.diffusion, names)
 
 
-# Options in which a U-Net may differ from the one it starts from: what it is told, and what its output says.
-TOLD = {"in_channels", "out_channels", "attention", "cross_attention_dim", "num_class_embeds", "class_embed_type"}
-TOLD |= {"addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
+# Options in which a U-Net may differ from the one it starts from: its conditions, and what it predicts.
+CONDITIONS = {"in_channels", "out_channels", "attention", "cross_attention_dim", "num_class_embeds", "class_embed_type"}
+CONDITIONS |= {"addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
 
 
-def started(unet: UNet, given: UNet, where: str, accelerator: Accelerator) -> UNet:
-    """The U-Net with the weights of a trained one whose names and shapes agree; the other weights stay as they are.
+def start_from(unet: UNet, given: UNet, where: str, accelerator: Accelerator) -> None:
+    """Copy the weights of a trained U-Net whose names and shapes agree; print what stays new.
 
-    Input channels that it had not, and output channels, start at zero, so that it is the trained one at first. A line
-    says what is new. UserError where more than what they are told differs, since little of use would be left.
+    New input and output channels start at zero, so that the result equals the trained U-Net at first.
+
+    Raises:
+        UserError: if more than the conditions differs, since little of use would be left.
     """
-    check_same(given.config, unet.config, "unet", where, TOLD)
+    check_same(given.config, unet.config, "unet", where, CONDITIONS)
     ours, theirs = unet.state_dict(), given.state_dict()
     taken = {name: weight for name, weight in theirs.items() if name in ours and weight.shape == ours[name].shape}
     for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"):
-        taken.setdefault(name, _widened(theirs[name], ours[name]))
+        taken.setdefault(name, _padded(theirs[name], ours[name]))
     unet.load_state_dict(ours | taken)
     new = [name for name in ours if name not in taken]
     if new and accelerator.is_main_process:
         kept = f"{len(taken)} of the {len(ours)} tensors of the U-Net are those of {where}"
         print(f"{kept}; {len(new)} start new, such as {', '.join(new[:2])}", file=sys.stderr)
-    return unet
 
 
-def _widened(weight: Tensor, like: Tensor) -> Tensor:
-    """The channels of a weight that both have, in a weight that is zero besides."""
+def _padded(weight: Tensor, like: Tensor) -> Tensor:
+    """Crop a weight to the shape of `like`, or pad it with zeros."""
     both = tuple(slice(min(sizes)) for sizes in zip(weight.shape, like.shape, strict=True))
     made = torch.zeros_like(like)
     made[both] = weight[both]
     return made
 
 
-def _autoencoder(
-    config: Config, vae: str | None, given: Parts | TrainedClassifier | None = None, init: str = ""
-) -> Autoencoder:
-    """That of `vae` or else of the model `init`; in pixel space there is none to load."""
+def _autoencoder(config: Config, vae: str | None, given: Pipeline | TrainedClassifier | None, init: str) -> Autoencoder:
+    """The autoencoder of `vae`, else of the model `init`; in pixel space a new identity."""
     if config.autoencoder.is_pixel_space:
         return Autoencoder(config.autoencoder.model_copy(update={"sample_size": config.data.size}))
     if vae is not None:
         autoencoder = Autoencoder.from_pretrained(find_autoencoder(vae))
     else:
-        assert given is not None  # `build.check` saw to it
+        assert given is not None  # `build.check` requires one of both
         autoencoder = given.autoencoder
     _check_autoencoder(autoencoder, config, vae or init)
     return autoencoder
@@ -158,10 +148,10 @@ def _autoencoder(
 def _check_weights(given: Autoencoder, own: Autoencoder, where: str, run: Run) -> None:
     ours, theirs = own.state_dict(), given.state_dict()
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
-        raise UserError(f"{run.path} was trained on another autoencoder than --vae {where}; it keeps its own")
+        raise UserError(f"{run.path} was trained on another autoencoder than --vae {where}: leave --vae out")
 
 
 def _check_autoencoder(autoencoder: Autoencoder, config: Config, where: str | Path) -> None:
     if autoencoder.config.scaling_factor is None:
-        raise UserError(f"the autoencoder of {where} has no latent statistics: its training has not ended")
+        raise UserError(f"the autoencoder of {where} has no latent statistics: its training is not finished")
     check_same(autoencoder.config, config.autoencoder, "autoencoder", str(where))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ldm.checkpoint.diffusers.pipeline import find_autoencoder
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_to_fields
+from ldm.checkpoint.find import find_autoencoder
 from ldm.config.data import DataConfig
 from ldm.config.root import Config
 from ldm.data.cached import CachedData

@@ -1,10 +1,9 @@
-"""Stage two: the U-Net, and the parts that tell it of the images, on the latents of a trained autoencoder."""
+"""Stage two: the U-Net, and the pipeline that tell it of the images, on the latents of a trained autoencoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,14 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers.pipeline import Parts, find_model, save_pipeline
+from ldm.checkpoint.diffusers.pipeline import save_pipeline
+from ldm.checkpoint.find import find_model
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.base import ConditionalDenoiser, TrainingContext
+from ldm.conditioning.fit import all_conditionings
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.config.root import Config
 from ldm.config.training import UNetStageConfig
-from ldm.data.cached import CachedData
 from ldm.data.images import contact_sheet
 from ldm.data.loader import Batch
 from ldm.data.sources import Source
@@ -25,62 +28,59 @@ from ldm.diffusion.bound import Decoder
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
+from ldm.errors import UserError
 from ldm.generation import TextToImage
 from ldm.models.unet.fields import unet_to_fields
 from ldm.training.cache.fingerprints import Encoders
-from ldm.training.conditions import Condition, check_options, conditioned
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_latents
 from ldm.training.ema import EMA
 from ldm.training.latents import sampled
 from ldm.training.optim.groups import freeze
-from ldm.training.runs.run import Run, with_text_source
-from ldm.training.stages.build import condition_kinds
-from ldm.training.stages.initialize import initial_parts
+from ldm.training.runs.run import Run, complete_config
+from ldm.training.stages.initialize import initial_pipeline
 from ldm.training.stages.latent_stage import LatentStage, cache_options
 from ldm.training.stages.stage import StartingPoint, StepReport
 from ldm.training.transfer import moved
 
 
 class UNetStage(LatentStage):
-    """Trains a U-Net, and what is trained together with it, on the noise levels of a schedule."""
+    """Trains a denoiser, and modules of its conditionings with it, at the noise levels of a schedule."""
 
     name = "unet"
     config: UNetStageConfig
 
-    def __init__(
-        self,
-        parts: Parts,
-        config: Config,
-        accelerator: Accelerator,
-        conditions: Sequence[Condition],
-        cache: CachedData | None,
-    ) -> None:
-        needs_images = any(condition.needs_images for condition in conditions)
-        super().__init__(config, accelerator, **cache_options(cache, needs_images))
-        self.parts, self.cache, self.conditions = parts, cache, conditions
+    def __init__(self, pipeline: Pipeline, context: TrainingContext) -> None:
+        config, accelerator = context.config, context.accelerator
+        self.conditionings = list(pipeline.conditionings.values())
+        needs_images = any(each.needs_images(config) for each in self.conditionings)
+        super().__init__(config, accelerator, **cache_options(context.cache, needs_images))
+        self.pipeline, self.context = pipeline, context
         self.schedule = make_schedule(config.diffusion.schedule)
         self.loss = DenoisingLoss(config.diffusion)
         decoder: Decoder = "discretised" if config.autoencoder.is_pixel_space else "gaussian"  # pixels have 256 values
         self.variance_loss = VarianceLoss(config.diffusion, decoder) if config.diffusion.learned_variance else None
-        self.autoencoder = parts.autoencoder.to(accelerator.device).eval().requires_grad_(False)
-        network = self.place(conditioned(parts.unet, conditions))
+        trained = {name: module for each in self.conditionings for name, module in each.trained(context).items()}
+        for name, module in pipeline.modules.items():
+            if name not in {"unet", *trained}:
+                module.to(accelerator.device).eval().requires_grad_(False)
+        functions = [each.conditioning_fn(config) for each in self.conditionings]
+        network = self.place(ConditionalDenoiser(pipeline.denoiser, "unet", trained, functions))
         freeze(network, self.config.freeze)
-        own = {name: rate for condition in conditions for name, rate in condition.rates.items()}
+        own = {name: rate for each in self.conditionings for name, rate in each.learning_rates(context).items()}
         rates = own | self.config.learning_rates
         self.network = self.prepare("unet", network, self.config.learning_rate, rates, averaged=True)
 
     @classmethod
     def complete(cls, config: Config, run: Path) -> Config:
-        """Return the configuration with the sizes of its text encoder's source."""
-        return with_text_source(config, run)
+        """Return the configuration with the options that follow from sources of its conditionings."""
+        return complete_config(config, run)
 
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
         """Raise UserError for what is invalid or missing, before time is spent on the data."""
-        kinds = condition_kinds(config)
-        check_options(config, kinds)
-        for kind in kinds:
-            kind.check(config, new=start.init is None and not run.steps())
+        check_options(config)
+        for kind in config.conditionings:
+            kind.check_training(config, new=start.init is None and not run.steps())
         unet_to_fields(config.need_unet())  # raises for a U-Net that cannot be saved
         if start.init is not None:
             find_model(start.init)
@@ -90,15 +90,12 @@ class UNetStage(LatentStage):
     def build(
         cls, config: Config, source: Source, accelerator: Accelerator, run: Run, start: StartingPoint
     ) -> UNetStage:
-        """Build a new U-Net and what conditions it, or those of `start` or of the run."""
-        kinds = condition_kinds(config)
-        parts = initial_parts(config, kinds, source, accelerator, run, start.vae, start.init)
-        text = parts.texts[0] if config.text is not None and config.text.frozen else None
-        cache = cls.open_cache(config, Encoders(parts.autoencoder, text), source, accelerator, run)
-        conditions = [kind(parts, config, accelerator, cache) for kind in kinds]
-        for condition in conditions:
-            condition.data = source
-        return cls(parts, config, accelerator, conditions, cache)
+        """Build a new U-Net and its conditionings, or those of `start` or of the run."""
+        pipeline = initial_pipeline(config, source, accelerator, run, start.vae, start.init)
+        text = TextConditioning.of(pipeline)
+        frozen = text.encoders[0] if text is not None and config.text.frozen else None
+        cache = cls.open_cache(config, Encoders(pipeline.autoencoder, frozen), source, accelerator, run)
+        return cls(pipeline, TrainingContext(config, accelerator, source, pipeline.autoencoder, cache))
 
     def train_step(self, batches: Sequence[Batch], step: int, schedule_step: int | None = None) -> StepReport:
         """Regress the prediction's target on latents with noise of random levels."""
@@ -115,35 +112,36 @@ class UNetStage(LatentStage):
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Tensor:
-        """The loss () of the averaged weights."""
+        """Return the loss () of the averaged weights."""
         return self._batch_loss(self.emas[0].network, batch)[0]
 
     def _batch_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss () of a micro-batch, and what was observed on the way."""
-        latents = sampled(batch, self.autoencoder, self.cache, self.random, self.accelerator.device)
+        """Return the loss () of a micro-batch, and what was observed on the way."""
+        autoencoder, cache = self.pipeline.autoencoder, self.context.cache
+        latents = sampled(batch, autoencoder, cache, self.random, self.accelerator.device)
         level = moved(self.schedule.sample(self.random.uniform("level", batch.step, batch.slots)), latents.device)
         noise, seen = self._noise(batch, latents.shape[1:])
         noise, seen = moved(noise, latents.device), moved(seen, latents.device)
-        told = [condition.inputs(batch) for condition in self.conditions]
-        output = network(level.noisy(latents, seen), level.t, *told)
-        return self._loss(output, latents, noise, level).mean(), self._observed(network, latents, noise, level)
+        inputs = [each.training_inputs(batch, self.context) for each in self.conditionings]
+        output, observed = network(level.noisy(latents, seen), level.t, *inputs)
+        loss = self._loss(output, latents, noise, level).mean()
+        return loss, self._observed(latents, noise, level) | observed
 
-    def _observed(self, network: nn.Module, latents: Tensor, noise: Tensor, level: Level) -> dict[str, Tensor]:
-        """The latents' moments, what was observed of the conditions, and the loss of an output of zeros."""
+    def _observed(self, latents: Tensor, noise: Tensor, level: Level) -> dict[str, Tensor]:
+        """Return the latents' moments, and the loss of an output of zeros."""
         target = self.loss.prediction.target(latents, noise, level)
         zeros = self.loss(torch.zeros_like(target), target, level).mean()
-        told = self.accelerator.unwrap_model(network).observed
-        moments = {} if self.parts.autoencoder.config.is_pixel_space else of_latents(latents)
-        return {"loss_of_zeros": zeros, **moments, **told}
+        moments = {} if self.pipeline.autoencoder.config.is_pixel_space else of_latents(latents)
+        return {"loss_of_zeros": zeros, **moments}
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The noise (B, C, h, w) that is regressed, and that which the network's input holds.
+        """Return the noise (B, C, h, w) that is regressed, and the noise in the network's input.
 
         Both have the same offset for each channel of a sample (Guttenberg 2023), so that the network learns to change
-        the mean of an image; the second is perturbed besides (Ning et al. 2023, algorithm 1), as the errors that add
-        up while sampling will be.
+        the mean of an image. The second is also perturbed (Ning et al. 2023, algorithm 1), like the errors that
+        accumulate in sampling.
         """
-        diffusion, step, slots = self.parts.diffusion, batch.step, batch.slots
+        diffusion, step, slots = self.pipeline.diffusion, batch.step, batch.slots
         noise = seen = self.random.normal("noise", step, slots, shape)
         if diffusion.offset_noise:
             offset = self.random.normal("offset_noise", step, slots, (shape[0], 1, 1))
@@ -154,7 +152,7 @@ class UNetStage(LatentStage):
         return noise, seen
 
     def _loss(self, output: Tensor, latents: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """The loss of each sample, (B,), with that of the variance where the network learns one."""
+        """Return the loss of each sample, (B,), including that of a learned variance."""
         target = self.loss.prediction.target(latents, noise, level)
         if self.variance_loss is None:
             return self.loss(output, target, level)
@@ -162,29 +160,41 @@ class UNetStage(LatentStage):
         return self.loss(output, target, level) + self.variance_loss(output, variance, latents, noise, level)
 
     @property
-    def average(self) -> Parts:
+    def average(self) -> Pipeline:
         """The pipeline with the first average of its weights."""
         return self._pipeline(self.emas[0])
 
-    def _pipeline(self, ema: EMA) -> Parts:
-        return replace(self.parts, **dict(ema.network.named_children()))
+    def _pipeline(self, ema: EMA) -> Pipeline:
+        return self.pipeline.with_modules(dict(ema.network.named_children()))
 
     def save(self, folder: Path) -> None:
-        """Write the whole pipeline in diffusers layout to `folder`, with other averages to `folder/ema-DECAY`."""
+        """Write the pipeline in diffusers' layout to `folder`, with other averages to `folder/ema-DECAY`."""
         for ema, place in zip(self.emas, self.places(folder), strict=True):
             save_pipeline(self._pipeline(ema), place)
 
     def sample(self) -> Image.Image | None:
-        """A sheet of samples of the data or of the images that the conditions name, always with the same seed."""
-        draw = partial(TextToImage(self.average), num_inference_steps=self.config.sample_steps, seed=0)
-        for condition in self.conditions:
-            if (shown := condition.show(draw)) is not None:
-                return contact_sheet(shown, columns=6) if shown else None
-        asked: dict[str, Any] = {}
-        for condition in self.conditions:
-            examples = condition.examples()
-            if examples is None:
+        """Generate the sample grid, of the data or of what the configuration names, always with the same seed."""
+        generate = partial(TextToImage(self.average), num_inference_steps=self.config.sample_steps, seed=0)
+        for each in self.conditionings:
+            if (rows := each.sample_rows(self.context, generate)) is not None:
+                return contact_sheet(rows, columns=6) if rows else None
+        options: dict[str, Any] = {}
+        for each in self.conditionings:
+            own = each.sample_options(self.context)
+            if own is None:
                 return None
-            asked |= examples
-        images = draw(**asked)
+            options |= own
+        images = generate(**options)
         return contact_sheet(images, columns=math.ceil(math.sqrt(1.5 * len(images))))
+
+
+def check_options(config: Config) -> None:
+    """Raise UserError for an option of `training.unet` that is set and that no conditioning of the model uses."""
+    used = {name for kind in config.conditionings for name in kind.training_options}
+    known = {name for kind in all_conditionings() for name in kind.training_options}
+    for name in sorted(known - used):
+        if getattr(config.training.unet, name) != UNetStageConfig.model_fields[name].get_default():
+            names = " and ".join(kind.name for kind in config.conditionings)
+            raise UserError(f"training.unet.{name} is set, but a model with conditioning {names} does not use it")
+    if config.need_unet().class_embed_type is not None:
+        raise UserError("train-unet does not support unet.class_embed_type: set it to null")

@@ -32,7 +32,7 @@ from ldm.processes import ProcessShare
 from ldm.training.cache.caching import CacheWriter, check_folder
 from ldm.training.cache.encoders import load_encoders
 from ldm.training.cache.fingerprints import Encoders, check_cache, facts_of, text_digest
-from ldm.training.runs.run import Run, with_text_source
+from ldm.training.runs.run import Run, complete_config
 from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
@@ -75,7 +75,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(clip: Path, *overrides: str) -> Config:
     text = {"kind": "clip", "source": str(clip), "hidden_size": 64, "projection_dim": 16}
     given = ["training.unet.batch_size=8", "training.unet.condition_dropout=0.4", f"text={json.dumps(text)}"]
-    return with_text_source(config.load("tiny", [*given, *overrides]), clip)
+    return complete_config(config.load("tiny", [*given, *overrides]), clip)
 
 
 def writer(

@@ -188,7 +188,7 @@ def test_what_was_trained_is_saved_and_drawn_from(measured: Path, tmp_path: Path
     assert changed(before, weights(stage, "unet"))
     stage.save(tmp_path / "saved")
     pipe = TextToImage.from_pretrained(tmp_path / "saved", device="cpu")
-    assert pipe.parts.diffusion == settings(*overrides).diffusion
+    assert pipe.pipeline.diffusion == settings(*overrides).diffusion
     for sampler in ("ddim", "ddpm"):
         [image] = pipe("colour number 3", num_inference_steps=2, sampler=sampler)
         assert image.size == (32, 32)

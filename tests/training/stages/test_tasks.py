@@ -14,7 +14,7 @@ from tiny_stages import NAMES, Colours, Kinds, changed, weights
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config.root import Config
-from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
@@ -22,8 +22,8 @@ from ldm.generation import TextToImage
 from ldm.training.classes import ClassCondition
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
+from ldm.training.stages import build
 from ldm.training.stages.initialize import started
-from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2", "text=null")
@@ -48,14 +48,14 @@ def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | Non
     torch.manual_seed(0)
     asked, folder = settings(kind, *overrides), Run(run, resume=True)
     given = None if kind == "pixels" else vae
-    UNetStage.check(asked, folder, StartingPoint(vae=given, init=init))
-    return UNetStage.build(asked, Kinds(), Accelerator(cpu=True), folder, StartingPoint(vae=given, init=init))
+    build.check("unet", asked, folder, given, init)
+    return build.unet_stage(asked, Kinds(), Accelerator(cpu=True), folder, given, init)
 
 
 def batches(stage: UNetStage, kind: str, step: int, source: Colours | None = None) -> list[Batch]:
     asked = settings(kind)
-    needs, told = stage.needs_images, asked.tells_classes
-    return [TrainingData(source or Kinds(), asked.data, BatchShare(8), 0, needs, classes=told)[step, 0]]
+    needs, told = stage.needs_images, asked.uses_labels
+    return [TrainingData(source or Kinds(), asked.data, Share(8), 0, needs, classes=told)[step, 0]]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -64,7 +64,7 @@ def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path,
     before = weights(stage, "unet")
     for step in (1, 2):
         stage.begin(step)
-        assert stage.train_step(batches(stage, kind, step), step).losses["loss"].isfinite()
+        assert stage.losses(batches(stage, kind, step), step)["loss"].isfinite()
     assert changed(before, weights(stage, "unet"))
     assert stage.validate(batches(stage, kind, 0)[0]).isfinite()
     sheet = stage.sample()
@@ -79,13 +79,13 @@ def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path,
     went_on.load_state(saved.state)
     for each in (stage, went_on):
         each.begin(3)
-    ours, theirs = (each.train_step(batches(each, kind, 3), 3).losses["loss"] for each in (stage, went_on))
+    ours, theirs = (each.losses(batches(each, kind, 3), 3)["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     pipe = TextToImage.from_pretrained(tmp_path, device="cpu")
-    told = {"classes": ["dog", 1]} if asked.tells_classes else {"num_images": 2}
+    told = {"classes": ["dog", 1]} if asked.uses_labels else {"num_images": 2}
     assert [image.size for image in pipe(num_inference_steps=2, **told)] == [(32, 32)] * 2
-    assert pipe.parts.class_names == (NAMES if asked.tells_classes else ())
-    assert pipe.parts.empty_class == (4 if asked.tells_classes else None)
+    assert pipe.pipeline.class_names == (NAMES if asked.uses_labels else ())
+    assert pipe.pipeline.empty_class == (4 if asked.uses_labels else None)
     assert "not tried" in plan("unet", asked, "scenes")
 
 
@@ -128,7 +128,7 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(vae: str, tmp_path: Pat
 
     stage = make("token", tmp_path / "f", vae)
     with pytest.raises(UserError, match=r"has class 7; classes.num_classes 5 allows up to 3"):
-        stage.train_step(batches(stage, "token", 1, Beyond()), 1)
+        stage.losses(batches(stage, "token", 1, Beyond()), 1)
 
 
 def test_a_run_keeps_its_classes(vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,20 +146,18 @@ def test_what_fits_of_a_model_is_taken_over_and_a_line_says_what_is_new(
 ) -> None:
     text = config.load("tiny", ["training.unet.batch_size=8"])
     torch.manual_seed(1)
-    first = UNetStage.build(
-        text, Kinds(), Accelerator(cpu=True), Run(tmp_path / "text", resume=True), StartingPoint(vae=vae)
-    )
+    first = build.unet_stage(text, Kinds(), Accelerator(cpu=True), Run(tmp_path / "text", resume=True), vae, None)
     for weight in first.average.unet.conv_out.parameters():
         torch.nn.init.normal_(weight)
     first.save(tmp_path / "saved")
     given = load_pipeline(tmp_path / "saved").unet.state_dict()
     token = make("token", tmp_path / "token", None, init=str(tmp_path / "saved"))
-    ours = token.parts.unet.state_dict()
+    ours = token.pipeline.denoiser.state_dict()
     assert ours.keys() == given.keys()
     assert all(torch.equal(weight, ours[name]) for name, weight in given.items())
     assert "start new" not in capsys.readouterr().err
     plain = make("nothing", tmp_path / "plain", None, init=str(tmp_path / "saved"))
-    ours = plain.parts.unet.state_dict()
+    ours = plain.pipeline.denoiser.state_dict()
     shared = [name for name in ours if name in given]
     assert all(torch.equal(given[name], ours[name]) for name in shared)
     new = len(ours) - len(shared)
@@ -170,7 +168,7 @@ def test_what_fits_of_a_model_is_taken_over_and_a_line_says_what_is_new(
 
 
 def test_input_channels_that_are_new_change_nothing_at_first(vae: str, tmp_path: Path) -> None:
-    given = make("nothing", tmp_path, vae).parts.unet
+    given = make("nothing", tmp_path, vae).pipeline.denoiser
     for weight in given.conv_out.parameters():
         torch.nn.init.normal_(weight)
     wider = type(given)(given.config.model_copy(update={"in_channels": 7, "out_channels": 8}))
@@ -187,7 +185,7 @@ def test_on_pixels_the_learned_variance_has_the_decoder_of_256_values(vae: str, 
     stage = make("pixels", tmp_path, None, *learned)
     assert stage.variance_loss is not None
     assert stage.variance_loss.decoder == "discretised"
-    assert stage.train_step(batches(stage, "pixels", 1), 1).losses["loss"].isfinite()
+    assert stage.losses(batches(stage, "pixels", 1), 1)["loss"].isfinite()
     stage.save(tmp_path / "saved")
     assert load_pipeline(tmp_path / "saved").autoencoder.config.kind == "identity"
     latent = make("nothing", tmp_path / "latent", vae, "diffusion.learned_variance=true", "unet.out_channels=8")
@@ -201,7 +199,7 @@ def test_a_model_is_measured_on_what_it_is_told(vae: str, tmp_path: Path) -> Non
     for kind in ("nothing", "pixels"):
         assert (asked[kind].num_images, asked[kind].subjects) == (5, (None,))
     for kind in ("token", "table"):
-        assert [pipes[kind].parts.class_names[row] for row in asked[kind].classes] == [
+        assert [pipes[kind].pipeline.class_names[row] for row in asked[kind].classes] == [
             "ant",
             "bee",
             "cow",
