@@ -16,8 +16,8 @@ from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_autoencoder, find_model
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.files import load_text_encoder
 from ldm.conditioning.text.tokenizer_files import load_tokenizer
 from ldm.conditioning.text.tokenizers import Tokenizer
@@ -27,6 +27,7 @@ from ldm.info.describe import describe
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 AUTOENCODER = AutoencoderConfig(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=0.7
@@ -47,19 +48,20 @@ DIFFUSION = DiffusionConfig(
 )
 
 
-def make_parts() -> Pipeline:
+def make_pipeline() -> Pipeline:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a dog playing a trumpet", "three blue cats"], 100, 12)
     text = BertConfig(max_length=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     unet = UNet(UNET)
     for weight in unet.parameters():
         nn.init.normal_(weight, 0.0, 0.1)
-    return Pipeline(Autoencoder(AUTOENCODER), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, DIFFUSION)
+    conditioning = TextConditioning([(BertTextEncoder(text, tokenizer.vocab_size), tokenizer)])
+    return Pipeline(Autoencoder(AUTOENCODER), unet, DIFFUSION, {"text": conditioning})
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return make_parts()
+    return make_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def saved(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pipeline(saved: Path, tmp_path: Path) -> Path:
+def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
     return Path(shutil.copytree(saved, tmp_path / "pipeline"))
 
@@ -81,19 +83,21 @@ def assert_same_weights(made: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(made.state_dict()[name], weight), name
 
 
-def test_a_pipeline_comes_back_bit_by_bit(pipeline: Pipeline, pipeline: Path) -> None:
-    loaded = load_pipeline(pipeline)
-    for name in ("autoencoder", "unet", "text_encoder"):
-        assert_same_weights(getattr(loaded, name), getattr(pipeline, name))
-        assert not getattr(loaded, name).training
+def test_a_pipeline_comes_back_bit_by_bit(pipeline: Pipeline, folder: Path) -> None:
+    loaded = load_pipeline(folder)
+    assert loaded.modules.keys() == pipeline.modules.keys() == {"autoencoder", "unet", "text_encoder"}
+    for name, network in loaded.modules.items():
+        assert_same_weights(network, pipeline.modules[name])
+        assert not network.training
     assert loaded.autoencoder.config == AUTOENCODER
-    assert loaded.unet.config == UNET
+    assert loaded.denoiser.config == UNET
     assert loaded.diffusion == DIFFUSION
-    assert torch.equal(loaded.tokenizer(["two dogs"])[0], pipeline.tokenizer(["two dogs"])[0])
+    [ours], [theirs] = (each.conditionings["text"].encoders for each in (loaded, pipeline))
+    assert torch.equal(ours[1](["two dogs"])[0], theirs[1](["two dogs"])[0])
 
 
-def test_loaded_weights_can_be_trained(pipeline: Path) -> None:
-    unet = UNet.from_pretrained(pipeline / "unet").train()
+def test_loaded_weights_can_be_trained(folder: Path) -> None:
+    unet = UNet.from_pretrained(folder / "unet").train()
     unet(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 3, 16)).sum().backward()
     assert all(weight.grad is not None for weight in unet.parameters())
 
@@ -103,8 +107,8 @@ def test_half_precision_is_written_and_read_as_asked(pipeline: Pipeline, tmp_pat
     save_pipeline(pipeline, tmp_path, dtype)
     loaded = load_pipeline(tmp_path, torch.float32)
     for name, weight in pipeline.denoiser.state_dict().items():
-        assert torch.equal(loaded.unet.state_dict()[name], weight.to(dtype).float())
-    assert load_pipeline(tmp_path, dtype).text_encoder.embeddings.LayerNorm.weight.dtype == dtype
+        assert torch.equal(loaded.denoiser.state_dict()[name], weight.to(dtype).float())
+    assert load_pipeline(tmp_path, dtype).modules["text_encoder"].embeddings.LayerNorm.weight.dtype == dtype
 
 
 def test_shards_come_back_and_give_way_to_one_file(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -203,11 +207,11 @@ UNKNOWN = {
     ("file", "field", "value"), [(file, *change) for file, changes in UNKNOWN.items() for change in changes]
 )
 def test_a_field_that_asks_for_what_we_do_not_have_is_refused_by_name(
-    pipeline: Path, file: str, field: str, value: object
+    folder: Path, file: str, field: str, value: object
 ) -> None:
-    edit(pipeline / file, **{field: value})
+    edit(folder / file, **{field: value})
     with pytest.raises(UserError) as raised:
-        load_pipeline(pipeline)
+        load_pipeline(folder)
     message = str(raised.value)
     assert file in message
     assert "\n" not in message
@@ -235,73 +239,73 @@ def cut(path: Path) -> None:
     ],
 )
 def test_a_missing_or_cut_off_file_is_an_error_of_one_line(
-    pipeline: Path, file: str, damage: Callable[[Path], None]
+    folder: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
-    (pipeline / "tokenizer" / "vocab.txt").unlink()  # a tokenizer would be made of it anew
-    damage(pipeline / file)
-    with pytest.raises(UserError, match=str(pipeline)) as raised:
-        load_pipeline(pipeline)
+    (folder / "tokenizer" / "vocab.txt").unlink()  # a tokenizer would be made of it anew
+    damage(folder / file)
+    with pytest.raises(UserError, match=str(folder)) as raised:
+        load_pipeline(folder)
     assert "\n" not in str(raised.value)
 
 
-def test_weights_that_the_config_does_not_ask_for_are_refused_by_name(pipeline: Path) -> None:
+def test_weights_that_the_config_does_not_ask_for_are_refused_by_name(folder: Path) -> None:
     for change, name in (
         ({"layers_per_block": 2}, "lack .*resnets.1"),
         ({"cross_attention_dim": 32}, r"attn2.to_k.weight .* has shape \(16, 16\)"),
         ({"use_linear_projection": False}, "proj_in.weight .* has shape"),
     ):
-        fields = json.loads((pipeline / "unet" / "config.json").read_text())
-        edit(pipeline / "unet" / "config.json", **change)
+        fields = json.loads((folder / "unet" / "config.json").read_text())
+        edit(folder / "unet" / "config.json", **change)
         with pytest.raises(UserError, match=name):
-            UNet.from_pretrained(pipeline / "unet")
-        (pipeline / "unet" / "config.json").write_text(json.dumps(fields))
-    edit(pipeline / "text_encoder" / "config.json", num_hidden_layers=0)
+            UNet.from_pretrained(folder / "unet")
+        (folder / "unet" / "config.json").write_text(json.dumps(fields))
+    edit(folder / "text_encoder" / "config.json", num_hidden_layers=0)
     with pytest.raises(UserError, match=r"hold encoder.layer.0.*and \d+ more, which config.json does not ask for"):
-        load_text_encoder(pipeline / "text_encoder")
+        load_text_encoder(folder / "text_encoder")
 
 
-def test_parts_that_do_not_fit_are_refused(pipeline: Path) -> None:
-    edit(pipeline / "tokenizer" / "tokenizer_config.json", model_max_length=8)
-    with pytest.raises(UserError, match="do not fit"):
-        load_pipeline(pipeline)
+def test_parts_that_do_not_fit_are_refused(folder: Path) -> None:
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=8)
+    with pytest.raises(UserError, match="pads to 8 tokens, but the text encoder has 12 positions"):
+        load_pipeline(folder)
 
 
 @pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
-def test_a_tokenizer_that_works_at_the_other_end_is_refused(pipeline: Path, side: str) -> None:
-    edit(pipeline / "tokenizer" / "tokenizer_config.json", **{side: "left"})
+def test_a_tokenizer_that_works_at_the_other_end_is_refused(folder: Path, side: str) -> None:
+    edit(folder / "tokenizer" / "tokenizer_config.json", **{side: "left"})
     with pytest.raises(UserError, match=f"the field {side} is 'left'"):
-        load_pipeline(pipeline)
+        load_pipeline(folder)
 
 
-def test_pickled_weights_are_not_read(pipeline: Path) -> None:
-    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match="a pickle only, which ldm does not read there"):
-        load_pipeline(pipeline)
+        load_pipeline(folder)
 
 
 @pytest.mark.parametrize("places", [[], {"a": 3, "b": "unet.safetensors"}])
-def test_an_index_of_shards_that_names_no_files_is_refused(pipeline: Path, places: object) -> None:
-    (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    index = pipeline / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+def test_an_index_of_shards_that_names_no_files_is_refused(folder: Path, places: object) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     for read in (load_pipeline, lambda folder: describe(str(folder))):
         with pytest.raises(UserError, match="has no weight_map"):
-            read(pipeline)
+            read(folder)
 
 
 def test_the_index_is_gone_while_a_pipeline_is_written(
-    pipeline: Pipeline, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
-        assert not (pipeline / "model_index.json").exists()
+        assert not (folder / "model_index.json").exists()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(diffusers_pipeline, "save_scheduler", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_pipeline(pipeline, pipeline)
-    with pytest.raises(UserError, match="no whole pipeline"):
-        load_pipeline(pipeline)
+        save_pipeline(pipeline, folder)
+    with pytest.raises(UserError, match="but no pipeline"):
+        load_pipeline(folder)
 
 
 def test_a_run_means_its_top_or_else_its_newest_step(tmp_path: Path) -> None:
@@ -313,10 +317,10 @@ def test_a_run_means_its_top_or_else_its_newest_step(tmp_path: Path) -> None:
     assert find_model(tmp_path) == tmp_path
 
 
-def test_an_autoencoder_is_found_in_its_own_folder_and_in_a_pipeline(pipeline: Path) -> None:
-    assert find_autoencoder(pipeline) == find_autoencoder(pipeline / "vae") == pipeline / "vae"
+def test_an_autoencoder_is_found_in_its_own_folder_and_in_a_pipeline(folder: Path) -> None:
+    assert find_autoencoder(folder) == find_autoencoder(folder / "vae") == folder / "vae"
     with pytest.raises(UserError, match="holds no autoencoder"):
-        find_autoencoder(pipeline / "scheduler")
+        find_autoencoder(folder / "scheduler")
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "../up", ""])

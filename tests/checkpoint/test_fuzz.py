@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_parts
+from tiny_models import random_pipeline
 
 from ldm.checkpoint import store
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
@@ -67,7 +67,7 @@ def test_a_mutated_header_is_one_line_or_whole_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "."])
 def test_a_mutated_configuration_is_one_line_or_a_pipeline(part: str, tmp_path: Path) -> None:
-    save_pipeline(random_parts(), tmp_path)
+    save_pipeline(random_pipeline(), tmp_path)
     lines = []
     for path in sorted((tmp_path / part).glob("*.json")):
         text = path.read_text()
@@ -84,7 +84,7 @@ def test_a_mutated_configuration_is_one_line_or_a_pipeline(part: str, tmp_path: 
 
 
 def test_weights_of_a_kind_that_no_weights_have_are_refused(tmp_path: Path) -> None:
-    save_pipeline(random_parts(), tmp_path)
+    save_pipeline(random_pipeline(), tmp_path)
     path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = store.load_tensors(path)
     store.save_tensors(path, tensors | {"conv_in.bias": torch.zeros(8, dtype=torch.int64)})

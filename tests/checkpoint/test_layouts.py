@@ -1,4 +1,4 @@
-"""Which pipeline stands for which pipeline; what a `model_index.json` asks for and we have not is refused by its name."""
+"""Which class of pipeline each kind of pipeline is written as; an unsupported `model_index.json` is an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ldm.checkpoint.diffusers.layouts import LAYOUTS, pipeline_class, read_index
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_autoencoder
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
+from ldm.conditioning.classes import ClassEmbedder, ClassesConfig, ClassTokens
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.errors import UserError
 
@@ -36,8 +37,14 @@ KINDS: dict[str, Callable[[], Pipeline]] = {
     "super-resolution": tiny.super_resolution,
     "pixels": tiny.pixels,
     "pixels of classes": lambda: tiny.pixels(num_class_embeds=5),
-    "named": lambda: replace(tiny.of_classes(), class_names=NAMES, empty_class=4),
+    "named": lambda: with_classes(tiny.of_classes(), names=NAMES, empty=4),
 }
+
+
+def with_classes(pipeline: Pipeline, **facts: Any) -> Pipeline:
+    return replace(pipeline, conditionings={"classes": ClassTokens(pipeline.modules["classes"], **facts)})
+
+
 NAMES = ("ant", "bee", "cow, calf", "dog")
 EXPECTED = {
     "pixels": ("DDPMPipeline", {"unet", "scheduler"}),
@@ -83,15 +90,21 @@ def assert_same(network: nn.Module | None, other: nn.Module | None) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_parts_comes_back_bit_by_bit(name: str, saved: Callable[[str], Path]) -> None:
+def test_every_kind_of_pipeline_comes_back_bit_by_bit(name: str, saved: Callable[[str], Path]) -> None:
     pipeline, loaded = KINDS[name](), load_pipeline(saved(name))
-    for part in ("autoencoder", "unet", "text_encoder", "text_encoder_2", "classes", "spatial"):
-        assert_same(getattr(loaded, part), getattr(pipeline, part))
+    assert loaded.modules.keys() == pipeline.modules.keys()
+    for name, network in loaded.modules.items():
+        assert_same(network, pipeline.modules[name])
+        assert not network.training
     assert loaded.diffusion == pipeline.diffusion
-    assert loaded.zeros_for_empty_prompt == pipeline.zeros_for_empty_prompt
-    for (_, tokenizer), (_, other) in zip(loaded.texts, pipeline.texts, strict=True):
+    assert loaded.conditionings.keys() == pipeline.conditionings.keys()
+    assert all(each.facts == pipeline.conditionings[name].facts for name, each in loaded.conditionings.items())
+    texts, others = (TextConditioning.of(each) for each in (loaded, pipeline))
+    if texts is None or others is None:
+        return
+    assert texts.zeros_for_empty_prompt == others.zeros_for_empty_prompt
+    for (_, tokenizer), (_, other) in zip(texts.encoders, others.encoders, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tokenizer(tiny.CAPTIONS), other(tiny.CAPTIONS), strict=True))
-    assert not any(network.training for network in loaded.networks)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -114,8 +127,8 @@ def test_the_parts_of_our_own_pipeline_load_singly_in_diffusers(saved: Callable[
     folder, pipeline = saved("classes"), tiny.of_classes()
     unet, autoencoder = UNet2DConditionModel.from_pretrained(folder / "unet"), VQModel.from_pretrained(folder / "vae")
     assert DDIMScheduler.from_pretrained(folder / "scheduler").config.prediction_type == "epsilon"
-    assert pipeline.classes is not None
-    latents, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 900]), pipeline.classes(torch.tensor([1, 4]))
+    latents, t = torch.randn(2, 4, 16, 16), torch.tensor([7, 900])
+    context = pipeline.modules["classes"](torch.tensor([1, 4]))
     with torch.no_grad():
         output, expected = pipeline.denoiser(latents, t, context), unet(latents, t, context).sample
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -133,33 +146,45 @@ def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("sd 1", {"controlnet": ["diffusers", "ControlNetModel"]}, "does not know the part controlnet"),
-        ("sd 1", {"force_zeros_for_empty_prompt": True}, "does not know the part force_zeros_for_empty_prompt"),
+        ("sd 1", {"controlnet": ["diffusers", "ControlNetModel"]}, "the part controlnet is not supported"),
+        ("sd 1", {"force_zeros_for_empty_prompt": True}, "the part force_zeros_for_empty_prompt is not supported"),
         ("sd 1", {"requires_safety_checker": "maybe"}, "requires_safety_checker is 'maybe'"),
-        ("sd 1", {"vae": ["diffusers", "VQModel"]}, "the part vae is .*VQModel.*; ldm loads AutoencoderKL"),
+        ("sd 1", {"vae": ["diffusers", "VQModel"]}, "the part vae is .*VQModel.*: ldm loads AutoencoderKL"),
         ("sd 1", {"unet": "absent"}, "the part unet is None"),
         ("sdxl", {"add_watermarker": True}, "add_watermarker is True"),
         ("sdxl", {"force_zeros_for_empty_prompt": 3}, "force_zeros_for_empty_prompt is 3"),
         ("sdxl", {"text_encoder": [None, None]}, r"the part text_encoder is \[None, None\]"),
-        ("sdxl", {"safety_checker": [None, None]}, "does not know the part safety_checker"),
-        ("ldm", {"vae": ["diffusers", "AutoencoderKL"]}, "does not know the part vae"),
-        ("ldm", {"vqvae": ["diffusers", "VQModel"]}, "the part vqvae is VQModel, its folder holds AutoencoderKL"),
-        ("ldm", {"bert": ["transformers", "BertModel"]}, "the part bert is BertModel, its folder holds LDMBertModel"),
+        ("sdxl", {"safety_checker": [None, None]}, "the part safety_checker is not supported"),
+        ("ldm", {"vae": ["diffusers", "AutoencoderKL"]}, "the part vae is not supported"),
+        ("ldm", {"vqvae": ["diffusers", "VQModel"]}, "says that vqvae is VQModel, but its folder holds AutoencoderKL"),
+        (
+            "ldm",
+            {"bert": ["transformers", "BertModel"]},
+            "says that bert is BertModel, but its folder holds LDMBertModel",
+        ),
         ("unconditional", {"unet": ["diffusers", "UNet2DConditionModel"]}, "the part unet is .*loads UNet2DModel"),
-        ("classes", {"class_embedder": ["ldm", "Table"]}, "the part class_embedder is .*; ldm loads ClassEmbedder"),
-        ("classes", {"class_embedder": "absent"}, "do not fit: the U-Net's cross_attention_dim: 32, .*: None"),
-        ("sd 1", {"spatial": ["ldm", "SpatialRescaler"]}, "does not know the part spatial"),
+        ("classes", {"class_embedder": ["ldm", "Table"]}, "the part class_embedder is .*: ldm loads ClassEmbedder"),
+        (
+            "classes",
+            {"class_embedder": "absent"},
+            "do not fit together: unet.cross_attention_dim is 32, but the context has no text",
+        ),
+        ("sd 1", {"spatial": ["ldm", "SpatialRescaler"]}, "the part spatial is not supported"),
         (
             "layout",
             {"spatial": ["ldm", "SpatialIdentity"]},
-            "the part spatial is SpatialIdentity, its .* SpatialRescaler",
+            "says that spatial is SpatialIdentity, but its folder holds SpatialRescaler",
         ),
-        ("classes", {"vae": "absent"}, "do not fit: the channels of images: 4, those that can be drawn: 3"),
+        ("classes", {"vae": "absent"}, "do not fit together: .* 4.* 3"),
         ("classes", {"id2label": {"0": "ant", "2": "bee"}}, "id2label does not map 0, 1, ... to names"),
         ("classes", {"id2label": ["ant"]}, "id2label does not map"),
         ("classes", {"empty_class": "last"}, "empty_class is 'last', not a class"),
-        ("named", {"id2label": {"0": "ant"}}, "the names of classes: 1, the classes but the empty one: 4"),
-        ("classes", {"_class_name": ["LDMPipeline"]}, "is of a .*ldm loads StableDiffusionPipeline, "),
+        ("named", {"id2label": {"0": "ant"}}, "id2label .* 1 .* 4"),
+        (
+            "classes",
+            {"_class_name": ["LDMPipeline"]},
+            r"describes a \['LDMPipeline'\]: ldm loads StableDiffusionPipeline, ",
+        ),
     ],
 )
 def test_what_an_index_asks_for_and_we_have_not_is_refused_by_name(
@@ -175,18 +200,24 @@ def test_what_an_index_may_leave_out_has_the_defaults_of_its_class(
     saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
     index = {"force_zeros_for_empty_prompt": "absent", "add_watermarker": "absent", "image_encoder": "absent"}
-    assert load_pipeline(edited(saved("sdxl"), tmp_path, "model_index.json", **index)).zeros_for_empty_prompt
+    loaded = load_pipeline(edited(saved("sdxl"), tmp_path, "model_index.json", **index))
+    assert loaded.conditionings["text"].zeros_for_empty_prompt
 
 
 @pytest.mark.parametrize(
     ("name", "file", "changes", "message"),
     [
-        ("sdxl", "tokenizer_2/tokenizer_config.json", {"model_max_length": 9}, "the tokenizer's length: 9"),
+        (
+            "sdxl",
+            "tokenizer_2/tokenizer_config.json",
+            {"model_max_length": 9},
+            "pads to 9 tokens, but the text encoder has 16 positions",
+        ),
         (
             "sd 1",
             "scheduler/scheduler_config.json",
             {"_class_name": "DDPMScheduler", "variance_type": "learned_range"},
-            "output channels: 4, latent channels and as many learned variances: 8",
+            "unet.out_channels is 4, but autoencoder.latent_channels is 4, twice that with diffusion.learned_variance",
         ),
         ("classes", "class_embedder/config.json", {"num_classes": 6}, r"embedding.weight .* has shape \(5, 32\)"),
         ("classes", "class_embedder/config.json", {"rows": 6}, "does not know the field rows of ClassEmbedder"),
@@ -202,13 +233,11 @@ def test_parts_that_do_not_fit_are_refused(
 
 
 def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> None:
+    narrow = ClassesConfig(num_classes=5, hidden_size=31)
     for pipeline, message in (
-        (tiny.unconditional(class_embed_type="timestep"), "class_embed_type: timestep"),
-        (tiny.unconditional(in_channels=7), "the U-Net's input channels: 7, latent channels: 4"),
-        (
-            replace(tiny.of_classes(), classes=ClassEmbedder(ClassesConfig(num_classes=5, hidden_size=31))),
-            "classes: 31",
-        ),
+        (tiny.unconditional(class_embed_type="timestep"), "class_embed_type is timestep"),
+        (tiny.unconditional(in_channels=7), r"unet.in_channels is 7, but autoencoder.latent_channels \(4\) is 4"),
+        (tiny.of_classes().with_modules({"classes": ClassEmbedder(narrow)}), r"classes.hidden_size \(31\)"),
     ):
         save_pipeline(pipeline, tmp_path)
         with pytest.raises(UserError, match=message):
@@ -217,9 +246,10 @@ def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> No
 
 def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
     karras = DiffusionConfig(schedule=ScheduleConfig(spacing="karras", set_alpha_to_one=True))
+    zeros = TextConditioning(tiny.sd_1().conditionings["text"].encoders, zeros_for_empty_prompt=True)
     ours = "LatentDiffusionPipeline"
     for pipeline, expected in (
-        (replace(tiny.sd_1(), zeros_for_empty_prompt=True), ours),
+        (replace(tiny.sd_1(), conditionings={"text": zeros}), ours),
         (replace(tiny.sd_1(), autoencoder=tiny.vq()), ours),
         (replace(tiny.ldm_text(), diffusion=karras), ours),
         (replace(tiny.unconditional(), diffusion=karras), "LDMPipeline"),
@@ -288,18 +318,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 def test_the_names_of_classes_come_back(saved: Callable[[str], Path]) -> None:
     pipeline = load_pipeline(saved("named"))
-    assert (pipeline.class_names, pipeline.empty_class) == (NAMES, 4)
-    unnamed = load_pipeline(saved("classes"))
-    assert (unnamed.class_names, unnamed.empty_class) == ((), None)
+    classes = pipeline.conditionings["classes"]
+    assert (classes.names, classes.empty) == (pipeline.class_names, 4) == (NAMES, 4)
+    unnamed = load_pipeline(saved("classes")).conditionings["classes"]
+    assert (unnamed.names, unnamed.empty) == ((), None)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_index_of_a_published_pipeline_is_followed_whole(name: str) -> None:
     index = PUBLISHED[name]
-    layout, kinds = read_index(index, Path("model_index.json"))
+    layout, kinds, *_ = read_index(index, Path("model_index.json"))
     pipeline = {folder: list(kinds[part]) for part, folder in layout.folders.items()}
     assert pipeline == {key: value for key, value in index.items() if isinstance(value, list) and key in pipeline}
-    assert index.keys() - pipeline.keys() - layout.fields.keys() - set(layout.nothing) == {
+    assert index.keys() - pipeline.keys() - layout.fields.keys() - set(layout.ignored) == {
         "_class_name",
         "_diffusers_version",
     }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ldm.checkpoint.compvis import SingleFile, read_single_file, write_single_file
 from ldm.checkpoint.compvis.contents import Contents
-from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.inpainting import InpaintingConfig
 from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.unet.config import UNetConfig
@@ -256,7 +256,7 @@ def test_a_unet_is_not_what_another_configuration_describes(
 
 def test_a_condition_stage_that_is_the_first_stage_must_be_the_same(tmp_path: Path) -> None:
     unet = UNetConfig(**PLAIN | {"in_channels": 7}, block_out_channels=(32, 32), attention_layers=(0, 1))
-    spatial = SpatialConfig(kind="inpainting", in_channels=1, channels=4)
+    spatial = InpaintingConfig(in_channels=1, channels=4)
     model = with_weights(Contents(unet=unet, autoencoder=NARROW, spatial=spatial, diffusion=DiffusionConfig()))
     path = tmp_path / "model.safetensors"
     write_single_file(model, path)

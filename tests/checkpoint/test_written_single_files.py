@@ -17,7 +17,9 @@ from ldm.checkpoint.compvis.folders import read_folder, write_folder
 from ldm.checkpoint.compvis.original_config import check_expressible
 from ldm.checkpoint.compvis.rules import interleaved
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.conditioning.spatial import SpatialConfig
+from ldm.conditioning.low_resolution import LowResolutionConfig
+from ldm.conditioning.segmentation_map import SegmentationMapConfig
+from ldm.conditioning.spatial import SpatialConditioning, SpatialSection
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.t5 import T5Config
@@ -52,7 +54,7 @@ def test_every_kind_of_unet_comes_back_bit_by_bit(unet: UNetConfig, tmp_path: Pa
 
 def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
     unet = UNetConfig(**PLAIN | {"in_channels": 5}, block_out_channels=(32, 32), attention_layers=(0, 1))
-    spatial = SpatialConfig(kind="segmentation_map", in_channels=9, channels=2, stages=1)
+    spatial = SegmentationMapConfig(in_channels=9, channels=2, stages=1)
     model = with_weights(Contents(unet=unet, autoencoder=NARROW, spatial=spatial, diffusion=DiffusionConfig()))
     write_single_file(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "model.safetensors")["cond_stage_model.channel_mapper.weight"].shape == (2, 9, 1, 1)
@@ -62,14 +64,12 @@ def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spatial",
     [
-        SpatialConfig(
-            kind="segmentation_map", in_channels=9, channels=3, stages=NARROW.downsampling_factor.bit_length() - 1
-        ),
-        SpatialConfig(kind="low_resolution"),
+        SegmentationMapConfig(in_channels=9, channels=3, stages=NARROW.downsampling_factor.bit_length() - 1),
+        LowResolutionConfig(),
     ],
     ids=["segmentation_map", "low resolution"],
 )
-def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: SpatialConfig, tmp_path: Path) -> None:
+def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: SpatialSection, tmp_path: Path) -> None:
     unet = UNetConfig(
         **PLAIN | {"in_channels": 3 + NARROW.latent_channels},
         block_out_channels=(32, 32),
@@ -77,9 +77,9 @@ def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: Spati
     )
     model = with_weights(Contents(unet=unet, autoencoder=NARROW, spatial=spatial, diffusion=DiffusionConfig()))
     write_folder(model, tmp_path / "pipeline")
-    loaded = load_pipeline(tmp_path / "pipeline").spatial
-    assert loaded is not None
-    assert loaded.config == spatial
+    loaded = load_pipeline(tmp_path / "pipeline").conditionings[spatial.kind]
+    assert isinstance(loaded, SpatialConditioning)
+    assert loaded.module.config == spatial
     found = read_folder(tmp_path / "pipeline")
     assert found.contents.spatial == spatial
     assert found.networks.keys() == model.networks.keys()
@@ -118,7 +118,7 @@ def test_what_the_original_cannot_express_raises_an_error_that_names_it(message:
 
 def test_text_beside_a_map_raises_an_error() -> None:
     unet = UNetConfig(block_out_channels=(32,), attention_layers=(1,), in_channels=5, out_channels=3)
-    spatial = SpatialConfig(kind="segmentation_map", channels=2)
+    spatial = SegmentationMapConfig(channels=2)
     told = Contents(unet=unet, autoencoder=NARROW, text=LDMBertConfig(hidden_size=256), spatial=spatial)
     with pytest.raises(UserError, match="spatial is segmentation_map"):
         check_expressible(told)

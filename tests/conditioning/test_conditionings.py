@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig
-from ldm.conditioning.spatial import SpatialConfig, SpatialRescaler
+from ldm.conditioning.segmentation_map import SegmentationMapConfig, SpatialRescaler
 
 
 def test_a_class_is_one_token_of_the_table() -> None:
@@ -17,7 +17,7 @@ def test_a_class_is_one_token_of_the_table() -> None:
 
 
 def test_a_map_is_averaged_over_squares_and_mixed_to_few_channels() -> None:
-    segmentation_map = SpatialRescaler(SpatialConfig(kind="segmentation_map", in_channels=7, channels=3, stages=2))
+    rescaler = SpatialRescaler(SegmentationMapConfig(in_channels=7, channels=3, stages=2))
     image = torch.randn(2, 7, 16, 24)
-    expected = F.conv2d(F.avg_pool2d(image, 4), segmentation_map.state_dict()["channel_mapper.weight"])
-    assert torch.allclose(segmentation_map(image), expected, atol=1e-6)
+    expected = F.conv2d(F.avg_pool2d(image, 4), rescaler.state_dict()["channel_mapper.weight"])
+    assert torch.allclose(rescaler(image), expected, atol=1e-6)

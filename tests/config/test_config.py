@@ -45,7 +45,7 @@ def test_a_bare_no_which_yaml_takes_for_false_is_a_precision(tmp_path) -> None:
 
 
 def test_a_missing_configuration_names_those_that_exist() -> None:
-    with pytest.raises(UserError, match=r"no configuration 'tinny': neither a file nor one of .*tiny"):
+    with pytest.raises(UserError, match=r"no configuration 'tinny': give a file or one of .*tiny"):
         config.load("tinny")
 
 
@@ -72,8 +72,8 @@ FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
     ("overrides", "words"),
     [
         (["diffusion.prediction=eps"], "prediction eps cannot recover the image from pure noise"),
-        (["unet.out_channels=8"], "they must be equal"),
-        (["diffusion.learned_variance=true"], "unet.out_channels is 4, .* is 4: with diffusion.learned_variance"),
+        (["unet.out_channels=8"], "unet.out_channels is 8, but autoencoder.latent_channels is 4: set one"),
+        (["diffusion.learned_variance=true"], "unet.out_channels is 4, .* is 4, twice that with diffusion.learned"),
         (["diffusion.weighting.kind=vlb", *FLOW], "weighting.kind vlb needs discrete timesteps"),
         (
             ["diffusion.learned_variance=true", *FLOW],
@@ -98,7 +98,7 @@ FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
         (["diffusion.weighting.gamma=3"], "gamma is an option of kind min_snr, soft_min_snr, not of uniform"),
         (["diffusion.weighting.p2_k=3"], "p2_k is an option of kind p2, not of uniform"),
         (["unet.cross_attention_dim=8"], "they must be equal"),
-        (["data.size=30"], "not divisible"),
+        (["data.size=30"], "data.size is 30, which the autoencoder's downsampling factor 4 does not divide"),
         (["unet.attention_layers=[1]"], "1 entries for 2 levels"),
         (["unet.num_attention_heads=[1]"], "1 entries for 2 levels"),
     ],
@@ -124,33 +124,40 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
         (["text={kind: bert, hidden_size: 30}"], "text: hidden_size 30 is not divisible by num_attention_heads 4"),
         (["text=words"], "text: Input should be a valid dictionary"),
         (["classes={num_clases: 3}"], "unknown option 'classes.num_clases'; did you mean 'num_classes'?"),
-        (["classes={num_classes: 3}"], "classes takes the place of text: set text to null"),
+        (["classes={num_classes: 3}"], "text and classes all give the denoiser a context: set all but one to null"),
         (["text=null", "classes={num_classes: 0}"], "classes.num_classes: Input should be greater than or equal to 1"),
-        (["text=null", "classes={hidden_size: 8}"], "cross_attention_dim is 64, the context has classes.hidden_size 8"),
-        (["text=null", "text_2={kind: clip}"], "text_2 is a second text encoder: there must be text as well"),
-        (["text=null"], "unet.cross_attention_dim is 64, the context has no text or classes: they must be equal"),
+        (["text=null", "classes={hidden_size: 8}"], r"is 64, but the context has classes.hidden_size \(8\): they must"),
+        (["text=null", "text_2={kind: clip}"], "text_2 is a second text encoder: set text as well"),
+        (["text=null"], "unet.cross_attention_dim is 64, but the context has no text, classes or image: they must be"),
         (
             ["spatial={kind: sketch}"],
-            "spatial.kind: Input should be 'segmentation_map', 'inpainting' or 'low_resolution'",
+            "spatial.kind: Input should be one of 'segmentation_map', 'inpainting', 'low_resolution'",
         ),
-        (["spatial={kind: segmentation_map}"], "unet.in_channels is 4; it must be .*, 4, and spatial.channels, 3"),
+        (
+            ["spatial={kind: segmentation_map, stages: 2}"],
+            r"unet.in_channels is 4, but .*latent_channels \(4\) \+ spatial.channels \(3\) is 7: set one of them",
+        ),
+        (
+            ["spatial={kind: segmentation_map, stages: 1}", "unet.in_channels=7"],
+            "spatial.stages is 1, .* 2 times smaller, but latents are 4 times smaller .*: set spatial.stages to 2",
+        ),
         (
             ["spatial={kind: inpainting, in_channels: 1, channels: 3}", "unet.in_channels=7"],
-            "spatial.channels is 3; with kind inpainting it must be autoencoder.latent_channels, 4, and its .*: 5",
+            r"spatial.channels is 3, but autoencoder.latent_channels \(4\) \+ spatial.in_channels is 5: set it to 5",
         ),
         (
             ["spatial={kind: low_resolution, channels: 4}", "unet.in_channels=8"],
-            "spatial.channels is 4; with kind low_resolution it must be its in_channels: 3",
+            "spatial.channels is 4, but spatial.in_channels is 3: set it to 3",
         ),
         (
             ["text=null", "image={hidden_size: 64}", "spatial={kind: low_resolution}", "unet.in_channels=7"],
-            "image and spatial would need two images to draw one: set one of them to null",
+            "image and spatial would need two images for each sample: set one of them to null",
         ),
         (
             ["spatial={kind: low_resolution, stages: 1}", "unet.in_channels=7"],
-            "spatial.stages means something for kind segmentation_map alone, not for low_resolution",
+            "unknown option 'spatial.stages'; known here: kind, in_channels, channels",
         ),
-        (["unet=null"], "there is no unet that text could tell anything: set text to null as well"),
+        (["unet=null"], "unet is null, but text is set: set text to null as well"),
         (["unet.block_out_channels=[32, wide]"], "unet.block_out_channels.1: Input should be a valid integer"),
         (["unet.attention=full"], "unet.attention: Input should be 'transformer' or 'plain'"),
         (["unet.attention=plain"], "attention plain has no context: set cross_attention_dim to null"),

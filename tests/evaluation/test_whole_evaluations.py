@@ -96,12 +96,12 @@ def test_statistics_of_anything_else_are_refused_by_what_differs(tmp_path: Path)
 def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
     source = Blots(4)
     asked = plan("fid", samples=4, sampling=FEW_STEPS)
-    for parts, subjects, scale in (
+    for pipeline, subjects, scale in (
         (bert(), [f"a dog {number}" for number in range(4)], 3.0),
         (unconditional(), [None] * 4, 1.0),
         (of_classes(), [0, 1, 2, 3], 1.0),
     ):
-        pipe = TextToImage(parts)
+        pipe = TextToImage(pipeline)
         assert request_of(pipe, source, asked).images == list(zip(subjects, range(5, 9), strict=True))
         report = evaluate(pipe, source, asked, features=blot_features())
         levels = {"quality": "exact", "num_inference_steps": 2, "sampler": "ddim", "eta": 0.0}
@@ -114,9 +114,9 @@ def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
 
 
 def test_a_clip_score_needs_captions_to_compare_with() -> None:
-    for parts in (unconditional(), of_classes()):
+    for pipeline in (unconditional(), of_classes()):
         with pytest.raises(UserError, match="draws none of captions"):
-            evaluate(TextToImage(parts), Blots(4), plan("clip", samples=4, clip="somewhere"))
+            evaluate(TextToImage(pipeline), Blots(4), plan("clip", samples=4, clip="somewhere"))
 
 
 def test_neighbours_are_looked_for_in_all_images_of_the_data() -> None:

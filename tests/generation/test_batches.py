@@ -96,8 +96,8 @@ def test_the_size_follows_the_free_memory(
 
 def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = TextToImage(tiny.bert())
-    parts = pipe.pipeline.denoiser, pipe.pipeline.autoencoder
-    assert pipe.pending == sum(weight.nbytes for part in parts for weight in part.parameters())
+    networks = pipe.pipeline.denoiser, pipe.pipeline.autoencoder
+    assert pipe.pending == sum(weight.nbytes for network in networks for weight in network.parameters())
     one = image_memory(pipe.pipeline.denoiser, pipe.pipeline.autoencoder, (4, 16, 16), rows=2)
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 8.5 * one)
     assert batch_size.automatic(pipe.pipeline, (4, 16, 16), 2, reserved=int(4.3 * one)) == 2
@@ -108,12 +108,12 @@ def test_prepared_networks_take_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> None:
-    parts = pipe.pipeline
-    small = image_memory(pipeline.denoiser, parts.autoencoder, (4, 16, 16), rows=1)
-    assert image_memory(pipeline.denoiser, parts.autoencoder, (4, 32, 32), rows=1) == 4 * small
-    assert image_memory(pipeline.denoiser, parts.autoencoder, (4, 16, 16), rows=20) > small
+    networks = pipe.pipeline.denoiser, pipe.pipeline.autoencoder
+    small = image_memory(*networks, (4, 16, 16), rows=1)
+    assert image_memory(*networks, (4, 32, 32), rows=1) == 4 * small
+    assert image_memory(*networks, (4, 16, 16), rows=20) > small
     wider = tiny.unet_config(block_out_channels=(32, 64, 64))
-    assert unet_width(wider) == 2 * unet_width(pipeline.denoiser.config)
+    assert unet_width(wider) == 2 * unet_width(pipe.pipeline.denoiser.config)
 
 
 def test_a_containers_limit_counts_as_the_machines(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
         SizeConditioning(target=(32, 16)),
     ):
         assert not np.array_equal(plain, draw(pipe, prompt="a red dog", size_conditioning=size_conditioning)[0])
-    first, second = pipe.pipeline.texts
+    first, second = pipe.pipeline.conditionings["text"].encoders
     request = Request(prompts=("a red dog",))
     condition = pipe.encode_cond_and_uncond(["a red dog"], pipe.resolve(request))[0]
     for encoder, _ in (first, second):
@@ -152,26 +152,26 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("classes", {}, r"no class to draw: .*from 0 to 4"),
-        ("classes", {"prompt": "a dog"}, "draws classes, it knows no prompts"),
-        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts and classes are given"),
-        ("classes", {"classes": 1, "negative_prompt": "a dog", "negative_class": 0}, "it knows no prompts"),
+        ("classes", {}, r"generates from classes: give one of 0 to 4"),
+        ("classes", {"prompt": "a dog"}, "on classes: it does not use prompts"),
+        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts or classes, not both"),
+        ("classes", {"classes": 1, "negative_prompt": "a dog", "negative_class": 0}, "it does not use negative_prompt"),
         ("classes", {"classes": 5}, "class 5: this model has classes 0 to 4"),
         ("classes", {"classes": [1, -1]}, "class -1"),
         ("own classes", {"classes": 1, "negative_class": 7}, "class 7"),
         ("classes", {"classes": 1, "guidance_scale": 2.0}, "give a negative class"),
         ("classes", {"classes": 1, "negative_class": 0, "guidance_scale": 1.0}, "a negative class needs guidance"),
-        ("classes", {"classes": 1, "size_conditioning": SizeConditioning()}, "size_conditioning is for models"),
-        ("unconditional", {"prompt": "a dog"}, "unconditional: it knows no prompts"),
-        ("unconditional", {"classes": 1}, "unconditional: it knows no prompts and no classes"),
-        ("unconditional", {"guidance_scale": 3.0}, "unconditional: guidance has nothing"),
-        ("unconditional", {"negative_prompt": "a dog"}, "unconditional"),
+        ("classes", {"classes": 1, "size_conditioning": SizeConditioning()}, "it does not use size_conditioning"),
+        ("unconditional", {"prompt": "a dog"}, "it does not use prompts"),
+        ("unconditional", {"classes": 1}, "it does not use classes"),
+        ("unconditional", {"guidance_scale": 3.0}, "guidance_scale is 3, but this model is unconditional"),
+        ("unconditional", {"negative_prompt": "a dog"}, "it does not use negative_prompt"),
         ("unconditional", {"guidance_interval": (0.1, 1.0)}, "a guidance interval needs guidance"),
-        ("unconditional", {"size_conditioning": SizeConditioning()}, "size_conditioning is for models"),
-        ("sd 1", {}, "there is no prompt to draw"),
-        ("sd 1", {"classes": 1}, "knows no classes"),
-        ("sd 1", {"prompt": "a dog", "negative_class": 1}, "knows no classes"),
-        ("sd 1", {"prompt": "a dog", "size_conditioning": SizeConditioning()}, "not told sizes and crops"),
+        ("unconditional", {"size_conditioning": SizeConditioning()}, "it does not use size_conditioning"),
+        ("sd 1", {}, "generates from text: give a PROMPT"),
+        ("sd 1", {"classes": 1}, "on text: it does not use classes"),
+        ("sd 1", {"prompt": "a dog", "negative_class": 1}, "on text: it does not use negative_class"),
+        ("sd 1", {"prompt": "a dog", "size_conditioning": SizeConditioning()}, "no size and crop conditioning"),
     ],
 )
 def test_what_a_model_does_not_know_raises_an_error_of_one_line(
@@ -186,12 +186,14 @@ def test_what_a_model_does_not_know_raises_an_error_of_one_line(
 def test_half_precision_generates_nearly_the_same_image(
     name: str, dtype: torch.dtype, pipes: Callable[[str], TextToImage], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"prompt": "a red dog"} if pipes(name).pipeline.texts else {}
-    options |= {"classes": 3} if pipes(name).pipeline.num_classes else {}
+    kinds = pipes(name).pipeline.conditionings.keys()
+    options: dict[str, Any] = {"prompt": "a red dog"} if "text" in kinds else {}
+    options |= {"classes": 3} if {"classes", "class_table"} & kinds else {}
     pipes(name).save_pretrained(tmp_path)
     half = TextToImage.from_pretrained(tmp_path, dtype, "cpu")
-    assert {w.dtype for network in half.pipeline.networks for w in network.parameters()} <= {dtype, torch.float32}
-    assert all(w.dtype == dtype for network in half.pipeline.networks[1:] for w in network.parameters())
+    types = {name: {w.dtype for w in network.parameters()} for name, network in half.pipeline.modules.items()}
+    assert types.pop("autoencoder") <= {dtype, torch.float32}
+    assert set.union(*types.values()) == {dtype}
     image, other = draw(half, guidance_scale=1.0, **options)[0], draw(pipes(name), guidance_scale=1.0, **options)[0]
     assert np.abs(image - other).mean() < 8  # of 255, from random networks that amplify every rounding
 
@@ -199,7 +201,7 @@ def test_half_precision_generates_nearly_the_same_image(
 def test_every_network_moves(pipes: Callable[[str], TextToImage]) -> None:
     for make in (tiny.sdxl, tiny.of_classes):
         pipe = TextToImage(make()).to("meta")
-        tensors = [t for network in pipe.pipeline.networks for t in (*network.parameters(), *network.buffers())]
+        tensors = [t for network in pipe.pipeline.modules.values() for t in (*network.parameters(), *network.buffers())]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         assert pipe.device.type == "meta"
 
@@ -219,5 +221,5 @@ def test_the_command_generates_classes_and_unconditional_images(
     assert (facts["class"], facts["negative_class"], facts["guidance_scale"], facts["seed"]) == (0, 4, 3.0, 4)
     generate(model=str(tmp_path / "nothing"), num_images=2, out=tmp_path / "b", **options)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["image-0.png", "image-1.png"]
-    with pytest.raises(UserError, match="unconditional"):
+    with pytest.raises(UserError, match="it does not use prompts"):
         generate(["a dog"], model=str(tmp_path / "nothing"), out=tmp_path / "b", **options)

@@ -86,25 +86,25 @@ def test_a_compiled_pipeline_generates_the_same_images(monkeypatch: pytest.Monke
     # Graphs are captured as for any backend; to compile them for this CPU would take minutes and show no more.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(networks, "works", lambda dtype: False)  # as on a GPU, where no weights are laid out
-    parts, tape = tiny.bert(), Tape()
+    pipeline, tape = tiny.bert(), Tape()
     monkeypatch.setattr(cuda_graphs, "record_on_gpu", tape.record)
     monkeypatch.setattr(cuda_graphs, "require_gpu", lambda device: None)
-    pipe = TextToImage(parts, compiled=True)
-    blocks = [block for block in pipe.prepared_unet.get(parts.unet).modules() if isinstance(block, ResNetBlock)]
+    pipe = TextToImage(pipeline, compiled=True)
+    blocks = [block for block in pipe.unet.modules() if isinstance(block, ResNetBlock)]
     assert all("shifted" in vars(block) for block in blocks)
-    for one, other in zip(drawn(pipe), drawn(TextToImage(parts, prepare=False)), strict=True):
+    for one, other in zip(drawn(pipe), drawn(TextToImage(pipeline, prepare=False)), strict=True):
         np.testing.assert_allclose(one, other, atol=1)
     assert (tape.recordings, tape.replays) == (1, 6)
-    assert not any("shifted" in vars(block) for block in parts.unet.modules())
-    copied = networks.prepare_for_sampling(pipe.prepared_unet.get(parts.unet))  # which computes by itself
+    assert not any("shifted" in vars(block) for block in pipeline.denoiser.modules())
+    copied = networks.prepare_for_sampling(pipe.unet)  # which computes by itself
     assert not any("shifted" in vars(block) or block._compiled_call_impl for block in copied.modules())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where there is one")
 def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_images() -> None:
-    parts = tiny.bert()
-    compiled, plain = (TextToImage(parts, compiled=compiled).to("cuda") for compiled in (True, False))
+    pipeline = tiny.bert()
+    compiled, plain = (TextToImage(pipeline, compiled=compiled).to("cuda") for compiled in (True, False))
     for one, other in zip(drawn(compiled), drawn(plain), strict=True):
         np.testing.assert_allclose(one, other, atol=2)
 

@@ -13,7 +13,7 @@ import tiny_pipelines as tiny
 import torch
 from PIL import Image
 from tiny_guides import CLIPS, trained_classifier
-from tiny_models import CAPTIONS, random_parts
+from tiny_models import CAPTIONS, random_pipeline
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ DOG, CATS = CAPTIONS[:2]
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage(random_parts())
+    return TextToImage(random_pipeline())
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def near(images: list[np.ndarray], others: list[np.ndarray]) -> bool:
 def latents(pipe: TextToImage, **options: Any) -> Tensor:
     """Where sampling of one image of DOG ends."""
     request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4, **options))
-    condition, negative = pipe.conditioner.encode_cond_and_uncond([DOG], request, pipe.size(request))
+    condition, negative = pipe.pipeline.encode_cond_and_uncond([DOG], request, pipe.size(request))
     noise = SeededNoise([0])
     *_, last = pipe.sample(request, condition, negative, noise(torch.empty(1, 4, 8, 8)), noise, None, [DOG])
     return last
@@ -112,7 +112,7 @@ def test_composed_prompts_may_be_long_and_have_weighted_words(pipe: TextToImage)
     both = Composed(((f"(dog:0.5) and {DOG}", 1.0), (long, 0.6)))
     options: dict[str, Any] = {"prompt_syntax": "weighted", "long_prompts": True}
     request = pipe.resolve(Request(prompts=(DOG, both), **options))
-    windows = [pipe.conditioner.length(subject, request) for subject in (DOG, both, long)]
+    windows = [pipe.pipeline.length(subject, request) for subject in (DOG, both, long)]
     assert windows[0] == 1
     assert windows[1] == windows[2] > 2
     found = draw(pipe, both, **options)
@@ -123,7 +123,7 @@ def test_composed_prompts_may_be_long_and_have_weighted_words(pipe: TextToImage)
             assert not near(draw(pipe, both, **options | other), found)
     one = Composed(((f"(dog:0.5) and {DOG}", 1.0), (long, 0.0)))
     filled = pipe.resolve(Request(prompts=(one.parts[0][0],), negative_prompt=long, **options))
-    assert pipe.conditioner.length(one, filled) == pipe.conditioner.length(filled.prompts[0], filled)
+    assert pipe.pipeline.length(one, filled) == pipe.pipeline.length(filled.prompts[0], filled)
 
 
 def test_a_text_of_a_composed_prompt_that_is_cut_is_said(pipe: TextToImage) -> None:
@@ -136,7 +136,7 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, bool]] = []
-    monkeypatch.setattr(batch_size, "automatic", lambda parts, shape, *more: asked.append(more[:2]) or 8)
+    monkeypatch.setattr(batch_size, "automatic", lambda pipeline, shape, *more: asked.append(more[:2]) or 8)
     both = Composed(((DOG, 1.0), (CATS, 0.6), ("rain", -0.5)))
     for options in ({"prompt": both}, {"prompt": DOG}, {"prompt": DOG, "guidance_scale": 1.0}):
         draw(pipe, num_inference_steps=1, **options)
@@ -148,7 +148,8 @@ def test_a_backward_pass_takes_more_memory_and_a_pixel_model_needs_no_decoder(pi
     networks = pipe.pipeline.denoiser, pipe.pipeline.autoencoder
     once, back = (image_memory(*networks, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
-    assert image_memory(pixels.unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet_width(pixels.unet.config) * 4
+    unet = pixels.denoiser
+    assert image_memory(unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet_width(unet.config) * 4
 
 
 def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
@@ -232,11 +233,11 @@ def similarity(clip: Any, image: np.ndarray, text: str) -> float:
 
 @pytest.mark.parametrize("library", CLIPS)
 def test_clip_finds_the_images_that_it_leads_more_like_the_text(clips: dict[str, Path], library: str) -> None:
-    parts, clip = random_parts(), load_clip(clips[library])
+    pipeline, clip = random_pipeline(), load_clip(clips[library])
     for weight in pipeline.denoiser.conv_out.parameters():  # it knows nothing, and leaves all to CLIP
         torch.nn.init.zeros_(weight)
     plain, led = (
-        draw(TextToImage(parts), DOG, clip=ClipGuidance(model=clip, scale=scale, crops=3), num_inference_steps=8)[0]
+        draw(TextToImage(pipeline), DOG, clip=ClipGuidance(model=clip, scale=scale, crops=3), num_inference_steps=8)[0]
         for scale in (0.0, 100.0)
     )
     assert similarity(clip, led, DOG) > similarity(clip, plain, DOG) + 0.05

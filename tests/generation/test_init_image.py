@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import random_parts
+from tiny_models import random_pipeline
 from torch import Tensor
 
 from ldm.data.images import read_image
@@ -24,7 +24,7 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage(random_parts())
+    return TextToImage(random_pipeline())
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_strength_one_forgets_the_image_where_the_schedule_ends_in_noise_alone(
 
 
 def test_less_strength_stays_nearer_to_the_image(pipe: TextToImage, image: Image.Image) -> None:
-    given = pipe.parts.autoencoder
+    given = pipe.pipeline.autoencoder
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
         [copy] = pipe.decode(given.encode(pixels).mode())
@@ -65,7 +65,7 @@ def test_an_image_is_noised_to_the_first_level_that_is_visited(pipe: TextToImage
     grid = pipe.grid(request)
     assert len(grid) == 4
     assert grid.levels == pipe.grid(Request(prompts=("a red dog",), num_inference_steps=10)).levels[-5:]
-    given = InitImage(image, None, (24, 16), False, pipe.parts.autoencoder, pipe.device)
+    given = InitImage(image, None, (24, 16), False, pipe.pipeline.autoencoder, pipe.device)
     noise = torch.randn(2, *given.latents.shape[1:])
     level = grid.levels[0]
     expected = level.alpha * given.latents + level.sigma * noise
@@ -83,7 +83,7 @@ def test_what_the_mask_keeps_is_kept_by_every_sampler(
     stays = np.asarray(mask) == 0
     assert np.array_equal(drawn[stays], np.asarray(image)[stays])
     assert np.abs(drawn[~stays] - np.asarray(image)[~stays]).mean() > 5
-    given = InitImage(image, mask, (24, 16), False, pipe.parts.autoencoder, pipe.device)
+    given = InitImage(image, mask, (24, 16), False, pipe.pipeline.autoencoder, pipe.device)
     kept = (given.regenerated == 0).expand_as(given.latents)
     assert kept.float().mean() == pytest.approx(4 / 12)  # latents of 8 columns of the 9 that stay
     torch.testing.assert_close(seen[0][kept], given.latents[kept], rtol=1e-4, atol=1e-4)
@@ -93,8 +93,10 @@ def test_guidance_on_an_interval_costs_a_second_half_only_there(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    denoise = pipe.parts.unet.denoise
-    monkeypatch.setattr(pipe.parts.unet, "denoise", lambda x, *rest: [calls.append(len(x)), denoise(x, *rest)][1])
+    denoise = pipe.pipeline.denoiser.denoise
+    monkeypatch.setattr(
+        pipe.pipeline.denoiser, "denoise", lambda x, *rest: [calls.append(len(x)), denoise(x, *rest)][1]
+    )
     levels = pipe.grid(Request(prompts=("a",), num_inference_steps=STEPS)).levels[:-1]
     ratios = [float(level.sigma / level.alpha) for level in levels]
     low, high = ratios[3], ratios[1]
@@ -141,9 +143,9 @@ def test_a_file_that_is_no_image_raises_an_error(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.Image) -> None:
-    vae = pipe.parts.autoencoder
+    vae = pipe.pipeline.autoencoder
     side = 16 * vae.config.downsampling_factor
-    tiled = TextToImage(pipe.parts, tile=side, prepare=False)
+    tiled = TextToImage(pipe.pipeline, tile=side, prepare=False)
     latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
     [made], [whole] = tiled.decode(latents), pipe.decode(latents)
     pixels = decode_tiled(vae, latents, Tiling(16, 4))[0].permute(1, 2, 0)
@@ -157,4 +159,4 @@ def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.
     )
     assert torch.equal(given.latents, encode_tiled(vae, pixels / 127.5 - 1, Tiling(16, 4)).mode())
     with pytest.raises(UserError, match=f"tile is {side + 1}"):
-        TextToImage(pipe.parts, tile=side + 1)
+        TextToImage(pipe.pipeline, tile=side + 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import CAPTIONS, random_parts
+from tiny_models import CAPTIONS, random_pipeline
 
 from ldm.cli.interpolate import kind_of, save
 from ldm.errors import UserError
@@ -18,7 +18,7 @@ from ldm.generation.interpolate import between_images, between_prompts, between_
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage(random_parts())
+    return TextToImage(random_pipeline())
 
 
 def request(**options: object) -> Request:

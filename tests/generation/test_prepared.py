@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import random_parts
+from tiny_models import random_pipeline
 
 from ldm.generation import TextToImage
 
 
 @pytest.fixture
 def pipe() -> TextToImage:
-    return TextToImage(random_parts())
+    return TextToImage(random_pipeline())
 
 
 def drawn(pipe: TextToImage) -> np.ndarray:
@@ -20,7 +20,7 @@ def drawn(pipe: TextToImage) -> np.ndarray:
 
 
 def test_images_are_those_of_the_plain_networks_and_the_process_stays_as_it_was(pipe: TextToImage) -> None:
-    plain = drawn(TextToImage(pipe.parts, prepare=False))
+    plain = drawn(TextToImage(pipe.pipeline, prepare=False))
     before = torch.get_float32_matmul_precision(), torch.get_rng_state(), torch.is_grad_enabled()
     assert np.abs(drawn(pipe) - plain).max() <= 1
     after = torch.get_float32_matmul_precision(), torch.get_rng_state(), torch.is_grad_enabled()
@@ -29,21 +29,21 @@ def test_images_are_those_of_the_plain_networks_and_the_process_stays_as_it_was(
 
 
 @pytest.mark.parametrize("part", ["unet", "autoencoder"])
-def test_a_weight_that_is_edited_in_place_changes_in_the_next_image(pipe: TextToImage, part: str) -> None:
-    before, prepared = drawn(pipe), getattr(pipe, f"prepared_{part}")
-    network = getattr(pipe.parts, part)
-    assert prepared.get(network) is prepared.get(network)
+def test_a_weight_that_is_edited_behind_its_back_shows_in_the_next_image(pipe: TextToImage, part: str) -> None:
+    before, prepared = drawn(pipe), getattr(pipe, part)
+    assert getattr(pipe, part) is prepared
+    network = pipe.pipeline.modules[part]
     block = network.mid_block if part == "unet" else network.decoder.mid_block
     block.resnets[0].conv1.weight.data += 0.5
     after = drawn(pipe)
     assert np.abs(after - before).max() > 1
-    assert np.abs(after - drawn(TextToImage(pipe.parts, prepare=False))).max() <= 1
+    assert np.abs(after - drawn(TextToImage(pipe.pipeline, prepare=False))).max() <= 1
 
 
 def test_without_preparing_the_networks_themselves_draw(pipe: TextToImage) -> None:
-    pipe = TextToImage(pipe.parts, prepare=False)
+    pipe = TextToImage(pipe.pipeline, prepare=False)
     for cache, network in (
-        (pipe.prepared_unet, pipe.parts.unet),
-        (pipe.prepared_autoencoder, pipe.parts.autoencoder),
+        (pipe.prepared_unet, pipe.pipeline.denoiser),
+        (pipe.prepared_autoencoder, pipe.pipeline.autoencoder),
     ):
         assert cache.get(network) is network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import tiny_pipelines as tiny
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers.pipeline import Parts
+from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.text.conditioning import Encoders, TextConditioning
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.conditioning.text.prompt_weights import parse
 from ldm.conditioning.text.prompts import Prompts, weigh
@@ -21,20 +23,19 @@ from ldm.errors import UserError, UserNote
 from ldm.generation import Request, TextToImage
 
 
-def open_clip() -> Parts:
+def open_clip() -> Pipeline:
     """CLIP's words through the smallest architecture of open_clip."""
     from ldm.conditioning.text.open_clip import OpenCLIPConfig
     from ldm.conditioning.text.sources import source_config
     from ldm.conditioning.text.tokenizers import Tokenizer
 
     config = source_config(OpenCLIPConfig(model="RN50"))
-    parts = tiny.sd_2()
-    parts.text_encoder, parts.tokenizer = make_text_encoder(config), Tokenizer.open_clip(config.max_length)
-    tiny.speaking(parts.text_encoder)
-    return parts
+    encoder, tokenizer = make_text_encoder(config), Tokenizer.open_clip(config.max_length)
+    tiny.speaking(encoder)
+    return replace(tiny.sd_2(), conditionings={"text": TextConditioning([(encoder, tokenizer)])})
 
 
-KINDS: dict[str, Callable[[], Parts]] = {
+KINDS: dict[str, Callable[[], Pipeline]] = {
     "clip": tiny.sd_1,
     "clip, penultimate": tiny.sd_2,
     "two clips": tiny.sdxl,
@@ -48,28 +49,35 @@ LONG = "a red dog playing a trumpet and two blue cats and " * 10 + "a dog"
 
 
 @pytest.fixture(scope="module")
-def models() -> Callable[[str], Parts]:
-    made: dict[str, Parts] = {}
+def models() -> Callable[[str], Pipeline]:
+    made: dict[str, Pipeline] = {}
     return lambda name: made.setdefault(name, made.get(name) or with_a_mean(KINDS[name]()))
 
 
-def with_a_mean(parts: Parts) -> Parts:
+def with_a_mean(parts: Pipeline) -> Pipeline:
     """Encoders whose context has a mean, as trained ones' has; a fresh layer norm's is zero but for rounding."""
-    for encoder, _ in parts.texts:
+    for encoder, _ in encoders_of(pipeline):
         for name, weight in encoder.named_parameters():
             if weight.ndim == 1 and name.endswith("bias"):
                 nn.init.normal_(weight, 0.3, 0.1)
     return parts
 
 
-@torch.no_grad()
-def encode(parts: Parts, *texts: str, **options: Any) -> Tensor:
-    return Prompts(parts.texts).encode(texts, Request(prompts=texts, **options)).context
+def encoders_of(pipeline: Pipeline) -> Encoders:
+    return pipeline.conditionings["text"].encoders
 
 
 @torch.no_grad()
-def plain(parts: Parts, *texts: str) -> Tensor:
-    return torch.cat([encoder(*tokenizer(list(texts))).context for encoder, tokenizer in parts.texts], dim=-1)
+def encode(pipeline: Pipeline, *texts: str, **options: Any) -> Tensor:
+    return Prompts(encoders_of(pipeline)).encode(texts, Request(prompts=texts, **options)).context
+
+
+@torch.no_grad()
+def plain(pipeline: Pipeline, *texts: str) -> Tensor:
+    return torch.cat(
+        [encoder(*tokenizer(list(texts))).context for encoder, tokenizer in encoders_of(pipeline)],
+        dim=-1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_brackets_weigh_as_users_know_it(prompt: str, expected: list[tuple[str, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_weights_and_in_one_window_nothing_changes_bit_for_bit(
-    name: str, models: Callable[[str], Parts]
+    name: str, models: Callable[[str], Pipeline]
 ) -> None:
     parts, texts = models(name), ("a red dog", "", "a dog")
     expected = plain(parts, *texts)
@@ -125,9 +133,13 @@ RED |= dict.fromkeys(["ldm_bert", "bert", "open_clip"], slice(2, 3)) | {"t5": sl
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_weight_multiplies_the_tokens_of_its_words_and_no_others(name: str, models: Callable[[str], Parts]) -> None:
-    parts = models(name)
-    contexts = plain(parts, "a red dog")[0].split([encoder.config.hidden_size for encoder, _ in parts.texts], dim=1)
+def test_a_weight_multiplies_the_tokens_of_its_words_and_no_others(
+    name: str, models: Callable[[str], Pipeline]
+) -> None:
+    pipeline = models(name)
+    contexts = plain(pipeline, "a red dog")[0].split(
+        [encoder.config.hidden_size for encoder, _ in encoders_of(pipeline)], dim=1
+    )
     weights = torch.ones(len(contexts[0]), 1)
     weights[RED[name]] = 1.5
     expected = [context * weights for context in contexts]
@@ -148,12 +160,12 @@ def test_a_window_without_a_mean_is_weighted_and_not_scaled() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_long_prompt_is_windows_with_ends_of_their_own_behind_each_other(
-    name: str, models: Callable[[str], Parts]
+    name: str, models: Callable[[str], Pipeline]
 ) -> None:
     parts = models(name)
     found = encode(parts, LONG, "a dog", long_prompts=True)
     expected, starts = [], []
-    for encoder, tokenizer in parts.texts:
+    for encoder, tokenizer in encoders_of(pipeline):
         raw = tokenizer._tokenizer  # a tokenizer that neither cuts nor pads gives all tokens
         bare, empty = type(raw).from_str(raw.to_str()), tokenizer([""])[0][0]
         bare.no_truncation()
@@ -174,20 +186,21 @@ def test_a_long_prompt_is_windows_with_ends_of_their_own_behind_each_other(
     short = torch.cat([plain(parts, "a dog")[0], *[plain(parts, "")[0]] * (starts[0] - 1)])
     torch.testing.assert_close(found[1], short)
     with torch.no_grad():
-        pooled = Prompts(parts.texts).encode([LONG], Request(prompts=(LONG,), long_prompts=True)).pooled
+        pooled = Prompts(encoders_of(pipeline)).encode([LONG], Request(prompts=(LONG,), long_prompts=True)).pooled
     if name == "two clips":  # that of the first window
         torch.testing.assert_close(pooled, expected[-1].pooled[:1])
     else:
         assert pooled is None
 
 
-def test_weights_reach_the_tokens_of_later_windows(models: Callable[[str], Parts]) -> None:
+def test_weights_reach_the_tokens_of_later_windows(models: Callable[[str], Pipeline]) -> None:
     parts = models("bert")
     both = {"long_prompts": True, "prompt_syntax": "weighted"}
-    weighted = encode(parts, LONG.replace("a dog", "a (dog:0.5)"), **both)[0]
-    context = encode(parts, LONG, long_prompts=True)[0]
+    weighted = encode(pipeline, LONG.replace("a dog", "a (dog:0.5)"), **both)[0]
+    context = encode(pipeline, LONG, long_prompts=True)[0]
+    [(_, tokenizer)] = encoders_of(pipeline)
     [at] = (weighted != context).any(1).nonzero().tolist()
-    assert at[0] > parts.tokenizer.max_length
+    assert at[0] > tokenizer.max_length
     torch.testing.assert_close(weighted[at], context[at] / 2)
 
 
@@ -197,7 +210,7 @@ def draw(pipe: TextToImage, *prompts: str, **options: Any) -> list[np.ndarray]:
 
 @pytest.mark.filterwarnings("ignore::ldm.errors.UserNote")
 @pytest.mark.parametrize("name", ["bert", "two clips"])
-def test_an_image_of_a_long_prompt_does_not_depend_on_its_batch(name: str, models: Callable[[str], Parts]) -> None:
+def test_an_image_of_a_long_prompt_does_not_depend_on_its_batch(name: str, models: Callable[[str], Pipeline]) -> None:
     pipe = TextToImage(models(name))
     together = draw(pipe, "a red dog", LONG, "two blue cats", long_prompts=True)
     for seed, prompt in enumerate(("a red dog", LONG, "two blue cats")):
@@ -208,7 +221,7 @@ def test_an_image_of_a_long_prompt_does_not_depend_on_its_batch(name: str, model
     assert np.abs(padded - together[0]).max() > 8
 
 
-def test_words_that_are_not_seen_are_reported_in_one_warning(models: Callable[[str], Parts]) -> None:
+def test_words_that_are_not_seen_are_reported_in_one_warning(models: Callable[[str], Pipeline]) -> None:
     pipe = TextToImage(models("bert"))
     prompts = ("a red dog playing a trumpet and two blue cats", LONG)
     with pytest.warns(
@@ -225,9 +238,10 @@ def test_words_that_are_not_seen_are_reported_in_one_warning(models: Callable[[s
 
 def test_ways_to_read_prompts_raise_errors_where_there_are_none() -> None:
     for options in ({"prompt_syntax": "weighted"}, {"long_prompts": True}):
-        with pytest.raises(UserError, match="are for models of text"):
+        message = f"it does not use {next(iter(options))}"
+        with pytest.raises(UserError, match=message):
             TextToImage(tiny.of_classes())(classes=1, **options)
-        with pytest.raises(UserError, match="are for models of text"):
+        with pytest.raises(UserError, match=message):
             TextToImage(tiny.unconditional())(**options)
     with pytest.raises(UserError, match="no prompt syntax 'compel': choose one of plain, weighted, a1111"):
         Request(prompt_syntax="compel")

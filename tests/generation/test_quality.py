@@ -11,7 +11,7 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
-from tiny_models import CAPTIONS, random_parts
+from tiny_models import CAPTIONS, random_pipeline
 
 from ldm.cli.generate import generate
 from ldm.devices import computes_bfloat16
@@ -29,7 +29,7 @@ FAST_TYPE = torch.bfloat16 if computes_bfloat16(CPU) else None
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage(random_parts(), prepare=False)
+    return TextToImage(random_pipeline(), prepare=False)
 
 
 def draw(pipe: TextToImage, **options: Any) -> list[np.ndarray]:
@@ -123,10 +123,10 @@ def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> 
 
 
 def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_changed() -> None:
-    unet, ready = random_parts().unet, PreparedCache[UNet]()
-    half = ready.get(unet, torch.bfloat16)
-    assert (half.dtype, unet.dtype, ready.get(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    assert ready.get(unet, torch.bfloat16) is half
+    unet, ready = random_pipeline().denoiser, PreparedCache[UNet]()
+    half = ready.of(unet, torch.bfloat16)
+    assert (half.dtype, unet.dtype, ready.of(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert ready.of(unet, torch.bfloat16) is half
     with torch.no_grad():
         unet.conv_in.bias += 1
     again = ready.get(unet, torch.bfloat16)
@@ -134,9 +134,9 @@ def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_chan
     assert torch.equal(again.conv_in.bias, unet.conv_in.bias.bfloat16())
 
 
-@pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_parts()])
-def test_bfloat16_changes_an_image_little(kind: Any) -> None:
-    pipe, prompts = TextToImage(kind), (DOG,) if kind.texts else ()
+@pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_pipeline()])
+def test_bfloat16_changes_a_image_little(kind: Any) -> None:
+    pipe, prompts = TextToImage(kind), (DOG,) if "text" in kind.conditionings else ()
     exact, half = (
         np.asarray(pipe(prompts, num_inference_steps=4, dtype=t)[0]).astype(int) for t in (None, torch.bfloat16)
     )

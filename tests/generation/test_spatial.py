@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.conditioning.spatial import one_hot
+from ldm.conditioning.segmentation_map import one_hot
 from ldm.errors import UserError
 from ldm.generation import Composed, TextToImage
 
@@ -55,9 +56,8 @@ def test_the_rescaled_layout_stands_in_both_halves_of_guidance(
     images = pipe(PROMPT, layout=layout, num_inference_steps=STEPS, num_images=2)
     assert [image.size for image in images] == [(48, 32)] * 2
     assert [x.shape for x in seen] == [(4, 8, 16, 24)] * STEPS  # two images, each with and without the prompt
-    assert pipe.pipeline.spatial is not None
     with torch.no_grad():
-        expected = pipe.pipeline.spatial(one_hot(torch.from_numpy(np.array(layout))[None], 5))[0]
+        expected = pipe.pipeline.modules["spatial"](one_hot(torch.from_numpy(np.array(layout))[None], 5))[0]
     assert all(torch.allclose(row[4:], expected, atol=1e-6) for x in seen for row in x)
 
 
@@ -143,16 +143,16 @@ def test_a_small_image_has_as_many_pixels_as_there_are_latents(
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
-    "not trained on maps": ("text", {"layout": classes(32, 32)}),
-    "draws from a layout: .* 0 to 4: 0 background, 1 dog": ("layout", {}),
-    "the layout has class 7: this model has the classes 0 to 4": (
+    "it does not use layout": ("text", {"layout": classes(32, 32)}),
+    "generates from a class map: give a PNG of 5 classes: background, dog, cat": ("layout", {}),
+    "the layout has class 7: this model has 5 classes": (
         "layout",
         {"layout": Image.new("L", (32, 32), 7)},
     ),
-    "a picture of mode RGB: give a PNG of class numbers": ("layout", {"layout": random_image(32, 32)}),
+    "the layout has mode RGB: give a PNG of class numbers": ("layout", {"layout": random_image(32, 32)}),
     "the layout is 32x32, the image 16x32": ("layout", {"layout": classes(32, 32), "image": random_image(16, 32)}),
-    "fills what a mask hides": ("inpainting", {"image": random_image(32, 32)}),
-    "makes a small image larger": ("larger", {}),
+    "an inpainting model: give an image and a mask": ("inpainting", {"image": random_image(32, 32)}),
+    "a super-resolution model: give a small image": ("larger", {}),
     "leave mask and strength out": ("larger", {"image": random_image(32, 32), "strength": 0.5}),
 }
 
@@ -168,24 +168,25 @@ def test_what_means_nothing_for_a_model_raises_an_error(pipes: dict[str, TextToI
 def test_interpolation_needs_a_model_that_takes_no_images(pipes: dict[str, TextToImage]) -> None:
     from ldm.generation import Request, interpolate
 
-    with pytest.raises(UserError, match="draws from a layout"):
+    with pytest.raises(UserError, match="generates from a class map"):
         interpolate.between_seeds(pipes["layout"], PROMPT, 0, 1, 2, Request(prompts=(PROMPT,)))
 
 
 def test_parts_that_do_not_fit_are_named() -> None:
-    from dataclasses import replace
-
-    from ldm.checkpoint.pipeline import check_fit
-
     def refuses(pipeline: Pipeline, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            check_fit(pipeline, Path("here"))
+            pipeline.check(Path("here"))
 
-    layout, inpainting = tiny.layout(), tiny.inpainting()
-    check_fit(layout, Path("here"))
-    refuses(replace(layout, spatial=None), "input channels: 8, latent channels: 4")
-    refuses(replace(layout, spatial=inpainting.spatial), "input channels: 8, .* beside them: 9")
+    layout = tiny.layout()
+    text = {"text": layout.conditionings["text"]}
+    other = {"inpainting": tiny.inpainting().conditionings["inpainting"]}
+    layout.check(Path("here"))
+    refuses(replace(layout, conditionings=text), r"unet.in_channels is 8, but autoencoder.latent_channels \(4\) is 4")
+    refuses(
+        replace(layout, conditionings=text | other),
+        r"unet.in_channels is 8, but .*latent_channels \(4\) \+ spatial.channels \(5\) is 9",
+    )
     deeper = tiny.with_spatial(tiny.bert(), kind="segmentation_map", in_channels=5, channels=4, stages=2)
-    refuses(deeper, "the times a map becomes smaller: 4, those an image does: 2")
+    refuses(deeper, "spatial.stages is 2, .* a map 4 times smaller, but latents are 2 times smaller")
     wider = tiny.with_spatial(tiny.bert(), kind="inpainting", in_channels=2, channels=5)
-    refuses(wider, "the channels beside the latents: 5, channels of mask and latents: 6")
+    refuses(wider, r"spatial.channels is 5, but .*latent_channels \(4\) \+ spatial.in_channels is 6")

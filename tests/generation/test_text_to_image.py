@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import CAPTIONS, random_parts
+from tiny_models import CAPTIONS, random_pipeline
 from torch import Tensor
 
 from ldm.cli.generate import generate
@@ -21,7 +21,7 @@ from ldm.registry import SAMPLERS
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage(random_parts())
+    return TextToImage(random_pipeline())
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -151,11 +151,11 @@ def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
     assert told == [1, 2, 3, 4]
 
 
-def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) -> None:
-    parts = random_parts()
-    for network in (parts.autoencoder, pipeline.denoiser, parts.text_encoder):
+def test_networks_in_bfloat16_draw_nearly_the_same_image(pipe: TextToImage) -> None:
+    pipeline = random_pipeline()
+    for network in pipeline.modules.values():
         network.to(torch.bfloat16)
-    half, full = (pixels(draw(pipeline, guidance_scale=1.0)[0]) for pipeline in (TextToImage(parts), pipe))
+    half, full = (pixels(draw(each, guidance_scale=1.0)[0]) for each in (TextToImage(pipeline), pipe))
     assert 0 < np.abs(half - full).mean() < 8  # of 255, from random networks that amplify every rounding
 
 
@@ -196,8 +196,8 @@ def test_invalid_options_raise_an_error_of_one_line(pipe: TextToImage, options: 
         draw(pipe, **options)
 
 
-def test_no_prompt_raises_an_error(pipe: TextToImage) -> None:
-    with pytest.raises(UserError, match="no prompt"):
+def test_no_prompt_is_refused(pipe: TextToImage) -> None:
+    with pytest.raises(UserError, match="generates from text: give a PROMPT"):
         draw(pipe, [])
 
 

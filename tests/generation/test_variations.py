@@ -13,12 +13,11 @@ from PIL import Image
 
 from ldm.checkpoint.compvis.folders import read_folder
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
-from ldm.checkpoint.parts import check_fit
+from ldm.conditioning.image.conditioning import ImageEmbedding
 from ldm.conditioning.image.encoders import CLIP_MEAN, CLIP_STD, CLIPImageConfig, make_image_encoder
 from ldm.conditioning.image.files import load_image_encoder, load_source
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
-from ldm.generation.image_variations import ImageConditioner
 
 
 def scene(seed: int, side: int = 32) -> Image.Image:
@@ -56,10 +55,10 @@ def test_a_strength_starts_from_the_image_and_varies_it_as_well() -> None:
     assert pipe.resolve(resolved) == resolved
 
 
-def test_an_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
-    parts = tiny.with_spatial(tiny.own_variations(), kind="segmentation_map", in_channels=5, channels=4, stages=1)
-    with pytest.raises(UserError, match="an image to vary: True, beside those that join the latents: False"):
-        check_fit(parts, tmp_path)
+def test_a_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
+    pipeline = tiny.with_spatial(tiny.own_variations(), kind="segmentation_map", in_channels=5, channels=4, stages=1)
+    with pytest.raises(UserError, match="image and spatial would need two images for each sample"):
+        pipeline.check(tmp_path)
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
@@ -78,8 +77,7 @@ def test_guidance_is_away_from_zeros() -> None:
 
 
 def test_our_own_encoder_hardly_knows_where_things_are() -> None:
-    encoder = tiny.own_variations().image_encoder
-    assert encoder is not None
+    encoder = tiny.own_variations().modules["image_encoder"]
     latents = torch.zeros(1, 4, 16, 16)
     latents[..., 4:8, 4:8] = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -91,10 +89,10 @@ def test_our_own_encoder_hardly_knows_where_things_are() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no image to vary"),
-        ({"prompt": "a dog", "image": True}, "knows no prompts"),
-        ({"classes": 1, "image": True}, "knows no prompts and no classes"),
-        ({"long_prompts": True, "image": True}, "for models of text"),
+        ({}, "generates variations of an image: give one"),
+        ({"prompt": "a dog", "image": True}, "it does not use prompts"),
+        ({"classes": 1, "image": True}, "it does not use classes"),
+        ({"long_prompts": True, "image": True}, "it does not use long_prompts"),
         ({"strength": 0.5}, "give one"),
     ],
 )
@@ -106,9 +104,9 @@ def test_invalid_combinations_raise_errors(options: dict[str, Any], message: str
 
 
 def test_other_models_vary_no_image() -> None:
-    for parts, told in ((tiny.sd_1(), {"prompts": ("a dog",)}), (tiny.of_classes(), {"classes": (1,)})):
-        with pytest.raises(UserError, match="not made to vary an image"):
-            TextToImage(parts).resolve(Request(reference=scene(0), **told))
+    for pipeline, told in ((tiny.sd_1(), {"prompts": ("a dog",)}), (tiny.of_classes(), {"classes": (1,)})):
+        with pytest.raises(UserError, match="it does not use reference"):
+            TextToImage(pipeline).resolve(Request(reference=scene(0), **told))
 
 
 @pytest.mark.parametrize("make", [tiny.variations, tiny.own_variations])
@@ -117,27 +115,26 @@ def test_a_saved_model_is_the_same_when_it_comes_back(make: Any, tmp_path: Path)
     pipe = TextToImage(parts)
     pipe.save_pretrained(tmp_path)
     back = load_pipeline(tmp_path)
-    assert back.image_encoder is not None
-    assert back.image_encoder.config == parts.image_encoder.config
-    for name, weight in parts.image_encoder.state_dict().items():
-        assert torch.equal(back.image_encoder.state_dict()[name], weight)
+    own, theirs = (each.modules["image_encoder"] for each in (back, pipeline))
+    assert own.config == theirs.config
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(own.state_dict()[name], weight)
     options = {"image": scene(0), "seed": 3}
     assert np.abs(draw(TextToImage(back), **options)[0] - draw(pipe, **options)[0]).max() <= 1
 
 
 def test_no_single_file_is_written_of_it(tmp_path: Path) -> None:
     TextToImage(tiny.own_variations()).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="varies an image: ldm writes no single file"):
+    with pytest.raises(UserError, match="generates variations of an image: CompVis files have no such model"):
         read_folder(tmp_path)
 
 
-def test_an_encoder_that_does_not_fit_raises_an_error(tmp_path: Path) -> None:
-    parts = tiny.own_variations()
-    assert parts.image_encoder is not None
-    config = parts.image_encoder.config.model_copy(update={"in_channels": 5})
-    parts.image_encoder = make_image_encoder(config)
-    TextToImage(parts).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="image encoder's input channels: 5, latent channels: 4"):
+def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    pipeline = tiny.own_variations()
+    config = pipeline.modules["image_encoder"].config.model_copy(update={"in_channels": 5})
+    pipeline = pipeline.with_modules({"image_encoder": make_image_encoder(config)})
+    TextToImage(pipeline).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"image\.in_channels is 5, but autoencoder\.latent_channels is 4"):
         load_pipeline(tmp_path)
 
 
@@ -172,11 +169,13 @@ def test_clip_sees_what_transformers_clip_sees(tmp_path: Path) -> None:
     processor = CLIPImageProcessor.from_pretrained(tmp_path / "pipeline" / "feature_extractor")
     for name in ("whole", "half"):
         encoder = load_image_encoder(tmp_path / name)
-        prepare = ImageConditioner(pipe.parts, encoder, 1.0)._given
+        conditioning = ImageEmbedding(encoder)
         with torch.no_grad():
             expected = half(processor(images=scene(5), return_tensors="pt").pixel_values).image_embeds
-            torch.testing.assert_close(encoder(prepare(scene(5)))[:, 0], expected, rtol=1e-4, atol=1e-5)
-        scaled, theirs = prepare(scene(5, 45)), processor(images=scene(5, 45), return_tensors="pt").pixel_values
+            given = conditioning._given(scene(5), pipe.pipeline)
+            torch.testing.assert_close(encoder(given)[:, 0], expected, rtol=1e-4, atol=1e-5)
+        scaled = conditioning._given(scene(5, 45), pipe.pipeline)
+        theirs = processor(images=scene(5, 45), return_tensors="pt").pixel_values
         mean, deviation = (torch.tensor(three)[:, None, None] for three in (CLIP_MEAN, CLIP_STD))
         levels = (theirs * deviation + mean - (scaled + 1) / 2).abs() * 255
         assert levels.max() < 1.01  # Pillow and torchvision round otherwise

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
@@ -14,11 +13,12 @@ from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 CAPTIONS = ["a red dog", "two blue cats", "a trumpet on the beach"]
 
 
-def random_parts() -> Pipeline:
+def random_pipeline() -> Pipeline:
     text = BertConfig(max_length=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     tokenizer = Tokenizer.train(CAPTIONS * 3, vocab_size=80, max_length=text.max_length)
     autoencoder = AutoencoderConfig(

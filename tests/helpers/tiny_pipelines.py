@@ -10,7 +10,6 @@ from tokenizers import processors
 from torch import nn
 
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig, ClassTable, ClassTokens
 from ldm.conditioning.image.conditioning import ImageEmbedding
 from ldm.conditioning.image.encoders import CLIPImageConfig, ImageSection, OwnImageConfig, make_image_encoder
@@ -26,6 +25,7 @@ from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 from ldm.registry import SPATIAL
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]
@@ -71,7 +71,7 @@ def clip_config(tokenizer: Tokenizer, **options: object) -> CLIPConfig:
     return CLIPConfig(**tiny | words | options)
 
 
-def text_parts(
+def text_pipeline(
     autoencoder: AutoencoderConfig, unet: UNetConfig, text: object, tokenizer: Tokenizer, **more: object
 ) -> Pipeline:
     diffusion = more.pop("diffusion", DiffusionConfig())
@@ -85,14 +85,16 @@ def text_parts(
 
 def sd_1() -> Pipeline:
     tokenizer = clip_tokenizer(CLIP_BRACKETS[1])
-    return text_parts(autoencoder_config(), unet_config(use_linear_projection=False), clip_config(tokenizer), tokenizer)
+    return text_pipeline(
+        autoencoder_config(), unet_config(use_linear_projection=False), clip_config(tokenizer), tokenizer
+    )
 
 
 def sd_2(diffusion: DiffusionConfig = V) -> Pipeline:
     tokenizer = clip_tokenizer("!")
     text = clip_config(tokenizer, num_hidden_layers=3, hidden_act="gelu", layer="penultimate")
     unet = unet_config(num_attention_heads=(2, 4, 4))
-    return text_parts(autoencoder_config(), unet, text, tokenizer, diffusion=diffusion)
+    return text_pipeline(autoencoder_config(), unet, text, tokenizer, diffusion=diffusion)
 
 
 def sdxl() -> Pipeline:
@@ -110,7 +112,7 @@ def sdxl() -> Pipeline:
         torch.manual_seed(1)
         text_encoder_2 = make_text_encoder(wide)
         speaking(text_encoder_2)
-    return text_parts(
+    return text_pipeline(
         autoencoder_config(),
         unet,
         clip_config(first, **inside),
@@ -128,7 +130,7 @@ def ldm_text(kind: str = "kl") -> Pipeline:
     )
     quantised = {"kind": "vq", "codebook_size": 32} if kind == "vq" else {}
     autoencoder = autoencoder_config(block_out_channels=(8, 8, 8, 16), sample_size=64, **quantised)
-    return text_parts(autoencoder, unet_config(sample_size=8, use_linear_projection=False), text, tokenizer)
+    return text_pipeline(autoencoder, unet_config(sample_size=8, use_linear_projection=False), text, tokenizer)
 
 
 def bert() -> Pipeline:
@@ -136,7 +138,7 @@ def bert() -> Pipeline:
     text = BertConfig(
         vocab_size=tokenizer.vocab_size, max_length=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
     )
-    return text_parts(autoencoder_config(), unet_config(), text, tokenizer, diffusion=ZERO_SNR_V)
+    return text_pipeline(autoencoder_config(), unet_config(), text, tokenizer, diffusion=ZERO_SNR_V)
 
 
 def bert_vq() -> Pipeline:
@@ -162,7 +164,7 @@ def t5() -> Pipeline:
     tokenizer = Tokenizer(unigram, 16, "<pad>")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_width": 8}
     text = T5Config(vocab_size=tokenizer.vocab_size, max_length=16, intermediate_size=48, **sizes)
-    return text_parts(autoencoder_config(), unet_config(), text, tokenizer)
+    return text_pipeline(autoencoder_config(), unet_config(), text, tokenizer)
 
 
 def vq() -> Autoencoder:

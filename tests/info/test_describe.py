@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import random_parts
+from tiny_models import random_pipeline
 
 from ldm import config
 from ldm.checkpoint.compvis.contents import Contents
@@ -24,9 +24,9 @@ from ldm.storage.store import save_tensors
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "pipeline"
-    save_pipeline(random_parts(), folder)
+    save_pipeline(random_pipeline(), folder)
     return folder
 
 
@@ -34,9 +34,9 @@ def count(network: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def test_the_report_of_a_pipeline_has_the_parameters_of_its_networks(pipeline: Path) -> None:
-    parts, facts = random_parts(), report(describe(str(pipeline)))
-    autoencoder = parts.autoencoder
+def test_the_report_of_a_pipeline_has_the_parameters_of_its_networks(folder: Path) -> None:
+    pipeline, facts = random_pipeline(), report(describe(str(folder)))
+    autoencoder, unet, text = (pipeline.modules[name] for name in ("autoencoder", "unet", "text_encoder"))
     assert facts["kind"] == "pipeline"
     assert facts["parameters"] == {
         "autoencoder": {
@@ -44,9 +44,9 @@ def test_the_report_of_a_pipeline_has_the_parameters_of_its_networks(pipeline: P
             "decoder": count(autoencoder.decoder) + count(autoencoder.post_quant_conv),
             "total": count(autoencoder),
         },
-        "unet": {"total": count(parts.unet)},
-        "text": {"total": count(parts.text_encoder)},
-        "total": count(autoencoder) + count(parts.unet) + count(parts.text_encoder),
+        "unet": {"total": count(unet)},
+        "text": {"total": count(text)},
+        "total": count(autoencoder) + count(unet) + count(text),
     }
     assert facts["image"] == [3, 16, 16]
     assert facts["latents"] == [4, 8, 8]
@@ -56,8 +56,8 @@ def test_the_report_of_a_pipeline_has_the_parameters_of_its_networks(pipeline: P
     assert facts["memory"]["float32"] == 4 * facts["parameters"]["total"] == 2 * facts["memory"]["bfloat16"]
 
 
-def test_one_network_of_a_pipeline_is_described_alone(pipeline: Path) -> None:
-    facts = report(describe(str(pipeline / "unet")))
+def test_one_network_of_a_pipeline_is_described_alone(folder: Path) -> None:
+    facts = report(describe(str(folder / "unet")))
     assert facts["kind"] == "network"
     assert facts["parameters"].keys() == {"unet", "total"}
     assert facts["flops"].keys() == {"unet"}
@@ -66,7 +66,7 @@ def test_one_network_of_a_pipeline_is_described_alone(pipeline: Path) -> None:
 
 def test_the_report_of_a_run_has_its_step_and_training_options(tmp_path: Path) -> None:
     step = tmp_path / "run" / "step-000400"
-    save_pipeline(random_parts(), step)
+    save_pipeline(random_pipeline(), step)
     (step / "config.yaml").write_text(config.dump(config.load("tiny")))
     (tmp_path / "run" / "step-000200").mkdir()
     for target in (step, tmp_path / "run"):
@@ -166,35 +166,35 @@ def test_positions_and_counters_are_not_counted_as_parameters(tmp_path: Path) ->
     assert report(describe(str(tmp_path / "model.safetensors")))["parameters"]["total"] == 3
 
 
-def test_shards_and_half_precision_variants_are_counted_once(pipeline: Path, tmp_path: Path) -> None:
-    save_pipeline(random_parts(), tmp_path / "sharded", dtype=torch.float16, shard_size=20_000)
-    whole, sharded = (report(describe(str(folder))) for folder in (pipeline, tmp_path / "sharded"))
+def test_shards_and_half_precision_variants_are_counted_once(folder: Path, tmp_path: Path) -> None:
+    save_pipeline(random_pipeline(), tmp_path / "sharded", dtype=torch.float16, shard_size=20_000)
+    whole, sharded = (report(describe(str(each))) for each in (folder, tmp_path / "sharded"))
     assert len(list((tmp_path / "sharded" / "unet").glob("*.safetensors"))) > 1
     assert sharded["parameters"] == whole["parameters"]
 
 
-def test_an_unsupported_field_is_a_note_and_the_parameters_are_still_counted(pipeline: Path, tmp_path: Path) -> None:
-    save_pipeline(random_parts(), tmp_path / "other")
+def test_an_unsupported_field_is_a_note_and_the_parameters_are_still_counted(folder: Path, tmp_path: Path) -> None:
+    save_pipeline(random_pipeline(), tmp_path / "other")
     path = tmp_path / "other" / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
     facts = report(describe(str(tmp_path / "other")))
-    assert facts["parameters"] == report(describe(str(pipeline)))["parameters"]
-    assert "dual_cross_attention is True, which ldm does not support" in facts["notes"][0]
+    assert facts["parameters"] == report(describe(str(folder)))["parameters"]
+    assert "dual_cross_attention is True, which ldm cannot do" in facts["notes"][0]
     assert "unet" not in facts["flops"]
 
 
-def test_parameters_of_a_folder_without_weights_come_from_its_configuration(pipeline: Path, tmp_path: Path) -> None:
+def test_parameters_of_a_folder_without_weights_come_from_its_configuration(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
+    (tmp_path / "unet" / "config.json").write_bytes((folder / "unet" / "config.json").read_bytes())
     facts = report(describe(str(tmp_path / "unet")))
-    assert facts["parameters"]["unet"]["total"] == count(random_parts().unet)
+    assert facts["parameters"]["unet"]["total"] == count(random_pipeline().denoiser)
     assert facts["notes"] == [f"{tmp_path / 'unet'} has no .safetensors to count"]
 
 
 def test_a_resumed_run_is_described_by_its_newest_step_and_not_by_files_at_its_top(tmp_path: Path) -> None:
-    save_pipeline(random_parts(), tmp_path)
+    save_pipeline(random_pipeline(), tmp_path)
     (tmp_path / "model_index.json").unlink()
-    random_parts().autoencoder.save_pretrained(tmp_path / "step-000900" / "vae")
+    random_pipeline().autoencoder.save_pretrained(tmp_path / "step-000900" / "vae")
     facts = report(describe(str(tmp_path)))
     assert facts["parameters"].keys() == {"autoencoder", "total"}
 
@@ -231,7 +231,7 @@ def test_measured_statistics_are_written_on_request_only_and_give_unit_variance(
     from ldm.info.measure import measure
 
     folder = tmp_path / "vae"
-    random_parts().autoencoder.save_pretrained(folder)
+    random_pipeline().autoencoder.save_pretrained(folder)
     before = Autoencoder.from_pretrained(folder).config
     first = measure(describe(str(folder)), "scenes", 16, write=False)
     assert Autoencoder.from_pretrained(folder).config == before
@@ -246,11 +246,11 @@ def test_measured_statistics_are_written_on_request_only_and_give_unit_variance(
     assert {header.dtype for header in read_folder(folder).values()} == {"F32"}
 
 
-def test_statistics_are_not_written_below_a_u_net_that_was_trained_with_the_old_ones(pipeline: Path) -> None:
+def test_statistics_are_not_written_below_a_u_net_that_was_trained_with_the_old_ones(folder: Path) -> None:
     from ldm.info.measure import measure
 
     with pytest.raises(UserError, match="was trained on latents with the old statistics"):
-        measure(describe(str(pipeline)), "scenes", 16, write=True)
+        measure(describe(str(folder)), "scenes", 16, write=True)
     with pytest.raises(UserError, match="--measure needs the folder of an autoencoder, not the configuration tiny"):
         measure(describe("tiny"), "scenes", 16, write=False)
 

@@ -11,14 +11,15 @@ import torch
 
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 CAPTIONS = ["a dog playing a trumpet", "three blue cats"]
 
@@ -42,9 +43,8 @@ def pipeline() -> Pipeline:
     for weight in unet.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.1)
     diffusion = DiffusionConfig(prediction="v", schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"))
-    pipeline = Pipeline(
-        Autoencoder(autoencoder), unet, BertTextEncoder(text, tokenizer.vocab_size), tokenizer, diffusion
-    )
+    conditioning = TextConditioning([(BertTextEncoder(text, tokenizer.vocab_size), tokenizer)])
+    pipeline = Pipeline(Autoencoder(autoencoder), unet, diffusion, {"text": conditioning})
     pipeline.autoencoder.set_statistics(torch.tensor([1.0, 0.0, -2.0, 0.3]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
     return pipeline
 
@@ -63,9 +63,9 @@ def test_a_pipeline_in_half_precision_and_shards_is_one_of_diffusers(pipeline: P
     assert all(file.stat().st_size < 25_000 for file in files)  # with their headers
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float16)
     kept = load_pipeline(tmp_path, torch.float16)
-    assert kept.text_encoder is not None
-    pairs = ((theirs.unet, kept.unet), (theirs.vae, kept.autoencoder), (theirs.text_encoder, kept.text_encoder))
-    for network, ours in pairs:
+    pairs = ((theirs.unet, "unet"), (theirs.vae, "autoencoder"), (theirs.text_encoder, "text_encoder"))
+    for network, name in pairs:
+        ours = kept.modules[name]
         tensors = network.state_dict()
         for name, tensor in ours.state_dict().items():
             # Ours is spared of half precision where it asks for that.
@@ -104,14 +104,13 @@ def test_it_loads_and_draws_there_with_no_word_about_keys_or_fields(folder: Path
 
 def test_its_prompts_latents_outputs_and_images_are_ours(folder: Path, pipeline: Pipeline) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    for network in (pipeline.denoiser, pipeline.autoencoder, pipeline.text_encoder):
+    for network in pipeline.modules.values():
         network.eval()
+    [(encoder, tokenizer)] = pipeline.conditionings["text"].encoders
     with torch.no_grad():
         context, empty = pipe.encode_prompt(CAPTIONS[0], torch.device("cpu"), 1, True)
         for made, caption in ((context, CAPTIONS[0]), (empty, "")):
-            torch.testing.assert_close(
-                made, pipeline.text_encoder(*pipeline.tokenizer([caption])).context, rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(made, encoder(*tokenizer([caption])).context, rtol=1e-5, atol=1e-5)
         latents, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
         output = pipe.unet(latents, t, context).sample
         torch.testing.assert_close(pipeline.denoiser(latents, t, context), output, rtol=1e-5, atol=1e-5)
@@ -124,7 +123,7 @@ def test_what_diffusers_saves_again_is_ours(folder: Path, tmp_path: Path) -> Non
     pipe.save_pretrained(tmp_path)
     ours, again = load_pipeline(folder), load_pipeline(tmp_path)
     assert again.autoencoder.config == ours.autoencoder.config
-    assert (again.unet.config, again.diffusion) == (ours.unet.config, ours.diffusion)
+    assert (again.denoiser.config, again.diffusion) == (ours.denoiser.config, ours.diffusion)
     for name in ("autoencoder", "unet", "text_encoder"):
-        expected = getattr(ours, name).state_dict()
-        assert all(torch.equal(w, expected[key]) for key, w in getattr(again, name).state_dict().items())
+        expected = ours.modules[name].state_dict()
+        assert all(torch.equal(w, expected[key]) for key, w in again.modules[name].state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tiny_pipelines as tiny
 import torch
 
 from ldm.checkpoint.pipeline import Pipeline
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.generation import SizeConditioning, TextToImage
 
 STEPS = 5
@@ -121,13 +123,14 @@ def test_sizes_and_crops_are_told_as_there(folders: Callable[[str], Path]) -> No
 @pytest.mark.parametrize("zeros", [pytest.param(True, marks=SLOW), False])
 def test_an_empty_negative_prompt_is_zeros_where_the_pipeline_says_so(zeros: bool, tmp_path: Path) -> None:
     pipeline = tiny.sdxl()
-    pipeline.zeros_for_empty_prompt = zeros
+    text = TextConditioning(pipeline.conditionings["text"].encoders, zeros_for_empty_prompt=zeros)
+    pipeline = replace(pipeline, conditionings={"text": text})
     TextToImage(pipeline).save_pretrained(tmp_path)
     theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)
     assert theirs.config.force_zeros_for_empty_prompt is zeros
     ours = TextToImage.from_pretrained(tmp_path, device="cpu")
-    assert ours.pipeline.zeros_for_empty_prompt is zeros
+    assert ours.pipeline.conditionings["text"].zeros_for_empty_prompt is zeros
     latents = noise(2, 4, 16, 16)
     images = ours(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, guidance_scale=4.0)
     expected = drawn(theirs, latents, guidance_scale=4.0)

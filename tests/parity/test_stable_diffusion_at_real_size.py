@@ -81,7 +81,7 @@ began = time.monotonic()
 from ldm import TextToImage
 pipe = TextToImage.from_pretrained(sys.argv[1], device="cpu")
 seconds = time.monotonic() - began
-weights = [weight for network in pipe.pipeline.networks for weight in network.parameters()]
+weights = [weight for network in pipe.pipeline.modules.values() for weight in network.parameters()]
 total = sum(weight.sum().item() for weight in weights)  # reads every page
 held = sum(weight.nbytes for weight in weights)
 print(json.dumps({"seconds": seconds, "peak": peak(), "held": held, "total": total}))

@@ -16,8 +16,8 @@ from ldm.conditioning.text.encoder import Encoded, TextEncoder, TextSection, mak
 from ldm.conditioning.text.files import load_text_config, load_text_encoder, save_text_encoder, saved_config
 from ldm.conditioning.text.format import text_from_fields, text_to_fields
 from ldm.conditioning.text.ldm_bert import LDMBertConfig
-from ldm.conditioning.text.open_clip import OpenCLIPConfig
-from ldm.conditioning.text.open_clip_names import clip_config, clip_from_open_clip
+from ldm.conditioning.text.open_clip import OpenCLIPConfig, clip_config
+from ldm.conditioning.text.open_clip_names import clip_from_open_clip
 from ldm.conditioning.text.t5 import T5Config
 from ldm.devices import on_meta
 from ldm.errors import UserError

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.checkpoint.pretrained import UNet
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
+from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
+from ldm.models.unet.unet import UNet
 
 PROMPTS = ["a red dog playing a trumpet", "two blue cats"]
 PLAIN = DiffusionConfig()
@@ -28,7 +29,7 @@ ZERO_SNR_V = DiffusionConfig(
 )
 
 
-def random_parts(diffusion: DiffusionConfig) -> Pipeline:
+def random_pipeline(diffusion: DiffusionConfig) -> Pipeline:
     text = BertConfig(max_length=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     tokenizer = Tokenizer.train(PROMPTS * 3, vocab_size=100, max_length=text.max_length)
     autoencoder = AutoencoderConfig(
@@ -53,7 +54,8 @@ def random_parts(diffusion: DiffusionConfig) -> Pipeline:
         for weight in (weight for network in networks for weight in network.parameters()):
             if weight.ndim > 1:  # none of it may be silent
                 nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
-    return Pipeline(*networks, tokenizer, diffusion)
+    text_conditioning = TextConditioning([(networks[2], tokenizer)])
+    return Pipeline(*networks[:2], diffusion, {"text": text_conditioning})
 
 
 @pytest.fixture(scope="module", params=[PLAIN, ZERO_SNR_V], ids=["eps", "zero-snr-v"])
@@ -61,7 +63,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     from diffusers import StableDiffusionPipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
-    TextToImage(random_parts(request.param)).save_pretrained(folder)
+    TextToImage(random_pipeline(request.param)).save_pretrained(folder)
     theirs = StableDiffusionPipeline.from_pretrained(folder)
     theirs.set_progress_bar_config(disable=True)
     return TextToImage.from_pretrained(Path(folder), device="cpu"), partial(theirs, output_type="np")

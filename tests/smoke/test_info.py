@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from running import Command
-from tiny_models import random_parts
+from tiny_models import random_pipeline
 
 from ldm.models.autoencoder.autoencoder import Autoencoder
 
@@ -29,7 +29,7 @@ def test_two_processes_measure_the_same_statistics_as_one(ldm: Command, tmp_path
     found = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        random_parts().autoencoder.save_pretrained(folder)
+        random_pipeline().autoencoder.save_pretrained(folder)
         words = ["info", folder, "--measure", "scenes", "--images", 33, "--write", "--json"]
         found[processes] = json.loads(ldm(*words, processes=processes).stdout)["measured"]
         assert Autoencoder.from_pretrained(folder).config.scaling_factor == found[processes]["after"]["scaling_factor"]

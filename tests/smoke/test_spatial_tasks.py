@@ -34,8 +34,8 @@ def test_a_layout_that_ldm_data_wrote_is_drawn_from(
         assert drawn.size == (32, 32)
         assert json.loads(drawn.text["parameters"])["layout"].endswith("000001.map.png")
     for words, message in (
-        ((), "draws from a layout"),
-        (("--layout", tmp_path / "data" / "000001.png"), "of mode RGB"),
+        ((), "generates from a class map"),
+        (("--layout", tmp_path / "data" / "000001.png"), "has mode RGB"),
     ):
         with pytest.raises(UserError, match=message):
             here(*draw, *words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,21 +71,21 @@ def batch(step: int, images: bool = True) -> Batch:
 
 def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_path: Path) -> None:
     trained = stage(vae, tmp_path / "run", *OWN)
-    before = [weight.detach().clone() for weight in trained.pipeline.image_encoder.parameters()]
+    encoder = trained.pipeline.modules["image_encoder"]
+    before = [weight.detach().clone() for weight in encoder.parameters()]
     for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
         trained.losses([batch(step)], step)
-    moved = [not torch.equal(a, b) for a, b in zip(before, trained.pipeline.image_encoder.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True)]
     assert all(moved)
     trained.save(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["image_encoder"] == [
         "ldm",
         "ImageEncoder",
     ]
-    back, average = load_pipeline(tmp_path / "saved").image_encoder, trained.average.image_encoder
-    assert back is not None
+    back, average = (each.modules["image_encoder"] for each in (load_pipeline(tmp_path / "saved"), trained.average))
     assert all(torch.equal(average.state_dict()[name], weight) for name, weight in back.state_dict().items())
     goes_on = stage(vae, tmp_path / "run", *OWN, init=str(tmp_path / "saved"))
-    assert torch.equal(goes_on.pipeline.image_encoder.conv_in.weight, back.conv_in.weight)
+    assert torch.equal(goes_on.pipeline.modules["image_encoder"].conv_in.weight, back.conv_in.weight)
     [image] = TextToImage.from_pretrained(tmp_path / "saved", device="cpu")(
         image=Image.fromarray(Colours().image(3)), num_inference_steps=2
     )
@@ -101,13 +102,14 @@ def test_cached_latents_tell_the_same(vae: Path, tmp_path: Path) -> None:
 
 def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path: Path) -> None:
     one = stage(vae, tmp_path / "run", *OWN, "training.unet.condition_dropout=0.5")
-    [condition] = one.conditions
+    [condition] = one.conditionings
+    function = condition.conditioning_fn(one.context.config)
     network = one.emas[0].network
     with torch.no_grad():
         shares = []
         for step in range(1, 9):
-            given, kept = condition.inputs(batch(step))
-            context = condition.teller(network, given, kept)["context"]
+            given, kept = condition.training_inputs(batch(step), one.context)
+            context = function(network, given, kept)[0]["context"]
             assert torch.equal((context != 0).any(dim=2).any(dim=1), kept.flatten())
             torch.testing.assert_close(context[kept.flatten()], network.image_encoder(given)[kept.flatten()])
             shares.append(kept.float().mean())
@@ -122,10 +124,10 @@ def test_the_image_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
     one = stage(Path("emoji"), tmp_path / "run", *OWN, *built_in, "training.unet.condition_dropout=0.2")
     for step in range(1, 151):
         one.losses([batch(step)], step)
-    [condition] = one.conditions
     losses = {}
     for share in (0.0, 1.0):
-        condition.settings = condition.settings.model_copy(update={"condition_dropout": share})
+        asked = settings(*OWN, *built_in, f"training.unet.condition_dropout={share}")
+        one.context = replace(one.context, config=asked)
         losses[share] = torch.stack([one.validate(batch(step)) for step in range(200, 208)]).mean().item()
     assert losses[0.0] < 0.8 * losses[1.0]
 
@@ -139,7 +141,7 @@ def test_a_frozen_clip_of_a_source_is_told_and_not_trained(vae: Path, tmp_path: 
     one = stage(vae, tmp_path / "run", *words, "training.unet.cache_latents=false")
     assert one.needs_images
     one.losses([batch(1)], 1)
-    found = one.average.image_encoder.state_dict()
+    found = one.average.modules["image_encoder"].state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in clip.state_dict().items())
     one.save(tmp_path / "saved")
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
@@ -149,8 +151,7 @@ def test_a_frozen_clip_of_a_source_is_told_and_not_trained(vae: Path, tmp_path: 
 def test_a_model_of_text_is_a_beginning(vae: Path, tmp_path: Path) -> None:
     stage(vae, tmp_path / "text").save(tmp_path / "text" / "saved")
     one = stage(vae, tmp_path / "run", *OWN, init=str(tmp_path / "text" / "saved"))
-    assert one.average.texts == []
-    assert one.average.image_encoder is not None
+    assert one.average.modules.keys() == {"autoencoder", "unet", "image_encoder"}
 
 
 def test_the_cost_of_a_step_counts_the_encoder() -> None:
@@ -162,13 +163,16 @@ def test_the_cost_of_a_step_counts_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["image.kind=own", "image.hidden_size=64"], "image takes the place of text: set text to null"),
-        (["text=null", "image.kind=own", "image.hidden_size=32"], r"image\.hidden_size 32"),
-        ([*OWN, "image.in_channels=3"], r"image\.in_channels is 3, autoencoder\.latent_channels is 4"),
+        (["image.kind=own", "image.hidden_size=64"], "text and image all give the denoiser a context"),
+        (["text=null", "image.kind=own", "image.hidden_size=32"], r"image\.hidden_size \(32\)"),
+        ([*OWN, "image.in_channels=3"], r"image\.in_channels is 3, but autoencoder\.latent_channels is 4"),
         ([*OWN, "image.frozen=true"], r"image\.frozen without image\.source"),
-        ([*OWN, "training.unet.sample_images=2"], "sample_image and sample_images go together"),
+        ([*OWN, "training.unet.sample_images=2"], "sample_image and sample_images belong together"),
         ([*OWN, "training.unet.sample_images=2", "training.unet.sample_image=no.png"], r"no\.png"),
-        ([*OWN, "training.unet.text_learning_rate=0.1"], "text_learning_rate means nothing for a U-Net that is told i"),
+        (
+            [*OWN, "training.unet.text_learning_rate=0.1"],
+            "text_learning_rate is set, but .* conditioning image",
+        ),
         (["text=null", "image.kind=clip", "image.projection_dim=64"], "set training.unet.cache_latents to false"),
     ],
 )

@@ -70,7 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     asked, run = config.load("tiny", list(SMALL)), Run(folder / "run", resume=True)
     stage = build.unet_stage(asked, Halves(), Accelerator(cpu=True), run, str(folder / "first" / "vae"), None)
-    for weight in stage.average.unet.conv_out.parameters():
+    for weight in stage.average.denoiser.conv_out.parameters():
         nn.init.normal_(weight)
     stage.save(folder / "text")
     return str(folder / "text")
@@ -93,12 +93,11 @@ def test_a_task_begins_as_the_model_it_starts_from(model: str, tmp_path: Path, k
     stage = make(kind, tmp_path, model)
     batch, given = batch_of(stage, kind, 1), load_pipeline(model)
     noisy, t = torch.randn(8, 4, 8, 8), torch.linspace(0, 999, 8)
-    inputs = [condition.inputs(batch) for condition in stage.conditions]
+    inputs = [each.training_inputs(batch, stage.context) for each in stage.conditionings]
     with torch.no_grad():
-        output = stage.networks["unet"].eval()(noisy, t, *inputs)
+        output, _ = stage.networks["unet"].eval()(noisy, t, *inputs)
         ids, mask = inputs[0]
-        assert given.text_encoder is not None
-        expected = given.unet(noisy, t, given.text_encoder(ids, mask).context)
+        expected = given.denoiser(noisy, t, given.modules["text_encoder"](ids, mask).context)
     assert expected.std() > 0.1
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
@@ -136,15 +135,17 @@ def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str
     """The channels of a batch are those that the pipeline makes of the same images, maps and masks."""
     stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
     if kind == "layout":
-        nn.init.normal_(stage.conditions[1].pipeline.spatial.channel_mapper.weight)
+        nn.init.normal_(stage.pipeline.modules["spatial"].channel_mapper.weight)
     batch = TrainingData(Halves(), settings(kind).data, Share(4), 0)[1, 0]
     network = stage.networks["unet"].eval()
     with torch.no_grad():
-        found = stage.conditions[1].teller(network, *stage.conditions[1].inputs(batch))["joined"]
+        _, spatial = stage.conditionings
+        given, _ = spatial.conditioning_fn(settings(kind))(network, *spatial.training_inputs(batch, stage.context))
+        found = given["concat"]
         pipe = TextToImage(stage.pipeline)
         for row, index in enumerate(batch.indices):
             request = Request(prompts=("",), **told_in_drawing(kind, batch, index, row))
-            [expected] = pipe.spatial_input(pipe.resolve(request), (32, 32))
+            [expected] = spatial.channels(pipe.resolve(request), (32, 32), pipe.pipeline)
             torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=2e-2 if kind == "larger" else 1e-4)
 
 
@@ -175,25 +176,25 @@ def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_
     sheet = make("larger", tmp_path, model, *told).sample()
     assert sheet is not None
     assert sheet.size == (6 * 34 - 2, 32)
-    with pytest.raises(UserError, match="sample_classes: a U-Net that is told images"):
+    with pytest.raises(UserError, match=r"sample_classes is set, but .* shows samples of the data"):
         make("larger", tmp_path / "named", model, *told, "training.unet.sample_classes=[1]")
 
 
 def test_what_cannot_be_trained_is_refused(model: str, tmp_path: Path) -> None:
     refused = {
-        ("layout", "data.map_classes=null"): "set data.map_classes to 4",
-        ("inpainting", "training.unet.sample_prompts=[a dog]"): "draws training.unet.sample_images of the data",
-        ("layout", "data.map_classes=3"): "data.map_classes must be 4: it is 3",
+        ("layout", "data.map_classes=null"): "needs maps beside the images: set data.map_classes to 4",
+        ("inpainting", "training.unet.sample_prompts=[a dog]"): "set training.unet.sample_images instead",
+        ("layout", "data.map_classes=3"): "data.map_classes is 3, but spatial.in_channels is 4: they must be equal",
         (
             "inpainting",
             "data.map_classes=3",
-        ): "means something for spatial.kind segmentation_map alone",
+        ): "data.map_classes is set, but only the conditioning segmentation_map uses it",
         (
             "inpainting",
             "data.low_res_noise_std=0.1",
-        ): "means something for spatial.kind low_resolution",
-        ("layout", "spatial.stages=1"): "spatial.stages is 1: a map must become 4 times smaller",
-        ("layout", "spatial.names=[a, b]"): "there are 2 names and 4 in_channels",
+        ): "data.low_res_noise_std is set, but only the conditioning low_resolution uses it",
+        ("layout", "spatial.stages=1"): "spatial.stages is 1, .*: set spatial.stages to 2",
+        ("layout", "spatial.names=[a, b]"): "names has 2 entries, but in_channels is 4: one per class",
     }
     for (kind, option), message in refused.items():
         with pytest.raises(UserError, match=message):

@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm import config as configuration
 from ldm.conditioning.image.encoders import CLIPImageConfig, OwnImageConfig, make_image_encoder
-from ldm.conditioning.spatial import SpatialConfig, make_spatial
+from ldm.conditioning.segmentation_map import SegmentationMapConfig, SpatialRescaler
 from ldm.conditioning.text.bert import BertConfig
 from ldm.conditioning.text.encoder import make_text_encoder
 from ldm.config.training import AutoencoderStageConfig, StageConfig, UNetStageConfig
@@ -210,7 +210,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "BERT": (lambda: make_text_encoder(BertConfig()), set()),
     "own image encoder": (lambda: make_image_encoder(OwnImageConfig()), {"conv_in"}),
     "CLIP's images": (lambda: make_image_encoder(CLIPImageConfig()), {"vision_model.embeddings.patch_embedding"}),
-    "maps": (lambda: make_spatial(SpatialConfig(kind="segmentation_map")), {"channel_mapper"}),
+    "maps": (lambda: SpatialRescaler(SegmentationMapConfig()), {"channel_mapper"}),
 }
 
 

@@ -112,8 +112,8 @@ def measured(tmp_path: Path) -> Path:
 def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
     cached = unet_stage(measured, "training.unet.cache_latents=true")
     encoding = unet_stage(measured, "training.unet.cache_latents=false")
-    assert isinstance(cached.cache, CachedData)
-    assert encoding.cache is None
+    assert isinstance(cached.context.cache, CachedData)
+    assert encoding.context.cache is None
     for step in (1, 2, 3):
         quick = cached.train_step(micro_batches(step, images=False), step).losses["loss"]
         slow = encoding.train_step(micro_batches(step), step).losses["loss"]
@@ -122,9 +122,9 @@ def test_cached_latents_train_as_encoded_ones_do(measured: Path) -> None:
 
 def test_the_cache_is_found_again_by_what_it_was_made_of(measured: Path) -> None:
     stage = unet_stage(measured, "training.unet.cache_latents=true")
-    path = stage.cache.folder / stage.cache.shards[0].name
+    path = stage.context.cache.folder / stage.context.cache.shards[0].name
     written = path.stat().st_mtime_ns
-    assert unet_stage(measured, "training.unet.cache_latents=true").cache.folder == path.parent
+    assert unet_stage(measured, "training.unet.cache_latents=true").context.cache.folder == path.parent
     assert path.stat().st_mtime_ns == written
     with torch.no_grad():
         stage.autoencoder.encoder.conv_in.bias += 1
@@ -150,7 +150,7 @@ def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
     for share in (0.0, 0.5, 1.0):
         stage = unet_stage(measured, f"training.unet.condition_dropout={share}")
         batches = [batch for step in range(1, 101) for batch in micro_batches(step, images=False)]
-        captions = [caption for batch in batches for caption in stage.conditions[0].captions(batch)]
+        captions = [caption for batch in batches for caption in stage.conditionings[0].captions(batch, stage.context)]
         dropped = captions.count("") / len(captions)
         assert dropped == pytest.approx(share, abs=4 * (share * (1 - share) / len(captions)) ** 0.5)
         assert set(captions) - {""} <= {f"colour number {i}" for i in range(12)}

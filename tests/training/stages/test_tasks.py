@@ -13,17 +13,17 @@ from tiny_stages import NAMES, Colours, Kinds, changed, weights
 
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
+from ldm.conditioning.classes import ClassConditioning
 from ldm.config.root import Config
 from ldm.data.loader import Batch, Share, TrainingData
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
 from ldm.generation import TextToImage
-from ldm.training.classes import ClassCondition
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
 from ldm.training.stages import build
-from ldm.training.stages.initialize import started
+from ldm.training.stages.initialize import start_from
 from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2", "text=null")
@@ -85,7 +85,8 @@ def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path,
     told = {"classes": ["dog", 1]} if asked.uses_labels else {"num_images": 2}
     assert [image.size for image in pipe(num_inference_steps=2, **told)] == [(32, 32)] * 2
     assert pipe.pipeline.class_names == (NAMES if asked.uses_labels else ())
-    assert pipe.pipeline.empty_class == (4 if asked.uses_labels else None)
+    [conditioning] = pipe.pipeline.conditionings.values()
+    assert getattr(conditioning, "empty", None) == (4 if asked.uses_labels else None)
     assert "not tried" in plan("unet", asked, "scenes")
 
 
@@ -94,12 +95,13 @@ def test_a_share_of_the_classes_is_the_empty_one_which_guidance_goes_away_from(
     vae: str, tmp_path: Path, kind: str
 ) -> None:
     stage = make(kind, tmp_path, vae, "training.unet.condition_dropout=0.5")
-    [condition] = stage.conditions
-    assert isinstance(condition, ClassCondition)
-    found = torch.cat([condition.labels(batches(stage, kind, step)[0]) for step in range(1, 41)]).tolist()
+    [condition] = stage.conditionings
+    assert isinstance(condition, ClassConditioning)
+    given = [condition.training_inputs(batches(stage, kind, step)[0], stage.context) for step in range(1, 41)]
+    found = torch.cat([labels for [labels] in given]).tolist()
     assert found.count(4) / len(found) == pytest.approx(0.5, abs=4 * (0.25 / len(found)) ** 0.5)
     assert set(found) == {0, 1, 2, 3, 4}
-    speaking(stage.average.unet)
+    speaking(stage.average.denoiser)
     pipe = TextToImage(stage.average)
     [guided] = pipe(classes="dog", num_inference_steps=2)  # 3, as where there is text
     [asked] = pipe(classes=3, negative_class=4, guidance_scale=3, num_inference_steps=2)
@@ -111,13 +113,13 @@ def test_a_share_of_the_classes_is_the_empty_one_which_guidance_goes_away_from(
 
 
 def test_classes_that_do_not_fit_are_refused_in_one_line(vae: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the data has 4 classes: classes.num_classes must be 5, with one that"):
+    with pytest.raises(UserError, match=r"4 classes: set classes.num_classes to 5, one of which stands for no class"):
         make("token", tmp_path / "a", vae, "classes.num_classes=4")
-    with pytest.raises(UserError, match=r"must be 4, not 5"):
+    with pytest.raises(UserError, match=r"set classes.num_classes to 4, not 5"):
         make("token", tmp_path / "b", vae, "training.unet.condition_dropout=0")
-    with pytest.raises(UserError, match=r"sample_prompts means nothing for a U-Net that is told nothing"):
+    with pytest.raises(UserError, match=r"sample_prompts is set, but .* conditioning unconditional does not use it"):
         make("nothing", tmp_path / "c", vae, "training.unet.sample_prompts=[a dog]")
-    with pytest.raises(UserError, match=r"condition_dropout means nothing"):
+    with pytest.raises(UserError, match=r"condition_dropout is set, but a model with conditioning unconditional"):
         make("pixels", tmp_path / "d", vae, "training.unet.condition_dropout=0.2")
     with pytest.raises(UserError, match=r"cache_latents=false"):
         make("pixels", tmp_path / "e", vae, "training.unet.cache_latents=true")
@@ -127,14 +129,14 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(vae: str, tmp_path: Pat
             return 7
 
     stage = make("token", tmp_path / "f", vae)
-    with pytest.raises(UserError, match=r"has class 7; classes.num_classes 5 allows up to 3"):
+    with pytest.raises(UserError, match=r"has class 7, but classes.num_classes is 5, which allows up to 3"):
         stage.losses(batches(stage, "token", 1, Beyond()), 1)
 
 
 def test_a_run_keeps_its_classes(vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make("token", tmp_path, vae)
     Run(tmp_path, resume=True).save(1, stage.save, stage.state(), settings("token"))
-    with pytest.raises(UserError, match=r"condition_dropout 0 in a run that has an empty class"):
+    with pytest.raises(UserError, match=r"condition_dropout is 0, but the run has an empty class: keep it"):
         make("token", tmp_path, None, "training.unet.condition_dropout=0")
     monkeypatch.setattr(Kinds, "class_names", ("ant", "bee", "cow", "eel"))
     with pytest.raises(UserError, match=r"the classes of the data are not those of .*: eel"):
@@ -147,10 +149,10 @@ def test_what_fits_of_a_model_is_taken_over_and_a_line_says_what_is_new(
     text = config.load("tiny", ["training.unet.batch_size=8"])
     torch.manual_seed(1)
     first = build.unet_stage(text, Kinds(), Accelerator(cpu=True), Run(tmp_path / "text", resume=True), vae, None)
-    for weight in first.average.unet.conv_out.parameters():
+    for weight in first.average.denoiser.conv_out.parameters():
         torch.nn.init.normal_(weight)
     first.save(tmp_path / "saved")
-    given = load_pipeline(tmp_path / "saved").unet.state_dict()
+    given = load_pipeline(tmp_path / "saved").denoiser.state_dict()
     token = make("token", tmp_path / "token", None, init=str(tmp_path / "saved"))
     ours = token.pipeline.denoiser.state_dict()
     assert ours.keys() == given.keys()
@@ -172,7 +174,7 @@ def test_input_channels_that_are_new_change_nothing_at_first(vae: str, tmp_path:
     for weight in given.conv_out.parameters():
         torch.nn.init.normal_(weight)
     wider = type(given)(given.config.model_copy(update={"in_channels": 7, "out_channels": 8}))
-    started(wider, given, "it", Accelerator(cpu=True))
+    start_from(wider, given, "it", Accelerator(cpu=True))
     x, beside, t = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     with torch.no_grad():
         mean, variance = wider(torch.cat([x, beside], dim=1), t).chunk(2, dim=1)
