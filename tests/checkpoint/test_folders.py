@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.diffusers import pipeline as diffusers_pipeline
-from ldm.checkpoint.diffusers.networks import write_unet
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_autoencoder, find_model
 from ldm.checkpoint.pipeline import Pipeline

@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny_models import random_pipeline
 
-from ldm.checkpoint import store
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.errors import UserError
+from ldm.storage import store
 
 STRANGE: list[Any] = [None, True, -1, 0, 1, 3, 2**31, 2**64, 1e30, 1.5, float("nan"), float("inf"), "", "x", "é\u0000"]
 STRANGE += [[], [0], [-1], [8], [2**40, 2**40], [8, 16, 32], [[8]], [None, None], ["a", "b"], {}, {"a": 1}]

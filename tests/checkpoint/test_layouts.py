@@ -20,7 +20,7 @@ from ldm.checkpoint.find import find_autoencoder
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.classes import ClassEmbedder, ClassesConfig, ClassTokens
 from ldm.conditioning.text.conditioning import TextConditioning
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.errors import UserError
 
 KINDS: dict[str, Callable[[], Pipeline]] = {
@@ -245,7 +245,7 @@ def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> No
 
 
 def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
-    karras = DiffusionConfig(schedule=ScheduleConfig(spacing="karras", set_alpha_to_one=True))
+    karras = DiffusionConfig(schedule=schedule_config(spacing="karras", set_alpha_to_one=True))
     zeros = TextConditioning(tiny.sd_1().conditionings["text"].encoders, zeros_for_empty_prompt=True)
     ours = "LatentDiffusionPipeline"
     for pipeline, expected in (
@@ -266,7 +266,7 @@ def test_nothing_is_written_of_what_cannot_be_expressed(tmp_path: Path) -> None:
     pipeline = tiny.unconditional(num_attention_heads=2)
     with pytest.raises(UserError, match=r"unet.num_attention_heads is 2, but diffusers' UNet2DModel"):
         save_pipeline(pipeline, tmp_path / "new")
-    flow = DiffusionConfig(schedule=ScheduleConfig(kind="flow"), prediction="v")
+    flow = DiffusionConfig(schedule=schedule_config(kind="flow"), prediction="v")
     with pytest.raises(UserError, match=r"diffusion\.prediction is v"):
         save_pipeline(replace(tiny.sd_1(), diffusion=flow), tmp_path / "new")
     assert not (tmp_path / "new").exists()

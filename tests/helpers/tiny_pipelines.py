@@ -21,7 +21,7 @@ from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.t5 import T5Config
 from ldm.conditioning.text.tokenizers import CLIP_BRACKETS, Tokenizer, byte_pairs
 from ldm.conditioning.unconditional import Unconditional
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
@@ -30,7 +30,7 @@ from ldm.registry import SPATIAL
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]
 ZERO_SNR_V = DiffusionConfig(
-    schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True), prediction="v"
+    schedule=schedule_config(zero_terminal_snr=True, spacing="trailing", set_alpha_to_one=True), prediction="v"
 )
 V = DiffusionConfig(prediction="v")
 

@@ -14,7 +14,7 @@ from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.text.bert import BertConfig, BertTextEncoder
 from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
-from ldm.config.diffusion import DiffusionConfig, ScheduleConfig
+from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
@@ -42,7 +42,7 @@ def pipeline() -> Pipeline:
     )
     for weight in unet.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.1)
-    diffusion = DiffusionConfig(prediction="v", schedule=ScheduleConfig(zero_terminal_snr=True, spacing="trailing"))
+    diffusion = DiffusionConfig(prediction="v", schedule=schedule_config(zero_terminal_snr=True, spacing="trailing"))
     conditioning = TextConditioning([(BertTextEncoder(text, tokenizer.vocab_size), tokenizer)])
     pipeline = Pipeline(Autoencoder(autoencoder), unet, diffusion, {"text": conditioning})
     pipeline.autoencoder.set_statistics(torch.tensor([1.0, 0.0, -2.0, 0.3]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
