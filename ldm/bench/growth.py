@@ -55,7 +55,7 @@ def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis,
     Sizes and dtypes take turns.
     """
     config = configuration.load(name)
-    unet = random_network(lambda: UNet(config.need_unet())).to(device)
+    unet = random_network(lambda: UNet(config.denoiser)).to(device)
     return [_curves(config, unet, device, runs, axis) for axis in axes]
 
 

@@ -139,6 +139,6 @@ def operations(config: Config) -> dict[str, int]:
     These are the operations of the plain networks: what ours computes once per prompt counts in every call.
     """
     with on_meta():
-        unet, autoencoder = UNet(config.need_unet()), Autoencoder(config.autoencoder)
+        unet, autoencoder = UNet(config.denoiser), Autoencoder(config.autoencoder)
     side = config.data.size // config.autoencoder.downsampling_factor
     return {"unet": denoiser_flops(unet, side, TOKENS), **autoencoder_flops(autoencoder, side)}

@@ -81,7 +81,7 @@ def _with_unet(
     theirs: Callable[[Any, torch.dtype], Run] | None,
 ) -> Workload:
     """Return a workload of a configuration's U-Net on `rows` rows in all."""
-    unet = random_network(lambda: UNet(config.need_unet())).to(find_device())
+    unet = random_network(lambda: UNet(config.denoiser)).to(find_device())
     sides: dict[str, Any] = {}
     if theirs is not None:
         sides = sides_of_diffusers(lambda prepare, dtype: theirs(prepare(their_unet(unet), dtype), dtype), dtype)
@@ -97,7 +97,7 @@ def _with_unet(
 def image(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Workload:
     """Generate one image of a configuration's size from noise to pixels, without its text encoder."""
     config, device = configuration.load(name), find_device()
-    unet = random_network(lambda: UNet(config.need_unet())).to(device)
+    unet = random_network(lambda: UNet(config.denoiser)).to(device)
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder)).to(device)
     contexts, start = contexts_of(config, 2).to(device), noise_of(config, 1).to(device)
 
@@ -128,7 +128,7 @@ def image(name: str, dtype: torch.dtype, against: bool, steps: int = 50) -> Work
 
 def contexts_of(config: Config, count: int) -> Tensor:
     """Return random contexts (count, L, D)."""
-    shape = (count, TOKENS, config.need_unet().context_width or 0)
+    shape = (count, TOKENS, config.denoiser.context_width or 0)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -146,7 +146,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     text, source = config.text, RandomImages(settings.batch_size, config.data.size)
     captions = [caption for index in range(len(source)) for caption in source.captions(index)]
     autoencoder = random_network(lambda: Autoencoder(config.autoencoder))
-    unet = random_network(lambda: UNet(config.need_unet()))
+    unet = random_network(lambda: UNet(config.denoiser))
     encoder = random_network(lambda: make_text_encoder(text)), Tokenizer.train(captions, 512, TOKENS)
     pipeline = Pipeline(autoencoder, unet, config.diffusion, {"text": TextConditioning([encoder])})
     encoders, share = Encoders(autoencoder, encoder).to(accelerator.device), ProcessShare()

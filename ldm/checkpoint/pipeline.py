@@ -17,7 +17,8 @@ from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import Section
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
-from ldm.models.unet.unet import UNet
+from ldm.models.denoiser import DenoiserNetwork
+from ldm.registry import DENOISERS
 
 if TYPE_CHECKING:
     from ldm.generation.request import Request
@@ -28,7 +29,7 @@ class Pipeline:
     """All components of a model, by name."""
 
     autoencoder: Autoencoder
-    denoiser: UNet
+    denoiser: DenoiserNetwork
     diffusion: DiffusionConfig
     conditionings: Mapping[str, Conditioning]
     tile: int | None = None  # side in pixels of the tiles that pass through the autoencoder; see `ldm.models.tiling`
@@ -36,21 +37,26 @@ class Pipeline:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """All networks with weights, by name."""
-        found: dict[str, nn.Module] = {"autoencoder": self.autoencoder, "unet": self.denoiser}
+        found: dict[str, nn.Module] = {"autoencoder": self.autoencoder, self.denoiser_name: self.denoiser}
         return found | {name: module for each in self.conditionings.values() for name, module in each.modules.items()}
+
+    @property
+    def denoiser_name(self) -> str:
+        """Name of the denoiser in the registry, in a configuration and among the modules."""
+        return next(name for name, each in DENOISERS.items() if isinstance(self.denoiser, each))
 
     def with_modules(self, modules: Mapping[str, nn.Module]) -> Pipeline:
         """Replace networks by others of the same kinds, by name."""
         conditionings = {name: each.with_modules(modules) for name, each in self.conditionings.items()}
         kept: dict[str, Any] = {"autoencoder": self.autoencoder, "denoiser": self.denoiser}
-        kept["denoiser"] = modules.get("unet", self.denoiser)
+        kept["denoiser"] = modules.get(self.denoiser_name, self.denoiser)
         return replace(self, **kept, conditionings=conditionings)
 
     @property
     def sections(self) -> dict[str, Section]:
         """Sections of a configuration that describe the components."""
-        found: dict[str, Section] = {"autoencoder": self.autoencoder.config, "unet": self.denoiser.config}
-        found |= {"diffusion": self.diffusion}
+        found: dict[str, Section] = {"autoencoder": self.autoencoder.config, "denoiser": self.denoiser.config}
+        found |= {self.denoiser_name: self.denoiser.config, "diffusion": self.diffusion}
         return found | {
             name: section for each in self.conditionings.values() for name, section in each.described.items()
         }
@@ -77,7 +83,7 @@ class Pipeline:
             UserError: names the options that disagree.
         """
         try:
-            check_fit(self.sections, "unet")
+            check_fit(self.sections, self.denoiser_name)
         except ValueError as error:
             raise UserError(f"the components of {where} do not fit together: {error}") from None
 

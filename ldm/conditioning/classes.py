@@ -268,18 +268,18 @@ class ClassTable(ClassConditioning):
 
     @classmethod
     def is_used(cls, sections: Sections) -> bool:
-        return getattr(sections.get("unet"), "num_class_embeds", None) is not None
+        return getattr(sections.get("denoiser"), "num_classes", None) is not None
 
     @classmethod
     def load(cls, stored: StoredPipeline) -> Self | None:
-        return None if stored.denoiser.num_class_embeds is None else cls(*read_facts(stored.index))
+        return None if stored.denoiser.num_classes is None else cls(*read_facts(stored.index))
 
     @classmethod
     def rows(cls, config: Config) -> int:
-        return int(config.need_unet().num_class_embeds or 0)
+        return int(config.denoiser.num_classes or 0)
 
     def count(self, pipeline: Pipeline) -> int:
-        return int(pipeline.denoiser.config.num_class_embeds or 0)
+        return int(pipeline.denoiser.config.num_classes or 0)
 
     @classmethod
     def create(cls, config: Config, source: Source, accelerator: Accelerator) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ldm.conditioning.base import Conditioning, Sections
 from ldm.registry import CONDITIONINGS, SPATIAL
 
@@ -26,7 +28,7 @@ def check_fit(sections: Sections, name: str) -> None:
     Raises:
         ValueError: names both options and their values.
     """
-    denoiser, autoencoder = sections[name], sections["autoencoder"]
+    denoiser, autoencoder = sections["denoiser"], sections["autoencoder"]
     found = {each.name: each.denoiser_inputs(sections) for each in used_conditionings(sections)}
     inputs = list(found.values())
     contexts = [name for name, each in found.items() if each.context]
@@ -50,10 +52,15 @@ def check_fit(sections: Sections, name: str) -> None:
             f"{name}.out_channels is {denoiser.out_channels}, but autoencoder.latent_channels is {latent}{twice}: "
             "set one of them"
         )
-    _check_context(denoiser.cross_attention_dim, context, name)
+    _check_context(denoiser, context, name)
+    if getattr(denoiser, "class_embed_type", None) is not None:
+        raise ValueError(f"{name}.class_embed_type is {denoiser.class_embed_type}, which no conditioning provides")
 
 
-def _check_context(expected: int | None, context: dict[str, int], name: str) -> None:
-    if (sum(context.values()) or None) != expected:
+def _check_context(denoiser: Any, context: dict[str, int], name: str) -> None:
+    if (sum(context.values()) or None) != denoiser.context_width:
+        option = "cross_attention_dim" if hasattr(denoiser, "cross_attention_dim") else "context_width"
         found = " + ".join(f"{option} ({width})" for option, width in context.items()) or "no text, classes or image"
-        raise ValueError(f"{name}.cross_attention_dim is {expected}, but the context has {found}: they must be equal")
+        raise ValueError(
+            f"{name}.{option} is {denoiser.context_width}, but the context has {found}: they must be equal"
+        )

@@ -17,29 +17,44 @@ from ldm.config.section import Section, extended
 from ldm.config.training import TrainingConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AnyAutoencoderConfig, AutoencoderConfig
-from ldm.models.unet.config import UNetConfig
+from ldm.registry import DENOISERS
 
 
 class ConfigBase(Section):
     """One file: everything that the training of each stage needs."""
 
     autoencoder: AnyAutoencoderConfig = AutoencoderConfig()
-    unet: UNetConfig | None = UNetConfig()  # null: the file describes an autoencoder alone, or a classifier
     classifier: ClassifierConfig | None = None  # of noisy latents, for classifier guidance; in a file without a U-Net
     diffusion: DiffusionConfig = DiffusionConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
 
-    if TYPE_CHECKING:  # sections of conditionings
+    if TYPE_CHECKING:  # sections of denoisers and conditionings
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def need_unet(self) -> UNetConfig:
-        """Return the denoiser's section; UserError if the file describes an autoencoder alone."""
-        if self.unet is None:
-            raise UserError("this configuration describes an autoencoder alone (unet: null): add the section unet")
-        return self.unet
+    @property
+    def denoiser_name(self) -> str | None:
+        """Name of the denoiser's section; None: the file describes an autoencoder alone, or a classifier."""
+        return next((name for name in DENOISERS if getattr(self, name) is not None), None)
+
+    @property
+    def denoiser(self) -> Any:
+        """Section of the denoiser.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if self.denoiser_name is None:
+            raise UserError(f"this configuration has no denoiser: add a section {' or '.join(DENOISERS)}")
+        return getattr(self, self.denoiser_name)
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Sections by name, with the denoiser's also as `denoiser`."""
+        name = self.denoiser_name
+        return dict(self) | {"denoiser": None if name is None else getattr(self, name)}
 
     def need_classifier(self) -> ClassifierConfig:
         """Return the classifier's section; UserError if there is none."""
@@ -50,7 +65,7 @@ class ConfigBase(Section):
     @property
     def conditionings(self) -> list[type[Conditioning]]:
         """The conditionings of the denoiser."""
-        return used_conditionings(dict(self))
+        return used_conditionings(self.sections)
 
     @property
     def uses_labels(self) -> bool:
@@ -60,15 +75,23 @@ class ConfigBase(Section):
     @property
     def image_sizes(self) -> tuple[Size, ...]:
         """Heights and widths of images in training: the square, and the buckets that both networks can take."""
-        halvings = 1 if self.unet is None else self.unet.multiple
+        halvings = 1 if self.denoiser_name is None else self.denoiser.multiple
         return self.data.sizes(self.autoencoder.downsampling_factor * math.lcm(halvings, *latent_multiples(self)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_denoiser(cls, tree: Any) -> Any:
+        """A denoiser of another kind replaces the default one."""
+        default, *others = DENOISERS
+        given = [name for name in others if isinstance(tree, dict) and tree.get(name) is not None]
+        return {default: None} | tree if given else tree
 
     @model_validator(mode="after")
     def _components_fit(self) -> ConfigBase:
-        if self.unet is None:
+        if self.denoiser_name is None:
             self._check_nothing_is_conditioned()
         else:
-            check_fit(dict(self), "unet")
+            check_fit(self.sections, self.denoiser_name)
         if self.classifier is not None:
             self._check_classifier(self.classifier)
         self._check_data()
@@ -81,8 +104,8 @@ class ConfigBase(Section):
                 raise ValueError(f"unet is null, but {name} is set: set {name} to null as well")
 
     def _check_classifier(self, classifier: ClassifierConfig) -> None:
-        if self.unet is not None:
-            raise ValueError("unet and classifier are both set: set one of them to null")
+        if self.denoiser_name is not None:
+            raise ValueError(f"{self.denoiser_name} and classifier are both set: set one of them to null")
         if classifier.in_channels != self.autoencoder.latent_channels:
             raise ValueError(
                 f"classifier.in_channels is {classifier.in_channels}, but autoencoder.latent_channels is "
@@ -102,7 +125,11 @@ class ConfigBase(Section):
                     raise ValueError(f"data.{option} is set, but only the conditioning {each.name} uses it")
 
 
-_fields = {name: field for each in all_conditionings() for name, field in each.sections.items()}
+_fields: dict[str, tuple[Any, Any]] = {
+    name: field for each in all_conditionings() for name, field in each.sections.items()
+}
+_fields |= {name: (each.section | None, None) for name, each in DENOISERS.items()}
+_fields["unet"] = (DENOISERS["unet"].section | None, DENOISERS["unet"].section())
 if TYPE_CHECKING:
     Config = ConfigBase
 else:

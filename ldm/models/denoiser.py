@@ -62,8 +62,13 @@ class DenoiserNetwork(Network):
     """
 
     section: ClassVar[type[Section]] = DenoiserConfig
-    folder: ClassVar[str] = "unet"  # in a pipeline
+    library: ClassVar[str] = "ldm"  # in `model_index.json`
     config: Any  # an instance of `section`
+
+    @classmethod
+    def parts(cls) -> tuple[tuple[str, str], ...]:
+        """Libraries and classes in `model_index.json` that can be loaded."""
+        return tuple((cls.library, name) for name in cls.class_names())
 
     @abstractmethod
     def embed_time(self, t: Tensor, classes: Tensor | None = None, added: Added | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.cost import ADAM, FLOAT32, count_forward, count_forward_backward, count_parameters, training_memory
-from ldm.models.unet.unet import UNet
+from ldm.registry import DENOISERS
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.optim.groups import freeze, inner_matrices
 from ldm.training.stages.autoencoder import Reconstruction
@@ -68,11 +68,16 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
 
 
 def _unet_cost(config: Config) -> StepCost:
-    unet, metas = UNet(config.need_unet()), [kind.meta(config) for kind in config.conditionings]
+    denoiser, metas = (
+        DENOISERS[str(config.denoiser_name)](config.denoiser),
+        [kind.meta(config) for kind in config.conditionings],
+    )
     trained = {name: module for each in metas for name, module in each.modules.items()}
     functions = [kind.conditioning_fn(config) for kind in config.conditionings]
-    network = ConditionalDenoiser(unet, "unet", trained, functions)
-    parts = {"U-Net": unet} | {name.replace("_", " "): module for name, module in trained.items()}
+    network = ConditionalDenoiser(denoiser, str(config.denoiser_name), trained, functions)
+    parts = {"U-Net" if config.unet else str(config.denoiser_name): denoiser} | {
+        name.replace("_", " "): module for name, module in trained.items()
+    }
     cost = _latent_cost(config, config.training.unet, network, parts, *(each.inputs for each in metas))
     frozen = [each.frozen for each in metas if each.frozen is not None]
     return replace(cost, flops=cost.flops + sum(count_forward(forward)[0] for forward in frozen))

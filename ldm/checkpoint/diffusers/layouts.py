@@ -16,11 +16,11 @@ from ldm.conditioning.spatial import MASK, PIXELS
 from ldm.conditioning.text.conditioning import ZEROS
 from ldm.errors import UserError
 from ldm.models.autoencoder.fields import diffusers_classes
+from ldm.registry import DENOISERS
 from ldm.storage.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.storage.renames import current_index
 
-UNETS: dict[str, Part] = {"transformer": ("diffusers", "UNet2DConditionModel"), "plain": ("diffusers", "UNet2DModel")}
-KL, CONDITIONAL, PLAIN = (("diffusers", "AutoencoderKL"),), (UNETS["transformer"],), (UNETS["plain"],)
+KL, CONDITIONAL, PLAIN = ((("diffusers", name),) for name in ("AutoencoderKL", "UNet2DConditionModel", "UNet2DModel"))
 BERT, CLIP, T5 = (("transformers", name) for name in ("BertModel", "CLIPTextModel", "T5EncoderModel"))
 POOLED = ("transformers", "CLIPTextModelWithProjection")
 VISION = ("transformers", "CLIPVisionModelWithProjection")
@@ -153,7 +153,7 @@ def known_parts() -> dict[str, tuple[Part, ...]]:
     """Return all parts of pipelines, with the libraries and classes that can be loaded."""
     found = {
         "autoencoder": tuple(("diffusers", name) for name in diffusers_classes()),
-        "unet": tuple(UNETS.values()),
+        "unet": tuple(part for each in DENOISERS.values() for part in each.parts()),
         "scheduler": tuple(("diffusers", name) for name in scheduler_classes()),
     }
     return found | {name: kinds for each in all_conditionings() for name, kinds in each.known_parts().items()}
@@ -161,7 +161,8 @@ def known_parts() -> dict[str, tuple[Part, ...]]:
 
 def network_parts(pipeline: Pipeline) -> dict[str, Part]:
     """Return library and class of each network, as it is written."""
-    found = {"unet": UNETS[pipeline.denoiser.config.attention]}
+    denoiser = pipeline.denoiser
+    found = {"unet": (denoiser.library, denoiser.class_name(denoiser.config))}
     if (name := pipeline.autoencoder.config.bottleneck.diffusers_class) is not None:
         found["autoencoder"] = ("diffusers", name)
     return found | {name: part for each in pipeline.conditionings.values() for name, part in each.parts.items()}

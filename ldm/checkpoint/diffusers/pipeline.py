@@ -16,7 +16,8 @@ from ldm.config.diffusion import DiffusionConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.identity import identity_config
-from ldm.models.unet.unet import UNet
+from ldm.models.denoiser import DenoiserNetwork
+from ldm.registry import DENOISERS
 from ldm.storage.fields import load_fields
 from ldm.storage.store import save_json
 from ldm.storage.weights import SHARD_SIZE
@@ -44,15 +45,16 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Pip
     if not path.is_file() and (folder / "vae").is_dir():
         raise UserError(f"{folder} holds an autoencoder but no pipeline: train a U-Net on it with ldm train-unet")
     layout, parts, places, index = read_index(load_fields(path), path)
-    unet, diffusion = UNet.from_pretrained(places["unet"], dtype), load_scheduler(places["scheduler"])
+    network = next(each for each in DENOISERS.values() if parts["unet"] in each.parts())
+    denoiser, diffusion = network.from_pretrained(places["unet"], dtype), load_scheduler(places["scheduler"])
     if "autoencoder" in places:
         autoencoder = Autoencoder.from_pretrained(places["autoencoder"], dtype)
     else:
-        autoencoder = _pixel_space(unet, diffusion)
-    stored = StoredPipeline(places, index, layout.options, unet.config, autoencoder.config, layout.implied, dtype)
+        autoencoder = _pixel_space(denoiser, diffusion)
+    stored = StoredPipeline(places, index, layout.options, denoiser.config, autoencoder.config, layout.implied, dtype)
     loaded = [each.load(stored) for each in all_conditionings() if each is not Unconditional]
     found = [each for each in loaded if each is not None] or [Unconditional()]
-    pipeline = Pipeline(autoencoder, unet, diffusion, {each.name: each for each in found})
+    pipeline = Pipeline(autoencoder, denoiser, diffusion, {each.name: each for each in found})
     for part, (_, name) in network_parts(pipeline).items():
         if part in parts and name != parts[part][1] and part in ("unet", "autoencoder"):
             raise UserError(f"{path} says that {places[part].name} is {parts[part][1]}, but its folder holds {name}")
@@ -60,10 +62,10 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Pip
     return pipeline
 
 
-def _pixel_space(unet: UNet, diffusion: DiffusionConfig) -> Autoencoder:
-    """Create the identity, for a U-Net that works on pixels."""
-    channels = unet.config.out_channels // (2 if diffusion.learned_variance else 1)
-    return Autoencoder(identity_config(channels, unet.config.sample_size)).eval()
+def _pixel_space(denoiser: DenoiserNetwork, diffusion: DiffusionConfig) -> Autoencoder:
+    """Create the identity, for a denoiser that works on pixels."""
+    channels = denoiser.config.out_channels // (2 if diffusion.learned_variance else 1)
+    return Autoencoder(identity_config(channels, denoiser.config.sample_size)).eval()
 
 
 def save_pipeline(

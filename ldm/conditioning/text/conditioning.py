@@ -84,8 +84,12 @@ class TextConditioning(Conditioning):
         found = {name: sections[name] for name in SECTIONS if sections.get(name) is not None}
         if "text" not in found:
             raise ValueError("text_2 is a second text encoder: set text as well")
-        if (embedded := getattr(sections.get("unet"), "addition_embed_type", None)) is not None:
-            _check_added(sections["unet"], list(found.values())[-1], embedded)
+        pooled = getattr(list(found.values())[-1], "projection_dim", None)
+        if (expected := sections["denoiser"].pooled_width) not in (None, pooled):
+            raise ValueError(
+                f"the denoiser expects pooled text of width {expected}, but projection_dim of the last text encoder is "
+                f"{pooled}: they must be equal"
+            )
         return DenoiserInputs(context={f"{name}.hidden_size": each.hidden_size for name, each in found.items()})
 
     @classmethod
@@ -322,21 +326,11 @@ def _sections(config: Config) -> dict[str, TextSection]:
 
 
 def _needs_pooled(config: Config) -> bool:
-    return getattr(config.unet, "addition_embed_type", None) is not None
+    return config.denoiser.pooled_width is not None
 
 
 def _has_added(pipeline: Pipeline) -> bool:
-    return getattr(pipeline.denoiser.config, "addition_embed_type", None) is not None
-
-
-def _check_added(unet: Any, last: TextSection, embedded: str) -> None:
-    pooled = getattr(last, "projection_dim", None)
-    needed = None if pooled is None else pooled + 6 * (unet.addition_time_embed_dim or 0)
-    if unet.projection_class_embeddings_input_dim != needed:
-        raise ValueError(
-            f"unet.projection_class_embeddings_input_dim is {unet.projection_class_embeddings_input_dim}, but "
-            f"addition_embed_type {embedded} needs {needed}: the last text encoder's projection_dim and six sizes"
-        )
+    return pipeline.denoiser.config.pooled_width is not None
 
 
 def _check_pair(encoder: TextEncoder, tokenizer: Tokenizer, where: Path) -> None:

@@ -29,6 +29,7 @@ class UNet(DenoiserNetwork):
     """A U-Net of ResNet blocks; levels with `attention_layers` have attention after each."""
 
     section = UNetConfig
+    library = "diffusers"
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:

@@ -21,7 +21,8 @@ from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
-from ldm.models.unet.unet import UNet
+from ldm.models.denoiser import DenoiserNetwork
+from ldm.registry import DENOISERS
 from ldm.training.runs.run import Run
 
 
@@ -56,7 +57,7 @@ def _of_run(config: Config, source: Source, run: Run, vae: str | None) -> Pipeli
     saved = load_pipeline(newest)
     if vae is not None:
         _check_weights(Autoencoder.from_pretrained(find_autoencoder(vae)), saved.autoencoder, vae, run)
-    check_same(saved.denoiser.config, config.need_unet(), "unet", str(newest))
+    check_same(saved.denoiser.config, config.denoiser, str(config.denoiser_name), str(newest))
     found = [kind.resume(config, source, saved, str(newest)) for kind in config.conditionings]
     return _pipeline(config, saved.autoencoder, found)
 
@@ -64,8 +65,9 @@ def _of_run(config: Config, source: Source, run: Run, vae: str | None) -> Pipeli
 def _pipeline(config: Config, autoencoder: Autoencoder, conditionings: Sequence[Conditioning]) -> Pipeline:
     """Combine an autoencoder and conditionings with a new denoiser."""
     side = config.data.size // autoencoder.config.downsampling_factor
-    unet = UNet(config.need_unet().model_copy(update={"sample_size": side}))
-    return Pipeline(autoencoder, unet, config.diffusion, {each.name: each for each in conditionings})
+    network = DENOISERS[str(config.denoiser_name)]
+    denoiser = network(config.denoiser.model_copy(update={"sample_size": side}))
+    return Pipeline(autoencoder, denoiser, config.diffusion, {each.name: each for each in conditionings})
 
 
 def initial_classifier(
@@ -104,7 +106,7 @@ CONDITIONS = {"in_channels", "out_channels", "attention", "cross_attention_dim",
 CONDITIONS |= {"addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
 
 
-def start_from(unet: UNet, given: UNet, where: str, accelerator: Accelerator) -> None:
+def start_from(network: DenoiserNetwork, given: DenoiserNetwork, where: str, accelerator: Accelerator) -> None:
     """Copy the weights of a trained U-Net whose names and shapes agree; print what stays new.
 
     New input and output channels start at zero, so that the result equals the trained U-Net at first.
@@ -112,12 +114,13 @@ def start_from(unet: UNet, given: UNet, where: str, accelerator: Accelerator) ->
     Raises:
         UserError: if more than the conditions differs, since little of use would be left.
     """
-    check_same(given.config, unet.config, "unet", where, CONDITIONS)
-    ours, theirs = unet.state_dict(), given.state_dict()
+    check_same(given.config, network.config, "unet", where, CONDITIONS)
+    ours, theirs = network.state_dict(), given.state_dict()
     taken = {name: weight for name, weight in theirs.items() if name in ours and weight.shape == ours[name].shape}
     for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"):
-        taken.setdefault(name, _padded(theirs[name], ours[name]))
-    unet.load_state_dict(ours | taken)
+        if name in ours and name in theirs:
+            taken.setdefault(name, _padded(theirs[name], ours[name]))
+    network.load_state_dict(ours | taken)
     new = [name for name in ours if name not in taken]
     if new and accelerator.is_main_process:
         kept = f"{len(taken)} of the {len(ours)} tensors of the U-Net are those of {where}"

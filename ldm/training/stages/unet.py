@@ -30,7 +30,8 @@ from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 from ldm.generation import TextToImage
-from ldm.models.unet.fields import unet_to_fields
+from ldm.models.denoiser import DenoiserNetwork
+from ldm.registry import DENOISERS
 from ldm.training.cache.fingerprints import Encoders
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_latents
 from ldm.training.ema import EMA
@@ -61,10 +62,10 @@ class UNetStage(LatentStage):
         self.variance_loss = VarianceLoss(config.diffusion, decoder) if config.diffusion.learned_variance else None
         trained = {name: module for each in self.conditionings for name, module in each.trained(context).items()}
         for name, module in pipeline.modules.items():
-            if name not in {"unet", *trained}:
+            if name not in {pipeline.denoiser_name, *trained}:
                 module.to(accelerator.device).eval().requires_grad_(False)
         functions = [each.conditioning_fn(config) for each in self.conditionings]
-        network = self.place(ConditionalDenoiser(pipeline.denoiser, "unet", trained, functions))
+        network = self.place(ConditionalDenoiser(pipeline.denoiser, pipeline.denoiser_name, trained, functions))
         freeze(network, self.config.freeze)
         own = {name: rate for each in self.conditionings for name, rate in each.learning_rates(context).items()}
         rates = own | self.config.learning_rates
@@ -81,7 +82,8 @@ class UNetStage(LatentStage):
         check_options(config)
         for kind in config.conditionings:
             kind.check_training(config, new=start.init is None and not run.steps())
-        unet_to_fields(config.need_unet())  # raises for a U-Net that cannot be saved
+        network: type[DenoiserNetwork] = DENOISERS[str(config.denoiser_name)]
+        network.to_fields(config.denoiser)  # raises for a denoiser that cannot be saved
         if start.init is not None:
             find_model(start.init)
         super().check(config, run, start)
@@ -196,5 +198,3 @@ def check_options(config: Config) -> None:
         if getattr(config.training.unet, name) != UNetStageConfig.model_fields[name].get_default():
             names = " and ".join(kind.name for kind in config.conditionings)
             raise UserError(f"training.unet.{name} is set, but a model with conditioning {names} does not use it")
-    if config.need_unet().class_embed_type is not None:
-        raise UserError("train-unet does not support unet.class_embed_type: set it to null")
