@@ -71,11 +71,6 @@ class Pipeline:
         """Where the networks are."""
         return next(self.denoiser.parameters()).device
 
-    @property
-    def size_multiple(self) -> int:
-        """What width and height of images must be divisible by, in pixels."""
-        return self.autoencoder.config.downsampling_factor * self.denoiser.config.multiple
-
     def check(self, where: Path) -> None:
         """Check that the components fit together.
 
@@ -84,6 +79,8 @@ class Pipeline:
         """
         try:
             check_fit(self.sections, self.denoiser_name)
+            for each in self.conditionings.values():
+                each.check(self)
         except ValueError as error:
             raise UserError(f"the components of {where} do not fit together: {error}") from None
 
@@ -99,7 +96,7 @@ class Pipeline:
         for option in sorted(_conditional_options() - used):
             default = next(field.default for field in dataclasses.fields(request) if field.name == option)
             if getattr(request, option) != default:
-                raise UserError(f"this model is conditioned on {self.summary}: it does not use {option}, leave it out")
+                raise UserError(f"this model is {self.summary}: it does not use {option}, leave it out")
         for each in self.conditionings.values():
             request = each.resolve(request, self)
         return request if request.guidance_scale is not None else replace(request, guidance_scale=1.0)
@@ -108,7 +105,7 @@ class Pipeline:
     def summary(self) -> str:
         """The names of the conditionings."""
         names = [name.replace("_", " ") for name in self.conditionings if name != "unconditional"]
-        return " and ".join(names) or "nothing"
+        return f"conditioned on {' and '.join(names)}" if names else "unconditional"
 
     def encode_cond_and_uncond(
         self, subjects: Sequence[Subject], request: Request, size: tuple[int, int]

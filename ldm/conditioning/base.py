@@ -110,7 +110,7 @@ class DenoiserInputs(NamedTuple):
 
     context: Mapping[str, int] = {}  # widths of the context, concatenated
     channels: Mapping[str, int] = {}  # channels that are concatenated to the latents
-    classes: bool = False  # class numbers for the denoiser's table of classes
+    pooled: int | None = None  # width of the pooled text
 
 
 class Meta(NamedTuple):
@@ -247,6 +247,14 @@ class Conditioning(ABC):
     def modules(self) -> Mapping[str, nn.Module]:
         """Networks with weights, by name."""
         return {}
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Check what sections do not tell, such as a tokenizer or the names of classes.
+
+        Raises:
+            ValueError: if the modules do not fit each other or the pipeline.
+        """
+        return
 
     def with_modules(self, modules: Mapping[str, Any]) -> Conditioning:
         """Return the same conditioning with other networks, by name; those that it has not are ignored."""

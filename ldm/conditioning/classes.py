@@ -94,6 +94,14 @@ class ClassConditioning(Conditioning):
     def facts(self) -> dict[str, Any]:
         return class_facts(self.names, self.empty)
 
+    def check(self, pipeline: Pipeline) -> None:
+        rows = self.count(pipeline)
+        needed = rows if self.empty is None else rows - 1
+        if self.names and len(self.names) != needed:
+            raise ValueError(f"{NAMES} names {len(self.names)} classes, but there are {needed} besides the empty class")
+        if self.empty is not None and self.empty >= rows:
+            raise ValueError(f"{EMPTY} is {self.empty}, but there are classes 0 to {rows - 1}")
+
     # --- training
 
     @classmethod

@@ -7,6 +7,8 @@ from typing import Any
 from ldm.conditioning.base import Conditioning, Sections
 from ldm.registry import CONDITIONINGS, SPATIAL
 
+PIXELS = 3  # channels of images
+
 
 def all_conditionings() -> list[type[Conditioning]]:
     """Return all registered conditionings."""
@@ -33,26 +35,32 @@ def check_fit(sections: Sections, name: str) -> None:
     inputs = list(found.values())
     contexts = [name for name, each in found.items() if each.context]
     if len(contexts) > 1:
-        raise ValueError(f"{' and '.join(contexts)} all give the denoiser a context: set all but one to null")
+        raise ValueError(f"{' and '.join(contexts)} each give the denoiser a context: set one of them to null")
+    if contexts and denoiser.num_classes is not None:
+        raise ValueError(f"{contexts[0]} and the table of classes in {name} are both set: remove one of them")
     context = {option: width for each in inputs for option, width in each.context.items()}
     channels = {option: count for each in inputs for option, count in each.channels.items()}
     latent = autoencoder.latent_channels
     needed = latent + sum(channels.values())
     if denoiser.in_channels != needed:
-        options = " + ".join(f"{option} ({count})" for option, count in channels.items())
-        rest = f" + {options}" if options else ""
-        raise ValueError(
-            f"{name}.in_channels is {denoiser.in_channels}, but autoencoder.latent_channels ({latent}){rest} is "
-            f"{needed}: set one of them"
-        )
+        rest = "".join(f" + {option} ({count})" for option, count in channels.items())
+        options = "autoencoder.latent_channels" + (f" ({latent}){rest}" if rest else "")
+        raise ValueError(f"{name}.in_channels is {denoiser.in_channels}, but {options} is {needed}: they must be equal")
     outputs = latent * (2 if sections["diffusion"].learned_variance else 1)
     if denoiser.out_channels != outputs:
-        twice = ", twice that with diffusion.learned_variance" if outputs != latent else ""
+        rule = f"with diffusion.learned_variance it must be {outputs}" if outputs != latent else "they must be equal"
         raise ValueError(
-            f"{name}.out_channels is {denoiser.out_channels}, but autoencoder.latent_channels is {latent}{twice}: "
-            "set one of them"
+            f"{name}.out_channels is {denoiser.out_channels}, but autoencoder.latent_channels is {latent}: {rule}"
         )
+    if autoencoder.is_pixel_space and latent != PIXELS:
+        raise ValueError(f"the pixels of images have {latent} channels, but only images with {PIXELS} are supported")
     _check_context(denoiser, context, name)
+    pooled = next((each.pooled for each in inputs if each.pooled is not None), None)
+    if denoiser.pooled_width not in (None, pooled):
+        raise ValueError(
+            f"{name} expects pooled text of width {denoiser.pooled_width}, but projection_dim of the last text encoder "
+            f"is {pooled}: they must be equal"
+        )
     if getattr(denoiser, "class_embed_type", None) is not None:
         raise ValueError(f"{name}.class_embed_type is {denoiser.class_embed_type}, which no conditioning provides")
 

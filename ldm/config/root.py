@@ -17,6 +17,7 @@ from ldm.config.section import Section, extended
 from ldm.config.training import TrainingConfig
 from ldm.errors import UserError
 from ldm.models.autoencoder.config import AnyAutoencoderConfig, AutoencoderConfig
+from ldm.models.denoiser import DenoiserNetwork
 from ldm.registry import DENOISERS
 
 
@@ -46,9 +47,21 @@ class ConfigBase(Section):
         Raises:
             UserError: if there is none.
         """
+        return getattr(self, self._needed_denoiser())
+
+    @property
+    def denoiser_class(self) -> type[DenoiserNetwork]:
+        """Network of the denoiser's section.
+
+        Raises:
+            UserError: if there is none.
+        """
+        return DENOISERS[self._needed_denoiser()]
+
+    def _needed_denoiser(self) -> str:
         if self.denoiser_name is None:
             raise UserError(f"this configuration has no denoiser: add a section {' or '.join(DENOISERS)}")
-        return getattr(self, self.denoiser_name)
+        return self.denoiser_name
 
     @property
     def sections(self) -> dict[str, Any]:

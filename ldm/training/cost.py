@@ -18,7 +18,6 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.cost import ADAM, FLOAT32, count_forward, count_forward_backward, count_parameters, training_memory
-from ldm.registry import DENOISERS
 from ldm.training.checkpointing import checkpoint_gradients
 from ldm.training.optim.groups import freeze, inner_matrices
 from ldm.training.stages.autoencoder import Reconstruction
@@ -68,10 +67,8 @@ def memory(settings: StageConfig, cost: StepCost) -> float:
 
 
 def _unet_cost(config: Config) -> StepCost:
-    denoiser, metas = (
-        DENOISERS[str(config.denoiser_name)](config.denoiser),
-        [kind.meta(config) for kind in config.conditionings],
-    )
+    denoiser = config.denoiser_class(config.denoiser)
+    metas = [kind.meta(config) for kind in config.conditionings]
     trained = {name: module for each in metas for name, module in each.modules.items()}
     functions = [kind.conditioning_fn(config) for kind in config.conditionings]
     network = ConditionalDenoiser(denoiser, str(config.denoiser_name), trained, functions)

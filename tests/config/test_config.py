@@ -72,8 +72,11 @@ FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
     ("overrides", "words"),
     [
         (["diffusion.prediction=eps"], "prediction eps cannot recover the image from pure noise"),
-        (["unet.out_channels=8"], "unet.out_channels is 8, but autoencoder.latent_channels is 4: set one"),
-        (["diffusion.learned_variance=true"], "unet.out_channels is 4, .* is 4, twice that with diffusion.learned"),
+        (["unet.out_channels=8"], "unet.out_channels is 8, but autoencoder.latent_channels is 4: they must be equal"),
+        (
+            ["diffusion.learned_variance=true"],
+            "unet.out_channels is 4, .* is 4: with diffusion.learned_variance it must be 8",
+        ),
         (["diffusion.weighting.kind=vlb", *FLOW], "weighting.kind vlb needs discrete timesteps"),
         (
             ["diffusion.learned_variance=true", *FLOW],
@@ -124,7 +127,7 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
         (["text={kind: bert, hidden_size: 30}"], "text: hidden_size 30 is not divisible by num_attention_heads 4"),
         (["text=words"], "text: Input should be a valid dictionary"),
         (["classes={num_clases: 3}"], "unknown option 'classes.num_clases'; did you mean 'num_classes'?"),
-        (["classes={num_classes: 3}"], "text and classes all give the denoiser a context: set all but one to null"),
+        (["classes={num_classes: 3}"], "text and classes each give the denoiser a context: set one of them to null"),
         (["text=null", "classes={num_classes: 0}"], "classes.num_classes: Input should be greater than or equal to 1"),
         (["text=null", "classes={hidden_size: 8}"], r"is 64, but the context has classes.hidden_size \(8\): they must"),
         (["text=null", "text_2={kind: clip}"], "text_2 is a second text encoder: set text as well"),
@@ -135,7 +138,7 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
         ),
         (
             ["spatial={kind: segmentation_map, stages: 2}"],
-            r"unet.in_channels is 4, but .*latent_channels \(4\) \+ spatial.channels \(3\) is 7: set one of them",
+            r"unet.in_channels is 4, but .*latent_channels \(4\) \+ spatial.channels \(3\) is 7: they must be equal",
         ),
         (
             ["spatial={kind: segmentation_map, stages: 1}", "unet.in_channels=7"],
@@ -180,5 +183,5 @@ def test_a_file_may_describe_an_autoencoder_alone_and_says_so_when_a_u_net_is_as
     path = tmp_path / "alone.yaml"
     path.write_text(dump(alone))
     assert config.load(path) == alone
-    with pytest.raises(UserError, match="describes an autoencoder alone"):
-        alone.need_unet()
+    with pytest.raises(UserError, match="has no denoiser: add a section unet"):
+        _ = alone.denoiser

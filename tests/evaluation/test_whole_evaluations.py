@@ -1,4 +1,4 @@
-"""Whole evaluations of tiny models: what is read, drawn, kept and refused."""
+"""Complete evaluations of tiny models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from tiny_pipelines import bert, of_classes, unconditional, vq
 from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import evaluate, image_side
-from ldm.evaluation.plan import Plan, Sampling
+from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
-from ldm.generation import TextToImage
+from ldm.generation import Request, TextToImage
 
-FEW_STEPS = Sampling(num_inference_steps=2, seed=5)
+FEW_STEPS = Request(num_inference_steps=2, seed=5)
 
 
 def plan(*metrics: str, **options: object) -> Plan:
@@ -24,7 +24,7 @@ def plan(*metrics: str, **options: object) -> Plan:
     return Plan(metrics=metrics, **given | options)
 
 
-def test_a_codebook_s_use_is_that_of_all_positions_of_all_images() -> None:
+def test_the_use_of_a_codebook_is_over_all_positions_of_all_images() -> None:
     autoencoder, source = vq(), Blots()
     with torch.inference_mode():
         latents = autoencoder.encode(to_tensor(source.images)).mode()
@@ -37,7 +37,7 @@ def test_a_codebook_s_use_is_that_of_all_positions_of_all_images() -> None:
     assert found["codebook_perplexity"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_an_autoencoder_alone_is_measured_as_it_is_in_its_pipeline() -> None:
+def test_an_autoencoder_has_the_same_results_alone_and_in_its_pipeline() -> None:
     pipe, source, asked = TextToImage(bert()), Blots(), plan("psnr", "ssim", "rfid")
     assert image_side(pipe) == image_side(pipe.pipeline.autoencoder) == SIDE
     whole, alone = (
@@ -45,19 +45,19 @@ def test_an_autoencoder_alone_is_measured_as_it_is_in_its_pipeline() -> None:
     )
     assert whole.results == alone.results
     assert "sampling" not in alone.settings
-    with pytest.raises(UserError, match="draws nothing"):
+    with pytest.raises(UserError, match="generates no samples"):
         evaluate(pipe.pipeline.autoencoder, source, plan("fid"), features=blot_features())
     with pytest.raises(UserError, match="has no codebook"):
         evaluate(pipe.pipeline.autoencoder, source, plan("codebook"))
 
 
-def test_images_are_decoded_once_however_much_is_measured_on_them() -> None:
+def test_images_are_decoded_once_for_all_metrics() -> None:
     source = Blots()
     evaluate(vq(), source, plan("psnr", "rfid", "codebook", samples=9, images=12), features=blot_features())
     assert source.taken == 12
 
 
-def test_statistics_are_written_and_then_stand_for_the_images(tmp_path: Path) -> None:
+def test_statistics_are_written_and_then_used_instead_of_the_images(tmp_path: Path) -> None:
     pipe, source, features = TextToImage(bert()), Blots(), blot_features()
     asked = plan("fid", "kid", "precision", sampling=FEW_STEPS)
     kept = replace(asked, statistics=tmp_path / "blots.safetensors")
@@ -72,7 +72,7 @@ def test_statistics_are_written_and_then_stand_for_the_images(tmp_path: Path) ->
     assert used.settings["statistics"] == str(kept.statistics)
 
 
-def test_statistics_of_anything_else_are_refused_by_what_differs(tmp_path: Path) -> None:
+def test_statistics_of_other_images_or_networks_raise_an_error_that_names_the_difference(tmp_path: Path) -> None:
     kept = plan("rfid", statistics=tmp_path / "blots.safetensors")
     evaluate(vq(), Blots(), kept, features=blot_features())
     wide = vq()
@@ -83,17 +83,17 @@ def test_statistics_of_anything_else_are_refused_by_what_differs(tmp_path: Path)
         (wide, Blots(), kept, blot_features(), "size 32, not 64"),
         (vq(), Blots(), kept, blot_features(1), "features blot-0, not blot-1; weights "),
     ):
-        with pytest.raises(UserError, match=words) as refused:
+        with pytest.raises(UserError, match=words) as error:
             evaluate(autoencoder, source, asked, features=features)
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(error.value)
     whole = kept.statistics.read_bytes()
     for content in (whole[:-8], b"", b"not a safetensors file"):
         kept.statistics.write_bytes(content)
-        with pytest.raises(UserError, match=r"remove it|get it anew"):
+        with pytest.raises(UserError, match="remove it"):
             evaluate(vq(), Blots(), kept, features=blot_features())
 
 
-def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
+def test_each_kind_of_model_generates_from_its_conditions_and_the_report_has_the_settings() -> None:
     source = Blots(4)
     asked = plan("fid", samples=4, sampling=FEW_STEPS)
     for pipeline, subjects, scale in (
@@ -105,21 +105,20 @@ def test_each_kind_of_model_draws_what_it_can_and_the_report_says_how() -> None:
         assert request_of(pipe, source, asked).images == list(zip(subjects, range(5, 9), strict=True))
         report = evaluate(pipe, source, asked, features=blot_features())
         levels = {"quality": "exact", "num_inference_steps": 2, "sampler": "ddim", "eta": 0.0}
-        told = {"guidance_scale": scale, **levels, "seed": 5}
-        assert report.settings["sampling"] == told
+        assert report.settings["sampling"] == {"guidance_scale": scale, **levels, "seed": 5}
         ours, few = report.settings["notes"]
-        assert "features blot-0: compare with numbers of the same features only" in ours
+        assert "features blot-0: compare only with numbers of the same features" in ours
         assert few.startswith("4 images in 6 dimensions have a singular covariance")
         assert np.isfinite(report.results["fid"])
 
 
-def test_a_clip_score_needs_captions_to_compare_with() -> None:
-    for pipeline in (unconditional(), of_classes()):
-        with pytest.raises(UserError, match="draws none of captions"):
-            evaluate(TextToImage(pipeline), Blots(4), plan("clip", samples=4, clip="somewhere"))
+def test_a_clip_score_needs_a_model_conditioned_on_text() -> None:
+    for parts in (unconditional(), of_classes()):
+        with pytest.raises(UserError, match="not conditioned on text"):
+            evaluate(TextToImage(parts), Blots(4), plan("clip", samples=4, clip="somewhere"))
 
 
-def test_neighbours_are_looked_for_in_all_images_of_the_data() -> None:
+def test_neighbours_are_searched_in_all_images_of_the_data() -> None:
     pipe, source = TextToImage(bert()), Blots(12)
     asked = plan("neighbours", samples=2, images=12, sampling=FEW_STEPS)
     sheet = evaluate(pipe, source, asked, features=blot_features()).neighbours
@@ -129,17 +128,17 @@ def test_neighbours_are_looked_for_in_all_images_of_the_data() -> None:
     assert any(np.array_equal(shown, image) for image in source.images)
 
 
-def test_what_nothing_asks_for_is_refused() -> None:
+def test_options_that_no_metric_uses_raise_an_error() -> None:
     for options, words in (
         ({"sampling": FEW_STEPS}, "--steps"),
-        ({"features": "inception"}, "--features inception means nothing to psnr"),
+        ({"features": "inception"}, "--features inception is not used by psnr"),
         ({"images": 20}, "--images 20"),
         ({"statistics": Path("x.safetensors")}, "--statistics x"),
         ({"samples": 1}, "at least 2"),
     ):
         with pytest.raises(UserError, match=words):
             plan("psnr", **options)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         plan("fid", statistics=Path("nowhere/x.safetensors"))
-    with pytest.raises(UserError, match="20 images asked for, but the data has 12"):
+    with pytest.raises(UserError, match="the metrics need 20 images, but the data has 12"):
         evaluate(vq(), Blots(), plan("psnr", samples=20))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.generation import TextToImage, batch_size
-from ldm.models.cost import image_memory, unet_width
+from ldm.models.cost import image_memory
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_images_are_th
 
 def test_what_does_not_fit_at_all_is_said_in_one_line(pipe: TextToImage, narrow: Callable[..., list[int]]) -> None:
     called = narrow(1, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(UserError, match="do not fit the memory: draw smaller images"):
+    with pytest.raises(UserError, match="does not fit the memory: generate smaller images"):
         draw(pipe, num_images=2)
     with pytest.raises(UserError, match="3 images at a time do not fit the memory: give a smaller batch size"):
         draw(pipe, num_images=3, batch_size=3)
@@ -113,17 +113,17 @@ def test_more_rows_pixels_and_channels_take_more_memory(pipe: TextToImage) -> No
     assert image_memory(*networks, (4, 32, 32), rows=1) == 4 * small
     assert image_memory(*networks, (4, 16, 16), rows=20) > small
     wider = tiny.unet_config(block_out_channels=(32, 64, 64))
-    assert unet_width(wider) == 2 * unet_width(pipe.pipeline.denoiser.config)
+    assert wider.activations() == 2 * pipe.pipeline.denoiser.config.activations()
 
 
 def test_a_containers_limit_counts_as_the_machines(tmp_path: Path) -> None:
-    assert list(batch_size._left_in_cgroups(tmp_path)) == []
+    assert list(batch_size._free_in_groups(tmp_path)) == []
     for name, text in {"memory.max": "max\n", "memory.current": "5\n"}.items():
         (tmp_path / name).write_text(text)
-    assert list(batch_size._left_in_cgroups(tmp_path)) == []  # no limit
+    assert list(batch_size._free_in_groups(tmp_path)) == []  # no limit
     (tmp_path / "memory.max").write_text("4096\n")
     (tmp_path / "memory.current").write_text("1096\n")
-    assert list(batch_size._left_in_cgroups(tmp_path)) == [3000]
+    assert list(batch_size._free_in_groups(tmp_path)) == [3000]
     assert 0 < batch_size.free_memory(torch.device("cpu")) < 1e15
 
 

@@ -154,7 +154,7 @@ def test_both_texts_and_every_size_have_a_say(pipes: Callable[[str], TextToImage
     [
         ("classes", {}, r"generates from classes: give one of 0 to 4"),
         ("classes", {"prompt": "a dog"}, "on classes: it does not use prompts"),
-        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts or classes, not both"),
+        ("classes", {"classes": 1, "prompt": "a dog"}, "prompts and classes are given"),
         ("classes", {"classes": 1, "negative_prompt": "a dog", "negative_class": 0}, "it does not use negative_prompt"),
         ("classes", {"classes": 5}, "class 5: this model has classes 0 to 4"),
         ("classes", {"classes": [1, -1]}, "class -1"),

@@ -90,13 +90,13 @@ def test_a_compiled_pipeline_generates_the_same_images(monkeypatch: pytest.Monke
     monkeypatch.setattr(cuda_graphs, "record_on_gpu", tape.record)
     monkeypatch.setattr(cuda_graphs, "require_gpu", lambda device: None)
     pipe = TextToImage(pipeline, compiled=True)
-    blocks = [block for block in pipe.unet.modules() if isinstance(block, ResNetBlock)]
+    blocks = [block for block in pipe.prepared_unet.get(pipeline.denoiser).modules() if isinstance(block, ResNetBlock)]
     assert all("shifted" in vars(block) for block in blocks)
     for one, other in zip(drawn(pipe), drawn(TextToImage(pipeline, prepare=False)), strict=True):
         np.testing.assert_allclose(one, other, atol=1)
     assert (tape.recordings, tape.replays) == (1, 6)
     assert not any("shifted" in vars(block) for block in pipeline.denoiser.modules())
-    copied = networks.prepare_for_sampling(pipe.unet)  # which computes by itself
+    copied = networks.prepare_for_sampling(pipe.prepared_unet.get(pipeline.denoiser))  # which computes by itself
     assert not any("shifted" in vars(block) or block._compiled_call_impl for block in copied.modules())
 
 

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
+from ldm.conditioning.base import Conditions
 from ldm.errors import UserError, UserNote
 from ldm.generation import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batch_size
-from ldm.models.cost import image_memory, unet_width
+from ldm.models.cost import image_memory
 
 DOG, CATS = CAPTIONS[:2]
 
@@ -53,17 +54,21 @@ def near(images: list[np.ndarray], others: list[np.ndarray]) -> bool:
 def latents(pipe: TextToImage, **options: Any) -> Tensor:
     """Where sampling of one image of DOG ends."""
     request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4, **options))
-    condition, negative = pipe.pipeline.encode_cond_and_uncond([DOG], request, pipe.size(request))
+    condition, negative = pipe.encode_cond_and_uncond([DOG], request)
+    return sampled(pipe, request, condition, negative)
+
+
+@torch.no_grad()
+def sampled(pipe: TextToImage, request: Request, condition: Conditions, negative: Conditions | None) -> Tensor:
     noise = SeededNoise([0])
-    *_, last = pipe.sample(request, condition, negative, noise(torch.empty(1, 4, 8, 8)), noise, None, [DOG])
-    return last
+    start, grid = noise(torch.empty(1, 4, 8, 8)), pipe.grid(request)
+    *_, last = pipe.sample(request, grid, condition, negative, start, noise, None, [DOG])
+    return last.x
 
 
 def test_scale_1_is_the_model_without_guidance_bit_for_bit(pipe: TextToImage) -> None:
     request = pipe.resolve(Request(prompts=(DOG,), num_inference_steps=4))
-    noise = SeededNoise([0])
-    start, condition = noise(torch.empty(1, 4, 8, 8)), pipe.condition([DOG], request)
-    *_, alone = pipe.sample(request, condition, None, start, noise)
+    alone = sampled(pipe, request, pipe.encode_cond_and_uncond([DOG], request)[0], None)
     assert torch.equal(latents(pipe, guidance_scale=1.0), alone)
     assert not torch.equal(latents(pipe, guidance_scale=1.01), alone)
 
@@ -139,7 +144,7 @@ def test_the_rows_of_composed_prompts_count_where_a_batch_is_made_to_fit(
     monkeypatch.setattr(batch_size, "automatic", lambda pipeline, shape, *more: asked.append(more[:2]) or 8)
     both = Composed(((DOG, 1.0), (CATS, 0.6), ("rain", -0.5)))
     for options in ({"prompt": both}, {"prompt": DOG}, {"prompt": DOG, "guidance_scale": 1.0}):
-        draw(pipe, num_inference_steps=1, **options)
+        draw(pipe, num_inference_steps=1, num_images=2, **options)
     assert asked == [(4, False), (2, False), (1, False)]
 
 
@@ -149,7 +154,7 @@ def test_a_backward_pass_takes_more_memory_and_a_pixel_model_needs_no_decoder(pi
     once, back = (image_memory(*networks, shape, 2, backward) for backward in (False, True))
     assert back > 2 * once
     unet = pixels.denoiser
-    assert image_memory(unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet_width(unet.config) * 4
+    assert image_memory(unet, pixels.autoencoder, (3, 16, 16), 2) == 256 * 2 * unet.config.activations() * 4
 
 
 def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
@@ -267,13 +272,13 @@ def test_transformers_own_similarity_is_ours(clips: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0.0}, "threshold 0 is not above 0 and up to 1"),
+        ({"threshold": 0.0}, "threshold 0 is not above 0 and at most 1"),
         ({"threshold": 99.5}, "threshold 99.5 is not above 0"),
-        ({"threshold_range": 2.0}, "give a threshold"),
+        ({"threshold_range": 2.0}, "needs a threshold"),
         ({"threshold": 0.9, "threshold_range": 0.0}, "threshold range 0 is not above 0"),
         ({"guidance_scale": 1.0, "guidance_rescale": 0.7}, "a guidance rescale needs guidance"),
         ({"guidance_scale": 1.0, "guidance_interval": (0, 1)}, "a guidance interval needs guidance"),
-        ({"classes": 3}, "give prompts or classes, not both"),
+        ({"classes": 3}, "prompts and classes are given"),
         ({"prompt": Composed(((DOG, float("nan")),))}, "weights of prompts"),
     ],
 )
@@ -288,7 +293,7 @@ def test_guides_that_a_model_cannot_follow_raise_errors(
     own, other = (ClassifierGuidance(classifier=trained_classifier(model.pipeline)) for model in (pipe, unconditional))
     clip = ClipGuidance(model=load_clip(clips["transformers"]))
     for options, message in (
-        ({"prompt": DOG, "classifier": own}, "a classifier leads to a class: give it"),
+        ({"prompt": DOG, "classifier": own}, "classifier guidance needs a class"),
         ({"prompt": DOG, "classifier": own, "classes": 5}, "class 5: the classifier has classes 0 to 4"),
         ({"prompt": DOG, "classifier": own, "classes": (1, 2)}, "2 classes with prompts"),
         ({"prompt": DOG, "classifier": other, "classes": 1}, "latents of another autoencoder"),
@@ -305,7 +310,7 @@ def test_guides_that_a_model_cannot_follow_raise_errors(
         (lambda: load_clip(tmp_path), "no CLIP model"),
         (lambda: load_clip("open_clip:ViT-B-32"), "name its weights as well"),
         (lambda: ClassifierGuidance.from_pretrained(clips["open_clip"]), "holds no classifier"),
-        (lambda: ClipGuidance(model=clip.model, crops=0), "0 crops"),
+        (lambda: ClipGuidance(model=clip.model, crops=0), "crops is 0"),
         (lambda: ClassifierGuidance(classifier=own.classifier, scale=float("inf")), "classifier scale inf"),
     ):
         with pytest.raises(UserError, match=message):
@@ -315,8 +320,14 @@ def test_guides_that_a_model_cannot_follow_raise_errors(
 def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[str, Path], tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     trained_classifier(pipe.pipeline).save_pretrained(tmp_path / "classifier")
-    options: dict[str, Any] = {"model": str(tmp_path / "model"), "steps": 4, "device": "cpu", "threshold": 0.9}
-    options |= {"cfg_rescale": 0.5, "cfg_interval": "0.2:", "classes": [1], "classifier_scale": 2.0, "clip_crops": 2}
+    options: dict[str, Any] = {
+        "model": str(tmp_path / "model"),
+        "num_inference_steps": 4,
+        "device": "cpu",
+        "threshold": 0.9,
+    }
+    options |= {"guidance_rescale": 0.5, "guidance_interval": "0.2:", "classes": [1]}
+    options |= {"classifier_scale": 2.0, "clip_crops": 2}
     text, out = f"{DOG} AND {CATS} :0.5", tmp_path / "x.png"
     led = {"classifier": str(tmp_path / "classifier"), "clip": str(clips["open_clip"])}
     generate([text], out=out, **options, **led)
@@ -337,9 +348,9 @@ def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[st
     told = {"guidance_rescale": 0.5, "threshold": 0.9, "class": 1, "classifier_scale": 2.0, "clip_crops": 2}
     assert facts.items() >= (told | led | {"clip_scale": 100.0}).items()
     for wrong, message in (
-        ({"clip_scale": 2.0}, "--clip-scale is an option of CLIP guidance: give --clip"),
+        ({"clip_scale": 2.0}, "--clip-scale needs a CLIP: give --clip"),
         ({"classifier_scale": 2.0}, "give --classifier"),
-        ({"cfg_interval": "3"}, "--cfg-interval 3: give two values"),
+        ({"guidance_interval": "3"}, "--cfg-interval 3: give two values"),
     ):
         with pytest.raises(UserError, match=message):
             generate([DOG], out=out, model=str(tmp_path / "model"), **wrong)

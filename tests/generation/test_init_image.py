@@ -154,7 +154,7 @@ def test_a_pipeline_goes_in_the_tiles_asked_for(pipe: TextToImage, image: Image.
     assert not np.array_equal(np.asarray(made), np.asarray(whole))
     request = Request(prompts=("a",), image=image.resize((4 * side, 2 * side)), size=(4 * side, 2 * side))
     given, pixels = (
-        make_init_image(request, tiled.parts, vae, request.size, side),
+        make_init_image(request, tiled.pipeline, vae, request.size, side),
         torch.from_numpy(np.array(request.image)).permute(2, 0, 1)[None],
     )
     assert torch.equal(given.latents, encode_tiled(vae, pixels / 127.5 - 1, Tiling(16, 4)).mode())

@@ -29,10 +29,10 @@ def test_images_are_those_of_the_plain_networks_and_the_process_stays_as_it_was(
 
 
 @pytest.mark.parametrize("part", ["unet", "autoencoder"])
-def test_a_weight_that_is_edited_behind_its_back_shows_in_the_next_image(pipe: TextToImage, part: str) -> None:
-    before, prepared = drawn(pipe), getattr(pipe, part)
-    assert getattr(pipe, part) is prepared
+def test_a_weight_that_is_edited_in_place_changes_in_the_next_image(pipe: TextToImage, part: str) -> None:
+    before, prepared = drawn(pipe), getattr(pipe, f"prepared_{part}")
     network = pipe.pipeline.modules[part]
+    assert prepared.get(network) is prepared.get(network)
     block = network.mid_block if part == "unet" else network.decoder.mid_block
     block.resnets[0].conv1.weight.data += 0.5
     after = drawn(pipe)

@@ -54,13 +54,13 @@ def models() -> Callable[[str], Pipeline]:
     return lambda name: made.setdefault(name, made.get(name) or with_a_mean(KINDS[name]()))
 
 
-def with_a_mean(parts: Pipeline) -> Pipeline:
+def with_a_mean(pipeline: Pipeline) -> Pipeline:
     """Encoders whose context has a mean, as trained ones' has; a fresh layer norm's is zero but for rounding."""
     for encoder, _ in encoders_of(pipeline):
         for name, weight in encoder.named_parameters():
             if weight.ndim == 1 and name.endswith("bias"):
                 nn.init.normal_(weight, 0.3, 0.1)
-    return parts
+    return pipeline
 
 
 def encoders_of(pipeline: Pipeline) -> Encoders:
@@ -119,12 +119,12 @@ def test_brackets_weigh_as_users_know_it(prompt: str, expected: list[tuple[str, 
 def test_without_weights_and_in_one_window_nothing_changes_bit_for_bit(
     name: str, models: Callable[[str], Pipeline]
 ) -> None:
-    parts, texts = models(name), ("a red dog", "", "a dog")
-    expected = plain(parts, *texts)
+    pipeline, texts = models(name), ("a red dog", "", "a dog")
+    expected = plain(pipeline, *texts)
     for options in ({}, {"prompt_syntax": "weighted"}, {"prompt_syntax": "a1111"}, {"long_prompts": True}):
-        assert torch.equal(encode(parts, *texts, **options), expected)
-    assert torch.equal(encode(parts, "(a red:1) dog", prompt_syntax="a1111")[0], encode(parts, "a red dog")[0])
-    assert torch.equal(encode(parts, LONG), plain(parts, LONG))
+        assert torch.equal(encode(pipeline, *texts, **options), expected)
+    assert torch.equal(encode(pipeline, "(a red:1) dog", prompt_syntax="a1111")[0], encode(pipeline, "a red dog")[0])
+    assert torch.equal(encode(pipeline, LONG), plain(pipeline, LONG))
 
 
 # Where the tokens of "red" stand in "a red dog": CLIP's tiny vocabulary has letters, T5's a space before them.
@@ -144,11 +144,11 @@ def test_a_weight_multiplies_the_tokens_of_its_words_and_no_others(
     weights[RED[name]] = 1.5
     expected = [context * weights for context in contexts]
     torch.testing.assert_close(
-        encode(parts, "a (red:1.5) dog", prompt_syntax="weighted")[0], torch.cat(expected, dim=1)
+        encode(pipeline, "a (red:1.5) dog", prompt_syntax="weighted")[0], torch.cat(expected, dim=1)
     )
     kept = [changed * (context.mean() / changed.mean()) for context, changed in zip(contexts, expected, strict=True)]
     torch.testing.assert_close(
-        encode(parts, "a (red:1.5) dog", prompt_syntax="a1111")[0], torch.cat(kept, dim=1), rtol=1e-4, atol=1e-5
+        encode(pipeline, "a (red:1.5) dog", prompt_syntax="a1111")[0], torch.cat(kept, dim=1), rtol=1e-4, atol=1e-5
     )
 
 
@@ -162,8 +162,8 @@ def test_a_window_without_a_mean_is_weighted_and_not_scaled() -> None:
 def test_a_long_prompt_is_windows_with_ends_of_their_own_behind_each_other(
     name: str, models: Callable[[str], Pipeline]
 ) -> None:
-    parts = models(name)
-    found = encode(parts, LONG, "a dog", long_prompts=True)
+    pipeline = models(name)
+    found = encode(pipeline, LONG, "a dog", long_prompts=True)
     expected, starts = [], []
     for encoder, tokenizer in encoders_of(pipeline):
         raw = tokenizer._tokenizer  # a tokenizer that neither cuts nor pads gives all tokens
@@ -183,7 +183,7 @@ def test_a_long_prompt_is_windows_with_ends_of_their_own_behind_each_other(
         starts.append(len(rows))
     assert starts[0] > 1
     torch.testing.assert_close(found[0], torch.cat([each.context.flatten(0, 1) for each in expected], dim=-1))
-    short = torch.cat([plain(parts, "a dog")[0], *[plain(parts, "")[0]] * (starts[0] - 1)])
+    short = torch.cat([plain(pipeline, "a dog")[0], *[plain(pipeline, "")[0]] * (starts[0] - 1)])
     torch.testing.assert_close(found[1], short)
     with torch.no_grad():
         pooled = Prompts(encoders_of(pipeline)).encode([LONG], Request(prompts=(LONG,), long_prompts=True)).pooled
@@ -194,7 +194,7 @@ def test_a_long_prompt_is_windows_with_ends_of_their_own_behind_each_other(
 
 
 def test_weights_reach_the_tokens_of_later_windows(models: Callable[[str], Pipeline]) -> None:
-    parts = models("bert")
+    pipeline = models("bert")
     both = {"long_prompts": True, "prompt_syntax": "weighted"}
     weighted = encode(pipeline, LONG.replace("a dog", "a (dog:0.5)"), **both)[0]
     context = encode(pipeline, LONG, long_prompts=True)[0]

@@ -124,9 +124,9 @@ def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> 
 
 def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_changed() -> None:
     unet, ready = random_pipeline().denoiser, PreparedCache[UNet]()
-    half = ready.of(unet, torch.bfloat16)
-    assert (half.dtype, unet.dtype, ready.of(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    assert ready.of(unet, torch.bfloat16) is half
+    half = ready.get(unet, torch.bfloat16)
+    assert (half.dtype, unet.dtype, ready.get(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert ready.get(unet, torch.bfloat16) is half
     with torch.no_grad():
         unet.conv_in.bias += 1
     again = ready.get(unet, torch.bfloat16)
@@ -135,7 +135,7 @@ def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_chan
 
 
 @pytest.mark.parametrize("kind", [tiny.unconditional("kl"), random_pipeline()])
-def test_bfloat16_changes_a_image_little(kind: Any) -> None:
+def test_bfloat16_changes_an_image_little(kind: Any) -> None:
     pipe, prompts = TextToImage(kind), (DOG,) if "text" in kind.conditionings else ()
     exact, half = (
         np.asarray(pipe(prompts, num_inference_steps=4, dtype=t)[0]).astype(int) for t in (None, torch.bfloat16)

@@ -151,7 +151,7 @@ def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
     assert told == [1, 2, 3, 4]
 
 
-def test_networks_in_bfloat16_draw_nearly_the_same_image(pipe: TextToImage) -> None:
+def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) -> None:
     pipeline = random_pipeline()
     for network in pipeline.modules.values():
         network.to(torch.bfloat16)
@@ -196,7 +196,7 @@ def test_invalid_options_raise_an_error_of_one_line(pipe: TextToImage, options: 
         draw(pipe, **options)
 
 
-def test_no_prompt_is_refused(pipe: TextToImage) -> None:
+def test_no_prompt_raises_an_error(pipe: TextToImage) -> None:
     with pytest.raises(UserError, match="generates from text: give a PROMPT"):
         draw(pipe, [])
 

@@ -41,7 +41,7 @@ def test_a_variation_depends_on_its_image_and_seed_not_on_its_batch(make: Any) -
 def test_a_strength_starts_from_the_image_and_varies_it_as_well() -> None:
     pipe = TextToImage(tiny.own_variations())
     near, far = (draw(pipe, image=scene(0), strength=s, num_inference_steps=20)[0] for s in (0.1, 1.0))
-    given = np.asarray(pipe.decode(pipe.parts.autoencoder.encode(pixels(scene(0))).mode())[0]).astype(int)
+    given = np.asarray(pipe.decode(pipe.pipeline.autoencoder.encode(pixels(scene(0))).mode())[0]).astype(int)
     assert np.abs(near - given).mean() < np.abs(far - given).mean()
     assert (
         np.abs(
@@ -55,7 +55,7 @@ def test_a_strength_starts_from_the_image_and_varies_it_as_well() -> None:
     assert pipe.resolve(resolved) == resolved
 
 
-def test_a_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
+def test_an_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
     pipeline = tiny.with_spatial(tiny.own_variations(), kind="segmentation_map", in_channels=5, channels=4, stages=1)
     with pytest.raises(UserError, match="image and spatial would need two images for each sample"):
         pipeline.check(tmp_path)
@@ -111,8 +111,8 @@ def test_other_models_vary_no_image() -> None:
 
 @pytest.mark.parametrize("make", [tiny.variations, tiny.own_variations])
 def test_a_saved_model_is_the_same_when_it_comes_back(make: Any, tmp_path: Path) -> None:
-    parts = make()
-    pipe = TextToImage(parts)
+    pipeline = make()
+    pipe = TextToImage(pipeline)
     pipe.save_pretrained(tmp_path)
     back = load_pipeline(tmp_path)
     own, theirs = (each.modules["image_encoder"] for each in (back, pipeline))
@@ -129,7 +129,7 @@ def test_no_single_file_is_written_of_it(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_that_does_not_fit_raises_an_error(tmp_path: Path) -> None:
     pipeline = tiny.own_variations()
     config = pipeline.modules["image_encoder"].config.model_copy(update={"in_channels": 5})
     pipeline = pipeline.with_modules({"image_encoder": make_image_encoder(config)})

@@ -1,4 +1,4 @@
-"""Tiny random judges of images: classifiers, and CLIPs in the folders of both libraries."""
+"""Tiny random classifiers, and CLIPs in the formats of transformers and open_clip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def classifier_config(**options: object) -> ClassifierConfig:
 
 
 def trained_classifier(pipeline: Pipeline) -> TrainedClassifier:
-    """A classifier with random weights for the latents and the noise of a pipeline."""
+    """Return a classifier with random weights for the latents and noise schedule of a pipeline."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         network = Classifier(classifier_config()).eval()

@@ -1,4 +1,4 @@
-"""A pipeline of tiny random networks; imported by name, because this folder is on pytest's path."""
+"""A pipeline of tiny random networks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def random_pipeline() -> Pipeline:
         torch.manual_seed(0)
         networks = (Autoencoder(autoencoder), UNet(unet), BertTextEncoder(text, tokenizer.vocab_size))
         for weight in (weight for network in networks for weight in network.parameters()):
-            if weight.ndim > 1:  # what starts at zero must speak, or no image depends on anything
+            if weight.ndim > 1:  # layers initialized to zero would hide their inputs
                 nn.init.normal_(weight, 0.0, 1.2 * weight[0].numel() ** -0.5)
     text_conditioning = TextConditioning([(networks[2], tokenizer)])
     diffusion = DiffusionConfig(schedule=schedule, prediction="v")

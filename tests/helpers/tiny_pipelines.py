@@ -1,4 +1,4 @@
-"""Published kinds of pipelines, tiny and with random weights; imported by name, as this folder is on pytest's path."""
+"""Published kinds of pipelines, tiny and with random weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from ldm.conditioning.unconditional import Unconditional
 from ldm.config.diffusion import DiffusionConfig, schedule_config
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.config import AutoencoderConfig
+from ldm.models.autoencoder.identity import identity_config
 from ldm.models.unet.config import UNetConfig
 from ldm.models.unet.unet import UNet
-from ldm.registry import SPATIAL
+from ldm.registry import BOTTLENECKS, SPATIAL
 
 CAPTIONS = ["a red dog playing a trumpet", "two blue cats"]
 ZERO_SNR_V = DiffusionConfig(
@@ -54,9 +55,9 @@ def speaking(*networks: nn.Module) -> None:
             nn.init.normal_(weight, 0.0, weight[0].numel() ** -0.5)
 
 
-def autoencoder_config(**options: object) -> AutoencoderConfig:
+def autoencoder_config(kind: str = "kl", **options: object) -> AutoencoderConfig:
     tiny = {"layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32, "scaling_factor": 0.7}
-    return AutoencoderConfig(**{"block_out_channels": (8, 16)} | tiny | options)
+    return BOTTLENECKS[kind].section(**{"block_out_channels": (8, 16)} | tiny | options)
 
 
 def unet_config(**options: object) -> UNetConfig:
@@ -190,7 +191,7 @@ def unconditional(kind: str = "vq", **options: object) -> Pipeline:
 def pixels(**options: object) -> Pipeline:
     """Without an autoencoder: the U-Net draws images of 16x16 themselves."""
     channels = {"in_channels": 3, "out_channels": 3} | options
-    identity = Autoencoder(AutoencoderConfig(kind="identity", latent_channels=3, sample_size=16))
+    identity = Autoencoder(identity_config(channels=3, sample_size=16))
     return replace(unconditional("kl", **channels), autoencoder=identity)
 
 

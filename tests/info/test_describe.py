@@ -179,7 +179,7 @@ def test_an_unsupported_field_is_a_note_and_the_parameters_are_still_counted(fol
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dual_cross_attention": True}))
     facts = report(describe(str(tmp_path / "other")))
     assert facts["parameters"] == report(describe(str(folder)))["parameters"]
-    assert "dual_cross_attention is True, which ldm cannot do" in facts["notes"][0]
+    assert "dual_cross_attention is True, which ldm does not support" in facts["notes"][0]
     assert "unet" not in facts["flops"]
 
 

@@ -1,4 +1,4 @@
-"""A pipeline we wrote is one of diffusers', without a word of complaint; its pipeline give the same numbers there."""
+"""A pipeline we wrote is one of diffusers', without a word of complaint; its parts give the same numbers there."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def test_a_layout_that_ldm_data_wrote_is_drawn_from(
         assert json.loads(drawn.text["parameters"])["layout"].endswith("000001.map.png")
     for words, message in (
         ((), "generates from a class map"),
-        (("--layout", tmp_path / "data" / "000001.png"), "has mode RGB"),
+        (("--layout", tmp_path / "data" / "000001.png"), "of mode RGB"),
     ):
         with pytest.raises(UserError, match=message):
             here(*draw, *words)
     capsys.readouterr()
     here("info", tmp_path / "run")
-    assert "spatial segmentation_map" in capsys.readouterr().out
+    assert "segmentation map encoder" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,19 +17,20 @@ from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.conditioning.image.encoders import CLIPImageConfig, make_image_encoder
 from ldm.conditioning.image.files import save_image_encoder
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
+from ldm.data.sources import IndexedSource
 from ldm.errors import UserError
 from ldm.generation import TextToImage
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.training.cost import step_cost
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 OWN = ("text=null", "image.kind=own", "image.channels=[8, 16]", "image.tokens=2", "image.hidden_size=64")
 
 
-class Colours:
+class Colours(IndexedSource):
     """Flat images, each of a colour of its own."""
 
     def __len__(self) -> int:
@@ -61,12 +62,14 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage(vae: Path, run: Path, *overrides: str, init: str | None = None) -> UNetStage:
     torch.manual_seed(0)
     asked, place = settings(*overrides), Run(run, resume=True)
-    build.check("unet", asked, place, str(vae), init)
-    return build.unet_stage(asked, Colours(), Accelerator(cpu=True), place, None if init else str(vae), init)
+    UNetStage.check(asked, place, StartingPoint(vae=str(vae), init=init))
+    return UNetStage.build(
+        asked, Colours(), Accelerator(cpu=True), place, StartingPoint(vae=None if init else str(vae), init=init)
+    )
 
 
 def batch(step: int, images: bool = True) -> Batch:
-    return TrainingData(Colours(), settings().data, Share(8), 0, images)[step, 0]
+    return TrainingData(Colours(), settings().data, BatchShare(8), 0, images)[step, 0]
 
 
 def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_p
     encoder = trained.pipeline.modules["image_encoder"]
     before = [weight.detach().clone() for weight in encoder.parameters()]
     for step in (1, 2, 3):  # zeros at the output, then at the ends of the residual branches, come to life first
-        trained.losses([batch(step)], step)
+        trained.train_step([batch(step)], step)
     moved = [not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True)]
     assert all(moved)
     trained.save(tmp_path / "saved")
@@ -96,8 +99,8 @@ def test_cached_latents_tell_the_same(vae: Path, tmp_path: Path) -> None:
     cached = stage(vae, tmp_path / "cached", *OWN, "training.unet.cache_latents=true")
     encoding = stage(vae, tmp_path / "encoding", *OWN, "training.unet.cache_latents=false")
     for step in (1, 2):
-        quick = cached.losses([batch(step, images=False)], step)["loss"]
-        assert quick.item() == pytest.approx(encoding.losses([batch(step)], step)["loss"].item(), rel=1e-5)
+        quick = cached.train_step([batch(step, images=False)], step).losses["loss"]
+        assert quick.item() == pytest.approx(encoding.train_step([batch(step)], step).losses["loss"].item(), rel=1e-5)
 
 
 def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path
             assert torch.equal((context != 0).any(dim=2).any(dim=1), kept.flatten())
             torch.testing.assert_close(context[kept.flatten()], network.image_encoder(given)[kept.flatten()])
             shares.append(kept.float().mean())
-        posterior = one.autoencoder.encode(batch(8).images)
+        posterior = one.pipeline.autoencoder.encode(batch(8).images)
     assert torch.equal(given, posterior.mode())
     assert torch.stack(shares).mean().item() == pytest.approx(0.5, abs=0.15)
 
@@ -123,7 +126,7 @@ def test_the_image_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
     built_in = ("autoencoder.block_out_channels=[32, 64, 128]", "training.unet.learning_rate=2e-3")
     one = stage(Path("emoji"), tmp_path / "run", *OWN, *built_in, "training.unet.condition_dropout=0.2")
     for step in range(1, 151):
-        one.losses([batch(step)], step)
+        one.train_step([batch(step)], step)
     losses = {}
     for share in (0.0, 1.0):
         asked = settings(*OWN, *built_in, f"training.unet.condition_dropout={share}")
@@ -140,7 +143,7 @@ def test_a_frozen_clip_of_a_source_is_told_and_not_trained(vae: Path, tmp_path: 
     words = ("text=null", "image.kind=clip", f"image.source={tmp_path / 'clip'}", "image.projection_dim=64")
     one = stage(vae, tmp_path / "run", *words, "training.unet.cache_latents=false")
     assert one.needs_images
-    one.losses([batch(1)], 1)
+    one.train_step([batch(1)], 1)
     found = one.average.modules["image_encoder"].state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in clip.state_dict().items())
     one.save(tmp_path / "saved")
@@ -163,7 +166,7 @@ def test_the_cost_of_a_step_counts_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["image.kind=own", "image.hidden_size=64"], "text and image all give the denoiser a context"),
+        (["image.kind=own", "image.hidden_size=64"], "text and image each give the denoiser a context"),
         (["text=null", "image.kind=own", "image.hidden_size=32"], r"image\.hidden_size \(32\)"),
         ([*OWN, "image.in_channels=3"], r"image\.in_channels is 3, but autoencoder\.latent_channels is 4"),
         ([*OWN, "image.frozen=true"], r"image\.frozen without image\.source"),

@@ -15,13 +15,13 @@ from torch import nn
 from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.data.masks import free_form_masks
 from ldm.errors import UserError
 from ldm.generation import Request, TextToImage
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2")
@@ -51,6 +51,8 @@ class Halves(Colours):
     def label(self, index: int) -> int:
         return index % 4
 
+    has_maps = True
+
     def map(self, index: int) -> np.ndarray:
         classes = np.full((32, 32), index % 4, dtype=np.uint8)
         classes[:, 4 * (index % 4) + 8 :] = 3
@@ -69,7 +71,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     vae.save(folder / "first")
     torch.manual_seed(0)
     asked, run = config.load("tiny", list(SMALL)), Run(folder / "run", resume=True)
-    stage = build.unet_stage(asked, Halves(), Accelerator(cpu=True), run, str(folder / "first" / "vae"), None)
+    stage = UNetStage.build(
+        asked, Halves(), Accelerator(cpu=True), run, StartingPoint(vae=str(folder / "first" / "vae"))
+    )
     for weight in stage.average.denoiser.conv_out.parameters():
         nn.init.normal_(weight)
     stage.save(folder / "text")
@@ -80,12 +84,12 @@ def make(kind: str, run: Path, model: str, *overrides: str) -> UNetStage:
     torch.manual_seed(0)
     asked, folder = settings(kind, *overrides), Run(run, resume=True)
     init = None if folder.steps() else model
-    build.check("unet", asked, folder, None, init)
-    return build.unet_stage(asked, Halves(), Accelerator(cpu=True), folder, None, init)
+    UNetStage.check(asked, folder, StartingPoint(init=init))
+    return UNetStage.build(asked, Halves(), Accelerator(cpu=True), folder, StartingPoint(init=init))
 
 
 def batch_of(stage: UNetStage, kind: str, step: int) -> Batch:
-    return TrainingData(Halves(), settings(kind).data, Share(8), 0, stage.needs_images)[step, 0]
+    return TrainingData(Halves(), settings(kind).data, BatchShare(8), 0, stage.needs_images)[step, 0]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -110,7 +114,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     assert not beside.any()
     for step in (1, 2):
         stage.begin(step)
-        assert stage.losses([batch_of(stage, kind, step)], step)["loss"].isfinite()
+        assert stage.train_step([batch_of(stage, kind, step)], step).losses["loss"].isfinite()
     assert changed(before, weights(stage, "unet"))
     assert beside.any()  # it is seen from now on
     assert stage.validate(batch_of(stage, kind, 0)).isfinite()
@@ -124,7 +128,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     went_on.load_state(saved.state)
     for each in (stage, went_on):
         each.begin(3)
-    ours, theirs = (each.losses([batch_of(each, kind, 3)], 3)["loss"] for each in (stage, went_on))
+    ours, theirs = (each.train_step([batch_of(each, kind, 3)], 3).losses["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     assert f'"{KINDS[kind]}Pipeline"' in (tmp_path / "step-000002" / "model_index.json").read_text()
     assert "not tried" in plan("unet", settings(kind), "scenes")
@@ -135,8 +139,8 @@ def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str
     """The channels of a batch are those that the pipeline makes of the same images, maps and masks."""
     stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
     if kind == "layout":
-        nn.init.normal_(stage.pipeline.modules["spatial"].channel_mapper.weight)
-    batch = TrainingData(Halves(), settings(kind).data, Share(4), 0)[1, 0]
+        nn.init.normal_(stage.conditionings[1].modules["spatial"].channel_mapper.weight)
+    batch = TrainingData(Halves(), settings(kind).data, BatchShare(4), 0)[1, 0]
     network = stage.networks["unet"].eval()
     with torch.no_grad():
         _, spatial = stage.conditionings
@@ -170,7 +174,7 @@ def test_images_are_read_beside_cached_latents_where_they_are_needed(model: str,
 def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_guide_away_from(
     model: str, tmp_path: Path, dropout: float
 ) -> None:
-    width = settings("larger").need_unet().cross_attention_dim
+    width = settings("larger").denoiser.cross_attention_dim
     told = ("text=null", f"classes={{num_classes: 8, hidden_size: {width}}}")
     told += (f"training.unet.condition_dropout={dropout}",)
     sheet = make("larger", tmp_path, model, *told).sample()

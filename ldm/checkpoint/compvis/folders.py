@@ -86,7 +86,10 @@ def _of_pipeline(pipeline: Pipeline) -> SingleFile:
     for name in pipeline.conditionings:
         if name in UNSUPPORTED:
             raise UserError(UNSUPPORTED[name])
-    sections, modules = pipeline.sections, pipeline.modules
+    if pipeline.denoiser_name != "unet":
+        raise UserError(f"CompVis files have U-Nets only, but the denoiser of this model is {pipeline.denoiser_name}")
+    modules = pipeline.modules
+    sections = {name: section for name, section in pipeline.sections.items() if name != "denoiser"}
     text = TextConditioning.of(pipeline)
     contents = Contents(zeros_for_empty_prompt=text is not None and text.zeros_for_empty_prompt, **sections)
     networks = {name: modules[MODULES.get(name, name)] for name in contents.networks}

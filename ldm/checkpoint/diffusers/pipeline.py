@@ -56,7 +56,8 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Pip
     found = [each for each in loaded if each is not None] or [Unconditional()]
     pipeline = Pipeline(autoencoder, denoiser, diffusion, {each.name: each for each in found})
     for part, (_, name) in network_parts(pipeline).items():
-        if part in parts and name != parts[part][1] and part in ("unet", "autoencoder"):
+        is_network = part == "unet" or part in pipeline.modules  # tokenizers have several equal classes
+        if is_network and part in parts and name != parts[part][1]:
             raise UserError(f"{path} says that {places[part].name} is {parts[part][1]}, but its folder holds {name}")
     pipeline.check(folder)
     return pipeline

@@ -85,12 +85,7 @@ class TextConditioning(Conditioning):
         if "text" not in found:
             raise ValueError("text_2 is a second text encoder: set text as well")
         pooled = getattr(list(found.values())[-1], "projection_dim", None)
-        if (expected := sections["denoiser"].pooled_width) not in (None, pooled):
-            raise ValueError(
-                f"the denoiser expects pooled text of width {expected}, but projection_dim of the last text encoder is "
-                f"{pooled}: they must be equal"
-            )
-        return DenoiserInputs(context={f"{name}.hidden_size": each.hidden_size for name, each in found.items()})
+        return DenoiserInputs({f"{name}.hidden_size": each.hidden_size for name, each in found.items()}, pooled=pooled)
 
     @classmethod
     def complete(cls, config: Config, saved: Config | None) -> Config:
@@ -115,6 +110,22 @@ class TextConditioning(Conditioning):
     @property
     def modules(self) -> Mapping[str, nn.Module]:
         return {f"text_encoder{end}": encoder for end, (encoder, _) in zip(ENDINGS, self.encoders, strict=False)}
+
+    def check(self, pipeline: Pipeline) -> None:
+        for encoder, tokenizer in self.encoders:
+            if tokenizer.vocab_size > encoder.vocab_size:
+                raise ValueError(
+                    f"the tokenizer has {tokenizer.vocab_size} tokens, but the text encoder's table has "
+                    f"{encoder.vocab_size}: use the tokenizer that it was trained with"
+                )
+            if encoder.config.has_positions and tokenizer.max_length != encoder.config.max_length:
+                raise ValueError(
+                    f"the tokenizer pads to {tokenizer.max_length} tokens, but the text encoder has "
+                    f"{encoder.config.max_length} positions: they must be equal"
+                )
+        if len({tokenizer.max_length for _, tokenizer in self.encoders}) > 1:
+            lengths = " and ".join(str(tokenizer.max_length) for _, tokenizer in self.encoders)
+            raise ValueError(f"the tokenizers pad to {lengths} tokens: they must be equal")
 
     def with_modules(self, modules: Mapping[str, Any]) -> TextConditioning:
         names = zip(self.modules, self.encoders, strict=True)
@@ -159,13 +170,7 @@ class TextConditioning(Conditioning):
             config = _with_options(files.load_text_config(stored.places[part]), decided)
             encoder = files.load_text_encoder(stored.places[part], stored.dtype, config)
             tokenizer = tokenizer_files.load_tokenizer(stored.places[f"tokenizer{end}"], decided.get("max_length"))
-            _check_pair(encoder, tokenizer, stored.places[part].parent)
             found.append((encoder, tokenizer))
-        if len({tokenizer.max_length for _, tokenizer in found}) > 1:
-            lengths = " and ".join(str(tokenizer.max_length) for _, tokenizer in found)
-            raise UserError(
-                f"the tokenizers in {stored.places['tokenizer'].parent} have lengths {lengths}: they must be equal"
-            )
         return cls(found, bool(stored.index.get(ZEROS, False))) if found else None
 
     # --- training
@@ -331,16 +336,3 @@ def _needs_pooled(config: Config) -> bool:
 
 def _has_added(pipeline: Pipeline) -> bool:
     return pipeline.denoiser.config.pooled_width is not None
-
-
-def _check_pair(encoder: TextEncoder, tokenizer: Tokenizer, where: Path) -> None:
-    if tokenizer.vocab_size > encoder.vocab_size:
-        raise UserError(
-            f"the tokenizer in {where} has {tokenizer.vocab_size} tokens, but the text encoder's table has "
-            f"{encoder.vocab_size}: use the tokenizer that it was trained with"
-        )
-    if encoder.config.has_positions and tokenizer.max_length != encoder.config.max_length:
-        raise UserError(
-            f"the tokenizer in {where} pads to {tokenizer.max_length} tokens, but the text encoder has "
-            f"{encoder.config.max_length} positions: they must be equal"
-        )

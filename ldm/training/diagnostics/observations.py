@@ -18,16 +18,6 @@ def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Ten
 
 
 @torch.no_grad()
-def of_contexts(context: Tensor, ids: Tensor) -> dict[str, Tensor]:
-    """Return the variance of contexts (B, L, D) over the batch, relative to their mean square.
-
-    Also return the share of captions, token ids (B, L), that differ from the first: equal captions have equal contexts.
-    """
-    spread = (context.float() - context.float().mean(0)).square().mean() / context.float().square().mean()
-    return {"context_spread": spread, "captions_that_differ": (ids != ids[:1]).any(1).float().mean()}
-
-
-@torch.no_grad()
 def of_gradient(norm: Tensor, limit: float | None) -> dict[str, Tensor]:
     """Whether the gradient of a step was cut to `limit`, 0 or 1; nothing where there is none."""
     return {} if limit is None else {"clipped": (norm > limit).float()}

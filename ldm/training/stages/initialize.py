@@ -22,7 +22,6 @@ from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.classifier import Classifier
 from ldm.models.denoiser import DenoiserNetwork
-from ldm.registry import DENOISERS
 from ldm.training.runs.run import Run
 
 
@@ -65,8 +64,7 @@ def _of_run(config: Config, source: Source, run: Run, vae: str | None) -> Pipeli
 def _pipeline(config: Config, autoencoder: Autoencoder, conditionings: Sequence[Conditioning]) -> Pipeline:
     """Combine an autoencoder and conditionings with a new denoiser."""
     side = config.data.size // autoencoder.config.downsampling_factor
-    network = DENOISERS[str(config.denoiser_name)]
-    denoiser = network(config.denoiser.model_copy(update={"sample_size": side}))
+    denoiser = config.denoiser_class(config.denoiser.model_copy(update={"sample_size": side}))
     return Pipeline(autoencoder, denoiser, config.diffusion, {each.name: each for each in conditionings})
 
 

@@ -30,8 +30,6 @@ from ldm.diffusion.loss import DenoisingLoss, VarianceLoss
 from ldm.diffusion.schedule import make_schedule
 from ldm.errors import UserError
 from ldm.generation import TextToImage
-from ldm.models.denoiser import DenoiserNetwork
-from ldm.registry import DENOISERS
 from ldm.training.cache.fingerprints import Encoders
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_latents
 from ldm.training.ema import EMA
@@ -79,11 +77,11 @@ class UNetStage(LatentStage):
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
         """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        denoiser = config.denoiser_class  # raises if there is none
         check_options(config)
         for kind in config.conditionings:
             kind.check_training(config, new=start.init is None and not run.steps())
-        network: type[DenoiserNetwork] = DENOISERS[str(config.denoiser_name)]
-        network.to_fields(config.denoiser)  # raises for a denoiser that cannot be saved
+        denoiser.to_fields(config.denoiser)  # raises for a denoiser that cannot be saved
         if start.init is not None:
             find_model(start.init)
         super().check(config, run, start)

@@ -33,6 +33,7 @@ from ldm.training.cache.caching import CacheWriter, check_folder
 from ldm.training.cache.encoders import load_encoders
 from ldm.training.cache.fingerprints import Encoders, check_cache, facts_of, text_digest
 from ldm.training.runs.run import Run, complete_config
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 CPU = find_device("cpu")
@@ -142,7 +143,7 @@ def test_training_from_a_cache_runs_no_encoder_and_has_the_losses_of_training_fr
     def refuse(*_: object) -> None:
         raise AssertionError("an encoder ran")
 
-    monkeypatch.setattr(stage.autoencoder, "encode", refuse)
+    monkeypatch.setattr(stage.pipeline.autoencoder, "encode", refuse)
     monkeypatch.setattr(stage.pipeline.modules["text_encoder"], "forward", refuse)
     assert losses(stage, cache) == pytest.approx(expected, rel=1e-5)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ldm import config
+from ldm.conditioning.text.inputs import observe_contexts
 from ldm.config.root import Config
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.kl import DiagonalGaussian
@@ -263,11 +264,11 @@ def test_what_is_observed_of_logits_and_contexts_is_their_closed_form() -> None:
     found = observe_logits(torch.tensor([2.0, 2.0, -1.0]), torch.tensor([-3.0, -3.0, -3.0]))
     assert [value.item() for value in found.values()] == pytest.approx([1.0, -3.0, 5 / 6])
     ids = torch.tensor([[1, 2], [1, 2], [1, 3], [4, 2]])
-    found = observations.of_contexts(torch.ones(4, 2, 3), ids)
+    found = observe_contexts(torch.ones(4, 2, 3), ids)
     assert found["context_spread"] == 0
     assert found["captions_that_differ"] == 0.5
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1).expand(4, 2, 3)
-    assert observations.of_contexts(3 + signs, ids)["context_spread"].item() == pytest.approx(1 / 10)
+    assert observe_contexts(3 + signs, ids)["context_spread"].item() == pytest.approx(1 / 10)
 
 
 def test_reports_are_lines_of_json(tmp_path: Path) -> None:

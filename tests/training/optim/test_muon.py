@@ -204,7 +204,7 @@ def test_many_matrices_are_orthogonalized_in_parts(monkeypatch: pytest.MonkeyPat
 
 TOLD = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 8}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
-    "unet": (lambda: UNet(configuration.load("emoji").need_unet()), {"conv_in", "conv_out"}),
+    "unet": (lambda: UNet(configuration.load("emoji").denoiser), {"conv_in", "conv_out"}),
     "told numbers": (lambda: UNet(UNetConfig(**TOLD)), {"conv_in", "conv_out", "class_embedding"}),
     "classifier": (lambda: Classifier(configuration.load("classifier").need_classifier()), {"conv_in", "head"}),
     "BERT": (lambda: make_text_encoder(BertConfig()), set()),

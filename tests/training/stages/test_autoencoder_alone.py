@@ -19,7 +19,7 @@ def test_the_plan_counts_the_parameters_of_a_published_autoencoder() -> None:
 
 def test_training_a_u_net_raises_an_error_if_the_configuration_has_none(tmp_path: Path) -> None:
     alone = config.load("published/kl-f8")
-    with pytest.raises(UserError, match="describes an autoencoder alone"):
+    with pytest.raises(UserError, match="has no denoiser: add a section unet"):
         plan("unet", alone, "scenes")
-    with pytest.raises(UserError, match="describes an autoencoder alone"):
+    with pytest.raises(UserError, match="has no denoiser: add a section unet"):
         UNetStage.check(alone, Run(tmp_path / "run", resume=False), StartingPoint())

@@ -18,6 +18,7 @@ from ldm.training.plan import plan
 from ldm.training.runs.run import Run
 from ldm.training.stages.classifier import ClassifierStage
 from ldm.training.stages.stage import StartingPoint
+from ldm.training.stages.unet import UNetStage
 
 SMALL = ("text=null", "unet=null", "training.classifier.batch_size=8")
 NETWORK = (
@@ -120,7 +121,7 @@ def test_its_cost_is_told_beforehand() -> None:
         (("classifier.num_classes=5",), "classifier.num_classes is 5, but the data has 4 classes"),
         (("classifier.in_channels=3",), "classifier.in_channels is 3, but autoencoder.latent_channels is 4"),
         (("unet={cross_attention_dim: null, attention: plain}",), "unet and classifier are both set"),
-        (("data.random_flip=true",), "not together with data.random_flip"),
+        (("data.random_flip=true",), "do not support data.random_flip"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(vae: str, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
@@ -133,5 +134,5 @@ def test_an_autoencoder_is_needed_and_a_classifier_to_start_from(vae: str, tmp_p
         make(tmp_path, None)
     with pytest.raises(UserError, match="holds no classifier"):
         make(tmp_path, vae, init=vae)
-    with pytest.raises(UserError, match="add the section unet"):
-        build.check("unet", settings(), Run(tmp_path, resume=True), vae)
+    with pytest.raises(UserError, match="this configuration has no denoiser: add a section unet"):
+        UNetStage.check(settings(), Run(tmp_path, resume=True), StartingPoint(vae=vae))

@@ -127,8 +127,8 @@ def test_the_cache_is_found_again_by_what_it_was_made_of(measured: Path) -> None
     assert unet_stage(measured, "training.unet.cache_latents=true").context.cache.folder == path.parent
     assert path.stat().st_mtime_ns == written
     with torch.no_grad():
-        stage.autoencoder.encoder.conv_in.bias += 1
-    encoders, device = Encoders(stage.autoencoder), stage.accelerator.device
+        stage.pipeline.autoencoder.encoder.conv_in.bias += 1
+    encoders, device = Encoders(stage.pipeline.autoencoder), stage.accelerator.device
     anew = cache_in(path.parent.parent, Colours(), settings().data, encoders, ProcessShare(), device)
     assert anew.folder != path.parent
 
@@ -143,7 +143,7 @@ def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path)
     assert any(name.startswith("text_encoder.") for name in moved)
     assert any(name.startswith("unet.") for name in moved)
     assert changed(averaged, list(stage.emas[0].network.parameters()))
-    assert all(weight.grad is None for weight in stage.autoencoder.parameters())
+    assert all(weight.grad is None for weight in stage.pipeline.autoencoder.parameters())
 
 
 def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:

@@ -15,15 +15,15 @@ from ldm import config
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.conditioning.classes import ClassConditioning
 from ldm.config.root import Config
-from ldm.data.loader import Batch, Share, TrainingData
+from ldm.data.loader import Batch, BatchShare, TrainingData
 from ldm.errors import UserError
 from ldm.evaluation.plan import Plan
 from ldm.evaluation.samples import request_of
 from ldm.generation import TextToImage
 from ldm.training.plan import plan
 from ldm.training.runs.run import Run
-from ldm.training.stages import build
 from ldm.training.stages.initialize import start_from
+from ldm.training.stages.stage import StartingPoint
 from ldm.training.stages.unet import UNetStage
 
 SMALL = ("training.unet.batch_size=8", "training.unet.sample_prompts=[]", "training.unet.sample_steps=2", "text=null")
@@ -48,14 +48,14 @@ def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | Non
     torch.manual_seed(0)
     asked, folder = settings(kind, *overrides), Run(run, resume=True)
     given = None if kind == "pixels" else vae
-    build.check("unet", asked, folder, given, init)
-    return build.unet_stage(asked, Kinds(), Accelerator(cpu=True), folder, given, init)
+    UNetStage.check(asked, folder, StartingPoint(vae=given, init=init))
+    return UNetStage.build(asked, Kinds(), Accelerator(cpu=True), folder, StartingPoint(vae=given, init=init))
 
 
 def batches(stage: UNetStage, kind: str, step: int, source: Colours | None = None) -> list[Batch]:
     asked = settings(kind)
     needs, told = stage.needs_images, asked.uses_labels
-    return [TrainingData(source or Kinds(), asked.data, Share(8), 0, needs, classes=told)[step, 0]]
+    return [TrainingData(source or Kinds(), asked.data, BatchShare(8), 0, needs, classes=told)[step, 0]]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -64,7 +64,7 @@ def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path,
     before = weights(stage, "unet")
     for step in (1, 2):
         stage.begin(step)
-        assert stage.losses(batches(stage, kind, step), step)["loss"].isfinite()
+        assert stage.train_step(batches(stage, kind, step), step).losses["loss"].isfinite()
     assert changed(before, weights(stage, "unet"))
     assert stage.validate(batches(stage, kind, 0)[0]).isfinite()
     sheet = stage.sample()
@@ -79,7 +79,7 @@ def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path,
     went_on.load_state(saved.state)
     for each in (stage, went_on):
         each.begin(3)
-    ours, theirs = (each.losses(batches(each, kind, 3), 3)["loss"] for each in (stage, went_on))
+    ours, theirs = (each.train_step(batches(each, kind, 3), 3).losses["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     pipe = TextToImage.from_pretrained(tmp_path, device="cpu")
     told = {"classes": ["dog", 1]} if asked.uses_labels else {"num_images": 2}
@@ -130,7 +130,7 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(vae: str, tmp_path: Pat
 
     stage = make("token", tmp_path / "f", vae)
     with pytest.raises(UserError, match=r"has class 7, but classes.num_classes is 5, which allows up to 3"):
-        stage.losses(batches(stage, "token", 1, Beyond()), 1)
+        stage.train_step(batches(stage, "token", 1, Beyond()), 1)
 
 
 def test_a_run_keeps_its_classes(vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,9 @@ def test_what_fits_of_a_model_is_taken_over_and_a_line_says_what_is_new(
 ) -> None:
     text = config.load("tiny", ["training.unet.batch_size=8"])
     torch.manual_seed(1)
-    first = build.unet_stage(text, Kinds(), Accelerator(cpu=True), Run(tmp_path / "text", resume=True), vae, None)
+    first = UNetStage.build(
+        text, Kinds(), Accelerator(cpu=True), Run(tmp_path / "text", resume=True), StartingPoint(vae=vae)
+    )
     for weight in first.average.denoiser.conv_out.parameters():
         torch.nn.init.normal_(weight)
     first.save(tmp_path / "saved")
@@ -187,7 +189,7 @@ def test_on_pixels_the_learned_variance_has_the_decoder_of_256_values(vae: str, 
     stage = make("pixels", tmp_path, None, *learned)
     assert stage.variance_loss is not None
     assert stage.variance_loss.decoder == "discretised"
-    assert stage.losses(batches(stage, "pixels", 1), 1)["loss"].isfinite()
+    assert stage.train_step(batches(stage, "pixels", 1), 1).losses["loss"].isfinite()
     stage.save(tmp_path / "saved")
     assert load_pipeline(tmp_path / "saved").autoencoder.config.kind == "identity"
     latent = make("nothing", tmp_path / "latent", vae, "diffusion.learned_variance=true", "unet.out_channels=8")
