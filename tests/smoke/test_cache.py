@@ -122,7 +122,7 @@ def test_streamed_shards_are_cached_in_their_order_and_train_from_the_cache(
     difference = streamed.moments(range(60)) - folder.moments(range(60))
     assert difference.abs().max() < 1e-4
     here("train-unet", "tiny", "--vae", vae, *FEW, "--data", tmp_path / "cache", "--out", tmp_path / "run")
-    with pytest.raises(UserError, match="cached beforehand: `ldm cache`"):
+    with pytest.raises(UserError, match="run `ldm cache` first"):
         here("train-unet", "tiny", "--vae", vae, *FEW, "--data", tmp_path / "tars", "--out", tmp_path / "x")
 
 

@@ -207,7 +207,7 @@ def test_a_huge_kl_weight_collapses_the_posterior_and_is_told_so(
     lines = [facts for facts in read_log(tmp_path / "log.jsonl") if "KL collapse" in facts.get("found", "")]
     line = lines[-1]  # the channels collapse one after the other
     assert line["found"] == "KL collapse in all 4 channels"
-    assert "Lower loss.kl.weight, which is 100" in line["text"]
+    assert "Reduce loss.kl.weight from 100" in line["text"]
     said = capsys.readouterr().err
     assert f"step {line['step']}: KL collapse in all 4 channels: the posterior is the prior" in said
     assert f"KL collapse in all 4 channels (since step {lines[0]['step']})" in said.split("diagnosis:")[1]
