@@ -26,6 +26,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def accelerator_state() -> Iterator[None]:
+    """Forget the precision of a test's `Accelerator`: one process can hold only one, and the next test may need another."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def nursery(cache: Path) -> Iterator[Nursery]:
     """Fork commands from a process that has imported everything."""

@@ -70,5 +70,5 @@ def test_pixels_need_no_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "4,437,699" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--vae .* is not used with autoencoder.kind identity"):
         here(*train, "--out", tmp_path / "y", "--vae", tmp_path / "run")
-    with pytest.raises(UserError, match=r"identity has nothing to train"):
+    with pytest.raises(UserError, match=r"identity has no weights to train"):
         here("train-vae", "pixels", "--data", "scenes", "--out", tmp_path / "z")

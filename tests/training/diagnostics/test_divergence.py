@@ -209,7 +209,7 @@ def test_a_huge_kl_weight_collapses_the_posterior_and_is_told_so(
     assert line["found"] == "KL collapse in all 4 channels"
     assert "Reduce loss.kl.weight from 100" in line["text"]
     said = capsys.readouterr().err
-    assert f"step {line['step']}: KL collapse in all 4 channels: the posterior is the prior" in said
+    assert f"step {line['step']}: KL collapse in all 4 channels: the posterior equals the prior" in said
     assert f"KL collapse in all 4 channels (since step {lines[0]['step']})" in said.split("diagnosis:")[1]
 
 
