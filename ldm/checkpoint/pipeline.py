@@ -18,6 +18,7 @@ from ldm.config.section import Section
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.denoiser import DenoiserNetwork
+from ldm.models.precision import require_finite
 from ldm.registry import DENOISERS
 
 if TYPE_CHECKING:
@@ -113,10 +114,15 @@ class Pipeline:
         """Encode subjects, one row each, and in one row what guidance moves away from, if anything.
 
         `size` is width and height of the images in pixels.
+
+        Raises:
+            NonFiniteError: if an encoder's output is not finite.
         """
         cond, uncond, guided = Conditions(), Conditions(), False
         for each in self.conditionings.values():
             own, other = each.encode_cond_and_uncond(subjects, request, size, self)
+            _require_finite(own, each)
+            _require_finite(other or Conditions(), each)
             cond, uncond = cond.merge(own), uncond if other is None else uncond.merge(other)
             guided = guided or (each.guides and other is not None)
         return cond, uncond if guided else None
@@ -124,6 +130,14 @@ class Pipeline:
     def length(self, subject: Subject, request: Request) -> int:
         """Return the number of text windows of a subject; only subjects of equal length share a batch."""
         return max(each.length(subject, request) for each in self.conditionings.values())
+
+
+def _require_finite(conditions: Conditions, of: Conditioning) -> None:
+    """Raise NonFiniteError for inputs of the denoiser that are not finite; name the networks they come from."""
+    weights = [weight for module in of.modules.values() for weight in module.parameters()]
+    for tensor in vars(conditions).values():
+        if tensor is not None and tensor.is_floating_point():
+            require_finite(tensor, " and ".join(of.modules) or of.name, weights[0].dtype if weights else None)
 
 
 def _conditional_options() -> set[str]:

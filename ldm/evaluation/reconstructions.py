@@ -13,6 +13,7 @@ from ldm.evaluation.fidelity import metrics
 from ldm.evaluation.plan import FIDELITY, Plan
 from ldm.evaluation.reading import FeatureReader, as_tensor
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.precision import require_finite
 from ldm.processes import ProcessShare
 
 
@@ -31,7 +32,7 @@ class Reconstructions:
     def see(self, images: np.ndarray) -> None:
         """Reconstruct the next images, bytes (n, H, W, 3)."""
         latents = self.autoencoder.encode(to_tensor(images).to(self.device)).mode()
-        copies = to_bytes(self.autoencoder.decode(latents))
+        copies = to_bytes(require_finite(self.autoencoder.decode(latents), "the autoencoder"))
         ours, theirs = as_tensor(copies).to(self.device), as_tensor(images).to(self.device)
         for name, measure in self.measures.items():
             self._values[name] += measure(ours, theirs).tolist()

@@ -21,7 +21,7 @@ from ldm.diffusion.samplers.inversion import invert
 from ldm.errors import UserError
 from ldm.generation.init_image import InitImage, fitted
 from ldm.generation.request import Request
-from ldm.generation.sampling import SeededNoise, conditional_denoiser
+from ldm.generation.sampling import SeededNoise, conditional_denoiser, finite_steps
 from ldm.generation.text_to_image import TextToImage
 from ldm.storage.store import load_metadata, load_tensors, save_tensors
 
@@ -120,7 +120,8 @@ def inverted(pipe: TextToImage, images: Sequence[Image.Image], settings: Inversi
         grid = pipe.grid(requests[0])
         conditions = [pipe.encode_cond_and_uncond(request.subjects, request)[0] for request in requests]
         latents = torch.cat([_latents(pipe, request) for request in requests])
-        *_, last = invert(conditional_denoiser(pipe, grid, 1, None, *conditions), latents, grid)
+        steps = invert(conditional_denoiser(pipe, grid, 1, None, *conditions), latents, grid)
+        *_, last = finite_steps(steps, pipe, None)
         noises.append(last.x)
     return torch.cat(noises)
 

@@ -15,7 +15,7 @@ from ldm.errors import UserError
 from ldm.generation import batch_size
 from ldm.generation.init_image import InitImage
 from ldm.generation.request import Request
-from ldm.generation.sampling import SeededNoise, conditional_denoiser
+from ldm.generation.sampling import SeededNoise, conditional_denoiser, finite_steps
 from ldm.generation.sizes import latent_shape
 from ldm.generation.text_to_image import TextToImage
 
@@ -61,7 +61,8 @@ def inverted(pipe: TextToImage, image: Image.Image, condition: Conditions, reque
     """Return the noise (C, h, w) from which DDIM generates about this image, given the condition of one image."""
     autoencoder, grid = pipe.pipeline.autoencoder, pipe.grid(request)
     init = InitImage(image, None, pipe.size(request), True, autoencoder, pipe.device, pipe.tile)
-    *_, last = invert(conditional_denoiser(pipe, grid, 1, None, condition), init.latents, grid)
+    steps = invert(conditional_denoiser(pipe, grid, 1, None, condition), init.latents, grid)
+    *_, last = finite_steps(steps, pipe, None)
     return last.x[0]
 
 

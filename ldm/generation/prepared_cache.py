@@ -12,6 +12,7 @@ from ldm.generation import cuda_graphs
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.compiling import compile_blocks
 from ldm.models.fast import prepare_for_sampling
+from ldm.models.precision import supported_dtype
 from ldm.models.unet.unet import UNet
 
 Network = TypeVar("Network", UNet, Autoencoder)
@@ -38,12 +39,12 @@ class PreparedCache(Generic[Network]):
 
     @torch.no_grad()
     def get(self, network: Network, dtype: torch.dtype | None = None) -> Network:
-        """Return a network for inference in its own or another dtype.
+        """Return a network for inference in its own or another dtype, float32 for float16 with `force_upcast`.
 
         Edited weights and replaced or moved layers are noticed by summing all weights, which takes milliseconds for a
         small network and a tenth of a second for Stable Diffusion's.
         """
-        dtype = dtype or network.dtype
+        dtype = network.dtype if dtype is None else supported_dtype(network.config, dtype)
         if not self.prepare and dtype == network.dtype:
             return network
         state, last = _state_of(network), self._state

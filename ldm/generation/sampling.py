@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
+from ldm.diffusion.samplers.step import Step
 from ldm.generation.deepcache import DeepCacheUNet
 from ldm.generation.guides import guide_by_gradients
 from ldm.generation.request import Request, Subject
+from ldm.models.precision import not_finite
 
 if TYPE_CHECKING:
     from ldm.generation.text_to_image import TextToImage
@@ -74,6 +76,23 @@ def conditional_denoiser(
     return make_denoiser(
         network, pipe.prediction, Posteriors(grid) if pipe.pipeline.diffusion.learned_variance else None
     )
+
+
+def finite_steps(steps: Iterator[Step], pipe: TextToImage, dtype: torch.dtype | None) -> Iterator[Step]:
+    """Yield the steps of a sampler; check them when it has ended, so that no step waits for a GPU.
+
+    Raises:
+        NonFiniteError: if an output of the denoiser, or what guidance and sampler made of it, is not finite.
+    """
+    flags = []
+    for step in steps:
+        flags.append(torch.stack([step.denoised.output.isfinite().all(), step.x.isfinite().all()]))
+        yield step
+    for number, (output, x) in enumerate(torch.stack(flags).tolist() if flags else (), start=1):
+        if output and x:
+            continue
+        name = f"the denoiser {pipe.pipeline.denoiser_name}" if not output else "guidance and sampler"
+        raise not_finite(f"{name} at step {number} of {len(flags)}", dtype or pipe.pipeline.denoiser.dtype)
 
 
 def guided_denoiser(

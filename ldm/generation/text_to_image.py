@@ -33,7 +33,7 @@ from ldm.generation.option import takes_fields
 from ldm.generation.prepared_cache import PreparedCache
 from ldm.generation.quality import complete
 from ldm.generation.request import Request, Subject
-from ldm.generation.sampling import SeededNoise, guided_denoiser
+from ldm.generation.sampling import SeededNoise, finite_steps, guided_denoiser
 from ldm.generation.sizes import image_size, latent_shape
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -284,11 +284,16 @@ class TextToImage:
         if init is not None:
             denoiser = init.keep(denoiser)
         assert request.sampler is not None, "resolve the request first"
-        return make_sampler(request.sampler, request.eta)(denoiser, start, grid, noise)
+        steps = make_sampler(request.sampler, request.eta)(denoiser, start, grid, noise)
+        return finite_steps(steps, self, request.dtype)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, dtype: torch.dtype | None = None) -> list[Image.Image]:
-        """Decode latents (B, C, h, w) to images, in the autoencoder's or another dtype."""
+        """Decode latents (B, C, h, w) to images, in the autoencoder's or another dtype.
+
+        Raises:
+            NonFiniteError: if the output is not finite.
+        """
         autoencoder = self.prepared_autoencoder.get(self.pipeline.autoencoder, dtype)
         images = tiling.decode(autoencoder, latents, self.tile).float()  # (B, 3, H, W)
         levels = (images.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)

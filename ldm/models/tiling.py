@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.autoencoder.distribution import LatentDistribution, unscale
+from ldm.models.precision import require_finite
 
 BATCH_POSITIONS = 2**16  # latent positions in a batch
 WHOLE = 2**14  # latent positions up to which the coarsest level, with its attention, is computed at once
@@ -90,21 +91,31 @@ def tiling_of(autoencoder: Autoencoder, positions: int, tile: int | None) -> Til
 
 @torch.inference_mode()
 def encode(autoencoder: Autoencoder, images: Tensor, tile: int | None = None) -> LatentDistribution:
-    """Encode images (B, 3, H, W) in small batches, large ones in tiles; for `tile` see `tiling_of`."""
+    """Encode images (B, 3, H, W) in small batches, large ones in tiles; for `tile` see `tiling_of`.
+
+    Raises:
+        NonFiniteError: if the output is not finite.
+    """
     positions = images[0, 0].numel() // autoencoder.config.downsampling_factor**2
     tiling = tiling_of(autoencoder, positions, tile)
     one = autoencoder.encode if tiling is None else partial(encode_tiled, autoencoder, tiling=tiling)
     parts = [one(part).moments for part in images.split(max(1, BATCH_POSITIONS // positions))]
-    return autoencoder.posterior(torch.cat(parts))
+    moments = require_finite(torch.cat(parts), "the autoencoder's encoder", autoencoder.dtype)
+    return autoencoder.posterior(moments)
 
 
 @torch.inference_mode()
 def decode(autoencoder: Autoencoder, latents: Tensor, tile: int | None = None) -> Tensor:
-    """Decode latents (B, C, h, w) in small batches, large ones in tiles; for `tile` see `tiling_of`."""
+    """Decode latents (B, C, h, w) in small batches, large ones in tiles; for `tile` see `tiling_of`.
+
+    Raises:
+        NonFiniteError: if the output is not finite.
+    """
     positions = latents[0, 0].numel()
     tiling = tiling_of(autoencoder, positions, tile)
     one = autoencoder.decode if tiling is None else partial(decode_tiled, autoencoder, tiling=tiling)
-    return torch.cat([one(part) for part in latents.split(max(1, BATCH_POSITIONS // positions))])
+    parts = [one(part) for part in latents.split(max(1, BATCH_POSITIONS // positions))]
+    return require_finite(torch.cat(parts), "the autoencoder's decoder", autoencoder.dtype)
 
 
 @torch.inference_mode()

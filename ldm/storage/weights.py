@@ -74,9 +74,13 @@ def load_places(index: Path) -> dict[str, str]:
 def save_weights(
     folder: Path, stem: str, tensors: dict[str, Tensor], dtype: torch.dtype | None, shard_size: int = SHARD_SIZE
 ) -> None:
-    """Write tensors, floating-point ones as `dtype`, in files of at most `shard_size` bytes; remove older files."""
+    """Write tensors, floating-point ones as `dtype`, in files of at most `shard_size` bytes; remove older files.
+
+    Raises:
+        UserError: if `dtype` cannot hold a value.
+    """
     if dtype is not None:
-        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
     shards = _shards(tensors, shard_size)
     count = len(shards)
     names = [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
@@ -93,6 +97,16 @@ def save_weights(
     for path in folder.glob(f"{stem}*.safetensors*"):
         if path.name not in names:
             path.unlink()
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a floating-point tensor to `dtype`; raise UserError if that makes a value infinite."""
+    if not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    converted = tensor.to(dtype)
+    if dtype == torch.float16 and bool((converted.isinf() & tensor.isfinite()).any()):
+        raise UserError(f"{name} has the value {tensor.abs().max():g}, above the 65504 of float16: save as bfloat16")
+    return converted
 
 
 def _shards(tensors: dict[str, Tensor], shard_size: int) -> list[dict[str, Tensor]]:

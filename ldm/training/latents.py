@@ -18,6 +18,7 @@ from ldm.data.preview import some_images
 from ldm.data.random import StepRandom
 from ldm.data.sources import Source
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.precision import require_finite
 from ldm.training.transfer import moved
 
 BATCH = 64
@@ -85,7 +86,8 @@ def channel_statistics(
 def encode(autoencoder: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
     """Encode bytes (B, H, W, 3) to posterior moments (B, M, h, w)."""
     with torch.no_grad():
-        return autoencoder.encode(to_tensor(images).to(device)).moments
+        moments = autoencoder.encode(to_tensor(images).to(device)).moments
+    return require_finite(moments, "the autoencoder's encoder")
 
 
 def _moments(autoencoder: Autoencoder, images: Iterable[np.ndarray], accelerator: Accelerator) -> Iterator[Tensor]:

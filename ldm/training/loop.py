@@ -19,6 +19,7 @@ from ldm.data.loader import BatchShare
 from ldm.data.sources import Source
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
+from ldm.models.precision import NonFiniteError
 from ldm.training.diagnostics.watch import Watch
 from ldm.training.logging.broken import BrokenReport
 from ldm.training.logging.curves import plot_curves
@@ -144,7 +145,12 @@ def _publish(run: Run, log: Log) -> None:
 
 def _sample(stage: Stage, run: Run, step: int, log: Log, trackers: Trackers) -> None:
     with stage.averaged():
-        image = stage.sample() if stage.accelerator.is_main_process else None
+        image = None
+        if stage.accelerator.is_main_process:
+            try:
+                image = stage.sample()
+            except NonFiniteError as error:  # `Divergence` decides whether training can continue
+                log.say(f"no samples of step {step}: {error}")
         if image is not None:
             trackers.image(image, step)
             path = run.path / "samples" / f"step-{step:06d}.png"

@@ -12,6 +12,7 @@ from ldm.models.autoencoder.distribution import LatentDistribution, scale, unsca
 from ldm.models.autoencoder.fields import autoencoder_from_fields, autoencoder_to_fields, fold_statistics
 from ldm.models.autoencoder.networks import Decoder, Encoder
 from ldm.models.autoencoder.vq import Quantizer
+from ldm.models.precision import supported_dtype
 from ldm.storage.fields import load_fields
 from ldm.storage.networks import load_network_weights, save_network
 from ldm.storage.weights import SHARD_SIZE, build
@@ -47,9 +48,7 @@ class Autoencoder(nn.Module):
         """
         folder = Path(path)
         config = autoencoder_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-        if dtype == torch.float16 and config.force_upcast:
-            dtype = torch.float32
-        return build(lambda: cls(config), load_network_weights(folder), dtype, folder)
+        return build(lambda: cls(config), load_network_weights(folder), supported_dtype(config, dtype), folder)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
         """Write a folder in the layout of diffusers, weights as `dtype` if given.

@@ -29,7 +29,7 @@ class AutoencoderConfig(Section):
     attention_levels: tuple[int, ...] = ()  # levels with attention after each ResNet block; 0 is the finest
     mid_block_attention: bool = True
     norm_num_groups: Width = 32
-    force_upcast: bool = True  # load as float32 when float16 is requested: large activations overflow
+    force_upcast: bool = True  # compute in float32 when float16 is requested: large activations overflow
     sample_size: Width = 64  # side of the training images, pixels
     # Latent statistics: latents = (z - shift_factor) * scaling_factor. None: not measured yet.
     scaling_factor: PositiveFloat | tuple[PositiveFloat, ...] | None = None

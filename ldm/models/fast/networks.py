@@ -26,6 +26,7 @@ from ldm.models.fast.blocks import (
 )
 from ldm.models.fast.packed import PackedConv2d, PackedLinear, channels_last, works
 from ldm.models.layers import Downsample, DownsampleResBlock, ResNetBlock, Upsample, UpsampleResBlock
+from ldm.models.precision import supported_dtype
 from ldm.models.unet.unet import UNet
 
 Network = TypeVar("Network", UNet, Autoencoder)
@@ -50,7 +51,8 @@ ONCE = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers that run once a p
 def prepare_for_sampling(network: Network, dtype: torch.dtype | None = None) -> Network:
     """Copy a network for inference; the copy is used like the network and gives the same outputs.
 
-    Float32 outputs differ by rounding alone, below 1e-5 of their norm. With a `dtype` the copy computes in it; bfloat16
+    Float32 outputs differ by rounding alone, below 1e-5 of their norm. With a `dtype` the copy computes in it
+    (`supported_dtype`); bfloat16
     outputs are as close to the float32 network's as a plain copy's, and mostly closer.
 
     Copying is fast and shares the network's weights. On a CPU layers of blocks pack their own at their first call: as
@@ -59,7 +61,8 @@ def prepare_for_sampling(network: Network, dtype: torch.dtype | None = None) -> 
     the whole network on other devices, in other dtypes than float32 and bfloat16, and where PyTorch lacks oneDNN.
     """
     weight = next(network.parameters(), None)
-    typed = network if dtype in (None, network.dtype) else copy.deepcopy(network).to(dtype)
+    dtype = network.dtype if dtype is None else supported_dtype(network.config, dtype)
+    typed = network if dtype == network.dtype else copy.deepcopy(network).to(dtype)
     packs = weight is not None and weight.device.type == "cpu" and works(typed.dtype)
     return cast(Network, _copied(typed, packs, network))
 

@@ -26,6 +26,7 @@ from ldm.data.images import fit
 from ldm.data.progress import track
 from ldm.data.sources import Block, Source
 from ldm.errors import UserError
+from ldm.models.precision import require_finite
 from ldm.processes import ProcessShare
 from ldm.storage.renames import first_facts
 from ldm.storage.store import save_json, save_tensors
@@ -177,6 +178,7 @@ class CacheWriter:
             ids, mask = tokenizer(texts[first : first + self.batch_size] or [""])
             for name, rows in encoder(ids.to(self.device), mask.to(self.device))._asdict().items():
                 if rows is not None:
+                    require_finite(rows, "the text encoder")
                     found.setdefault(name, []).append(rows[: len(texts)].float().cpu())
         return {name: torch.cat(parts) for name, parts in found.items()}
 

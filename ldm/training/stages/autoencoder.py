@@ -26,6 +26,7 @@ from ldm.data.preview import first_images
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
+from ldm.models.precision import require_finite
 from ldm.training.diagnostics.observations import mean_of, of_gradient, of_latents
 from ldm.training.latents import measure
 from ldm.training.losses.term import LossTerm, MicroBatch, Output, total_loss
@@ -210,7 +211,8 @@ class AutoencoderStage(Stage):
     def sample(self) -> Image.Image:
         """Return a sheet of the first images, each row above its reconstructions."""
         images = self.shown.to(self.accelerator.device)
-        reconstructions = self.average.decode(self.average.encode(images).mode())
+        decoded = self.average.decode(self.average.encode(images).mode())
+        reconstructions = require_finite(decoded, "the autoencoder")
         originals, copies, columns = to_bytes(images), to_bytes(reconstructions), SHOWN // 2
         rows = [half[at : at + columns] for at in range(0, len(images), columns) for half in (originals, copies)]
         return contact_sheet(np.concatenate(rows), columns)
