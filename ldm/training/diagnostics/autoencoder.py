@@ -118,7 +118,7 @@ def discriminator(reports: Sequence[Report], config: Config) -> Iterator[Diagnos
                 "the discriminator does not learn",
                 f"{seen}. Unless reconstructions are perfect, increase loss.adversarial.learning_rate",
             )
-    limit = 0.99 * ADAPTIVE_LIMIT * adversarial.weight
+    limit = 0.99 * ADAPTIVE_LIMIT * adversarial.weight  # of VQ; published KL models train at their lower limit
     if (
         adversarial.weight
         and adversarial.adaptive

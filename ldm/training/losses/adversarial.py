@@ -22,7 +22,7 @@ from ldm.training.losses.term import Losses, LossTerm, MicroBatch, Output
 if TYPE_CHECKING:
     from ldm.training.stages.autoencoder import AutoencoderStage
 
-ADAPTIVE_LIMIT = 1e4  # of the adaptive weight
+ADAPTIVE_LIMIT = 1e4  # of the adaptive weight in the published code
 
 
 class AdversarialLossConfig(DiscriminatorConfig):
@@ -58,8 +58,8 @@ class AdversarialTerm(LossTerm):
         super().__init__(config, stage)
         self.start_step = config.start_step
         self.accelerator, self.clip = stage.accelerator, stage.config.gradient_clip
-        self.last_layer = stage.autoencoder.last_layer
-        network = stage.place(PatchDiscriminator(config, stage.autoencoder.config.in_channels))
+        self.last_layer, self.autoencoder = stage.autoencoder.last_layer, stage.autoencoder.config
+        network = stage.place(PatchDiscriminator(config, self.autoencoder.in_channels))
         rate = config.learning_rate or stage.config.learning_rate
         self.discriminator = stage.prepare("discriminator", network, rate, {})
 
@@ -81,10 +81,11 @@ class AdversarialTerm(LossTerm):
         generator, nll = generator_loss(logits, self.config.kind), losses["nll"]
         weight = torch.tensor(self.config.weight, device=nll.device, dtype=nll.dtype)
         if self.config.adaptive:
-            weight = weight * self._adaptive_weight(nll, generator)
+            limit = adaptive_limit(self.autoencoder, images[0].numel())
+            weight = weight * self._adaptive_weight(nll, generator, limit)
         return weight * generator, {"generator": generator, "adversarial_weight": weight}
 
-    def _adaptive_weight(self, nll: Tensor, generator: Tensor) -> Tensor:
+    def _adaptive_weight(self, nll: Tensor, generator: Tensor, limit: float) -> Tensor:
         """Return the adaptive weight () from the gradients of all processes."""
         # If the backward pass is in float16, gradients of means underflow unless they are scaled.
         scaler, scale = self.accelerator.scaler, torch.ones((), device=nll.device)
@@ -92,7 +93,8 @@ class AdversarialTerm(LossTerm):
         gradients = [
             torch.autograd.grad(scale * term, self.last_layer, retain_graph=True)[0] for term in (nll, generator)
         ]
-        return adaptive_weight(*(self.accelerator.reduce(at_least_float32(g) / scale, "mean") for g in gradients))
+        mean_nll, mean_generator = (self.accelerator.reduce(at_least_float32(g) / scale, "mean") for g in gradients)
+        return adaptive_weight(mean_nll, mean_generator, limit)
 
     def end_step(self, seen: Sequence[MicroBatch], step: int) -> tuple[Losses, dict[str, Tensor]]:
         """Train the discriminator on the images of the step and their reconstructions."""
@@ -146,13 +148,22 @@ def r1_loss(penalties: Tensor, weight: float) -> Tensor:
     return 0.5 * weight * penalties.mean()
 
 
-def adaptive_weight(nll_gradient: Tensor, generator_gradient: Tensor) -> Tensor:
-    """Return |grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7), limited.
+def adaptive_weight(nll_gradient: Tensor, generator_gradient: Tensor, limit: float = ADAPTIVE_LIMIT) -> Tensor:
+    """Return |grad nll| / |grad generator loss| at the decoder's last layer (Esser et al. 2021, equation 7).
 
-    The weight is finite if gradients overflowed, and 0 if the ratio is NaN.
+    The weight is at most `limit`, finite if gradients overflowed, and 0 if the ratio is NaN.
     """
     ratio = at_least_float32(nll_gradient).norm() / (at_least_float32(generator_gradient).norm() + 1e-4)
-    return ratio.nan_to_num(nan=0.0).clamp(0.0, ADAPTIVE_LIMIT).detach()
+    return ratio.nan_to_num(nan=0.0).clamp(0.0, limit).detach()
+
+
+def adaptive_limit(autoencoder: AutoencoderConfig, values: int) -> float:
+    """Return the largest adaptive weight for images of `values` values (channels x height x width).
+
+    The published code limits the ratio to 1e4. For VQ its nll is a mean over values, as here. For KL it is a sum over
+    an image's values (Rombach et al. 2022, LPIPSWithDiscriminator), so that its ratio is `values` times ours.
+    """
+    return ADAPTIVE_LIMIT if autoencoder.bottleneck.has_codebook else ADAPTIVE_LIMIT / values
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ SICK = [
         "the discriminator does not learn",
         "increase loss.adversarial.learning_rate",
     ),
-    ("autoencoder", GAN, {"": {"adversarial_weight": 5000.0}}, "adaptive weight at its limit", "it is 5e+03"),
+    ("autoencoder", (*GAN, *VQ), {"": {"adversarial_weight": 5000.0}}, "adaptive weight at its limit", "it is 5e+03"),
     ("autoencoder", VQ, {"": {"codebook_usage": 0.2}}, "dead codebook entries", "80% of the 1,000 vectors"),
     ("autoencoder", VQ, {"": {"perplexity": 12.0}}, "low perplexity", "12 of a possible 1,000"),
     (

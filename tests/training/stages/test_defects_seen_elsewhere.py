@@ -178,7 +178,7 @@ def test_adaptive_weight_zero_under_fp16(monkeypatch: pytest.MonkeyPatch) -> Non
     weight = stage.networks["reconstruction"].autoencoder.last_layer
     seen = weight.half().float().sum()  # so that gradients pass through float16
     norm = weight.numel() ** 0.5
-    found = stage.terms["adversarial"]._adaptive_weight(1e-8 * seen, 1e-3 * seen)
+    found = stage.terms["adversarial"]._adaptive_weight(1e-8 * seen, 1e-3 * seen, 1e4)
     assert found.item() == pytest.approx(1e-8 * norm / (1e-3 * norm + 1e-4), rel=1e-2)
 
 
