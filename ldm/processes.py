@@ -1,13 +1,28 @@
-"""Divide work among the processes that `torchrun` or `accelerate launch` started."""
+"""Divide work among the processes that `torchrun`, `accelerate launch`, `mpirun` or `srun` started."""
 
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ldm.errors import UserError, UserNote
+
 Item = TypeVar("Item")
+
+# torchrun's variables, which PyTorch and accelerate read, and their names with MPI and inside of `srun`.
+VARIABLES = {
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"),
+    "RANK": ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
+    "LOCAL_WORLD_SIZE": (
+        *("OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+        "SLURM_STEP_TASKS_PER_NODE",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +34,12 @@ class ProcessShare:
 
     @classmethod
     def of_environment(cls) -> ProcessShare:
-        """Read the launcher's variables; without a launcher one process does all work."""
+        """Read the launcher's variables; without a launcher one process does all work.
+
+        Raises:
+            UserError: if the processes cannot find each other.
+        """
+        join_launcher()
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
@@ -69,3 +89,48 @@ class ProcessShare:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+
+def join_launcher() -> None:
+    """Complete the variables that PyTorch and accelerate need to connect the processes of a launcher.
+
+    Raises:
+        UserError: if the address of the first process is unknown.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        _translate_variables()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # without it and a GPU, accelerate does not connect processes
+    elif {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():  # accelerate's, for several processes
+        note = (
+            "accelerate launch was asked for several processes but started one, as it does on a CPU: use "
+            "torchrun --nproc_per_node N -m ldm ..."
+        )
+        warnings.warn(note, UserNote, stacklevel=2)
+
+
+def _translate_variables() -> None:
+    """Set torchrun's variables from those of MPI or SLURM, if these started several processes."""
+    values = {name: _first_number(others) for name, others in VARIABLES.items()}
+    processes = values["WORLD_SIZE"]
+    if processes is None or processes == 1:
+        return
+    values["LOCAL_WORLD_SIZE"] = values["LOCAL_WORLD_SIZE"] or processes
+    if values["LOCAL_WORLD_SIZE"] < processes and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"{processes} processes were started on several nodes, but MASTER_ADDR is not set: export it with the "
+            'host name of the first node, with SLURM $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    os.environ.update({name: str(value or 0) for name, value in values.items()})
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def _first_number(names: Sequence[str]) -> int | None:
+    """Return the number at the start of the first of these variables that is set, such as 2 of `2(x4)`."""
+    found = next((os.environ[name] for name in names if name in os.environ), "")
+    match = re.match(r"\d+", found)
+    return int(match[0]) if match else None

@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def accelerator_state() -> Iterator[None]:
-    """Forget the precision of a test's `Accelerator`: one process can hold only one, and the next test may need another."""
+    """Forget the precision of a test's `Accelerator`, since a process can hold only one."""
     yield
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState
@@ -71,7 +71,7 @@ def interpreter() -> Command:
     def ldm(*words: object, processes: int = 1, **options: object) -> subprocess.CompletedProcess:
         if processes == 1:
             return run("-m", "ldm", *words, **options)
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         launcher = ("-m", "torch.distributed.run", "--nproc_per_node", processes, "-m", "ldm")
         return run(*launcher, *words, env=environment, **options)
 

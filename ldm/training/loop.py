@@ -20,6 +20,7 @@ from ldm.data.sources import Source
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserError
 from ldm.models.precision import NonFiniteError
+from ldm.processes import join_launcher
 from ldm.training.diagnostics.watch import Watch
 from ldm.training.logging.broken import BrokenReport
 from ldm.training.logging.curves import plot_curves
@@ -206,6 +207,7 @@ def start_accelerator(
     Raises:
         UserError: if the configured sharding is not supported.
     """
+    join_launcher()
     sharded = deepspeed.is_requested()
     precision = "no" if sharded else precision_of(settings)  # DeepSpeed takes it from its configuration, see below
     accelerator = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)

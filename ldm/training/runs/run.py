@@ -5,6 +5,7 @@ Folders that are being written or deleted have a hidden name, `.step-N.tmp`, so 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from ldm.errors import UserError
 from ldm.processes import ProcessShare
 from ldm.storage.renames import current_weights
 from ldm.storage.store import flush, load_json, load_tree, save_json, save_tree
+
+
+_reserved: set[tuple[int, int]] = set()  # device and inode of the folders that this process has locked
 
 
 class SaveError(UserError):
@@ -44,14 +48,13 @@ class Run:
         """Create or open the folder.
 
         Raises:
-            UserError: if it contains a run and `resume` is False, or if it cannot be written to.
+            UserError: if it contains a run and `resume` is False, if it cannot be written to, or if another training
+                uses it.
         """
         self.path = path
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path} is a file, not a folder")
-        self._recover()
-        if not resume and (self.steps() or (path / "log.jsonl").exists()):
-            raise UserError(f"{path} contains a run: continue it with --resume, or choose another --out")
+        is_first = ProcessShare.of_environment().is_first
         try:
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable-{os.getpid()}"
@@ -59,6 +62,11 @@ class Run:
             probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}") from error
+        if is_first:
+            _reserve(path)
+        self._recover(is_first)
+        if not resume and (self.steps() or (path / "log.jsonl").exists()):
+            raise UserError(f"{path} contains a run: continue it with --resume, or choose another --out")
 
     def steps(self) -> list[Path]:
         """Return the complete `step-N` folders, oldest first."""
@@ -154,13 +162,13 @@ class Run:
         flush(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _recover(self) -> None:
+    def _recover(self, is_first: bool) -> None:
         """Tidy up after a process that was killed: a step between two names gets its own back."""
         for old in self.path.glob(".step-*.old"):
             final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not final.exists():
                 old.rename(final)
-        if ProcessShare.of_environment().is_first:
+        if is_first:
             for left in (*self.path.glob(".step-*.tmp"), *self.path.glob(".step-*.old")):
                 shutil.rmtree(left, ignore_errors=True)
 
@@ -182,6 +190,32 @@ class Run:
     @staticmethod
     def _hidden(folder: Path) -> Path:
         return folder.with_name(f".{folder.name}.tmp")
+
+
+def _reserve(folder: Path) -> None:
+    """Lock a folder for this process until it ends.
+
+    Raises:
+        UserError: if another process has locked it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    status = os.fstat(handle)
+    if (status.st_dev, status.st_ino) in _reserved:
+        os.close(handle)
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"another training writes to {folder}: wait until it ends, or choose another --out. Start several "
+            "processes of one training with torchrun, see docs/training.md"
+        ) from None
+    except OSError:  # a file system without such locks
+        os.close(handle)
+        return
+    _reserved.add((status.st_dev, status.st_ino))
+    os.register_at_fork(after_in_child=lambda: os.close(handle))  # loader processes may outlive this one for seconds
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """A run directory is whole at every moment, and says so when it cannot be used."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,19 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     assert share_of(Four(), 16, 2).slots(1) == range(10, 12)
     with pytest.raises(UserError, match="batch_size 10 is not divisible by 4 processes"):
         share_of(Four(), 10, 1)
+
+
+def test_a_run_is_written_by_one_training_at_a_time(tmp_path: Path) -> None:
+    held, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        run = Run(tmp_path, resume=False)
+        os.write(held[1], run.path.name[:1].encode())
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(held[0], 1)
+    with pytest.raises(UserError, match=f"another training writes to {tmp_path}"):
+        Run(tmp_path, resume=True)
+    os.write(go[1], b"x")
+    os.waitpid(child, 0)
+    assert Run(tmp_path, resume=True).steps() == []
