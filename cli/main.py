@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from ldm.cli import bench, cache, convert, data, direction, evaluate, generate, info, interpolate, train
+from ldm.cli.streams import guard_streams
 from ldm.errors import UserError, UserNote
 
 app = typer.Typer(
@@ -37,11 +38,13 @@ app.add_typer(direction.app, name="direction")
 
 def main() -> NoReturn:
     """Run the command line: exit with 0, with 2 and one line on standard error, or with 130 after an interrupt."""
+    guard_streams()
     warnings.formatwarning = _format_warning
     command = typer.main.get_command(app)
     _prepare_help(command)
     try:
         status = command(standalone_mode=False, prog_name="ldm")
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import TypeVar
 from ldm.errors import UserError, UserNote
 
 Item = TypeVar("Item")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the end of a job, a closed terminal
 
 # torchrun's variables, which PyTorch and accelerate read, and their names with MPI and inside of `srun`.
 VARIABLES = {

@@ -18,6 +18,7 @@ from ldm.data.order import BucketOrder, SquareOrder, sort_into_buckets
 from ldm.data.preparing import Batch, Preparation, make_batch
 from ldm.data.progress import track
 from ldm.errors import UserError
+from ldm.processes import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from ldm.config.data import DataConfig, Size
@@ -135,6 +136,6 @@ def run(loader: DataLoader[Batch]) -> Generator[Batch, None, None]:
 
 
 def ignore_signals(worker: int) -> None:
-    """Let a loader process outlive SIGINT and SIGTERM, which all processes get: training still saves."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Let a loader process outlive signals that all processes get: training still saves."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -42,7 +42,7 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
 
     Raises:
         SaveError: if the last save fails.
-        KeyboardInterrupt: after SIGINT or SIGTERM, with the work saved.
+        KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, with the work saved.
         DivergedError: if losses or gradients are no longer finite; the steps saved before are good.
         UserError: if too many samples are unreadable.
     """
@@ -81,7 +81,7 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
                 watch.add(report)
                 broken.check((step - reported) * settings.batch_size)
                 reported = step
-            reason = stop.reason(step, settings.log_every)
+            reason = stop.reason()
             if step % settings.sample_every == 0 and step < end:
                 _sample(stage, run, step, log, trackers)
             if step % settings.save_every == 0 and step < end:

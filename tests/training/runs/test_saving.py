@@ -32,7 +32,7 @@ def train(run: Path, *more: str) -> None:
     loop.train(stage, Grey(), asked, folder, Limits())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
@@ -52,8 +52,24 @@ def test_a_signal_saves_and_ends_the_run(
     assert not (tmp_path / "vae").exists()
 
 
+@pytest.fixture
+def under_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("under_nohup")
+def test_a_closed_terminal_is_ignored_under_nohup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, run, asked = start(tmp_path, "save_every=100")
+    begin = stage.begin
+    monkeypatch.setattr(stage, "begin", lambda *at: os.kill(os.getpid(), signal.SIGHUP) or begin(*at))
+    loop.train(stage, Grey(), asked, run, Limits())
+    assert [folder.name for folder in run.steps()] == ["step-000004"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_all_processes_finds_the_data_still_being_loaded(tmp_path: Path, number: signal.Signals) -> None:
     options = [*OPTIONS[2:], "log_every=1", "max_steps=100000"]
     sets = [word for option in options for word in ("--set", f"training.autoencoder.{option}")]
