@@ -121,8 +121,8 @@ def _translate_variables() -> None:
     processes = values["WORLD_SIZE"]
     if processes is None or processes == 1:
         return
-    values["LOCAL_WORLD_SIZE"] = values["LOCAL_WORLD_SIZE"] or processes
-    if values["LOCAL_WORLD_SIZE"] < processes and "MASTER_ADDR" not in os.environ:
+    values["LOCAL_WORLD_SIZE"] = local = values["LOCAL_WORLD_SIZE"] or processes
+    if local < processes and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"{processes} processes were started on several nodes, but MASTER_ADDR is not set: export it with the "
             'host name of the first node, with SLURM $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'

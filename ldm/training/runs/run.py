@@ -5,7 +5,6 @@ Folders that are being written or deleted have a hidden name, `.step-N.tmp`, so 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -22,9 +21,7 @@ from ldm.errors import UserError
 from ldm.processes import ProcessShare
 from ldm.storage.renames import current_weights
 from ldm.storage.store import flush, load_json, load_tree, save_json, save_tree
-
-
-_reserved: set[tuple[int, int]] = set()  # device and inode of the folders that this process has locked
+from ldm.training.runs.lock import lock_folder
 
 
 class SaveError(UserError):
@@ -62,8 +59,7 @@ class Run:
             probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}") from error
-        if is_first:
-            _reserve(path)
+        self._lock = lock_folder(path) if is_first else None
         self._recover(is_first)
         if not resume and (self.steps() or (path / "log.jsonl").exists()):
             raise UserError(f"{path} contains a run: continue it with --resume, or choose another --out")
@@ -190,32 +186,6 @@ class Run:
     @staticmethod
     def _hidden(folder: Path) -> Path:
         return folder.with_name(f".{folder.name}.tmp")
-
-
-def _reserve(folder: Path) -> None:
-    """Lock a folder for this process until it ends.
-
-    Raises:
-        UserError: if another process has locked it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    status = os.fstat(handle)
-    if (status.st_dev, status.st_ino) in _reserved:
-        os.close(handle)
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(
-            f"another training writes to {folder}: wait until it ends, or choose another --out. Start several "
-            "processes of one training with torchrun, see docs/training.md"
-        ) from None
-    except OSError:  # a file system without such locks
-        os.close(handle)
-        return
-    _reserved.add((status.st_dev, status.st_ino))
-    os.register_at_fork(after_in_child=lambda: os.close(handle))  # loader processes may outlive this one for seconds
 
 
 def _replace(source: Path, target: Path) -> None:
