@@ -81,7 +81,7 @@ class Inpainting(SpatialConditioning):
         assert request.image is not None  # `resolve` requires both
         assert request.mask is not None
         scaled, device = request.size is not None, pipeline.device
-        masks = mask_of(fit_to(request.mask.convert("L"), size, scaled), device)
+        masks = mask_of(fit_to(request.mask, size, scaled), device)
         pixels = pixels_of(fit_to(request.image.convert("RGB"), size, scaled), device)
         latents = tiling.encode(pipeline.autoencoder, hide(pixels, masks), pipeline.tile).mode().float()
         return inpainting_channels(masks, latents)

@@ -61,6 +61,12 @@ def decode(content: bytes | Path, name: str) -> Image.Image:
         return to_rgb(image)
 
 
+def decode_as_is(content: bytes | Path, name: str) -> Image.Image:
+    """Decode the first frame upright, in the file's own mode and with its transparency; see `decode` for errors."""
+    with _opened(content, name) as image:
+        return ImageOps.exif_transpose(image)
+
+
 def decode_map(content: bytes | Path, name: str) -> Image.Image:
     """Decode a map of class numbers from a PNG's file or bytes, in mode L; UnreadableError if that fails."""
     with _opened(content, name) as image:

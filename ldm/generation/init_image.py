@@ -35,7 +35,7 @@ class InitImage:
         """Encode an image to the mode of its posterior.
 
         Args:
-            mask: white where to regenerate the image.
+            mask: of mode L, white where to regenerate the image.
             size: width and height in pixels to which the image is cropped.
             scaled: scale the image to cover `size` before.
             tile: as in `ldm.models.tiling`.
@@ -43,7 +43,7 @@ class InitImage:
         """
         self.from_noise = from_noise
         self.image = fitted(image.convert("RGB"), size, scaled)
-        self.mask = None if mask is None else fitted(mask.convert("L"), size, scaled)
+        self.mask = None if mask is None else fitted(mask, size, scaled)
         with torch.inference_mode():
             posterior = tiling.encode(autoencoder, pixels_of(self.image, device), tile)
             self.latents = posterior.mode().float()  # (1, C, h, w)

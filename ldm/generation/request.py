@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.conditioning.size_conditioning import SizeConditioning as SizeConditioning
 from ldm.errors import UserError
+from ldm.generation.masks import as_mask, read_mask, scaled_to
 from ldm.generation.option import (
     GUIDANCE,
     IMAGE,
@@ -187,11 +188,11 @@ class Request:
     )
     mask: Image.Image | None = option(
         None,
-        "White where to regenerate --image, black where to keep it.",
+        "White, or opaque strokes on a transparent layer, where to regenerate --image.",
         Path,
         group=IMAGE,
         metavar="FILE",
-        parse=read_image,
+        parse=read_mask,
     )
     layout: Image.Image | None = option(
         None,
@@ -204,6 +205,9 @@ class Request:
 
     def __post_init__(self) -> None:
         check_quality(self.quality)
+        if self.mask is not None:
+            mask = as_mask(self.mask)
+            object.__setattr__(self, "mask", mask if self.image is None else scaled_to(mask, self.image))
         self._check_counts()
         self._check_sampling()
         self._check_guidance()

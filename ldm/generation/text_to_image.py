@@ -29,6 +29,7 @@ from ldm.generation import batch_size
 from ldm.generation.cuda_graphs import require_gpu
 from ldm.generation.guides import resolve_guides
 from ldm.generation.init_image import InitImage, make_init_image
+from ldm.generation.masks import warn_of_constant
 from ldm.generation.option import takes_fields
 from ldm.generation.prepared_cache import PreparedCache
 from ldm.generation.quality import complete
@@ -152,6 +153,8 @@ class TextToImage:
         Raises:
             UserError: for options that the model does not support.
         """
+        if request.mask is not None:
+            warn_of_constant(request.mask)
         if request.clip is not None and request.dtype not in (None, self.pipeline.denoiser.dtype):
             raise UserError(f"CLIP guidance needs gradients of the model in its own dtype: load it in {request.dtype}")
         resolved = resolve_guides(request, self.pipeline) if request.needs_gradients else self.pipeline.resolve(request)
