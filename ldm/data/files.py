@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from ldm.data.walk import walk
 from ldm.errors import UserError
 
 T = TypeVar("T")
@@ -26,8 +27,8 @@ class MissingError(UserError):
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is a URL."""
-    return "://" in name
+    """Whether a name is a URL, and not that of a local file or folder."""
+    return "://" in name and not os.path.exists(name)
 
 
 def open_file(name: str) -> BinaryIO:
@@ -65,9 +66,9 @@ def list_files(folder: str, below: bool = True) -> dict[str, int | None]:
         below: whether to include files in folders below it.
     """
     if not is_remote(folder):
-        root = Path(folder)
-        found = root.rglob("*") if below else root.iterdir()
-        return {str(path.relative_to(root)): None for path in found if not path.is_dir()}
+        if below:
+            return dict.fromkeys(walk(Path(folder)).files)
+        return {path.name: None for path in Path(folder).iterdir() if not path.is_dir()}
 
     def find(fs: Any, path: str) -> dict[str, int | None]:
         prefix = path.rstrip("/") + "/"
@@ -153,9 +154,9 @@ def _file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     from aiohttp import ClientTimeout
 
-    # trust_env: use the proxies of the environment
+    # trust_env: use the proxies of the environment. Not `url_to_fs`, which would split the URL at "::".
     timeout = ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-    return fsspec.core.url_to_fs(url, client_kwargs={"timeout": timeout, "trust_env": True})
+    return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True}), url
 
 
 def _wait_or_give_up(url: str, error: Exception, attempt: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,15 @@ from ldm.data.broken import UnreadableError
 from ldm.data.classes import FOLDER, Labels, choose_field, of_folders
 from ldm.data.files import is_remote, list_files, open_file, read_if_present
 from ldm.data.images import IMAGE_SUFFIXES, decode, decode_map, header_size
+from ldm.data.selection import MAP_SUFFIX, select_images
 from ldm.data.sources import IndexedSource, Split
 from ldm.data.tables import load_table
-from ldm.errors import UserError
+from ldm.data.walk import walk
+from ldm.errors import UserError, UserNote
 
 if TYPE_CHECKING:
     from ldm.config.data import DataConfig, Size
 
-MAP_SUFFIX = ".map.png"  # in place of an image's own
 MAP_FIELDS = ("map", "map_file_name")  # of metadata; the second is the name in Hugging Face's image folders
 METADATA: dict[str, tuple[str, dict[str, Any]]] = {
     "metadata.jsonl": ("json", {}),
@@ -56,22 +58,19 @@ class FolderSource(IndexedSource):
     @classmethod
     def open(cls, data: str, config: DataConfig, split: Split) -> FolderSource:
         """Open a folder with `metadata.jsonl` or `metadata.csv`, with `image.txt` beside `image.png`, or bare."""
-        files = list_files(data)
+        walked = None if is_remote(data) else walk(Path(data))
+        files = list_files(data) if walked is None else dict.fromkeys(walked.files)
         for metadata, (kind, options) in METADATA.items():
             if metadata in files:
                 path = f"{data.rstrip('/')}/{metadata}"
-                return cls._with_metadata(data, path, load_table(kind, path, data_files=path, **options), config, files)
-        # Hidden files are thumbnails and what macOS leaves beside images on other disks.
-        names = sorted(
-            name
-            for name in files
-            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-            and not name.endswith(MAP_SUFFIX)
-            and not any(part.startswith(".") for part in PurePosixPath(name).parts)
-        )
+                return cls._with_metadata(data, path, load_table(kind, path, [path], **options), config, files)
+        names, notes = select_images(files, None if walked is None else Path(data))
+        notes += [] if walked is None else walked.notes()
         field = config.class_field
         if not names:
-            raise UserError(f"no images in {data}: looked for {' '.join(IMAGE_SUFFIXES)}")
+            raise UserError("; ".join([f"no images in {data}: looked for {' '.join(IMAGE_SUFFIXES)}", *notes]))
+        if notes:
+            warnings.warn(f"data {data}: {'; '.join(notes)}", UserNote, stacklevel=2)
         if field not in (None, FOLDER):
             raise UserError(f"data.class_field {field} needs {data}/metadata.jsonl or .csv, where it is a column")
         labels = of_folders(names, required=field is not None)

@@ -77,7 +77,7 @@ class Shards(Source):
     @classmethod
     def matches(cls, data: str) -> bool:
         """A path, brace pattern or URL that ends in .tar, or a folder of .tar files without images beside them."""
-        return data.removesuffix(".gz").endswith(".tar") or bool(_shards_in(data))
+        return (_is_tar(data) and not Path(data).is_dir()) or bool(_shards_in(data))
 
     @classmethod
     def open(cls, data: str, config: DataConfig, split: Split) -> Shards:
@@ -213,12 +213,21 @@ def _grouped(file: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
         yield sample
 
 
+def _is_tar(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(".tar")
+
+
 def _expand(data: str) -> list[str]:
-    """Expand a brace pattern; UserError if a local file is missing."""
+    """Expand a brace pattern below the folders that exist; UserError if a local file is missing."""
     from braceexpand import braceexpand
 
+    if Path(data).is_file():
+        return [data]
+    # Braces in the name of an existing folder are part of the name.
+    folder = "" if is_remote(data) else next((str(path) for path in Path(data).parents if path.is_dir()), "")
+    pattern = data[len(folder) :] if data.startswith(folder) else data
     try:
-        urls = list(braceexpand(data))
+        urls = [data.removesuffix(pattern) + each for each in braceexpand(pattern)]
     except ValueError as error:
         raise UserError(f"data {data!r}: the braces are not balanced") from error
     missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
@@ -230,7 +239,7 @@ def _expand(data: str) -> list[str]:
 
 def _shards_in(folder: str) -> list[str]:
     """The .tar files in a folder; none where there are images beside them, as a .tar may then be a backup."""
-    if (not is_remote(folder) and not Path(folder).is_dir()) or re.search(r"\.(tar|gz|parquet)$", folder):
+    if re.search(r"\.(tar|gz|parquet)$", folder) if is_remote(folder) else not Path(folder).is_dir():
         return []
     names = [Path(name) for name in list_files(folder, below=False)]
     if any(name.suffix.lower() in IMAGE_SUFFIXES or name.stem == "metadata" for name in names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ldm.data.classes import Labels, choose_field
 from ldm.data.files import is_remote
 from ldm.data.images import decode, decode_map, header_size
 from ldm.data.sources import IndexedSource, Split
+from ldm.data.table_files import local_files
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
 MAP_COLUMN = "map"
 
 
-def load_table(kind: str, data: str, **options: Any) -> Any:
+def load_table(kind: str, data: str, files: Sequence[str] | None = None, **options: Any) -> Any:
     """Load the `train` split of a Hub data set, or files of a kind (json, csv, parquet); UserError if that fails."""
     from datasets import disable_progress_bars, load_dataset
     from datasets.utils import logging
 
     disable_progress_bars()
     logging.set_verbosity(logging.CRITICAL)  # the error repeats what it logs
+    if files is not None:
+        options["data_files"] = files[0] if is_remote(files[0]) else local_files(files)
     try:
         return load_dataset(kind, split="train", **options)
     except Exception as error:  # `datasets` raises dozens of types for missing, broken and unreachable data
@@ -115,7 +119,7 @@ class ParquetSource(TableSource):
     @classmethod
     def open(cls, data: str, config: DataConfig, split: Split) -> ParquetSource:
         """Load all files as one table."""
-        return cls(load_table("parquet", data, data_files=_parquet_files(data)), data, config)
+        return cls(load_table("parquet", data, _parquet_files(data)), data, config)
 
 
 class HubSource(TableSource):

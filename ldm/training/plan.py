@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ldm.config.root import Config
 from ldm.config.training import StageConfig
+from ldm.data.files import list_files
 from ldm.data.images import IMAGE_SUFFIXES
 from ldm.data.loader import TrainingData
 from ldm.data.preview import HeldSource
@@ -90,8 +91,8 @@ def _bytes_read(stage: str, config: Config, data: str, images: int) -> float:
     path = Path(data)
     if path.is_file():
         return path.stat().st_size / images
-    found: Iterable[Path] = path.rglob("*") if path.is_dir() else ()
-    sizes = [file.stat().st_size for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+    names = list_files(data) if path.is_dir() else ()
+    sizes = [(path / name).stat().st_size for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     return sum(sizes) / len(sizes) if sizes else 3 * config.data.size**2
 
 

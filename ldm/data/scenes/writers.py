@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldm.data.folders import MAP_SUFFIX
 from ldm.data.images import paint
 from ldm.data.scenes.compose import Split
 from ldm.data.scenes.drawing import render
 from ldm.data.scenes.making import ScenesSpec, make_all
 from ldm.data.scenes.maps import render_with_map
 from ldm.data.scenes.scene import Scene
+from ldm.data.selection import MAP_SUFFIX
 from ldm.data.shard_index import write_index
 from ldm.data.shards import MAP
 from ldm.errors import UserError
