@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,12 @@ from pathlib import Path
 from ldm.data.cache import default_cache
 from ldm.data.files import is_remote, open_file, read_if_present, version_of
 from ldm.data.progress import track
+from ldm.data.shard_names import split_name
 from ldm.errors import UserError
 
 # {"shardlist": [{"url": "000000.tar", "nsamples": 1000}, ...]}, as WebDataset's own tools write it
 INDEX = "index.json"
-META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
+RULE = 2  # of grouping members to samples; counts of other rules are not reused
 
 
 def sample_counts(urls: Sequence[str]) -> list[int]:
@@ -57,7 +57,7 @@ def _read_index(folder: str) -> dict[str, int]:
 
 def _cached_count(url: str) -> int:
     """Count samples, cached as long as the shard does not change."""
-    facts = f"{url if is_remote(url) else Path(url).resolve()} {version_of(url)}"
+    facts = f"{RULE} {url if is_remote(url) else Path(url).resolve()} {version_of(url)}"
     path = default_cache() / "shards" / hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
     if path.is_file():
         return int(path.read_text())
@@ -73,17 +73,15 @@ def _cached_count(url: str) -> int:
 
 
 def _count(url: str) -> int:
-    """Count groups of neighbouring members with one key, as webdataset groups them."""
-    from webdataset.tariterators import base_plus_ext
-
+    """Count groups of neighbouring members with one key."""
     count, last = 0, None
     with open_file(url) as file:
         try:
             # Only local files are seekable; mode r|* reads the contents that it skips.
             with tarfile.open(fileobj=file, mode="r|*" if is_remote(url) else "r:*") as archive:
                 for member in archive:
-                    key = base_plus_ext(member.name)[0]
-                    if not member.isreg() or key is None or META.match(member.name):
+                    key = split_name(member.name)[0]
+                    if not member.isreg() or key is None:
                         continue
                     count, last = count + (key != last), key
         except (tarfile.TarError, EOFError) as error:

@@ -23,6 +23,7 @@ from ldm.data.images import IMAGE_SUFFIXES, decode, decode_map
 from ldm.data.loader import BatchShare
 from ldm.data.preparing import Batch
 from ldm.data.preview import HeldSource
+from ldm.data.shard_names import split_name
 from ldm.data.sources import Block, IndexedSource, Source, Split, digest
 from ldm.data.streaming import StreamData, stream
 from ldm.errors import UserError
@@ -103,7 +104,10 @@ class Shards(Source):
             with open_file(url) as file:
                 for sample in _grouped(file, url):
                     if found == count:
-                        return
+                        raise UserError(
+                            f"{url} holds more than the {count} samples that {shard_index.INDEX} beside it says: delete "
+                            "the index or write it again"
+                        )
                     yield Packed(start + found, f"{url}:{sample.pop('__key__')}", sample)
                     found += 1
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
@@ -112,8 +116,8 @@ class Shards(Source):
             yield Packed(start + position, f"{url}:{position}", {}, fault)
 
     def image(self, item: Packed) -> Image.Image:
-        """Decode the first member that is an image."""
-        for suffix, content in _members(item).items():
+        """Decode the first member that is an image; `.png` comes before `.input.png`."""
+        for suffix, content in sorted(_members(item).items(), key=lambda member: "." in member[0]):
             if suffix != MAP and f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES:
                 return decode(content, item.name)
         raise UnreadableError(item.name, f"it has no image, only {', '.join(item.members) or 'nothing'}")
@@ -208,7 +212,7 @@ def _grouped(file: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
 
     # webdataset's own opener runs curl, which does not continue where a connection broke.
     members = (member | {"__url__": url} for member in tar_file_iterator(file))
-    for sample in group_by_keys(members):
+    for sample in group_by_keys(members, split_name):
         del sample["__url__"]
         yield sample
 
