@@ -1,6 +1,6 @@
 """Names of a shard's members: the key that the members of a sample share, and the suffix that tells them apart.
 
-WebDataset ends the key at the first dot of the file's name, so that `photo.v0.png` and `photo.v1.png` would be one sample.
+WebDataset ends the key at the first dot of the file name: `photo.v0.png` and `photo.v1.png` are one sample to it.
 Here it ends before the last extensions, of which a name may have several, such as `photo.v0.map.png`.
 """
 
@@ -11,10 +11,11 @@ from pathlib import PurePosixPath
 
 META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
 # Words that stand before the last extension and are part of the suffix.
-ROLES = set(
-    "map seg mask depth canny edge edges normal pose control cond conditioning image img input output source target "
-    "original edited left right before after caption captions text prompt tags meta metadata info cls label latent "
-    "latents emb embedding features png jpg jpeg webp json txt npy npz pt pth pkl tar".split()
+ROLES = re.compile(
+    "map|seg|mask|depth|canny|edges?|normal|pose|control|cond|conditioning|image|img|input|output|source|target|original|"
+    "edited|left|right|before|after|captions?|text|prompt|tags|meta|metadata|info|cls|label|latents?|emb|embedding|"
+    "features|png|jpe?g|webp|json|txt|np[yz]|pth?|pkl|tar",
+    re.IGNORECASE,
 )
 
 
@@ -25,7 +26,7 @@ def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
     if not stem or not parts or META.match(name):
         return None, None
     first = len(parts) - 1
-    while first > 0 and parts[first - 1].lower() in ROLES:
+    while first > 0 and ROLES.fullmatch(parts[first - 1]):
         first -= 1
     suffix = ".".join(parts[first:])
     return name[: -len(suffix) - 1], suffix

@@ -105,8 +105,8 @@ class Shards(Source):
                 for sample in _grouped(file, url):
                     if found == count:
                         raise UserError(
-                            f"{url} holds more than the {count} samples that {shard_index.INDEX} beside it says: delete "
-                            "the index or write it again"
+                            f"{url} holds more than the {count} samples that {shard_index.INDEX} beside it says: "
+                            "delete the index or write it again"
                         )
                     yield Packed(start + found, f"{url}:{sample.pop('__key__')}", sample)
                     found += 1
