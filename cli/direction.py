@@ -87,7 +87,11 @@ def apply(
 
 
 def _images(folder: Path) -> list[Image.Image]:
-    """Read all images of a folder; raises UserError if there are none."""
+    """Read all images of a folder.
+
+    Raises:
+        UserError: if there are none.
+    """
     from ldm.data.images import read_image
 
     if not folder.is_dir():

@@ -49,7 +49,7 @@ def evaluate(
     ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP model of the clip metric: a folder or a Hub id.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="Report (report.json); neighbours are saved beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Report (report.json); neighbours go to its folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     device: Device = None,
     **options: Any,

@@ -26,7 +26,11 @@ ClipPrompt = Annotated[str | None, _option("Text for CLIP.  [default: the prompt
 
 
 def load_classifier(run: str | None, scale: float | None) -> ClassifierGuidance | None:
-    """Load the classifier of a run; raises UserError for a scale without one."""
+    """Load the classifier of a run.
+
+    Raises:
+        UserError: for a scale without one.
+    """
     if run is None:
         if scale is not None:
             raise UserError(f"--classifier-scale {scale:g} needs a classifier: give --classifier")
@@ -37,7 +41,11 @@ def load_classifier(run: str | None, scale: float | None) -> ClassifierGuidance 
 
 
 def load_clip(model: str | None, scale: float | None, crops: int | None, prompt: str | None) -> ClipGuidance | None:
-    """Load a CLIP; raises UserError for options of CLIP guidance without one."""
+    """Load a CLIP.
+
+    Raises:
+        UserError: for options of CLIP guidance without one.
+    """
     options = _given(scale=scale, crops=crops, prompt=prompt)
     if model is None:
         if options:

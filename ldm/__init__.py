@@ -1,4 +1,4 @@
-"""Latent text-to-image diffusion: train an autoencoder and a U-Net on your own images, and draw with them."""
+"""Latent text-to-image diffusion: train an autoencoder and a U-Net on your own images, and generate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Autoencoder", "TextToImage", "UNet"]
 __version__ = "0.1.0"
 
-# In a checkout `ldm.cli`, `ldm.configs` and `ldm.weights` lie beside this folder, not in it.
+# In a checkout `ldm.cli`, `ldm.configs` and `ldm.weights` are siblings of this folder, not part of it.
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "cli").is_dir():
     __path__.append(str(_checkout))

@@ -10,11 +10,11 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for the next step to take again; where there is no glibc, do nothing.
+    """Keep freed memory in this process for the next step; without glibc, do nothing.
 
-    By its defaults glibc gives large blocks back to the system when they are freed and fetches new ones, whose pages
-    the system fills with zeros one by one: about a tenth of a step of training on a CPU, up to a fifth of drawing where
-    maps are large. The process then holds what it took at its peak until it ends.
+    By default glibc returns large freed blocks to the system and requests new ones, whose pages the system fills with
+    zeros: about a tenth of a training step on a CPU, and up to a fifth of sampling with large feature maps. The process
+    then keeps its peak memory until it ends.
     """
     with suppress(OSError, AttributeError):  # no such function, or no C library of that kind
         mallopt = ctypes.CDLL(None).mallopt

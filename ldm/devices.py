@@ -29,12 +29,12 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16, so that it is faster than float32; a CPU may lack them."""
+    """Return whether a device has instructions for bfloat16, so that it is faster than float32; a CPU may lack them."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch knows only whether AVX-512 can stand in for them
+    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch reports only whether AVX-512 can replace them
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     known: dict[str, object] = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

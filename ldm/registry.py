@@ -43,7 +43,7 @@ class Registry(Mapping[str, Any]):
     """Components of one kind by name, in the order of registration."""
 
     def __init__(self, kind: str, components: Mapping[str, str] | None = None) -> None:
-        """`kind` names the components in errors; `components` maps names to `module:attribute`."""
+        """Take `kind`, the name of the components in errors, and `components`, names -> `module:attribute`."""
         self.kind = kind
         self._components: dict[str, Any] = dict(components or {})
 
@@ -65,7 +65,7 @@ class Registry(Mapping[str, Any]):
         return add
 
     def __getitem__(self, name: str) -> Any:
-        """The component of a name, imported if necessary.
+        """Return the component of a name, imported if necessary.
 
         Raises:
             UserError: if there is none; names the nearest one.
@@ -194,7 +194,7 @@ LOSS_TERMS = Registry(  # of train-vae, in the order in which they are added
         "adversarial": "ldm.training.losses.adversarial:AdversarialTerm",
     },
 )
-DATA_SOURCES = Registry(  # that of the last one that matches `--data` is opened
+DATA_SOURCES = Registry(  # the last one that matches `--data` is opened
     "data source",
     {
         "hub": "ldm.data.tables:HubSource",

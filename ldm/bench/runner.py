@@ -98,7 +98,7 @@ def measure(
 
 
 def relative_error(output: Tensor | None, reference: Tensor | None) -> float | None:
-    """Return the L2 norm of the difference divided by that of the reference; None if one is missing."""
+    """Return the L2 norm of the difference relative to the reference's norm; None if one is missing."""
     if output is None or reference is None:
         return None
     exact = reference.double()

@@ -65,7 +65,11 @@ class TrainedClassifier:
 
 
 def find_classifier(model: str | Path) -> Path:
-    """Find the folder of a run's newest classifier; raise UserError if there is none."""
+    """Find the folder of a run's newest classifier.
+
+    Raises:
+        UserError: if there is none.
+    """
     folder = find_model(model)
     if not (folder / "classifier").is_dir():
         raise UserError(f"{folder} holds no classifier: train one with ldm train-classifier")
@@ -94,7 +98,7 @@ def save_classifier(network: Classifier, class_names: Sequence[str], folder: Pat
 
 
 def _same_latents(ours: Autoencoder, theirs: Autoencoder) -> bool:
-    """Whether two autoencoders have the same encoder; the weights of one may have been rounded."""
+    """Return whether two autoencoders have the same encoder; the weights of one may have been rounded."""
     if ours.config.kind != theirs.config.kind or _scaling(ours) != _scaling(theirs):
         return False
     wanted, given = ours.state_dict(), theirs.state_dict()
@@ -107,7 +111,7 @@ def _scaling(autoencoder: Autoencoder) -> tuple[object, object]:
 
 
 def _same_noise(ours: DiffusionConfig, theirs: DiffusionConfig) -> bool:
-    """Whether each timestep has the same signal in both schedules; their sampling grids may differ."""
+    """Return whether each timestep has the same signal in both schedules; their sampling grids may differ."""
     if ours.schedule.num_train_timesteps != theirs.schedule.num_train_timesteps:
         return False
     t = torch.arange(ours.schedule.num_train_timesteps)

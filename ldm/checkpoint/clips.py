@@ -14,9 +14,9 @@ OPEN_CLIP = "open_clip:"
 
 
 def load_clip(model: str | Path) -> Clip:
-    """A folder as transformers or open_clip write it, a Hub id, or `open_clip:ARCHITECTURE:WEIGHTS`.
+    """Load a CLIP from a folder as transformers or open_clip write it, a Hub id, or `open_clip:ARCHITECTURE:WEIGHTS`.
 
-    WEIGHTS are a file or the name of published ones. Raises UserError where it cannot be had.
+    WEIGHTS are a file or the name of published ones. Raises UserError if it cannot be loaded.
     """
     name = str(model)
     try:

@@ -40,7 +40,7 @@ GUIDANCE_SCALE = 3.0  # of requests that leave it open, for models with somethin
 
 @dataclass(frozen=True)
 class Conditions:
-    """Inputs of a denoiser besides latents and level, with one row per image; None where it has no such input."""
+    """Inputs of a denoiser other than latents and level, with one row per image; None: no such input."""
 
     context: Tensor | None = None  # (B, L, D), for cross-attention
     classes: Tensor | None = None  # (B,), for the denoiser's class embedding
@@ -151,7 +151,7 @@ class TrainingContext:
         return StepRandom(self.config.training.seed)
 
     def dropped(self, batch: Batch) -> list[bool]:
-        """Which samples lose their condition, for classifier-free guidance (Ho and Salimans 2022)."""
+        """Choose the samples that lose their condition, for classifier-free guidance (Ho and Salimans 2022)."""
         numbers = self.random.uniform("condition", batch.step, batch.slots).tolist()
         return [number < self.settings.condition_dropout for number in numbers]
 
@@ -216,7 +216,7 @@ class Conditioning(ABC):
     @classmethod
     @abstractmethod
     def is_used(cls, sections: Sections) -> bool:
-        """Whether a configuration, or a pipeline described by the same sections, has this conditioning."""
+        """Return whether a configuration, or a pipeline described by the same sections, has this conditioning."""
 
     @classmethod
     def complete(cls, config: Config, saved: Config | None) -> Config:
@@ -249,7 +249,7 @@ class Conditioning(ABC):
         return {}
 
     def check(self, pipeline: Pipeline) -> None:
-        """Check what sections do not tell, such as a tokenizer or the names of classes.
+        """Check what sections do not contain, such as a tokenizer or the names of classes.
 
         Raises:
             ValueError: if the modules do not fit each other or the pipeline.
@@ -267,7 +267,7 @@ class Conditioning(ABC):
 
     @classmethod
     def known_parts(cls) -> Mapping[str, tuple[Part, ...]]:
-        """Parts of a pipeline that belong to this kind, with the classes that can be loaded."""
+        """Return parts of a pipeline that belong to this kind, with the classes that can be loaded."""
         return {}
 
     @property
@@ -276,7 +276,7 @@ class Conditioning(ABC):
         return {}
 
     def matches(self, options: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the modules have the options that a class of pipeline implies, by part."""
+        """Return whether the modules have the options that a class of pipeline implies, by part."""
         return True
 
     def save(self, places: Mapping[str, Path], dtype: torch.dtype | None, shard_size: int) -> None:
@@ -323,12 +323,12 @@ class Conditioning(ABC):
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Self | None:
-        """The conditioning of this class in a pipeline, if any."""
+        """Return the conditioning of this class in a pipeline, if any."""
         found = pipeline.conditionings.get(cls.name)
         return found if isinstance(found, cls) else None
 
     def trained(self, context: TrainingContext) -> Mapping[str, nn.Module]:
-        """Modules that are trained together with the denoiser."""
+        """Return modules that are trained together with the denoiser."""
         return self.modules
 
     def learning_rates(self, context: TrainingContext) -> Mapping[str, float]:
@@ -336,7 +336,7 @@ class Conditioning(ABC):
         return {}
 
     def needs_images(self, config: Config) -> bool:
-        """Whether training needs the pixels of each image even if its latents are cached."""
+        """Return whether training needs the pixels of each image even if its latents are cached."""
         return False
 
     @abstractmethod
@@ -354,11 +354,11 @@ class Conditioning(ABC):
         return Meta()
 
     def sample_options(self, context: TrainingContext) -> dict[str, Any] | None:
-        """Keywords of `TextToImage` for the sample grid of a training; None for no grid."""
+        """Return keywords of `TextToImage` for the sample grid of a training; None for no grid."""
         return {}
 
     def sample_rows(self, context: TrainingContext, generate: Generate) -> list[Image.Image] | None:
-        """Images for a sample grid that needs data: the condition, the sample and the original of each; else None."""
+        """Return images for a sample grid that needs data: condition, sample and original of each; else None."""
         return None
 
     # --- inference ---------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class ClassEmbedder(nn.Module):
         self.embedding = nn.Embedding(config.num_classes, config.hidden_size)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Labels (B,) to the context (B, 1, D)."""
+        """Map labels (B,) to the context (B, 1, D)."""
         return self.embedding(labels)[:, None]
 
 
@@ -78,17 +78,17 @@ class ClassConditioning(Conditioning):
     option: ClassVar[str]  # of the configuration, with the number of rows
 
     def __init__(self, names: Sequence[str] = (), empty: int | None = None) -> None:
-        """`names` of the classes by number, if known; `empty` is the class that stands for none, if any."""
+        """Take the `names` of the classes by number, if known, and the class `empty` that stands for none, if any."""
         self.names, self.empty = tuple(names), empty
 
     @classmethod
     @abstractmethod
     def rows(cls, config: Config) -> int:
-        """Rows of the table in a configuration, including the empty class."""
+        """Return rows of the table in a configuration, including the empty class."""
 
     @abstractmethod
     def count(self, pipeline: Pipeline) -> int:
-        """Rows of the table of a pipeline, including the empty class."""
+        """Return rows of the table of a pipeline, including the empty class."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class ClassConditioning(Conditioning):
         rows = self.count(pipeline)
         needed = rows if self.empty is None else rows - 1
         if self.names and len(self.names) != needed:
-            raise ValueError(f"{NAMES} names {len(self.names)} classes, but there are {needed} besides the empty class")
+            raise ValueError(f"{NAMES} names {len(self.names)} classes, but there are {needed} without the empty class")
         if self.empty is not None and self.empty >= rows:
             raise ValueError(f"{EMPTY} is {self.empty}, but there are classes 0 to {rows - 1}")
 
@@ -113,7 +113,11 @@ class ClassConditioning(Conditioning):
 
     @classmethod
     def facts_of(cls, config: Config, source: Source) -> tuple[tuple[str, ...], int | None]:
-        """Return the data's class names, and the empty class; UserError if the table has other rows."""
+        """Return the data's class names, and the empty class.
+
+        Raises:
+            UserError: if the table has other rows.
+        """
         names, rows = tuple(source.class_names), cls.rows(config)
         empty = rows - 1 if config.training.unet.condition_dropout else None
         if names and len(names) != (rows if empty is None else empty):
@@ -139,7 +143,7 @@ class ClassConditioning(Conditioning):
         return found
 
     def training_inputs(self, batch: Batch, context: TrainingContext) -> tuple[Tensor, ...]:
-        """Classes (B,), the dropped ones replaced by the empty class."""
+        """Return the classes (B,), the dropped ones replaced by the empty class."""
         rows = self.rows(context.config)
         known = rows if self.empty is None else self.empty
         for index, label in zip(batch.indices, batch.labels, strict=True):
@@ -250,7 +254,7 @@ class ClassTokens(ClassConditioning):
 
     @classmethod
     def adopt(cls, config: Config, source: Source, given: Pipeline, where: str) -> Self | None:
-        """Only from a model with the same classes; otherwise the table is new."""
+        """Take the table of a model with the same classes; otherwise the table is new."""
         found = cls.of(given)
         if found is None or differing(found.embedder.config, config.classes):
             return None
@@ -295,7 +299,7 @@ class ClassTable(ClassConditioning):
 
     @classmethod
     def adopt(cls, config: Config, source: Source, given: Pipeline, where: str) -> Self | None:
-        """The names come from the data: the table is the denoiser's."""
+        """Keep the names of the data: the table belongs to the denoiser."""
         return None
 
     @classmethod
@@ -317,7 +321,11 @@ def class_facts(names: Sequence[str], empty: int | None) -> dict[str, Any]:
 
 
 def classes_from_fields(fields: Fields, where: Path) -> ClassesConfig:
-    """Return the section in a `config.json`; UserError for an unknown field."""
+    """Return the section in a `config.json`.
+
+    Raises:
+        UserError: for an unknown field.
+    """
     return component_section(ClassesConfig, fields, where, ClassEmbedder.__name__)
 
 
@@ -337,7 +345,11 @@ def read_facts(index: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
 
 
 def class_number(given: int | str, count: int, names: Sequence[str], owner: str) -> int:
-    """Return the number of a class given by name or number; UserError if `owner` has no such class."""
+    """Return the number of a class given by name or number.
+
+    Raises:
+        UserError: if `owner` has no such class.
+    """
     if isinstance(given, str) and given in names:
         return names.index(given)
     number = int(given) if isinstance(given, int) or given.isdecimal() else -1

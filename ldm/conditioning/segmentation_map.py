@@ -49,7 +49,7 @@ class SpatialRescaler(nn.Module):
         self.channel_mapper = nn.Conv2d(config.in_channels, config.channels, 1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """A map (B, C, H, W) to (B, C', h, w), with sides 2 ** stages times smaller."""
+        """Map a map (B, C, H, W) to (B, C', h, w), with sides 2 ** stages times smaller."""
         for _ in range(self.config.stages):
             image = F.interpolate(image, scale_factor=0.5, mode="bilinear")
         return self.channel_mapper(image)
@@ -93,7 +93,7 @@ class SegmentationMap(SpatialConditioning):
             )
 
     def training_inputs(self, batch: Batch, context: TrainingContext) -> tuple[Tensor, ...]:
-        """Classes of the pixels (B, H, W)."""
+        """Return classes of the pixels (B, H, W)."""
         assert batch.maps is not None  # `check_training` requires them
         return (context.to_device(batch.maps),)
 
@@ -136,5 +136,5 @@ def _rescale(network: Any, maps: Tensor) -> tuple[dict[str, Tensor], dict[str, T
 
 
 def one_hot(maps: Tensor, classes: int) -> Tensor:
-    """Class numbers (B, H, W) to one channel per class, (B, classes, H, W)."""
+    """Map class numbers (B, H, W) to one channel per class, (B, classes, H, W)."""
     return F.one_hot(maps.long(), classes).movedim(-1, 1).float()

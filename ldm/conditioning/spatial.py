@@ -68,12 +68,12 @@ class SpatialIdentity(nn.Module):
         self.config = config
 
     def forward(self, image: Tensor) -> Tensor:
-        """The image (B, C, h, w)."""
+        """Return the image (B, C, h, w) unchanged."""
         return image
 
 
 class SpatialConditioning(Conditioning):
-    """Base of the kinds; never dropped, while other conditionings beside it may be."""
+    """Base of the kinds; never dropped, unlike other conditionings of the same model."""
 
     section: ClassVar[type[SpatialSection]]
     network: ClassVar[type[nn.Module]] = SpatialIdentity
@@ -186,7 +186,7 @@ class SpatialConditioning(Conditioning):
         return pass_on("concat")
 
     def sample_rows(self, context: TrainingContext, generate: Generate) -> list[Image.Image] | None:
-        """The condition, the sample and the original of each of `sample_images` images."""
+        """Return the condition, the sample and the original of each of `sample_images` images."""
         if not context.settings.sample_images:
             return []
         batch, shown = _example_batch(context), []
@@ -222,7 +222,7 @@ class SpatialConditioning(Conditioning):
 
 @lru_cache(maxsize=1)
 def _example_batch(context: TrainingContext) -> Batch:
-    """The batch of step 0, which is not trained on."""
+    """Return the batch of step 0, which is not trained on."""
     from ldm.data.loader import BatchShare, TrainingData
 
     config, count = context.config, context.settings.sample_images
@@ -231,13 +231,21 @@ def _example_batch(context: TrainingContext) -> Batch:
 
 
 def load_spatial_section(folder: Path) -> SpatialSection:
-    """Return the section in a folder's `config.json`; UserError for an unknown kind or field."""
+    """Return the section in a folder's `config.json`.
+
+    Raises:
+        UserError: for an unknown kind or field.
+    """
     path = folder / "config.json"
     return spatial_from_fields(load_fields(path), path)
 
 
 def spatial_from_fields(fields: Fields, where: Path) -> SpatialSection:
-    """Return the section of a `config.json`; UserError for an unknown kind or field."""
+    """Return the section of a `config.json`.
+
+    Raises:
+        UserError: for an unknown kind or field.
+    """
     fields = current_fields("spatial", fields)
     kind = SPATIAL[str(fields.get("kind"))]
     unset = {name for name, value in fields.items() if name not in kind.section.model_fields and value in (0, [], None)}

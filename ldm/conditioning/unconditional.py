@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Unconditional(Conditioning):
-    """No inputs besides latents and level."""
+    """No inputs except latents and level."""
 
     name = "unconditional"
     training_options = frozenset({"sample_images"})

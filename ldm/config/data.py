@@ -36,7 +36,7 @@ class DataConfigBase(Section):
     workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
 
     def sizes(self, multiple: int) -> tuple[Size, ...]:
-        """Shapes of the images in training: the square, and those of the buckets, with sides divisible by `multiple`.
+        """Return the image shapes of training, the square and the buckets', with sides divisible by `multiple`.
 
         Each width goes with the largest height that does not exceed the square's area.
         """

@@ -45,7 +45,11 @@ def load_saved(path: Path) -> Config:
 
 
 def find(source: str | Path) -> Path:
-    """Return the path of a configuration given by name or path; UserError if there is none."""
+    """Return the path of a configuration given by name or path.
+
+    Raises:
+        UserError: if there is none.
+    """
     path = Path(source)
     if path.is_file():
         return path

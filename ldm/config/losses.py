@@ -48,7 +48,7 @@ def latent_multiples(config: Config) -> list[int]:
 
 
 def loss_networks(loss: LossConfig, autoencoder: AutoencoderConfig) -> dict[str, tuple[nn.Module, Fraction]]:
-    """Return the networks that are trained besides the autoencoder, and their passes for an image and step."""
+    """Return the networks that are trained together with the autoencoder, and their passes for an image and step."""
     found: dict[str, tuple[nn.Module, Fraction]] = {}
     for name, term in active_terms(loss, autoencoder).items():
         section = getattr(loss, name)

@@ -70,7 +70,11 @@ class ConfigBase(Section):
         return dict(self) | {"denoiser": None if name is None else getattr(self, name)}
 
     def need_classifier(self) -> ClassifierConfig:
-        """Return the classifier's section; UserError if there is none."""
+        """Return the classifier's section.
+
+        Raises:
+            UserError: if there is none.
+        """
         if self.classifier is None:
             raise UserError("this configuration has no classifier: add the section classifier")
         return self.classifier
@@ -94,7 +98,7 @@ class ConfigBase(Section):
     @model_validator(mode="before")
     @classmethod
     def _choose_denoiser(cls, tree: Any) -> Any:
-        """A denoiser of another kind replaces the default one."""
+        """Replace the default denoiser by one of another kind."""
         default, *others = DENOISERS
         given = [name for name in others if isinstance(tree, dict) and tree.get(name) is not None]
         return {default: None} | tree if given else tree

@@ -55,7 +55,7 @@ class ByKind:
         return section.model_validate({name: each for name, each in value.items() if name not in ignored})
 
     def _is_default(self, name: str, value: Any, kind: str) -> bool:
-        """Whether an option of other kinds has its default; False for an unknown option."""
+        """Return whether an option of other kinds has its default; False for an unknown option."""
         fields = {each: component.section.model_fields for each, component in self.components.items()}
         owners = {each: options[name].default for each, options in fields.items() if name in options}
         if owners and value not in owners.values():
@@ -67,7 +67,7 @@ class ByKind:
         return bool(owners)
 
     def section_of(self, tree: Mapping[str, Any]) -> type[Section]:
-        """The section's class for a tree of plain values."""
+        """Return the section's class for a tree of plain values."""
         kind = _known(tree.get("kind", self.default), self.components)
         return self.components[kind].section
 
@@ -146,7 +146,7 @@ def _explain(error: ValidationError, section: type[Section], tree: Any) -> str:
 
 
 def _options_at(section: type[Section], path: Sequence[int | str], tree: Any) -> list[str]:
-    """Names of the options in the section at a path."""
+    """Return names of the options in the section at a path."""
     for part in path:
         tree = tree[part]
         field = section.model_fields[str(part)]
@@ -156,7 +156,7 @@ def _options_at(section: type[Section], path: Sequence[int | str], tree: Any) ->
 
 
 def _annotations(field: Any) -> list[Any]:
-    """A field's annotation, its parts and their metadata."""
+    """Return a field's annotation, its parts and their metadata."""
     found, waiting = [], [field.annotation, *field.metadata]
     while waiting:
         found.append(waiting.pop())

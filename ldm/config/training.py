@@ -101,7 +101,7 @@ class TrainingConfig(Section):
     """All stages and what they share."""
 
     seed: int = 0
-    trackers: tuple[str, ...] = ()  # experiment trackers of accelerate, besides `log.jsonl`: tensorboard, wandb, ...
+    trackers: tuple[str, ...] = ()  # experiment trackers of accelerate, such as tensorboard or wandb
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     unet: UNetStageConfig = UNetStageConfig()
     classifier: ClassifierStageConfig = ClassifierStageConfig()

@@ -56,7 +56,7 @@ class Facts:
     version: int = VERSION
 
     def differing(self, other: Facts) -> list[str]:
-        """Names of the fields that differ."""
+        """Return names of the fields that differ."""
         ours, theirs = asdict(self), asdict(other)
         return [name for name in ours if ours[name] != theirs[name]]
 
@@ -96,7 +96,7 @@ class CachedData(IndexedSource):
 
     @classmethod
     def matches(cls, data: str) -> bool:
-        """A folder of `ldm cache`, complete or not."""
+        """Return whether `data` is a folder of `ldm cache`, complete or not."""
         return is_cache(data)
 
     @classmethod
@@ -112,7 +112,7 @@ class CachedData(IndexedSource):
         return self
 
     def summary(self) -> str:
-        """One line about the contents."""
+        """Return one line about the contents."""
         kinds = "latents and contexts" if self.has_context else "latents"
         size = sum(path.stat().st_size for path in self.folder.iterdir())
         broken = f"; {len(self.unreadable):,} cannot be read (listed in {INDEX})" if self.unreadable else ""
@@ -141,7 +141,11 @@ class CachedData(IndexedSource):
         return captions
 
     def label(self, index: int) -> int:
-        """The class of an image; UserError if the cache was made for a model without classes."""
+        """Return the class of an image.
+
+        Raises:
+            UserError: if the cache was made for a model without classes.
+        """
         shard, row = self._place(index)
         if "labels" not in shard:
             raise self._without_classes()
@@ -162,7 +166,7 @@ class CachedData(IndexedSource):
         return torch.stack([shard["moments"][row] for shard, row in places])
 
     def embedded(self, kind: Literal["context", "pooled"], indices: Sequence[int], captions: Sequence[str]) -> Tensor:
-        """Contexts (B, L, D), or pooled texts (B, P), of a caption of each image or of the empty prompt."""
+        """Return contexts (B, L, D), or pooled texts (B, P), of a caption of each image or of the empty prompt."""
         return torch.stack([self._row(kind, *each) for each in zip(indices, captions, strict=True)])
 
     def _row(self, kind: str, index: int, caption: str) -> Tensor:
@@ -172,13 +176,17 @@ class CachedData(IndexedSource):
         return shard[kind][int(shard["first"][row]) + self.captions(index).index(caption)]
 
     def _place(self, index: int) -> tuple[dict[str, Tensor], int]:
-        """The tensors of the file with an image, and the image's row in them."""
+        """Return the tensors of the file with an image, and the image's row in them."""
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
         shard = self.shards[number]
         return self.file(shard.name), index - shard.first
 
     def file(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one file; UserError if it is damaged."""
+        """Read the tensors of one file.
+
+        Raises:
+            UserError: if it is damaged.
+        """
         if name not in self._open:
             try:
                 with safe_open(self.folder / name, framework="pt") as file:
@@ -189,12 +197,12 @@ class CachedData(IndexedSource):
 
 
 def is_cache(data: str) -> bool:
-    """Whether `--data` names a folder of `ldm cache`, complete or not."""
+    """Return whether `--data` names a folder of `ldm cache`, complete or not."""
     return (Path(data) / INDEX).is_file() or (Path(data) / EMPTY).is_file() or any(Path(data).glob(shard_name("*")))
 
 
 def shard_name(number: int | str) -> str:
-    """The name of a cache's file."""
+    """Return the name of a cache's file."""
     return f"latents-{number:05d}.safetensors" if isinstance(number, int) else f"latents-{number}.safetensors"
 
 

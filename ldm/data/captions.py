@@ -12,7 +12,11 @@ USUAL = ("captions", "text", "caption", "prompt")  # the first that exists is us
 
 
 def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> tuple[str, ...]:
-    """The caption fields of a table with these columns; UserError if one that is asked for is missing."""
+    """Return the caption fields of a table with these columns.
+
+    Raises:
+        UserError: if one that is asked for is missing.
+    """
     columns = list(columns)
     missing = [field for field in columns_of(columns, asked) if field not in columns]
     if missing:
@@ -21,20 +25,20 @@ def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> 
 
 
 def columns_of(columns: Iterable[str], fields: tuple[str, ...]) -> list[str]:
-    """The columns of a table that hold the caption fields."""
+    """Return the columns of a table that hold the caption fields."""
     columns = list(columns)
     return list(dict.fromkeys(field if field in columns else field.split(".")[0] for field in fields))
 
 
 def of_record(record: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
-    """The captions in the fields of a row or JSON object; a field holds one text or a list."""
+    """Return the captions in the fields of a row or JSON object; a field holds one text or a list."""
     found = [_value(record, field) for field in fields]
     several = [text for value in found for text in (value if isinstance(value, list) else [value])]
     return [str(text) for text in several if text is not None and str(text).strip()]
 
 
 def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]) -> list[str]:
-    """The captions of a `.json` or else of a `.txt` (one a line) beside an image, [""] without any.
+    """Read the captions of a `.json` or else of a `.txt` (one a line) with an image, [""] without any.
 
     Raises:
         ValueError: for text that is not UTF-8 or not a JSON object, and for missing fields that are asked for.
@@ -47,7 +51,7 @@ def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]
 
 
 def field_of(record: bytes | None, field: str) -> Any:
-    """The value of a field of a `.json`, None if it is missing; ValueError if it is not a JSON object."""
+    """Return the value of a field of a `.json`, None if it is missing; ValueError if it is not a JSON object."""
     return None if record is None else _value(_parse_record(record), field)
 
 
@@ -74,7 +78,7 @@ def _parse_record(content: bytes) -> Mapping[str, Any]:
 
 
 def _value(record: Any, field: str) -> Any:
-    """The value at a dotted path; text on the path is parsed as JSON."""
+    """Return the value at a dotted path; text on the path is parsed as JSON."""
     if isinstance(record, Mapping) and field in record:
         return record[field]
     for part in field.split("."):

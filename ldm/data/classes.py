@@ -17,14 +17,14 @@ class Labels:
     """The classes of images: numbers, or names, numbered by their positions in `names`."""
 
     def __init__(self, values: Sequence[Any], names: Sequence[str] | None = None) -> None:
-        """`values` has one class an image; `names` defaults to the names among them in alphabetical order."""
+        """Take `values`, one class per image; `names` defaults to the distinct values in alphabetical order."""
         self.values = values
         found = {value for value in values if isinstance(value, str)} - {""} if names is None else ()
         self.names = tuple(sorted(found) if names is None else names)
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def number(self, index: int, image: str) -> int:
-        """The class of an image; UnreadableError if it has none."""
+        """Return the class of an image; UnreadableError if it has none."""
         return class_number(self.values[index], image, self._numbers)
 
 
@@ -44,7 +44,11 @@ def class_number(value: Any, image: str, names: dict[str, int] | None = None) ->
 
 
 def choose_field(columns: Iterable[str], asked: str | None, data: str) -> str | None:
-    """The column of a table that holds classes, None if there is none; UserError if the one asked for is missing."""
+    """Return the column of a table that holds classes, None if there is none.
+
+    Raises:
+        UserError: if the one asked for is missing.
+    """
     columns = list(columns)
     if asked is not None and asked not in columns:
         raise UserError(f"data {data!r} has no field {asked!r} (data.class_field), only {', '.join(columns)}")
@@ -52,7 +56,7 @@ def choose_field(columns: Iterable[str], asked: str | None, data: str) -> str | 
 
 
 def of_folders(names: Sequence[str], required: bool = True) -> Labels | None:
-    """Classes by the first folder in each image's name, as in ImageNet.
+    """Return classes by the first folder in each image's name, as in ImageNet.
 
     An image in no folder is a UserError where classes are `required`; otherwise there are none.
     """

@@ -46,13 +46,13 @@ class FolderSource(IndexedSource):
         maps: Sequence[str | None] | None = None,
         files: Mapping[str, int | None] | None = None,
     ) -> None:
-        """`files` are the sizes of the folder's files by name, of a remote folder."""
+        """Take `files`, the sizes of a remote folder's files by name."""
         self.name, self.names, self.maps, self.labels = folder, names, maps, labels
         self._rows, self._fields, self._files = rows, caption_fields, files or {}
 
     @classmethod
     def matches(cls, data: str) -> bool:
-        """A local folder, or a URL."""
+        """Return whether `data` is a local folder or a URL."""
         return is_remote(data) or Path(data).is_dir()
 
     @classmethod
@@ -121,11 +121,11 @@ class FolderSource(IndexedSource):
             raise UnreadableError(name, error) from error
 
     def name_of(self, index: int) -> str:
-        """The file's name below the folder."""
+        """Return the file's name below the folder."""
         return str(self.names[index])
 
     def stamp(self, index: int) -> str:
-        """The file's name and number of bytes."""
+        """Return the file's name and number of bytes."""
         name = self.name_of(index)
         try:
             size = self._files[name] if is_remote(self.name) else Path(self.name, name).stat().st_size
@@ -138,7 +138,7 @@ class FolderSource(IndexedSource):
         return read_if_present(self._path(name)) if name in self._files or not is_remote(self.name) else None
 
     def _content(self, name: str) -> bytes | Path:
-        """A local file's path, or a remote file's bytes."""
+        """Return a local file's path, or a remote file's bytes."""
         if not is_remote(self.name):
             return Path(self.name, name)
         if name not in self._files:

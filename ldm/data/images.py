@@ -47,7 +47,11 @@ class CroppedImage:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file, upright and in RGB; UserError if it cannot be read."""
+    """Read an image file, upright and in RGB.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     return decode(path, str(path))
 
 
@@ -176,7 +180,7 @@ def paint(classes: np.ndarray) -> Image.Image:
 
 
 def _distinct_colours() -> bytes:
-    """Colours of the classes after those of `CLASS_COLOURS`: hues in steps of the golden ratio."""
+    """Return colours of the classes after those of `CLASS_COLOURS`: hues in steps of the golden ratio."""
     hues = (number * 0.618 % 1 for number in range(256 - len(CLASS_COLOURS)))
     return bytes(round(255 * part) for hue in hues for part in colorsys.hsv_to_rgb(hue, 0.6, 0.8))
 

@@ -40,7 +40,7 @@ class Lanes:
         return self.batch_size // self.count
 
     def of_slot(self, slot: int) -> int:
-        """The lane that fills a slot."""
+        """Return the lane that fills a slot."""
         return slot // self.width
 
     def part(self, epoch: int, lane: int) -> range:
@@ -56,7 +56,7 @@ class Lanes:
         return lane, epoch, done - begun
 
     def _yielded(self, number: int, lanes: int) -> int:
-        """How many of a run's first `number` samples come from the first `lanes` lanes."""
+        """Return how many of a run's first `number` samples come from the first `lanes` lanes."""
         steps, slots = divmod(number, self.batch_size)
         return steps * lanes * self.width + min(slots, lanes * self.width)
 
@@ -77,7 +77,7 @@ class ShardAssignment:
         self.buffer = max(1, buffer // lanes.count)  # samples in the buffer of one lane
 
     def pieces(self, epoch: int, lane: int) -> list[Piece]:
-        """Pieces that a lane reads in an epoch, in this order."""
+        """Return pieces that a lane reads in an epoch, in this order."""
         shuffled = torch.randperm(len(self.counts), generator=self._random.generator("shards", epoch)).numpy()
         ends = self.counts[shuffled].cumsum()
         part, pieces = self.lanes.part(epoch, lane), []
@@ -91,7 +91,7 @@ class ShardAssignment:
         return pieces
 
     def shuffled(self, epoch: int, lane: int) -> list[int]:
-        """Positions in the lane's part, in the order in which they leave the shuffle buffer.
+        """Return positions in the lane's part, in the order in which they leave the shuffle buffer.
 
         The buffer holds the next `buffer` samples that have not left; a random one of them leaves each time.
         """
@@ -111,7 +111,7 @@ class ShardAssignment:
 
 
 class Lane(Generic[Item]):
-    """The samples of one lane, read in ascending order of their numbers; `read(shard)` yields those of a shard.
+    """The samples of one lane, read in ascending order of their numbers; `read(shard)` yields a shard's samples.
 
     Where reading starts within an epoch, shards whose samples have all been taken before are not opened.
     """

@@ -40,7 +40,7 @@ class BatchShare:
         return self.batch_size // (self.processes * self.accumulation)
 
     def slots(self, micro: int) -> range:
-        """Slots of the global batch in this process' micro-batch number `micro`."""
+        """Return slots of the global batch in this process' micro-batch number `micro`."""
         first = (micro * self.processes + self.rank) * self.micro_size
         return range(first, first + self.micro_size)
 

@@ -49,7 +49,7 @@ class SquareOrder:
         self.batch_size, self.size, self._order = batch_size, size, Order(count, seed)
 
     def __call__(self, step: int) -> BatchIndices:
-        """The batch of optimiser step `step`, counted from 1."""
+        """Return the batch of optimiser step `step`, counted from 1."""
         first = (step - 1) * self.batch_size  # the first sample of a run is number 0
         indices = [self._order(number) for number in range(first, first + self.batch_size)]
         return BatchIndices(self.size, indices, range(self._order.count))
@@ -73,11 +73,11 @@ class BucketOrder:
         self._plan = lru_cache(maxsize=2)(self._permutation)
 
     def steps_before(self, epoch: int) -> int:
-        """Steps of all epochs before `epoch`."""
+        """Return steps of all epochs before `epoch`."""
         return sum(self._batches_before(bucket, epoch) for bucket in range(len(self._counts)))
 
     def __call__(self, step: int) -> BatchIndices:
-        """The batch of optimiser step `step`, counted from 1."""
+        """Return the batch of optimiser step `step`, counted from 1."""
         epoch = (step - 1) * self.batch_size // sum(self._counts)  # or a later one: batches are rounded down
         while self.steps_before(epoch + 1) < step:
             epoch += 1
@@ -102,7 +102,7 @@ class BucketOrder:
 
 
 def sort_into_buckets(shapes: Sequence[Size | None], sizes: Sequence[Size], batch_size: int) -> dict[Size, np.ndarray]:
-    """Indices of the images in each bucket: that of the nearest aspect ratio, by the ratio's logarithm.
+    """Return the indices of the images in each bucket: the nearest aspect ratio by its logarithm.
 
     The images of a bucket that would not fill one batch go to the nearest remaining bucket, so that no batch contains
     an image twice. Images of unknown shape go to the largest bucket.

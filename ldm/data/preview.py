@@ -61,7 +61,11 @@ def some_images(source: Source, count: int, size: int, rank: int = 0, processes:
 
 
 def first_images(source: Source, count: int, size: int) -> np.ndarray:
-    """Read the first `count` readable images as bytes (n, size, size, 3); UserError if there are none."""
+    """Read the first `count` readable images as bytes (n, size, size, 3).
+
+    Raises:
+        UserError: if there are none.
+    """
     found = list(islice(_readable(lambda item: fit(source.image(item), size), source.scan(count)), count))
     if not found:
         raise _nothing_readable()

@@ -35,5 +35,5 @@ class StepRandom:
         return torch.stack(numbers)
 
     def choice(self, purpose: str, step: int, slot: int, count: int) -> int:
-        """A uniform choice from range(count)."""
+        """Return a uniform choice from range(count)."""
         return int(torch.randint(count, (), generator=self.generator(purpose, step, slot)))

@@ -22,7 +22,7 @@ RULE = 2  # of grouping members to samples; counts of other rules are not reused
 
 
 def sample_counts(urls: Sequence[str]) -> list[int]:
-    """Number of samples in each shard."""
+    """Return number of samples in each shard."""
     known: dict[str, int] = {}
     for folder in {url.rpartition("/")[0] for url in urls}:
         known |= _read_index(folder)
@@ -42,7 +42,7 @@ def write_index(folder: Path, counts: dict[str, int]) -> None:
 
 
 def _read_index(folder: str) -> dict[str, int]:
-    """Samples by shard, empty without an index."""
+    """Return samples by shard, empty without an index."""
     prefix = f"{folder}/" if folder else ""
     content = read_if_present(prefix + INDEX)
     if content is None:

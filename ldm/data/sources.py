@@ -49,7 +49,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring samples that `ldm cache` writes to one file; of a stream, those of one shard."""
+    """Neighbouring samples that `ldm cache` writes to one file; of a stream, one shard."""
 
     number: int
     first: int  # index of the first sample
@@ -78,7 +78,7 @@ class Source(ABC):
 
     @classmethod
     def matches(cls, data: str) -> bool:
-        """Whether `--data` names data of this kind."""
+        """Return whether `--data` names data of this kind."""
         return False
 
     @classmethod
@@ -88,7 +88,7 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return number of samples."""
 
     @property
     def latents(self) -> CachedData | None:
@@ -108,12 +108,20 @@ class Source(ABC):
         raise self.no_maps()
 
     def label(self, item: Any) -> int:
-        """Read the class of an image; UserError where the data has no classes."""
+        """Read the class of an image.
+
+        Raises:
+            UserError: if the data has no classes.
+        """
         return self._labels().number(index_of(item), self.name_of(item))
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Names of the classes by number, () where only numbers are known; UserError where there are no classes."""
+        """Names of the classes by number, () where only numbers are known.
+
+        Raises:
+            UserError: if there are no classes.
+        """
         return self._labels().names
 
     def name_of(self, item: Any) -> str:
@@ -170,7 +178,7 @@ class Source(ABC):
         """Digest the classes of a block."""
 
     def no_maps(self) -> UserError:
-        """The error of data without maps."""
+        """Return the error of data without maps."""
         return UserError(f"data.map_classes is set but {self.name} has no maps of classes: use data with maps")
 
     def _labels(self) -> Labels:
@@ -259,7 +267,11 @@ def open_source(data: str, config: DataConfig, split: Split = "train") -> Source
 
 
 def open_indexed(data: str, config: DataConfig, split: Split = "train") -> IndexedSource:
-    """Open data whose images can be read in any order; UserError for a stream."""
+    """Open data whose images can be read in any order.
+
+    Raises:
+        UserError: for a stream.
+    """
     source = open_source(data, config, split)
     if not source.random_access:
         raise UserError(f"{data} is read as a stream, but this needs images by index: use a folder, parquet or scenes")

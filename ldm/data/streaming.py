@@ -49,7 +49,7 @@ class StreamData(IterableDataset[Batch]):
         self._not_empty = shards.counts.nonzero()[0]
 
     def own_lanes(self) -> list[int]:
-        """The lanes that fill slots of this process."""
+        """Return the lanes that fill slots of this process."""
         slots = (slot for micro in range(self.share.accumulation) for slot in self.share.slots(micro))
         return sorted({self.lanes.of_slot(slot) for slot in slots})
 
@@ -71,7 +71,7 @@ class StreamData(IterableDataset[Batch]):
 
 
 def most_lanes(batch_size: int, shards: int) -> int:
-    """The largest number of lanes that suits a batch and the shards."""
+    """Return the largest number of lanes that suits a batch and the shards."""
     return max(count for count in range(1, min(batch_size, shards) + 1) if batch_size % count == 0)
 
 

@@ -88,7 +88,7 @@ def bound_term(posterior: Posterior, denoised: Denoised, x0: Tensor, decoder: De
 def gaussian_kl(difference: Tensor, log_variance: Tensor, other_log_variance: Tensor) -> Tensor:
     """Compute the KL divergence of a normal distribution from another, in nats per dimension.
 
-    `difference` is that of their means; all arguments broadcast.
+    `difference` is the difference of their means; all arguments broadcast.
     """
     ratio = log_variance - other_log_variance
     return 0.5 * (ratio.exp() - 1 - ratio + difference.square() * (-other_log_variance).exp())

@@ -15,7 +15,7 @@ from ldm.diffusion.prediction import Prediction
 class Denoised(NamedTuple):
     """The prediction for a noisy `x`: the image, and the network's output from which it was computed.
 
-    Samplers read `x0`; guidance may change it without changing the output. `log_variance` is that of the step's noise
+    Samplers read `x0`; guidance may change it without changing the output. `log_variance` belongs to the step's noise
     at eta 1, from networks that learn it.
     """
 

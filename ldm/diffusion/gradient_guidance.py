@@ -1,4 +1,4 @@
-"""Guidance by gradients of a probability p(y | x) of something besides the network.
+"""Guidance by gradients of a probability p(y | x) of another model than the network.
 
 By Tweedie's formula the predicted image at a level is x0 = (x + sigma^2 score(x)) / alpha, and by Bayes' rule the score
 given y is score(x) + grad log p(y | x). So guidance adds sigma^2 / alpha * grad log p(y | x) to x0, which subtracts

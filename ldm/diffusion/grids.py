@@ -113,7 +113,7 @@ def _linspace(schedule: TableSchedule, steps: int) -> list[Level]:
 
 
 def _fractional(schedule: TableSchedule, steps: int) -> list[Level]:
-    """Both ends, and fractional timesteps evenly between them; a single step starts from the noisiest level."""
+    """Return both ends and fractional timesteps evenly between them; a single step starts from the noisiest level."""
     last = schedule.config.num_train_timesteps - 1
     return _at(schedule, last - _even(schedule, steps))
 

@@ -31,7 +31,7 @@ def classifier_free(
     Args:
         condition: makes a denoiser from one conditioning, or from several that are concatenated in the batch.
         scale: 1 is no guidance and returns the denoiser of `positive`.
-        rescale: from 0 to 1, how far the standard deviation of the output returns to that of the conditional output
+        rescale: from 0 to 1, how far the output's standard deviation returns to the conditional output's
             (Lin et al. 2024, eq. 15 and 16); models with zero terminal SNR need it at large scales.
     """
     if scale == 1:

@@ -76,7 +76,7 @@ class Grid:
     initial_scale: float = 1.0
 
     def __len__(self) -> int:
-        """Number of steps, one less than levels."""
+        """Return number of steps, one less than levels."""
         return len(self.levels) - 1
 
     def last(self, steps: int) -> Grid:

@@ -17,7 +17,7 @@ class Posterior:
     The tensors have the shape of the level of x_t, () or (B,). `small` and `large` are logarithms of the lower and the
     upper bound of the variance of a denoising step: that of this posterior, exact for known data, and that of
     q(x_t | x_s), exact for standard normal data (Ho et al. 2020, section 3.2). `last` is true where x_s is the image
-    itself: the posterior has no variance there, and `small` is that of the previous step.
+    itself: the posterior has no variance there, and `small` is the previous step's.
     """
 
     of_x: Tensor

@@ -65,7 +65,7 @@ class NoiseSchedule(ABC):
 
     @classmethod
     def scheduler_classes(cls) -> tuple[str, ...]:
-        """Names of diffusers' scheduler classes whose fields this schedule may read."""
+        """Return names of diffusers' scheduler classes whose fields this schedule may read."""
         return (cls.__name__,)
 
     @classmethod
@@ -75,7 +75,7 @@ class NoiseSchedule(ABC):
 
     @classmethod
     def reads(cls, fields: Fields) -> bool:
-        """Whether this schedule reads the fields of a `scheduler_config.json`."""
+        """Return whether this schedule reads the fields of a `scheduler_config.json`."""
         return fields.get("_class_name") in cls.scheduler_classes()
 
     @classmethod
@@ -175,7 +175,7 @@ class TableSchedule(NoiseSchedule):
 
     @classmethod
     def scheduler_classes(cls) -> tuple[str, ...]:
-        """Names of diffusers' discrete schedulers."""
+        """Return names of diffusers' discrete schedulers."""
         return tuple(schedulers.SCHEDULERS) if cls.diffusers_name else super().scheduler_classes()
 
     @classmethod
@@ -187,7 +187,7 @@ class TableSchedule(NoiseSchedule):
 
     @classmethod
     def reads(cls, fields: Fields) -> bool:
-        """Whether these are fields of a discrete scheduler with the same `beta_schedule`."""
+        """Return whether these are fields of a discrete scheduler with the same `beta_schedule`."""
         return super().reads(fields) and schedulers.beta_schedule(fields) == cls.diffusers_name
 
     @classmethod

@@ -118,7 +118,7 @@ def _even(theirs: Fields) -> str:
 
 
 def _multistep(theirs: Fields, where: Path) -> str:
-    """The flags span the whole schedule, whatever the spacing; `ldm.diffusion.grids` lists how spacings differ."""
+    """Return the grid of multistep schedulers: the flags span the whole schedule, whatever the spacing."""
     return next((spaced for flag, spaced in SPACING_FLAGS.items() if theirs[flag]), str(theirs["timestep_spacing"]))
 
 
@@ -128,7 +128,7 @@ def _singlestep(theirs: Fields, where: Path) -> str:
 
 
 def _distilled(theirs: Fields, where: Path) -> str:
-    """Every n-th of `original_inference_steps` from the noisiest: trailing where the steps divide that number."""
+    """Return every n-th of `original_inference_steps` from the noisiest: trailing if the steps divide that number."""
     return "trailing"
 
 

@@ -9,7 +9,11 @@ from ldm.errors import UserError, install_extra
 
 
 def import_optional(module: str, metrics: str) -> Any:
-    """Import a module that `metrics` need; raise UserError if its package is not installed."""
+    """Import a module that `metrics` need.
+
+    Raises:
+        UserError: if its package is not installed.
+    """
     try:
         return import_module(module)
     except ImportError as error:

@@ -31,7 +31,7 @@ class Collector(Generic[V]):
     """A reader that keeps a value per image, such as its features."""
 
     def __init__(self, count: int, measure: Callable[[np.ndarray], Iterable[V]]) -> None:
-        """`measure` returns a value for each of the images, bytes (n, H, W, 3)."""
+        """Take `measure`, which returns a value for each of the images, bytes (n, H, W, 3)."""
         self.count, self._measure = count, measure
         self._values: list[V] = []
 
@@ -48,7 +48,7 @@ class FeatureReader(Collector[Tensor]):
     """A reader that keeps the features of images."""
 
     def __init__(self, count: int, features: Callable[[Tensor], Tensor]) -> None:
-        """`features` maps bytes (n, 3, H, W) to features (n, D)."""
+        """Take `features`, which maps bytes (n, 3, H, W) to features (n, D)."""
         super().__init__(count, lambda images: features(as_tensor(images)).cpu())
 
     def stacked(self, share: ProcessShare) -> Tensor:

@@ -52,7 +52,7 @@ class CUDAGraphUNet:
     """`UNet.denoise` by recordings, one for each set of input shapes."""
 
     def __init__(self, unet: UNet, record: Callable[[Work], Replay] | None = None) -> None:
-        """`record` makes a recording, by default a CUDA graph."""
+        """Take `record`, which makes a recording, by default a CUDA graph."""
         self.unet, self.record = unet, record or record_on_gpu
         self._recordings: dict[Shapes, _Recording] = {}
 

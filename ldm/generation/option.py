@@ -95,7 +95,11 @@ def parse_dtype(text: str) -> torch.dtype:
 
 
 def parse_prompts(arguments: Sequence[str]) -> list[str]:
-    """Replace each `@file` by the file's lines; raises UserError for a file without prompts."""
+    """Replace each `@file` by the file's lines.
+
+    Raises:
+        UserError: for a file without prompts.
+    """
     prompts: list[str] = []
     for argument in arguments:
         if not argument.startswith("@"):

@@ -19,7 +19,7 @@ Network = TypeVar("Network", UNet, Autoencoder)
 
 
 class State(NamedTuple):
-    """What a prepared network depends on besides the code."""
+    """What a prepared network depends on, except the code."""
 
     modules: list[tuple[int, type, int]]  # identity, class, and a hash of attributes and hooks
     weights: list[int]  # addresses

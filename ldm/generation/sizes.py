@@ -51,5 +51,5 @@ def latent_shape(pipeline: Pipeline, request: Request, latents: Tensor | None = 
 
 
 def enlarges(pipeline: Pipeline) -> bool:
-    """Whether the model upscales an image."""
+    """Return whether the model upscales an image."""
     return "low_resolution" in pipeline.conditionings

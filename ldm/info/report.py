@@ -70,7 +70,7 @@ def _flops(networks: dict[str, nn.Module], side: int, tokens: int) -> dict[str, 
 
 
 def _training_memory(description: Description, counts: dict[str, int]) -> dict[str, int]:
-    """Bytes to train each stage with Adam and one EMA.
+    """Return bytes to train each stage with Adam and one EMA.
 
     A frozen text encoder, and the autoencoder of a U-Net's latents, take their weights only.
     """

@@ -31,10 +31,10 @@ class Clip(nn.Module):
         self.eval().requires_grad_(False)
 
     def images(self, images: Tensor) -> Tensor:
-        """Embeddings (N, D) of images (N, 3, side, side) in [-1, 1]."""
+        """Embed images (N, 3, side, side) in [-1, 1] as (N, D)."""
         return F.normalize(self._embed(((images.float() + 1) / 2 - self.mean) / self.std), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (N, D) of texts; what is longer than CLIP reads is cut."""
+        """Embed texts as (N, D); text that exceeds CLIP's limit is cut."""
         return F.normalize(self._read(list(texts)), dim=-1)

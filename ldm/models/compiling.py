@@ -32,5 +32,5 @@ def forget_compiled(block: nn.Module) -> None:
 
 
 def is_compiled(function: object) -> bool:
-    """Whether torch.compile returned it."""
+    """Return whether a module was compiled by torch.compile."""
     return hasattr(function, "_torchdynamo_orig_callable")

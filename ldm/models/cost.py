@@ -74,7 +74,7 @@ def autoencoder_flops(autoencoder: Autoencoder, side: int) -> dict[str, int]:
 
 
 def training_memory(trained: int, averages: int, frozen: int = 0, moments: int | None = None) -> int:
-    """Bytes of weights, gradients, optimizer moments and averages in float32, without activations.
+    """Return bytes of weights, gradients, optimizer moments and averages in float32, without activations.
 
     Args:
         trained: number of trained parameters.
@@ -101,7 +101,7 @@ def image_memory(
 
 
 def decoder_width(config: AutoencoderConfig, backward: bool = False) -> float:
-    """Values that the decoder holds per position of the latents: those of its widest map, or of all maps."""
+    """Return the values that the decoder holds per latent position: the widest map, or all maps."""
     channels, factor = config.block_out_channels, config.downsampling_factor
     inputs = (*channels[1:], channels[-1])  # a level receives the channels of the coarser one
     maps = [width * (factor / 2**level) ** 2 for level, width in enumerate(inputs)]
@@ -114,5 +114,5 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _element_size(network: nn.Module) -> int:
-    """Bytes of a value; 0 for a network without parameters, which computes nothing."""
+    """Return bytes of a value; 0 for a network without parameters, which computes nothing."""
     return next((weight.element_size() for weight in network.parameters()), 0)

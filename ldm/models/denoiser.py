@@ -67,7 +67,7 @@ class DenoiserNetwork(Network):
 
     @classmethod
     def parts(cls) -> tuple[tuple[str, str], ...]:
-        """Libraries and classes in `model_index.json` that can be loaded."""
+        """Return libraries and classes in `model_index.json` that can be loaded."""
         return tuple((cls.library, name) for name in cls.class_names())
 
     @abstractmethod

@@ -20,7 +20,11 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def load_component(make: Callable[[Any], N], section: type[Section], folder: Path, dtype: torch.dtype) -> N:
-    """Load a network that `save_component` wrote; UserError if it is incomplete."""
+    """Load a network that `save_component` wrote.
+
+    Raises:
+        UserError: if it is incomplete.
+    """
     config = component_section(section, load_fields(folder / "config.json"), folder / "config.json", make.__name__)
     return load_network(make, config, folder, dtype)
 

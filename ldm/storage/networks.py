@@ -35,12 +35,12 @@ class Network(nn.Module):
 
     @classmethod
     def class_names(cls) -> tuple[str, ...]:
-        """Values of `_class_name` that `from_fields` reads."""
+        """Return values of `_class_name` that `from_fields` reads."""
         return (cls.__name__,)
 
     @classmethod
     def class_name(cls, config: Any) -> str:
-        """The `_class_name` of a configuration."""
+        """Return the `_class_name` of a configuration."""
         return cls.__name__
 
     @classmethod

@@ -41,7 +41,11 @@ def save_text(path: Path, text: str) -> None:
 
 
 def load_text(path: Path) -> str:
-    """Read a text file; raise UserError if it is missing or not text."""
+    """Read a text file.
+
+    Raises:
+        UserError: if it is missing or not text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -51,7 +55,11 @@ def load_text(path: Path) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """Read plain values from JSON; raise UserError if the file is missing or not JSON."""
+    """Read plain values from JSON.
+
+    Raises:
+        UserError: if the file is missing or not JSON.
+    """
     try:
         return json.loads(load_text(path))
     except json.JSONDecodeError as error:
@@ -78,7 +86,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, mapped into memory; raise UserError if it is missing, cut off or damaged."""
+    """Read a safetensors file, mapped into memory.
+
+    Raises:
+        UserError: if it is missing, cut off or damaged.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is incomplete")
     try:
@@ -108,7 +120,11 @@ def save_tree(folder: Path, tree: Any) -> None:
 
 
 def load_tree(folder: Path) -> Any:
-    """Read a tree that `save_tree` wrote; raise UserError if it is missing or damaged."""
+    """Read a tree that `save_tree` wrote.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
     structure = load_json(folder / "tree.json")
     tensors = load_tensors(folder / "tensors.safetensors")
     try:

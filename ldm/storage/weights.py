@@ -64,7 +64,11 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
 
 
 def load_places(index: Path) -> dict[str, str]:
-    """Read the file name of each tensor from an index of shards; raise UserError if the index is missing or damaged."""
+    """Read the file name of each tensor from an index of shards.
+
+    Raises:
+        UserError: if the index is missing or damaged.
+    """
     places = load_fields(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index} has no weight_map: it is damaged, download or copy it again")
@@ -100,7 +104,11 @@ def save_weights(
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a floating-point tensor to `dtype`; raise UserError if that makes a value infinite."""
+    """Convert a floating-point tensor to `dtype`.
+
+    Raises:
+        UserError: if that makes a value infinite.
+    """
     if not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
     converted = tensor.to(dtype)

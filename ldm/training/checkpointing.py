@@ -31,7 +31,7 @@ def _run(
     skips: list[Tensor] | None = None,
     **options: slice,
 ) -> Tensor:
-    """`forward`, which takes from its iterators and changes its list, as a function that may run twice.
+    """Wrap `forward`, which consumes its iterators and changes its list, as a function that may run twice.
 
     A part of a block takes no more than the whole from its iterators; what it leaves is nobody else's.
     """

@@ -57,7 +57,7 @@ def seconds_on(flops: float, gpus: int, gpu: str) -> float:
 
 
 def memory(settings: StageConfig, cost: StepCost) -> float:
-    """Bytes of weights, gradients, optimizer moments and averages in one process, without activations."""
+    """Return bytes of weights, gradients, optimizer moments and averages in one process, without activations."""
     total = sum(cost.parameters.values())
     averages = 0 if settings.ema_device == "cpu" else total * (1 + len(settings.ema_others))
     moments = (2 if settings.optimizer == "adamw8bit" else ADAM) * cost.trained
@@ -146,6 +146,6 @@ def _latents(config: Config, channels: int) -> Tensor:
 
 
 def _encoding(config: Config) -> int:
-    """Operations of encoding one image to latents."""
+    """Return operations of encoding one image to latents."""
     autoencoder, images = Autoencoder(config.autoencoder), _images(config)
     return count_forward(lambda: autoencoder.encode(images).mode())[0]

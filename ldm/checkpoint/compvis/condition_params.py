@@ -31,7 +31,7 @@ PENULTIMATE: Params = {"layer": "penultimate", "final_norm": False}
 
 
 def condition_from_target(target: Target, joined: int) -> dict[str, Section]:
-    """The sections that a condition stage becomes, where `joined` channels of the U-Net's input are not latents."""
+    """Return the sections that a condition stage becomes; `joined` channels of the U-Net's input are not latents."""
     sections: dict[str, Section] = target.need(READERS)(target.params, joined)
     target.params.finish()
     return sections
@@ -121,7 +121,11 @@ READERS: dict[str, Callable[[Group, int], dict[str, Section]]] = {
 
 
 def condition_to_target(config: Section, where: str) -> Params:
-    """The target and its parameters; UserError where the original has no class or no name for the sizes."""
+    """Return the target and its parameters.
+
+    Raises:
+        UserError: if the original has no class or no name for the sizes.
+    """
     if type(config) not in WRITERS:
         raise UserError(f"{where}.kind {getattr(config, 'kind', '')}: CompVis files have no such condition stage")
     name, params = WRITERS[type(config)](config)

@@ -27,7 +27,11 @@ LDM_BERT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
 
 
 def condition_rules(config: Section, where: str) -> Rules:
-    """Rules of a text encoder, a class table or a segmentation map; UserError for what the original lacks."""
+    """Return rules of a text encoder, a class table or a segmentation map.
+
+    Raises:
+        UserError: for what the original lacks.
+    """
     make = MAKERS.get(type(config))
     if make is None:
         raise UserError(f"{where}.kind {getattr(config, 'kind', '')}: CompVis files have no such text encoder")
@@ -39,12 +43,12 @@ def _clip(config: CLIPConfig) -> Rules:
 
 
 def is_open_clip(config: CLIPConfig) -> bool:
-    """Whether a text encoder is one of OpenCLIP's, which the original holds in a FrozenOpenCLIPEmbedder."""
+    """Return whether a text encoder is OpenCLIP's, which the original stores in a FrozenOpenCLIPEmbedder."""
     return config.hidden_act == "gelu"
 
 
 def drops_last_layer(config: CLIPConfig) -> bool:
-    """Whether the file has a layer more than we: the original runs all layers of an OpenCLIP model but the last."""
+    """Return whether the file has one more layer: the original runs all layers of an OpenCLIP model but the last."""
     return is_open_clip(config) and config.layer == "last"
 
 
@@ -61,7 +65,7 @@ def _transformers_names(config: CLIPConfig) -> Rules:
 
 
 def _clip_layers(config: CLIPConfig) -> Iterator[Rule]:
-    """All of CLIPTextModel, under its own names."""
+    """Return the rules of all of CLIPTextModel, under its own names."""
     yield from layer("token_embedding", "text_model.embeddings.token_embedding", bias=False)
     yield from layer("position_embedding", "text_model.embeddings.position_embedding", bias=False)
     for index in range(config.num_hidden_layers):
@@ -98,7 +102,7 @@ def _open_clip_rules(config: CLIPConfig) -> Iterator[Rule]:
 
 
 def _unused_layer(index: int, width: int, inner: int) -> list[Filler]:
-    """A layer that adds nothing to its input, since all its weights are zero."""
+    """Return a layer that adds nothing to its input, since all its weights are zero."""
     shapes: dict[str, tuple[int, ...]] = {
         "attn.in_proj_weight": (3 * width, width),
         "attn.in_proj_bias": (3 * width,),

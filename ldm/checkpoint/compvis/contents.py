@@ -69,13 +69,13 @@ class Contents(Section):
     classes: ClassesConfig | None = None
     spatial: SpatialConfig | None = None
     diffusion: DiffusionConfig | None = None
-    # How plain attention of the file stores queries, keys and values: those of a head together, or of a kind.
+    # How plain attention of the file stores queries, keys and values: grouped by head, or by kind.
     attention_order: Literal["heads", "kinds"] = "heads"
     zeros_for_empty_prompt: bool = False  # guidance without a negative prompt is away from zeros
 
     @classmethod
     def of_config(cls, config: Config) -> Contents:
-        """All that a configuration describes."""
+        """Return all networks that a configuration describes."""
         whole = cls(**{name: getattr(config, name) for name in cls.model_fields if hasattr(config, name)})
         if whole.unet is None:
             return cls(autoencoder=whole.autoencoder)
@@ -83,7 +83,7 @@ class Contents(Section):
 
     @property
     def conditions(self) -> list[str]:
-        """Names of the sections of networks that tell the U-Net something."""
+        """Names of the sections of networks that condition the U-Net."""
         names = [name for name in ("text", "text_2", "classes") if getattr(self, name) is not None]
         return names + ["spatial"] * (self.spatial is not None and self.spatial.kind == "segmentation_map")
 
@@ -93,11 +93,15 @@ class Contents(Section):
         return [name for name in ("unet", "autoencoder") if getattr(self, name) is not None] + self.conditions
 
     def make(self, name: str) -> nn.Module:
-        """The network of a section, with new weights."""
+        """Create the network of a section, with new weights."""
         return MAKERS[name](getattr(self, name))
 
     def rules(self, prefixes: dict[str, str]) -> dict[str, Rules]:
-        """The rules of each network; UserError for one that the original has no class for."""
+        """Return the rules of each network.
+
+        Raises:
+            UserError: for one that the original has no class for.
+        """
         return {name: self._rules(name).prefixed(prefixes[name]) for name in self.networks}
 
     def _rules(self, name: str) -> Rules:
@@ -110,26 +114,26 @@ class Contents(Section):
         return condition_rules(getattr(self, name), name)
 
     def prefixes(self) -> dict[str, str]:
-        """Where the names of each network begin in a file that we write."""
+        """Return where the names of each network begin in a file that we write."""
         found = {"unet": UNET, "autoencoder": FIRST_STAGE if self.unet is not None else ""}
         return found | self._condition_prefixes()
 
     def prefixes_in(self, names: Iterable[str]) -> dict[str, str]:
-        """Where the names of each network begin in a file with such names."""
+        """Return where the names of each network begin in a file with such names."""
         names = set(names)
         found = {"unet": UNET, "autoencoder": FIRST_STAGE}
         found |= {name: "" for name, key in ALONE.items() if key in names}
         return found | self._condition_prefixes()
 
     def _condition_prefixes(self) -> dict[str, str]:
-        """Models with several conditions number them (SDXL), the others have one."""
+        """Return the prefixes of conditions: models with several of them number them (SDXL), the others have one."""
         names = self.conditions
         if "text_2" not in names:
             return dict.fromkeys(names, CONDITION)
         return {name: f"{CONDITIONS}{number}." for number, name in enumerate(names)}
 
     def within(self, names: Iterable[str]) -> Contents:
-        """What of it a file with such names is about: all, unless the file holds one network alone."""
+        """Return the networks that a file with such names contains: all, unless it contains a single network."""
         names = set(names)
         wholes = {"unet": UNET + ALONE["unet"], "autoencoder": FIRST_STAGE + ALONE["autoencoder"]}
         present = [name for name, key in ALONE.items() if key in names or wholes[name] in names]

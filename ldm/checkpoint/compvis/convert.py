@@ -66,7 +66,7 @@ def convert(source: str, destination: Path, asked: Conversion) -> list[Path]:
 
 
 def _is_single(destination: Path, asked: Conversion) -> bool:
-    """Whether to write a single file."""
+    """Return whether to write a single file."""
     if asked.format is not None and asked.format not in FORMATS:
         raise UserError(f"--format {asked.format}: give {' or '.join(FORMATS)}")
     single = destination.suffix in SUFFIXES

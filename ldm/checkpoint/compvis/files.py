@@ -44,7 +44,7 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
     """Read the networks of a file with the original names, on the CPU, each in the precision of the file.
 
     Args:
-        config: in our format or the original's; by default from the file's header, or that of a published model.
+        config: in our format or the original's; by default from the file's header, or from a published model.
         ema: read the EMA weights.
 
     Raises:

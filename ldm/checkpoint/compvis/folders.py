@@ -43,9 +43,9 @@ UNSUPPORTED = {
 
 
 def read_folder(folder: Path) -> SingleFile:
-    """The networks of a pipeline, or of one network's folder, in the widest precision that there is.
+    """Read the networks of a pipeline, or of one network's folder, in the widest precision that there is.
 
-    Raises UserError where it is neither, is not whole, or asks for what we do not have.
+    Raises UserError if it is neither, is incomplete, or needs an unsupported feature.
     """
     if (folder / "model_index.json").is_file():
         return _of_pipeline(load_pipeline(folder, _stored_dtype(folder)))
@@ -62,7 +62,7 @@ def write_folder(file: SingleFile, folder: Path, tokenizer: str | None = None) -
     """Write the networks as a pipeline, or one network alone: a new folder that is whole or not there.
 
     `tokenizer` is a folder or a Hub id, whose vocabulary takes the place of the one that the text encoder has
-    otherwise. UserError for what a pipeline has no place for, and for pipeline that do not fit.
+    otherwise. Raises UserError for networks that do not belong to a pipeline or do not fit each other.
     """
     if tokenizer is not None and file.contents.text is None:
         raise UserError("--tokenizer goes with a text encoder, which SRC has not")
@@ -137,7 +137,7 @@ def _no_place(option: str) -> UserError:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The smallest type that holds all weights of a folder exactly."""
+    """Return the smallest type that holds all weights of a folder exactly."""
     found = {dtype for path in folder.rglob("*.safetensors") for dtype in _dtypes(path)}
     return reduce(torch.promote_types, found) if found else torch.float32
 
@@ -147,5 +147,5 @@ def _dtypes(path: Path) -> set[torch.dtype]:
         with safe_open(path, framework="pt") as file:
             names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}): get it anew") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}): download it again") from error
     return {DTYPES[name] for name in names if name in DTYPES}

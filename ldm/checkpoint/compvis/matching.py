@@ -73,7 +73,7 @@ class Layout:
         return None
 
     def expected(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the required tensors by name."""
+        """Return shapes of the required tensors by name."""
         found: dict[str, tuple[int, ...]] = {}
         for name, rules in self.rules.items():
             with on_meta():
@@ -115,7 +115,7 @@ def _published() -> dict[str, Contents]:
 
 
 def _has_names(layout: Layout, shapes: Shapes) -> bool:
-    """Whether all required names are there, checked before a network is built."""
+    """Return whether all required names are there; this is checked before a network is built."""
     return all(name in shapes for rules in layout.rules.values() for rule in rules.rules for name in rule.theirs)
 
 

@@ -73,7 +73,7 @@ def _architecture(contents: Contents) -> tuple[str, str]:
 
 
 def _computes(contents: Contents, published: Config) -> bool:
-    """Whether a model equals a published one except for the weights."""
+    """Return whether a model equals a published one except for the weights."""
     if contents.unet is None or contents.diffusion is None or published.unet is None or contents.spatial is not None:
         return False
     unet = published.unet.model_copy(

@@ -21,7 +21,11 @@ class Target:
         self.params = Group(tree.get("params") or {}, f"{where}.params")
 
     def need(self, kinds: dict[str, Any]) -> Any:
-        """Look up the target in a table; raise UserError if it is not there."""
+        """Look up the target in a table.
+
+        Raises:
+            UserError: if it is not there.
+        """
         if self.kind not in kinds:
             raise UserError(f"{self.where}.target is {self.kind}; ldm supports {', '.join(kinds)} here")
         return kinds[self.kind]
@@ -37,7 +41,11 @@ class Group:
         self.left = dict(tree)
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
-        """Read a parameter; raise UserError if it is missing and has no default."""
+        """Read a parameter.
+
+        Raises:
+            UserError: if it is missing and has no default.
+        """
         if name not in self.left and default is REQUIRED:
             raise UserError(f"{self.where} has no {name}: the configuration is incomplete")
         return self.left.pop(name, default)
@@ -61,11 +69,15 @@ class Group:
         return Target(self.take(name), f"{self.where}.{name}")
 
     def group(self, name: str) -> Group:
-        """A section without a target."""
+        """Return a section without a target."""
         return Group(self.take(name), f"{self.where}.{name}")
 
     def choose(self, name: str, table: dict[Any, Any], default: Any = REQUIRED) -> Any:
-        """Look up the value of a parameter in a table; raise UserError if it is not there."""
+        """Look up the value of a parameter in a table.
+
+        Raises:
+            UserError: if it is not there.
+        """
         value = self.take(name, default)
         if isinstance(value, list | dict) or value not in table:
             raise refused(f"{self.where}.{name}", value)
@@ -108,7 +120,11 @@ def expect_options(section: str, config: Any, needed: dict[str, Any]) -> None:
 
 
 def multiples(section: str, widths: tuple[int, ...]) -> list[int]:
-    """Divide the widths of levels by the first; raise UserError if one is not a multiple."""
+    """Divide the widths of levels by the first.
+
+    Raises:
+        UserError: if one is not a multiple.
+    """
     if any(width % widths[0] for width in widths):
         raise inexpressible(f"{section}.block_out_channels", list(widths), "whole multiples of the first width")
     return [width // widths[0] for width in widths]

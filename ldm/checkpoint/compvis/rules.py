@@ -65,7 +65,7 @@ class Rules:
         return names | {filler.theirs for filler in self.fillers} | self.ignored
 
     def to_ours(self, theirs: Tensors) -> Tensors:
-        """Convert tensors of a file, already checked against `to_theirs`, to those of the network."""
+        """Convert a file's tensors, already checked against `to_theirs`, to the network's."""
         ours: Tensors = {}
         for rule in self.rules:
             made = rule.transform.to_ours([theirs[name] for name in rule.theirs])
@@ -73,7 +73,7 @@ class Rules:
         return ours
 
     def to_theirs(self, ours: Tensors) -> Tensors:
-        """Convert tensors of the network to those of a file; on the meta device, this yields the expected shapes.
+        """Convert the network's tensors to a file's; on the meta device, this yields the expected shapes.
 
         Raises:
             KeyError: if the network lacks a tensor or has one without a rule, which is a bug in the rules.

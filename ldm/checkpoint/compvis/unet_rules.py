@@ -60,7 +60,7 @@ class _UNetRules:
         yield from layer("out.2", "conv_out")
 
     def _labels(self) -> Iterator[Rule]:
-        """Rules of the conditioning that is added to the time embedding."""
+        """Return rules of the conditioning that is added to the time embedding."""
         names = {"0": "linear_1", "2": "linear_2"}
         if self.config.num_class_embeds is not None:
             yield from layer("label_emb", "class_embedding", bias=False)
@@ -117,7 +117,7 @@ class _UNetRules:
             yield from layer(f"{theirs}.{name}", f"{ours}.conv")
 
     def _attention(self, theirs: str, ours: str, level: int, blocks: int | None = None) -> Iterator[Rule]:
-        """Rules of attention with a number of transformer blocks, by default that of the level."""
+        """Return the rules of attention with a number of transformer blocks, by default the level's."""
         blocks = self.config.attention_layers[level] if blocks is None else blocks
         if not blocks:
             return

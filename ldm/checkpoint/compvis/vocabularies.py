@@ -22,7 +22,7 @@ BERT = "google-bert/bert-base-uncased"  # the vocabulary of BERTEmbedder
 
 
 def tokenizer_for(config: TextSection, source: str | None = None, part: str = "tokenizer") -> Tokenizer | None:
-    """Load the tokenizer of a text encoder, by default that of the original; None for tokens that are not text.
+    """Load the tokenizer of a text encoder, by default the original's; None for tokens that are not text.
 
     Args:
         source: a pipeline, a tokenizer's folder, or a Hub id.
@@ -65,7 +65,7 @@ def _clip(config: CLIPConfig | OpenCLIPConfig) -> Tokenizer:
 
 
 def is_usual(tokenizer: Tokenizer, config: TextSection) -> bool:
-    """Whether a tokenizer equals the default one of its text encoder, and need not be stored."""
+    """Return whether a tokenizer equals the default one of its text encoder and need not be stored."""
     if not isinstance(config, CLIPConfig | OpenCLIPConfig):
         return False
     usual = _clip(config)
@@ -90,7 +90,11 @@ def tokenizers_to_metadata(tokenizers: Mapping[str, Tokenizer]) -> dict[str, str
 
 
 def tokenizers_from_metadata(found: dict[str, str], where: str) -> dict[str, Tokenizer]:
-    """Convert the entry of a file's header to tokenizers; raise UserError if it is damaged."""
+    """Convert the entry of a file's header to tokenizers.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     try:
         content: dict[str, dict[str, Any]] = json.loads(found.get(TOKENIZERS, "{}"))
         return {

@@ -48,7 +48,7 @@ class Layout:
     accepts: Callable[[Pipeline], bool] = lambda pipeline: True  # further assumptions
 
     def expresses(self, pipeline: Pipeline, parts: Mapping[str, Part]) -> bool:
-        """Whether a pipeline of this class generates the same images."""
+        """Return whether a pipeline of this class generates the same images."""
         if self.conditionings is not None:
             own = {part for each in pipeline.conditionings.values() if each.name == self.implied for part in each.parts}
             parts = {part: kind for part, kind in parts.items() if part not in own}
@@ -63,7 +63,7 @@ class Layout:
 
 
 def _scales_by_ddim(pipeline: Pipeline) -> bool:
-    """Whether the scheduler leaves the network's input unscaled; these classes do not scale it."""
+    """Return whether the scheduler leaves the network's input unscaled, as these classes require."""
     return scheduler_class(pipeline.diffusion) == "DDIMScheduler"
 
 

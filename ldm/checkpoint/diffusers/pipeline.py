@@ -24,13 +24,21 @@ from ldm.storage.weights import SHARD_SIZE
 
 
 def load_scheduler(folder: str | Path) -> DiffusionConfig:
-    """Read schedule and prediction from a scheduler's folder; UserError if it is not supported."""
+    """Read schedule and prediction from a scheduler's folder.
+
+    Raises:
+        UserError: if it is not supported.
+    """
     path = Path(folder) / "scheduler_config.json"
     return scheduler_from_fields(load_fields(path), path)
 
 
 def save_scheduler(diffusion: DiffusionConfig, folder: str | Path) -> None:
-    """Write schedule and prediction as a scheduler's folder; UserError if no scheduler of diffusers has them."""
+    """Write schedule and prediction as a scheduler's folder.
+
+    Raises:
+        UserError: if no scheduler of diffusers has them.
+    """
     save_json(Path(folder) / "scheduler_config.json", scheduler_to_fields(diffusion))
 
 

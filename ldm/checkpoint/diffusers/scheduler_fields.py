@@ -13,7 +13,7 @@ TRAINING = {"weighting", "offset_noise", "input_perturbation"}  # options that d
 
 
 def scheduler_classes() -> tuple[str, ...]:
-    """Names of all of diffusers' scheduler classes whose folders can be read."""
+    """Return names of all of diffusers' scheduler classes whose folders can be read."""
     return tuple(dict.fromkeys(name for schedule in SCHEDULES.values() for name in schedule.scheduler_classes()))
 
 

@@ -140,7 +140,7 @@ class ImageEmbedding(Conditioning):
         return not self.encoder.takes_latents
 
     def training_inputs(self, batch: Batch, context: TrainingContext) -> tuple[Tensor, ...]:
-        """Latents or images, or a frozen encoder's context (B, L, D); and 0 where dropped, else 1, (B, 1, 1)."""
+        """Return latents or images, or a frozen encoder's context (B, L, D); and 0 where dropped, else 1, (B, 1, 1)."""
         kept = context.to_device(torch.tensor([not dropped for dropped in context.dropped(batch)]))[:, None, None]
         with torch.no_grad(), context.accelerator.autocast():
             given = _latents(batch, context) if self.encoder.takes_latents else _images(batch, context)
@@ -172,7 +172,7 @@ class ImageEmbedding(Conditioning):
     # --- inference
 
     def resolve(self, request: Request, pipeline: Pipeline) -> Request:
-        """The image is the `reference`; sampling starts from it only with a strength or a mask."""
+        """Use the image as `reference`; sampling starts from it only with a strength or a mask."""
         if request.image is None and request.reference is None:
             raise UserError("this model generates variations of an image: give one (--image)")
         if request.reference is None:
@@ -189,7 +189,7 @@ class ImageEmbedding(Conditioning):
         return found.expand(len(subjects)), found.map(torch.zeros_like)
 
     def _given(self, image: Image.Image, pipeline: Pipeline) -> Tensor:
-        """The encoder's input: the centre of the image in pixels (1, 3, H, W) in [-1, 1], or its latents."""
+        """Return the encoder's input: the center of the image in pixels (1, 3, H, W) in [-1, 1], or its latents."""
         autoencoder, weight, rgb = pipeline.autoencoder, next(self.encoder.parameters()), image.convert("RGB")
         if not self.encoder.takes_latents:
             side = self.encoder.config.side
@@ -205,7 +205,7 @@ def _images(batch: Batch, context: TrainingContext) -> Tensor:
 
 
 def _latents(batch: Batch, context: TrainingContext) -> Tensor:
-    """The mode of each image's posterior, as at inference."""
+    """Return the mode of each image's posterior, as at inference."""
     if context.cache is None:
         return context.autoencoder.encode(_images(batch, context)).mode()
     return context.autoencoder.posterior(context.to_device(context.cache.moments(batch.indices))).mode()

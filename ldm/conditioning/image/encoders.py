@@ -1,4 +1,4 @@
-"""Images to what the U-Net is told, for variations of them: networks whose tokens stand in the place of a text's."""
+"""Image encoders for image variations: networks whose tokens replace the context of a text encoder."""
 
 from __future__ import annotations
 
@@ -118,14 +118,14 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, given: Tensor) -> Tensor:
-        """Latents (B, C, h, w), or images (B, 3, H, W) in [-1, 1], to the context (B, L, D)."""
+        """Map latents (B, C, h, w), or images (B, 3, H, W) in [-1, 1], to the context (B, L, D)."""
 
 
 class OwnImageEncoder(ImageEncoder):
     """Convolutions over latents, averaged over all positions, through a bottleneck to some tokens.
 
     The averages know what is in an image and hardly where, and the bottleneck has not enough numbers to copy the rest:
-    so that what is drawn is another image of the same things. The tokens are normalised, as those of a BERT are.
+    so that the generated image is another image of the same objects. The tokens are normalized, like a BERT's.
     """
 
     section = OwnImageConfig
@@ -143,7 +143,7 @@ class OwnImageEncoder(ImageEncoder):
         self.norm_out = nn.LayerNorm(config.hidden_size)
 
     def forward(self, given: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of any size to the context (B, L, D)."""
+        """Map latents (B, C, h, w) of any size to the context (B, L, D)."""
         h = self.conv_in(given)
         for block in self.down:
             h = block(h)
@@ -153,7 +153,7 @@ class OwnImageEncoder(ImageEncoder):
 
 
 def _halving(width: int, wider: int, groups: int) -> nn.Sequential:
-    """A convolution to more channels and half the sides."""
+    """Return a convolution to more channels and half the sides."""
     return nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, wider, 3, stride=2, padding=1))
 
 
@@ -176,7 +176,7 @@ class CLIPImageEncoder(ImageEncoder):
         self.apply(initialise)
 
     def forward(self, given: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], scaled to the square that it sees where they are others, to (B, 1, D)."""
+        """Map images (B, 3, H, W) in [-1, 1], scaled to the square that it sees where they are others, to (B, 1, D)."""
         return self.visual_projection(self.vision_model(_seen(given, self.config.image_size)))[:, None]
 
 
@@ -211,14 +211,14 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) to (B, 1 + patches, D)."""
+        """Map images (B, 3, S, S) to (B, 1 + patches, D)."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         whole = self.class_embedding.expand(len(patches), 1, -1)
         return torch.cat([whole, patches], dim=1) + self.position_embedding.weight
 
 
 def _seen(images: Tensor, side: int) -> Tensor:
-    """Images in [-1, 1] as CLIP sees them: scaled to a square of `side`, in its mean and deviation."""
+    """Prepare images in [-1, 1] for CLIP: scale them to a square of `side` and normalize them."""
     if images.shape[-2:] != (side, side):
         scaled = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
         images = scaled.clamp(-1, 1).to(images.dtype)

@@ -43,13 +43,17 @@ CLIP_DEFAULTS: Fields = {
     "projection_dim": 512,
 }
 CLIP_FIXED: Fixed = {"num_channels": (3,)}
-# What files of whole CLIPs and of old versions hold besides; newer versions leave out the first part of the names.
+# Additional content of files of whole CLIPs and of old versions; newer versions leave out the first part of the names.
 CLIP_UNUSED = r"text_model\.|text_projection\.|logit_scale$|vision_model\.embeddings\.position_ids$"
 CLIP_SHORT = r"^(?=(embeddings|pre_layrnorm|encoder|post_layernorm)\.)"
 
 
 def load_image_config(folder: Path) -> ImageSection:
-    """The section that an encoder's `config.json` describes; UserError for what cannot be had."""
+    """Return the section that an encoder's `config.json` describes.
+
+    Raises:
+        UserError: for what cannot be had.
+    """
     path = folder / "config.json"
     fields = current_fields("image_encoder", load_fields(path))
     if fields.get("_class_name") == OWN_CLASS:
@@ -67,7 +71,11 @@ def load_image_config(folder: Path) -> ImageSection:
 
 
 def load_image_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> ImageEncoder:
-    """An encoder out of a folder that transformers wrote, or we; UserError if it is not whole."""
+    """Load an encoder from a folder that transformers or ldm wrote.
+
+    Raises:
+        UserError: if it is not whole.
+    """
     config = load_image_config(folder)
     tensors = load_weights(folder, STEMS[config.kind])
     if config.kind == "clip":
@@ -77,7 +85,7 @@ def load_image_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> Imag
 
 
 def load_source(config: CLIPImageConfig, dtype: torch.dtype = torch.float32) -> ImageEncoder:
-    """The encoder of `source`; UserError names what the section says of it and is otherwise there."""
+    """Load the encoder of `source`."""
     assert config.source is not None
     folder = Path(config.source).expanduser()
     folder = folder if folder.is_dir() else fetch(config.source)
@@ -97,7 +105,7 @@ def load_source(config: CLIPImageConfig, dtype: torch.dtype = torch.float32) -> 
 def save_image_encoder(
     encoder: ImageEncoder, folder: Path, dtype: torch.dtype | None = None, processor: Path | None = None
 ) -> None:
-    """Write an encoder, its weights as `dtype` if given, and for a CLIP to `processor` how images are made ready."""
+    """Write an encoder, its weights as `dtype` if given, and for a CLIP to `processor` how images are prepared."""
     config = encoder.config
     sizes = config.model_dump(mode="json", exclude={"kind", "frozen", "source"})
     if isinstance(config, CLIPImageConfig):
@@ -113,7 +121,7 @@ def save_image_encoder(
 
 
 def _processor_fields(side: int) -> Fields:
-    """What transformers' CLIPImageProcessor reads: the shortest side to `side`, its middle square, normalised."""
+    """Return fields of transformers' CLIPImageProcessor: shortest side to `side`, middle square, normalized."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -131,6 +139,6 @@ def _processor_fields(side: int) -> Fields:
 
 
 def known_parts() -> Mapping[str, tuple[tuple[str, str], ...]]:
-    """Parts of a pipeline that belong to an image encoder, with the classes that can be loaded."""
+    """Return parts of a pipeline that belong to an image encoder, with the classes that can be loaded."""
     processors = (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor"))
     return {"image_encoder": tuple(encoder.part for encoder in IMAGE_ENCODERS.values()), "processor": processors}

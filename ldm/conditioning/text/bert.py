@@ -1,7 +1,7 @@
 """A BERT (Devlin et al. 2019) as text encoder.
 
 Parameters are named as in transformers' `BertModel`, and the numbers are the same; written here because importing that
-one takes longer than drawing an image.
+one takes longer than generating an image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) to (B, L, D)."""
+        """Map ids (B, L) to (B, L, D)."""
         places = self.position_embeddings.weight[: ids.shape[1]]
         return self.LayerNorm(self.word_embeddings(ids) + places + self.token_type_embeddings.weight[0])
 
@@ -65,7 +65,7 @@ class BertLayer(nn.Module):
         self.output = _added(4 * width, width)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens (B, L, D) to the same shape; a mask (B, 1, 1, L) is true at tokens to attend to."""
+        """Map tokens (B, L, D) to the same shape; a mask (B, 1, 1, L) is true at tokens to attend to."""
         projected = [layer(tokens) for layer in self.attention["self"].values()]
         queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
         h = attend(queries, keys, values, mask)  # (B, heads, L, D / heads)
@@ -113,7 +113,7 @@ FORMAT = Format(
 class BertTextEncoder(TextEncoder):
     """A BERT without a pooler and without dropout, small enough to be trained together with the U-Net.
 
-    `vocab_size` takes the place of that of the configuration, which is the bound given to a tokenizer in training.
+    `vocab_size` replaces the configuration's, which is the bound given to a tokenizer in training.
     """
 
     section = BertConfig
@@ -128,7 +128,7 @@ class BertTextEncoder(TextEncoder):
         self.apply(initialise)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """The context (B, L, D) of token ids (B, L); with `use_attention_mask` no token looks at padding."""
+        """Return the context (B, L, D) of token ids (B, L); with `use_attention_mask` no token looks at padding."""
         visible = mask.bool()[:, None, None, :] if self.config.use_attention_mask else None  # (B, 1, 1, L)
         tokens = self.embeddings(ids)
         for layer in self.encoder["layer"]:
@@ -136,7 +136,7 @@ class BertTextEncoder(TextEncoder):
         return Encoded(tokens)
 
     def extra_tensors(self) -> dict[str, Tensor]:
-        """A zero pooler, which transformers' `BertModel` expects and nothing here uses."""
+        """Return a zero pooler, which transformers' `BertModel` expects and nothing here uses."""
         like = self.embeddings.LayerNorm.weight
         return {
             "pooler.dense.weight": like.new_zeros(len(like), len(like)).detach(),

@@ -52,7 +52,7 @@ LARGEST = 2  # an `eos_token_id` of old files, which stands for the largest id o
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), which CLIP was trained with (Hendrycks and Gimpel 2016, section 2)."""
+    """Compute x sigmoid(1.702 x), the activation of CLIP (Hendrycks and Gimpel 2016, section 2)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -60,7 +60,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; causal where it is told so."""
+    """Multi-head self-attention, optionally causal."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, D) to the same shape; `visible` (L, L) is true where a token may look, None: everywhere."""
+        """Map tokens (B, L, D) to the same shape; `visible` (L, L) is true where a token may look, None: everywhere."""
         projected = (layer(tokens) for layer in (self.q_proj, self.k_proj, self.v_proj))
         queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
         h = attend(queries, keys, values, visible)  # (B, heads, L, D / heads)
@@ -88,7 +88,7 @@ class Layer(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, D) to the same shape."""
+        """Map tokens (B, L, D) to the same shape."""
         tokens = tokens + self.self_attn(self.layer_norm1(tokens), visible)
         return tokens + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(tokens))))
 
@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, D) before and after the last layer, neither of them normalised."""
+        """Return tokens (B, L, D) before and after the last layer, neither of them normalised."""
         length = ids.shape[1]
         tokens = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"].weight[:length]
         visible = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
@@ -152,7 +152,7 @@ FORMAT = Format(
 
 
 class CLIPTextEncoder(TextEncoder):
-    """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
+    """Causal: padding at the end changes nothing before it, so no mask is needed."""
 
     section = CLIPConfig
     format = FORMAT
@@ -167,7 +167,7 @@ class CLIPTextEncoder(TextEncoder):
         self.apply(initialise)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """The context (B, L, D) of token ids (B, L) and, with `projection_dim`, the pooled text (B, P)."""
+        """Return the context (B, L, D) of token ids (B, L) and, with `projection_dim`, the pooled text (B, P)."""
         config, norm = self.config, self.text_model.final_layer_norm
         before, after = self.text_model(ids)
         context = after if config.layer == "last" else before
@@ -175,7 +175,7 @@ class CLIPTextEncoder(TextEncoder):
         return Encoded(norm(context) if config.final_norm else context, pooled)
 
     def _end(self, ids: Tensor, tokens: Tensor) -> Tensor:
-        """The token (B, D) at the end of each text, which alone has seen all of it."""
+        """Return the token (B, D) at the end of each text, which alone attends to the whole text."""
         marks = ids if self.config.eos_token_id == LARGEST else (ids == self.config.eos_token_id).int()
         return tokens[torch.arange(len(ids), device=ids.device), marks.argmax(-1)]
 
@@ -183,17 +183,17 @@ class CLIPTextEncoder(TextEncoder):
 
     @classmethod
     def part(cls, section: Any) -> tuple[str, str]:
-        """The class with a projection if the section has one."""
+        """Return the class with a projection if the section has one."""
         return ("transformers", FORMAT.architecture if section.projection_dim is None else PROJECTED)
 
     @classmethod
     def loadable_parts(cls) -> tuple[tuple[str, str], ...]:
-        """Both classes."""
+        """Return both classes."""
         return (("transformers", FORMAT.architecture), ("transformers", PROJECTED))
 
     @classmethod
     def to_fields(cls, section: Any) -> Fields:
-        """Transformers needs a number for both sizes that may be None here."""
+        """Return the fields; transformers requires a number for two sizes that may be None here."""
         width = section.hidden_size
         sizes = {
             "intermediate_size": section.intermediate_size or 4 * width,
@@ -221,7 +221,7 @@ class CLIPTextEncoder(TextEncoder):
         return config
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Weights of the layers that are saved."""
+        """Return weights of the layers that are saved."""
         return kept_layers(self.state_dict(), self.saved_section(self.config).num_hidden_layers)
 
 

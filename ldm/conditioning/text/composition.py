@@ -22,9 +22,9 @@ class Composed(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> str | Composed:
-        """`a dog AND a hat :0.8`: texts between capital ANDs, each followed by its weight if that is not 1.
+        """Parse `a dog AND a hat :0.8`: texts between capital ANDs, each followed by its weight if that is not 1.
 
-        A text without AND is that text itself. UserError where a text is missing.
+        A text without AND is that text itself. Raises UserError if a text is missing.
         """
         texts = re.split(r"\bAND\b", text)
         return cls(tuple(_weighted(part, text) for part in texts)) if len(texts) > 1 else text
@@ -52,14 +52,14 @@ class Mixture(NamedTuple):
     weights: Tensor
 
     def to(self, device: torch.device) -> Mixture:
-        """The same on a device."""
+        """Return a copy on a device."""
         return Mixture(self.owners.to(device), self.weights.to(device))
 
 
 def spread(subjects: Sequence[T | Composed]) -> tuple[list[T | str], Mixture | None]:
-    """The subjects of a batch with the texts of those that are composed in their places, and whose they are.
+    """Return the texts of composed subjects in their places, and which subject each belongs to.
 
-    None where no subject is composed. UserError for a weight that is not finite.
+    None where no subject is composed. Raises UserError for a weight that is not finite.
     """
     if not any(isinstance(subject, Composed) for subject in subjects):
         return list(subjects), None  # type: ignore[arg-type]

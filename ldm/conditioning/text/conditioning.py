@@ -69,7 +69,7 @@ class TextConditioning(Conditioning):
     request_options = frozenset({"prompts", "negative_prompt", "prompt_syntax", "long_prompts", "size_conditioning"})
 
     def __init__(self, encoders: Encoders, zeros_for_empty_prompt: bool = False) -> None:
-        """`zeros_for_empty_prompt` makes guidance without a negative prompt move away from zeros, as SDXL does."""
+        """`zeros_for_empty_prompt`: guidance without a negative prompt moves away from zeros, as in SDXL."""
         self.encoders, self.zeros_for_empty_prompt = tuple(encoders), zeros_for_empty_prompt
         self.prompts = Prompts(self.encoders)
 
@@ -218,7 +218,7 @@ class TextConditioning(Conditioning):
         return {} if rate is None else dict.fromkeys(self.trained(context), rate)
 
     def needs_images(self, config: Config) -> bool:
-        """For the sizes and crops of SDXL's conditioning."""
+        """Return whether images are needed for the sizes and crops of SDXL's conditioning."""
         return _needs_pooled(config)
 
     def training_inputs(self, batch: Batch, context: TrainingContext) -> tuple[Tensor, ...]:
@@ -301,7 +301,7 @@ class TextConditioning(Conditioning):
     def encode_cond_and_uncond(
         self, subjects: Sequence[Subject], request: Request, size: tuple[int, int], pipeline: Pipeline
     ) -> tuple[Conditions, Conditions | None]:
-        """The unconditional row is the negative prompt or, for some models without one, zeros."""
+        """Encode prompts; the unconditional row is the negative prompt or, for some models without one, zeros."""
         texts = [str(subject) for subject in (*subjects, request.negative_prompt)]
         unique = list(dict.fromkeys(texts))  # each text is encoded once
         encoded = self.prompts.encode(unique, request)

@@ -82,7 +82,7 @@ class TextEncoder(nn.Module, ABC):
 
     @classmethod
     def model_types(cls) -> tuple[str, ...]:
-        """Values of `model_type` in `config.json`, the written one first."""
+        """Return values of `model_type` in `config.json`, the written one first."""
         if cls.format is not None:
             return cls.format.model_types
         return (str(cls.section.model_fields["kind"].default),)
@@ -94,7 +94,7 @@ class TextEncoder(nn.Module, ABC):
 
     @classmethod
     def loadable_parts(cls) -> tuple[tuple[str, str], ...]:
-        """Libraries and classes that can be loaded."""
+        """Return libraries and classes that can be loaded."""
         return (cls.part(cls.section(kind=cls.section.model_fields["kind"].default)),)
 
     @classmethod
@@ -117,7 +117,11 @@ class TextEncoder(nn.Module, ABC):
 
     @classmethod
     def from_fields(cls, fields: Fields, where: Path) -> TextSection:
-        """Return the section of a `config.json`; UserError for an unsupported or missing field."""
+        """Return the section of a `config.json`.
+
+        Raises:
+            UserError: for an unsupported or missing field.
+        """
         form = cls.format
         if form is None:
             names = cls.section.model_fields.keys() - {"kind", "source", "frozen"}
@@ -176,6 +180,10 @@ def initialise(module: nn.Module) -> None:
 
 
 def make_text_encoder(config: TextSection) -> TextEncoder:
-    """Create the network of a section, with new weights; UserError for sizes that its architecture does not have."""
+    """Create the network of a section, with new weights.
+
+    Raises:
+        UserError: for sizes that its architecture does not have.
+    """
     encoder: TextEncoder = TEXT_ENCODERS[config.kind](config)
     return encoder

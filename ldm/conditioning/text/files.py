@@ -22,7 +22,11 @@ POSITIONS = (
 
 
 def load_text_config(folder: Path) -> TextSection:
-    """Return the section of a folder's `config.json`; UserError for an unsupported one."""
+    """Return the section of a folder's `config.json`.
+
+    Raises:
+        UserError: for an unsupported one.
+    """
     return text_from_fields(load_fields(folder / "config.json"), folder / "config.json")
 
 

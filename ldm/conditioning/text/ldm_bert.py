@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(heads * head_width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, D) to the same shape."""
+        """Map tokens (B, L, D) to the same shape."""
         projected = (layer(tokens) for layer in (self.q_proj, self.k_proj, self.v_proj))
         queries, keys, values = (h.unflatten(-1, (self.heads, -1)).transpose(1, 2) for h in projected)
         h = attend(queries, keys, values)  # (B, heads, L, width of a head)
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, D) to the same shape."""
+        """Map tokens (B, L, D) to the same shape."""
         tokens = tokens + self.self_attn(self.self_attn_layer_norm(tokens))
         return tokens + self.fc2(F.gelu(self.fc1(self.final_layer_norm(tokens))))
 
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) to (B, L, D)."""
+        """Map ids (B, L) to (B, L, D)."""
         tokens = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
         for layer in self.layers:
             tokens = layer(tokens)
@@ -110,7 +110,7 @@ FORMAT = Format(
 
 
 class LDMBertTextEncoder(TextEncoder):
-    """Trained from nothing together with its U-Net; its tokens look at padding as well, as the published one's do.
+    """Trained from scratch together with its U-Net; its tokens look at padding as well, as the published one's do.
 
     `to_logits` is in every published file and count, and nothing ever passes through it.
     """
@@ -127,17 +127,17 @@ class LDMBertTextEncoder(TextEncoder):
         self.to_logits.requires_grad_(False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """The context (B, L, D) of token ids (B, L), whatever the mask."""
+        """Return the context (B, L, D) of token ids (B, L), whatever the mask."""
         return Encoded(self.model(ids))
 
     @classmethod
     def part(cls, section: TextSection) -> tuple[str, str]:
-        """The library that diffusers' pipeline of this model names."""
+        """Return the library that diffusers' pipeline of this model names."""
         return ("latent_diffusion", FORMAT.architecture)
 
     @classmethod
     def check_training(cls, section: TextSection, name: str, new: bool) -> None:
-        """Captions are words, not the tokens of a layout."""
+        """Check that captions are words, not the tokens of a layout."""
         if isinstance(section, LDMBertConfig) and section.tokens == "boxes":
             raise UserError(f"{name}.tokens is boxes, but train-unet has captions: set it to words")
         super().check_training(section, name, new)

@@ -43,7 +43,7 @@ SIZES = {  # ours -> theirs
 
 
 class OpenCLIPTextEncoder(TextEncoder):
-    """Causal, so that padding, which stands at the end, changes nothing before it: the mask is not needed."""
+    """Causal: padding at the end changes nothing before it, so no mask is needed."""
 
     section = OpenCLIPConfig
     from_captions = False
@@ -66,7 +66,7 @@ class OpenCLIPTextEncoder(TextEncoder):
             self.text_projection = tower.text_projection  # (D, P)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """The context (B, L, D) of token ids (B, L) and, with `projection_dim`, the pooled text (B, P)."""
+        """Return the context (B, L, D) of token ids (B, L) and, with `projection_dim`, the pooled text (B, P)."""
         config, length = self.config, ids.shape[1]
         h = self.token_embedding(ids) + self.positional_embedding[:length]
         causal = torch.full((length, length), float("-inf"), device=h.device, dtype=h.dtype).triu(1)
@@ -98,11 +98,11 @@ class OpenCLIPTextEncoder(TextEncoder):
 
     @classmethod
     def saved_section(cls, section: Any) -> TextSection:
-        """The same network as a CLIP."""
+        """Return the section of the same network as a CLIP."""
         return CLIPTextEncoder.saved_section(clip_config(section))
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """The weights under CLIP's names."""
+        """Return the weights under CLIP's names."""
         return kept_layers(clip_from_open_clip(self.state_dict()), self.saved_section(self.config).num_hidden_layers)
 
 
@@ -114,7 +114,7 @@ def clip_config(config: OpenCLIPConfig) -> CLIPConfig:
 
 
 def text_architecture(model: str) -> dict[str, Any]:
-    """The text tower of an architecture of open_clip, and its `embed_dim` and `quick_gelu`.
+    """Return the text tower of an architecture of open_clip, and its `embed_dim` and `quick_gelu`.
 
     Raises UserError for a name that open_clip does not know and for a tower of another kind than CLIP's.
     """
@@ -139,7 +139,7 @@ def text_architecture(model: str) -> dict[str, Any]:
 
 
 def architecture_sizes(config: OpenCLIPConfig) -> dict[str, int]:
-    """The sizes that a section must have, since they are those of its architecture."""
+    """Return the sizes that an architecture prescribes for a section."""
     architecture = text_architecture(config.model)
     sizes = {ours: architecture[theirs] for ours, theirs in SIZES.items()}
     return sizes if config.projection_dim is None else sizes | {"projection_dim": architecture["embed_dim"]}

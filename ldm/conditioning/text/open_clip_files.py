@@ -1,4 +1,4 @@
-"""Weights of open_clip's models: files of its own, and those that it knows by name."""
+"""Weights of open_clip's models: local files, and published weights by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
 
 
 def load_open_clip(config: OpenCLIPConfig, dtype: torch.dtype = torch.float32) -> OpenCLIPTextEncoder:
-    """The text encoder whose source is a local file, or the name of published weights; UserError if it is not whole."""
+    """Load the text encoder whose source is a local file or the name of published weights.
+
+    Raises:
+        UserError: if it is not whole.
+    """
     path = Path(config.source or "").expanduser()
     path = path if path.is_file() else _published(config)
     tensors = _read(path)
@@ -29,7 +33,7 @@ def load_open_clip(config: OpenCLIPConfig, dtype: torch.dtype = torch.float32) -
 
 
 def _published(config: OpenCLIPConfig) -> Path:
-    """The file of published weights, out of the cache or the network."""
+    """Return the file of published weights, from the cache or the network."""
     import open_clip
 
     name = f"text.source {config.source!r}"
@@ -51,7 +55,7 @@ def _published(config: OpenCLIPConfig) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file; a pickle only as far as it holds tensors and plain values."""
+    """Read all tensors of a file; of a pickle only tensors and plain values."""
     if path.suffix == ".safetensors":
         return load_tensors(path)
     try:

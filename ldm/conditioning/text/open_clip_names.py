@@ -29,7 +29,7 @@ _LAYER = {
 
 
 def clip_names(layers: int) -> dict[str, tuple[str, ...]]:
-    """CLIP's names for each of open_clip's, in a tower of so many layers: three for joined queries, keys and values."""
+    """Return CLIP's names for each open_clip name of a tower of `layers`: three for joined queries, keys and values."""
     names: dict[str, tuple[str, ...]] = {theirs: (ours,) for theirs, ours in _ENDS.items()}
     for number in range(layers):
         theirs, ours = f"transformer.resblocks.{number}", f"text_model.encoder.layers.{number}"
@@ -41,13 +41,13 @@ def clip_names(layers: int) -> dict[str, tuple[str, ...]]:
 
 
 def count_layers(names: Iterable[str]) -> int:
-    """Number of layers of the tower that has these weights, in either naming."""
+    """Return number of layers of the tower that has these weights, in either naming."""
     found = (re.search(r"\b(?:resblocks|encoder\.layers)\.(\d+)\.", name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 def clip_from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an open_clip text tower under CLIP's names; KeyError for one that no tower has."""
+    """Return the weights of an open_clip text tower under CLIP's names; KeyError for one that no tower has."""
     names = clip_names(count_layers(tensors))
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

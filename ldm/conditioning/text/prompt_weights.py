@@ -32,7 +32,7 @@ class Weighted:
     weights: list[float] = field(default_factory=list)
 
     def add(self, text: str) -> None:
-        """Text of weight 1."""
+        """Append text of weight 1."""
         self.text += text
         self.weights += [1.0] * len(text)
 
@@ -41,7 +41,7 @@ class Weighted:
         self.weights[start:] = [weight * factor for weight in self.weights[start:]]
 
     def of_tokens(self, window: Window) -> list[float]:
-        """The weight of each token of a window: that of its last character, 1 where it has none in the prompt.
+        """Return the weight of each token of a window: its last character's, 1 for tokens that are not in the prompt.
 
         Vocabularies that mark the beginning of a word count the space before it to the word's first token.
         """
@@ -49,7 +49,7 @@ class Weighted:
 
 
 def parse(prompt: str) -> Weighted:
-    """The text of a prompt and its weights."""
+    """Parse a prompt into its text and its weights."""
     found = Weighted()
     opened: dict[str, list[int]] = {mark: [] for mark in OPENING}  # where in the text what is still open begins
     for sign in SIGNS.finditer(prompt):

@@ -29,17 +29,17 @@ class Prompts:
         self.texts = texts
 
     def count(self, prompts: Iterable[str], request: Request) -> int:
-        """How many windows the longest of some prompts needs: 1 where what is too long is cut."""
+        """Return how many windows the longest of some prompts needs: 1 if long prompts are cut."""
         if not request.long_prompts:
             return 1
         read = [_read(prompt, request).text for prompt in prompts]
         return max(len(tokenizer.windows(text)) for _, tokenizer in self.texts for text in read)
 
     def encode(self, prompts: Sequence[str], request: Request) -> Encoded:
-        """Contexts (B, windows * L, D), those of two encoders beside each other, and the last one's pooled text (B, P).
+        """Encode to contexts (B, windows * L, D), of two encoders concatenated, and the last one's pooled text (B, P).
 
-        Windows are encoded by themselves and their contexts stand behind each other; where another prompt has more of
-        them, the rest are those of the empty prompt. Pooled is the text of the first window.
+        Windows are encoded separately and their contexts are concatenated; where another prompt has more of
+        them, the rest come from the empty prompt. Pooled is the text of the first window.
         """
         count, read = self.count(prompts, request), [_read(prompt, request) for prompt in prompts]
         found = [self._encoded(encoder, tokenizer, read, count, request) for encoder, tokenizer in self.texts]
@@ -83,7 +83,7 @@ class Prompts:
         )
 
     def _lost(self, text: str, request: Request) -> str:
-        """The end of a text that is not seen, or nothing."""
+        """Return the end of a text that is cut, or an empty text."""
         if request.long_prompts:
             return ""
         windows = [tokenizer.windows(text) for _, tokenizer in self.texts]
@@ -92,7 +92,7 @@ class Prompts:
 
 
 def without_syntax(subject: Subject, request: Request) -> Subject:
-    """What a subject says in plain words, for those who know no weights of words."""
+    """Return the plain text of a subject, for encoders that do not support weights."""
     if isinstance(subject, Composed):
         return Composed(tuple((_read(text, request).text, weight) for text, weight in subject.parts))
     return _read(subject, request).text if isinstance(subject, str) else subject
@@ -111,7 +111,7 @@ def _short(text: str) -> str:
 
 
 def weigh(context: Tensor, weights: Tensor, keep_mean: bool) -> Tensor:
-    """The context (N, L, D) of N windows with its tokens multiplied by weights (N, L).
+    """Multiply the tokens of the context (N, L, D) of N windows by weights (N, L).
 
     With `keep_mean` a window is scaled to the mean that it had, as AUTOMATIC1111's interface does; one that comes out
     with a mean of zero is not scaled. Windows of weight 1 stay as they are, bit for bit.

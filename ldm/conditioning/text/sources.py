@@ -23,14 +23,14 @@ USE = {"kind", "source", "frozen", "max_length", "use_attention_mask", "projecti
 
 
 def source_config(config: TextSection) -> TextSection:
-    """What the source of a section holds; UserError when it is not there."""
+    """Read the section of a source."""
     if isinstance(config, OpenCLIPConfig):
         return config.model_copy(update=dict(architecture_sizes(config)))
     return load_text_config(_folders(config)[0])
 
 
 def adopt(config: TextSection, own: TextSection) -> TextSection:
-    """A section with the architecture of its source, `own`; UserError names what was given and is otherwise there."""
+    """Return a section with the architecture `own` of its source."""
     if type(own) is not type(config):
         raise UserError(f"text.kind is {config.kind}, the encoder of text.source {config.source} is a {own.kind}")
     found = {name: value for name, value in own if name not in USE} | _use(config, own)
@@ -45,7 +45,11 @@ def adopt(config: TextSection, own: TextSection) -> TextSection:
 
 
 def load_source(config: TextSection, dtype: torch.dtype = torch.float32) -> tuple[TextEncoder, Tokenizer]:
-    """The encoder of a complete section, and its tokenizer; UserError if one of them is not whole."""
+    """Load the encoder of a complete section, and its tokenizer.
+
+    Raises:
+        UserError: if one of them is not whole.
+    """
     if isinstance(config, OpenCLIPConfig):
         return load_open_clip(config, dtype), Tokenizer.open_clip(config.max_length)
     encoder, tokenizer = _folders(config)
@@ -53,7 +57,7 @@ def load_source(config: TextSection, dtype: torch.dtype = torch.float32) -> tupl
 
 
 def _use(config: TextSection, own: TextSection) -> dict[str, Any]:
-    """What of the use of an encoder its source decides: what is not given, and what it cannot do."""
+    """Return the options of use that a source decides: those that are not given or that it does not support."""
     found: dict[str, Any] = {}
     given = config.model_fields_set
     if not isinstance(config, T5Config) and config.max_length > own.max_length:
@@ -65,7 +69,7 @@ def _use(config: TextSection, own: TextSection) -> dict[str, Any]:
 
 
 def _folders(config: TextSection) -> tuple[Path, Path]:
-    """The folders of the encoder and of its tokenizer: one and the same, two of a pipeline, or side by side."""
+    """Return the folders of the encoder and of its tokenizer: the same folder, or two of a pipeline."""
     root = _find(config.source or "")
     encoder = next((place for place in (root, root / "text_encoder", root / "bert") if _has(place, "config")), root)
     beside = root.parent / root.name.replace("text_encoder", "tokenizer")
@@ -78,7 +82,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def _find(source: str) -> Path:
-    """A local folder, or that of a model of the Hub."""
+    """Find a local folder or the folder of a model on the Hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

@@ -92,7 +92,7 @@ class T5TextEncoder(TextEncoder):
         self.encoder.embed_tokens = None  # a second name of `shared`, which would be filled apart from it
 
     def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """The context (B, L, D) of token ids (B, L); with `use_attention_mask` no token looks at padding."""
+        """Return the context (B, L, D) of token ids (B, L); with `use_attention_mask` no token looks at padding."""
         visible = mask if self.config.use_attention_mask else None
         found = self.encoder(inputs_embeds=self.shared(ids), attention_mask=visible)
         return Encoded(found.last_hidden_state)

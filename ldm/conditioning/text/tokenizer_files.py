@@ -37,7 +37,7 @@ class Family:
 
 
 def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
-    """A tokenizer out of a folder with `tokenizer_config.json` and its vocabulary; UserError if it is not whole.
+    """Load a tokenizer from a folder with `tokenizer_config.json` and its vocabulary.
 
     `max_length` takes the place of the folder's own. Padding is with the token that the folder names.
     """
@@ -73,12 +73,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def tokenizer_class(tokenizer: Tokenizer) -> str:
-    """The class of transformers that loads what `save_tokenizer` writes."""
+    """Return the class of transformers that loads what `save_tokenizer` writes."""
     return FAMILIES[json.loads(tokenizer.to_json())["model"]["type"]].name
 
 
 def _special_fields(folder: Path) -> Fields:
-    """`tokenizer_config.json`, and what `special_tokens_map.json` says otherwise where the former is an old one."""
+    """Read `tokenizer_config.json`, completed by `special_tokens_map.json` of older versions."""
     fields = load_fields(folder / "tokenizer_config.json")
     path = folder / "special_tokens_map.json"
     if "added_tokens_decoder" not in fields and path.is_file():

@@ -20,7 +20,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CLIP_BRACKETS = ("<|startoftext|>", "<|endoftext|>")
 CLIP_MERGES = 49152 - 256 - 2  # of which open_clip's file holds more than CLIP uses
 WORD_END = "</w>"
-# Bracketing tokens, English endings, letters together, each digit by itself, other signs together.
+# Bracketing tokens, English endings, letters together, single digits, other signs together.
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
@@ -47,15 +47,15 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
-        """A WordPiece vocabulary of at most `vocab_size` pieces (Schuster and Nakajima 2012) found in the captions."""
+        """Train a WordPiece vocabulary of at most `vocab_size` pieces on captions (Schuster and Nakajima 2012)."""
         return cls(word_pieces(_vocabulary(list(captions), vocab_size)), max_length)
 
     @classmethod
     def open_clip(cls, max_length: int) -> Tokenizer:
-        """The vocabulary of CLIP that open_clip brings along, padded with the token of id 0, as open_clip pads.
+        """Load the CLIP vocabulary that open_clip contains, padded with the token of id 0, as open_clip pads.
 
         Two things are as in the folders of CLIP, and not as in open_clip: wrongly decoded characters and HTML entities
-        are not mended first, and a lone "!" in a caption is the token of padding.
+        are not repaired first, and a lone "!" in a caption is the token of padding.
         """
         from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
@@ -69,7 +69,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, max_length: int, pad_token: str = "[PAD]") -> Tokenizer:
-        """The tokenizer that `to_json` wrote; raises ValueError for anything else."""
+        """Load the tokenizer that `to_json` wrote; raises ValueError for anything else."""
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing more special
@@ -77,7 +77,7 @@ class Tokenizer:
         return cls(tokenizer, max_length, pad_token)
 
     def to_json(self) -> str:
-        """All of it, in the format of the `tokenizers` library."""
+        """Return the tokenizer in the format of the `tokenizers` library."""
         return self._tokenizer.to_str()
 
     @property
@@ -99,20 +99,20 @@ class Tokenizer:
         return ids.view(-1, self.max_length), mask.view(-1, self.max_length)
 
     def windows(self, caption: str) -> list[Window]:
-        """A caption in as many windows as it needs, at least one; the first is all that `__call__` keeps of it."""
+        """Split a caption into as many windows as it needs, at least one; `__call__` returns only the first."""
         first = self._tokenizer.encode(caption)
         return [_window(encoding) for encoding in (first, *first.overflowing)]
 
 
 def _window(encoding: tokenizers.Encoding) -> Window:
-    """The window of one encoding, whose padding is marked as special as well."""
+    """Return the window of one encoding, whose padding is marked as special as well."""
     marks = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
     spans = tuple(None if special else (start, end) for (start, end), special in marks)
     return Window(tuple(encoding.ids), tuple(encoding.attention_mask), spans)
 
 
 def _vocabulary(captions: list[str], vocab_size: int) -> dict[str, int]:
-    """Pieces and their ids, the same every time for the same captions.
+    """Return pieces and their ids, the same every time for the same captions.
 
     The library numbers pieces within words as it meets them, in an order that changes from run to run, and breaks ties
     by number. As special tokens they come first, in the order given.
@@ -129,7 +129,7 @@ def _vocabulary(captions: list[str], vocab_size: int) -> dict[str, int]:
 
 
 def word_pieces(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer (Devlin et al. 2019): lower case, WordPiece, [CLS] and [SEP] around."""
+    """Return BERT's tokenizer (Devlin et al. 2019): lower case, WordPiece, [CLS] and [SEP] around."""
     tokenizer = _words(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])
     tokenizer.decoder = decoders.WordPiece()
@@ -148,7 +148,7 @@ def _words(model: models.WordPiece) -> tokenizers.Tokenizer:
 
 
 def byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    """CLIP's tokenizer (Radford et al. 2021): lower case, byte pairs within words, start and end around."""
+    """Return CLIP's tokenizer (Radford et al. 2021): lower case, byte pairs within words, start and end around."""
     start, end = CLIP_BRACKETS
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, unk_token=end, end_of_word_suffix=WORD_END, continuing_subword_prefix="")

@@ -24,7 +24,7 @@ _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
 
 @dataclass(frozen=True)
 class Measures:
-    """Measurements of a drawing at MEASURED_AT pixels."""
+    """Measurements of an emoji at MEASURED_AT pixels."""
 
     outline: np.ndarray  # (M, 2) points around the opaque part, from the centre, in sides of the artwork
     edge: np.ndarray  # (E, 3) CIELAB of the opaque pixels that touch transparent ones
@@ -57,7 +57,7 @@ def raster(code: str, colour: str | None, side: int) -> Image.Image:
 
 @cache
 def measures(code: str, colour: str | None = None) -> Measures:
-    """Measure outline, edge colours and palette of a drawing."""
+    """Measure outline, edge colours and palette of an emoji."""
     pixels = np.asarray(raster(code, colour, MEASURED_AT))
     opaque = pixels[..., 3] > 127
     inside = np.pad(opaque, 1)
@@ -72,7 +72,7 @@ def measures(code: str, colour: str | None = None) -> Measures:
 
 @cache
 def paintable(code: str) -> tuple[str, ...]:
-    """The colour names that apply to the drawing, as it is or after repainting."""
+    """Return the colour names that apply to the emoji, unchanged or repainted."""
     palette = measures(code).palette
     by_nature = [name for name in colours.THINGS if colours.is_coloured(palette, name)]
     painted = [name for name in colours.PAINTS if name not in by_nature and _takes(palette, name)]
@@ -80,7 +80,7 @@ def paintable(code: str) -> tuple[str, ...]:
 
 
 def _takes(palette: dict[str, float], name: str) -> bool:
-    """Whether more than half of the pixels have the colour after repainting."""
+    """Return whether more than half of the pixels have the colour after repainting."""
     paints = colours.repaint(palette, name)
     repainted: dict[str, float] = {}
     for code, part in palette.items():

@@ -68,7 +68,7 @@ def paint_background(background: Background, side: int) -> np.ndarray:
 
 
 def _bands(look: Landscape, rows: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of sky and ground for each row, (side, 3) each."""
+    """Return colours of sky and ground for each row, (side, 3) each."""
     return _blend(look.sky, rows / horizon), _blend(look.ground, (rows - horizon) / (1 - horizon))
 
 
@@ -98,7 +98,7 @@ def _random(rng: np.random.Generator) -> Background:
 
 
 def _lost(thing: Thing, background: Background) -> float:
-    """The share of a thing's edge that is hard to see on the worst part of the background."""
+    """Return the share of a thing's edge that is hard to see on the worst part of the background."""
     edge = measures(thing.code, thing.colour).edge
     if background.kind == "flat":
         codes = [colours.BACKGROUNDS[background.name]]

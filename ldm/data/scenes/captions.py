@@ -46,7 +46,7 @@ def captions(scene: Scene, exact: bool = False) -> list[str]:
 
 
 def places(background: Background) -> tuple[str, str]:
-    """Two phrases for the background, the plainest first; white is not mentioned in it."""
+    """Return two phrases for the background, the plainest first; white is not mentioned in it."""
     if background.kind == "landscape":
         return LANDSCAPES[background.name]
     phrase = f"on {with_article(background.name)} background"
@@ -58,7 +58,7 @@ def _join(subject: str, place: str) -> str:
 
 
 def _subjects(scene: Scene, rng: np.random.Generator, exact: bool) -> list[str]:
-    """Phrases for the things of the scene, the plainest first, without the background."""
+    """Return phrases for the things of the scene, the plainest first, without the background."""
     one, other = scene.things[0], scene.things[-1]
     if scene.kind == "count":
         return _counted(scene.things, _narrow_name(one, rng, exact))
@@ -82,7 +82,7 @@ def _counted(things: Sequence[Thing], narrow: str) -> list[str]:
 
 
 def _acting(animal: Thing, prop: Thing, verb: str, narrow: str) -> list[str]:
-    """An animal doing something with a prop; it sits inside some vehicles."""
+    """Describe an animal doing something with a prop; it sits inside some vehicles."""
     actor, thing = _phrase(animal), _phrase(prop)
     if verb == "riding":
         verb = anchors("vehicles")[prop.name].get("verb", verb)
@@ -111,7 +111,7 @@ def _sized(one: Thing, other: Thing) -> list[str]:
 
 
 def _narrow_name(thing: Thing, rng: np.random.Generator, exact: bool) -> str:
-    """A narrower or more familiar name, or the thing's own; with `exact` one that no other concept shares."""
+    """Return a narrower or more familiar name, or the thing's own; with `exact` one that no other concept shares."""
     names = hyponyms().get(thing.name, [thing.name])
     if exact:
         names = [name for name in names if name not in shared_names()] or [thing.name]
@@ -123,7 +123,7 @@ def _coloured(words: str, colour: str | None) -> str:
 
 
 def _phrase(thing: Thing, name: str | None = None, adjective: str | None = None) -> str:
-    """The thing with its article: `a dog`, `a blue car`, `a big slice of watermelon`."""
+    """Return the thing with its article: `a dog`, `a blue car`, `a big slice of watermelon`."""
     concept = named(thing.name)
     words = concept.phrase.split(" ", 1)[1] if name in (None, thing.name) else str(name)
     return with_article(_coloured(_coloured(words, thing.colour), adjective))

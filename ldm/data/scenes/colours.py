@@ -77,13 +77,13 @@ def nearest(lab: np.ndarray) -> np.ndarray:
 
 
 def share(palette: Mapping[str, float], name: str) -> float:
-    """The share of a palette {`#RRGGBB`: share of the opaque pixels} that is nearest the colour `name`."""
+    """Return the share of a palette {`#RRGGBB`: share of the opaque pixels} that is nearest the colour `name`."""
     hits = nearest(to_lab(np.array([rgb(code) for code in palette]))) == list(THINGS).index(name)
     return float(np.array(list(palette.values()))[hits].sum())
 
 
 def is_coloured(palette: Mapping[str, float], name: str) -> bool:
-    """Whether more than half of the pixels are nearest the colour `name`: then captions use this name."""
+    """Return whether more than half of the pixels are nearest the colour `name`: then captions use this name."""
     return share(palette, name) > 0.5
 
 

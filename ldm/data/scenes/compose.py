@@ -105,7 +105,7 @@ def _cast(count: int | None, split: Split) -> Cast:
 
 
 def _possible(kind: Kind, cast: Cast) -> bool:
-    """Whether there is at least one choice of concepts for a kind."""
+    """Return whether there is at least one choice of concepts for a kind."""
     if kind in cast.pairs:
         return bool(cast.pairs[kind])
     if kind == "count":
@@ -171,7 +171,7 @@ def _two(kind: Kind, cast: Cast, rng: np.random.Generator) -> list[Thing]:
 
 
 def _frames(kind: Kind, rng: np.random.Generator) -> tuple[Box, Box]:
-    """Boxes of the first and the second thing."""
+    """Return boxes of the first and the second thing."""
     dx, dy, size = *rng.uniform(-0.02, 0.02, 2), rng.uniform(0.41, 0.46)
     if kind == "above":
         return around(0.5 + 3 * dx, 0.26, size), around(0.5 + 3 * dy, 0.74, size)

@@ -35,5 +35,5 @@ def riding(animal: str, vehicle: str) -> list[Part]:
 
 
 def _upright(name: str) -> Part:
-    """A drawing at its place in artwork units."""
+    """Return an emoji at its place in artwork units."""
     return Part(named(name).code, name, x=UNITS / 2, y=UNITS / 2, side=UNITS)

@@ -63,7 +63,11 @@ class ScenesDataset(IndexedSource):
         cache: Path | None = None,
         map_classes: int | None = None,
     ) -> None:
-        """Find the scenes in the cache, or render them; UserError if `map_classes` is not that of the maps."""
+        """Find the scenes in the cache, or render them.
+
+        Raises:
+            UserError: if `map_classes` differs from the maps.
+        """
         names = kind_names()
         if map_classes not in (None, len(names)):
             raise UserError(
@@ -87,12 +91,16 @@ class ScenesDataset(IndexedSource):
 
     @classmethod
     def matches(cls, data: str) -> bool:
-        """The word `scenes`."""
+        """Return whether `data` is the word `scenes`."""
         return data == "scenes"
 
     @classmethod
     def open(cls, data: str, config: DataConfig, split: Split) -> ScenesDataset:
-        """Open the data set of `data.scenes`; UserError for options that do not apply to it."""
+        """Open the data set of `data.scenes`.
+
+        Raises:
+            UserError: for options that do not apply to it.
+        """
         for option in ("caption_fields", "class_field"):
             if getattr(config, option):
                 raise UserError(f"data.{option} does not apply to scenes, which have built-in captions and classes")
@@ -140,7 +148,7 @@ class ScenesDataset(IndexedSource):
         return np.load(path)
 
     def stamp(self, index: int) -> str:
-        """The data set and the index."""
+        """Return the data set and the index."""
         return f"{self.folder.name} {index}"
 
 
@@ -149,7 +157,7 @@ def _names(spec: ScenesSpec) -> tuple[str, ...]:
 
 
 def _number(scene: Scene, spec: ScenesSpec) -> int:
-    """Number of the concept of a scene's first thing."""
+    """Return number of the concept of a scene's first thing."""
     return _names(spec).index(scene.labels()[0])
 
 

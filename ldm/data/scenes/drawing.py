@@ -33,7 +33,7 @@ def render_mask(scene: Scene, size: int) -> np.ndarray:
 
 
 def _drawings(scene: Scene, side: int) -> Iterator[tuple[int, Image.Image, tuple[int, int]]]:
-    """Number, raster and top left corner of each thing, lowest first."""
+    """Return number, raster and top left corner of each thing, lowest first."""
     for number, thing in sorted(enumerate(scene.things, 1), key=lambda item: item[1].z):
         drawing = _drawing(thing, max(1, round(thing.side * side)))
         left = round(thing.x * side - drawing.width / 2)

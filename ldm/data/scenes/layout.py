@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Part:
-    """A drawing placed in a coordinate system; the fields are those of `Thing`."""
+    """An emoji placed in a coordinate system, with the fields of `Thing`."""
 
     code: str
     name: str
@@ -68,7 +68,7 @@ def fit(parts: Sequence[Part], frame: Box) -> list[Thing]:
 
 
 def around(x: float, y: float, width: float, height: float | None = None) -> Box:
-    """The box of a size around the centre (x, y)."""
+    """Return the box of a size around the centre (x, y)."""
     height = width if height is None else height
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 

@@ -18,13 +18,13 @@ OTHER = "thing"  # the kind of concepts in no list
 
 @cache
 def kind_names() -> tuple[str, ...]:
-    """Names of the kinds by their numbers in a map."""
+    """Return names of the kinds by their numbers in a map."""
     return (*BEHIND, *_table(), OTHER)
 
 
 @cache
 def kind_of(name: str) -> int:
-    """The number of the kind of a concept."""
+    """Return the number of the kind of a concept."""
     found = next((kind for kind, names in _table().items() if name in names), OTHER)
     return kind_names().index(found)
 

@@ -12,7 +12,7 @@ Kind = Literal["one", "coloured", "count", "beside", "above", "sizes", "two colo
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawing in a scene; lengths are in sides of the image, y grows downwards."""
+    """One emoji in a scene; lengths are in sides of the image, y grows downwards."""
 
     code: str
     name: str
@@ -61,5 +61,5 @@ class Scene:
         return captions_of.captions(self, exact)
 
     def labels(self) -> list[str]:
-        """The name of each thing, in the order of `things`."""
+        """Return the name of each thing, in the order of `things`."""
         return [thing.name for thing in self.things]

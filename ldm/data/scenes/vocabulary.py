@@ -36,7 +36,7 @@ class Concept:
 
 @cache
 def concepts() -> tuple[Concept, ...]:
-    """All concepts by rank: the first N are the N most recognisable ones."""
+    """Return all concepts by rank: the first N are the N most recognisable ones."""
     return tuple(_concept(row) for row in csv.DictReader(table_text("concepts.csv").splitlines()))
 
 
@@ -47,7 +47,11 @@ def named(name: str) -> Concept:
 
 
 def first(count: int | None) -> tuple[Concept, ...]:
-    """The `count` most recognisable concepts, all for None; UserError if there are fewer."""
+    """Return the `count` most recognizable concepts, all for None.
+
+    Raises:
+        UserError: if there are fewer.
+    """
     everything = concepts()
     if count is not None and not 1 <= count <= len(everything):
         raise UserError(f"the number of concepts is {count}: the built-in scenes have 1 to {len(everything)}")
@@ -56,7 +60,7 @@ def first(count: int | None) -> tuple[Concept, ...]:
 
 @cache
 def anchors(role: str) -> dict[str, dict[str, Any]]:
-    """Points of contact by name for `animals`, `instruments`, `hats` or `vehicles`, in artwork units (36 a side)."""
+    """Return points of contact by name for `animals`, `instruments`, `hats` or `vehicles`, in units of 1/36 side."""
     table: dict[str, dict[str, Any]] = yaml.safe_load(table_text("anchors.yaml"))[role]
     return table
 
@@ -70,20 +74,20 @@ def hyponyms() -> dict[str, list[str]]:
 
 @cache
 def shared_names() -> frozenset[str]:
-    """The narrower names that more than one concept has."""
+    """Return the narrower names that more than one concept has."""
     found = Counter(name for names in hyponyms().values() for name in set(names))
     return frozenset(name for name, times in found.items() if times > 1)
 
 
 @cache
 def never_coloured() -> frozenset[str]:
-    """Names of the concepts whose colour captions do not mention."""
+    """Return names of the concepts whose colour captions do not mention."""
     return frozenset(yaml.safe_load(table_text("words.yaml"))["never_coloured"])
 
 
 @cache
 def is_held_out(a: str, b: str) -> bool:
-    """Whether the concepts `a` and `b`, in either order, never occur together in the train split."""
+    """Return whether the concepts `a` and `b`, in either order, never occur together in the train split."""
     if frozenset({a, b}) in ALWAYS_HELD_OUT:
         return True
     digest = hashlib.blake2b("+".join(sorted((a, b))).encode(), digest_size=8).digest()
@@ -100,7 +104,7 @@ def with_article(words: str) -> str:
 
 
 def plural_of(name: str) -> str:
-    """The regular plural of a name's last word."""
+    """Return the regular plural of a name's last word."""
     if name.endswith(("s", "x", "z", "ch", "sh")):
         return name + "es"
     if name.endswith("y") and name[-2] not in "aeiou":

@@ -93,7 +93,7 @@ def write_webdataset(
 def _rendered(
     spec: ScenesSpec, processes: int | None, maps: bool
 ) -> Iterator[tuple[Scene, np.ndarray, np.ndarray | None]]:
-    """Scenes, images and, if asked for, maps."""
+    """Return scenes, images and, if asked for, maps."""
     if maps:
         yield from ((scene, *both) for scene, both in make_all(spec, processes, render_with_map))
     else:

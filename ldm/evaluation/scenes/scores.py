@@ -17,7 +17,7 @@ from ldm.evaluation.scenes.judging import MEASURES, judge
 from ldm.evaluation.scenes.probe import CONCEPTS, SceneProbe, load_probe
 from ldm.processes import ProcessShare
 
-EVERYTHING, HELD_OUT = "all", "held-out pairs"  # rows besides the kinds of scenes
+EVERYTHING, HELD_OUT = "all", "held-out pairs"  # rows in addition to the kinds of scenes
 Judged = dict[str, bool]
 
 

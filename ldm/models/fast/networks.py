@@ -114,7 +114,7 @@ def _packed(layer: nn.Module, path: str) -> nn.Module | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module has a known class and neither hooks nor replaced methods."""
+    """Return whether a module has a known class and neither hooks nor replaced methods."""
     if type(module) not in PLAIN and type(module) not in REPLACED:
         return False
     if module._forward_hooks or module._forward_pre_hooks:

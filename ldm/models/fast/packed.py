@@ -101,7 +101,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 @cache
 def works(dtype: torch.dtype) -> bool:
-    """Whether packed layers work for a dtype: they call private functions of PyTorch, so compare with plain layers."""
+    """Return whether packed layers, which call private functions of PyTorch, work for a dtype."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     bound = 1e-5 if dtype == torch.float32 else 1e-2
@@ -114,7 +114,7 @@ def works(dtype: torch.dtype) -> bool:
 
 
 def _linear_results(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Results of a packed layer, each with the result of a plain one."""
+    """Return results of a packed layer, each with the result of a plain one."""
     weight, bias, x, other = _numbers(dtype, (24, 16), (24,), (2, 5, 16), (2, 5, 24))
     layer, plain = PackedLinear(weight, bias), F.linear(x.float(), weight.float(), bias.float())
     return [

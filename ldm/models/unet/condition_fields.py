@@ -121,7 +121,7 @@ def _heads(theirs: Fields, layers: list[int], where: Path) -> int | list[int]:
 
 
 def _depths(theirs: Fields, levels: int, where: Path) -> list[int]:
-    """Return the transformer blocks of each level, used or not; the last number is also that of the mid block."""
+    """Return the transformer blocks of each level, used or not; the last number also applies to the mid block."""
     name, back = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
     depths = theirs[name] if isinstance(theirs[name], list) else [theirs[name]] * levels
     if len(whole_numbers(depths, name, where)) != levels:

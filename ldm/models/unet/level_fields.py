@@ -95,7 +95,7 @@ def resampling(levels: list[Level]) -> bool | list[bool]:
 def levels_from_fields(
     theirs: Fields, attending: str, where: Path, halves_by_resnet: bool = False, doubles_by_resnet: bool = False
 ) -> list[Level]:
-    """Return the levels, finest first; `..._by_resnet` tells how levels with attention resample.
+    """Return the levels, finest first; `..._by_resnet` says how levels with attention resample.
 
     Raises:
         UserError: for unsupported block types, and for a decoder that differs from the encoder.

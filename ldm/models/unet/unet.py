@@ -140,7 +140,7 @@ class UNet(DenoiserNetwork):
 
     @classmethod
     def class_names(cls) -> tuple[str, ...]:
-        """Names of diffusers' classes."""
+        """Return names of diffusers' classes."""
         return tuple(CLASSES)
 
     @classmethod
@@ -164,7 +164,7 @@ class UNet(DenoiserNetwork):
         return [module for module in self.modules() if isinstance(module, ResNetBlock)]
 
     def _skip_channels(self) -> list[int]:
-        """Widths of the skip connections in running order: after `conv_in`, each layer, each downsampling."""
+        """Return widths of the skip connections in running order: after `conv_in`, each layer, each downsampling."""
         widths, layers = self.config.block_out_channels, self.config.layers_per_block
         halved = [True] * (len(widths) - 1) + [False]
         made = [[width] * (layers + half) for width, half in zip(widths, halved, strict=True)]

@@ -111,7 +111,11 @@ class CacheWriter:
         self._write_index([self._described(block) for block in mine])
 
     def _is_there(self, block: Block) -> bool:
-        """Return whether a file was written before; UserError if it belongs to another cache."""
+        """Return whether a file was written before.
+
+        Raises:
+            UserError: if it belongs to another cache.
+        """
         path = self._path(block)
         if not path.is_file():
             return False
@@ -170,7 +174,7 @@ class CacheWriter:
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> dict[str, Tensor]:
-        """Contexts and, if they are made, pooled texts, by name."""
+        """Return contexts and, if they are made, pooled texts, by name."""
         assert self.text is not None
         encoder, tokenizer = self.text
         found: dict[str, list[Tensor]] = {}
@@ -183,7 +187,7 @@ class CacheWriter:
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _described(self, block: Block) -> tuple[Shard, dict[str, list[str]]]:
-        """What the index says of a file, and of the images in it that cannot be read."""
+        """Return what the index records about a file and about its images that cannot be read."""
         path = self._path(block)
         return Shard(path.name, block.first, block.images, file_digest(path)), _told(path)["unreadable"]
 
@@ -206,7 +210,7 @@ class CacheWriter:
 
 
 def _told(path: Path) -> dict[str, Any]:
-    """What a file says of itself."""
+    """Return the facts that a file records about itself."""
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["cache"])
 
@@ -221,7 +225,7 @@ def check_folder(folder: Path, resume: bool) -> None:
 
 
 def pack_captions(captions: Sequence[list[str] | None]) -> dict[str, Tensor]:
-    """Captions as one row of bytes, where each image's end, and how many there are before each image's."""
+    """Pack captions as one row of bytes, with each image's end and the number of captions before each image."""
     texts = [json.dumps(each).encode() for each in captions]
     counts = torch.tensor([len(each or ()) for each in captions])
     return {

@@ -31,7 +31,7 @@ def configuration_of(model: str) -> str:
 
 
 def load_encoders(model: str, config: Config, own: bool) -> Encoders:
-    """The autoencoder of `model` and, where the configuration freezes it, a text encoder; whether classes are kept.
+    """Load the autoencoder of `model` and, if it is frozen, a text encoder; also return whether classes are kept.
 
     That is the one of `text.source` or the model's; the model's where the configuration is its `own`.
     """

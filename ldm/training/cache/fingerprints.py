@@ -97,7 +97,7 @@ def check_cache(cache: CachedData, data: DataConfig, encoders: Encoders, share: 
 
 
 def _altered(cache: CachedData, share: ProcessShare) -> list[str]:
-    """Files of a cache that are not as they were written."""
+    """Return files of a cache that are not as they were written."""
     files = [(shard.name, shard.digest) for shard in cache.shards]
     files += [] if cache.empty_digest is None else [(EMPTY, cache.empty_digest)]
     mine = [files[number] for number in share.of(len(files))]

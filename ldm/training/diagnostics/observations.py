@@ -19,10 +19,10 @@ def of_latents(latents: Tensor, variance: Tensor | None = None) -> dict[str, Ten
 
 @torch.no_grad()
 def of_gradient(norm: Tensor, limit: float | None) -> dict[str, Tensor]:
-    """Whether the gradient of a step was cut to `limit`, 0 or 1; nothing where there is none."""
+    """Return whether the gradient of a step was clipped to `limit`, 0 or 1; an empty dictionary without a limit."""
     return {} if limit is None else {"clipped": (norm > limit).float()}
 
 
 def mean_of(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of what several micro-batches found, by name."""
+    """Return the mean of what several micro-batches found, by name."""
     return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}

@@ -86,7 +86,7 @@ def denoising(reports: Sequence[Report], config: Config) -> Iterator[Diagnosis]:
     if always([loss / max(zeros, 1e-12) for loss, zeros in course], lambda share: share > NO_BETTER):
         yield Diagnosis(
             "the U-Net does not learn",
-            f"its loss is {reports[-1]['loss']:.3g}, that of an output of zeros "
+            f"its loss is {reports[-1]['loss']:.3g}, an output of zeros has "
             f"{reports[-1]['observed']['loss_of_zeros']:.3g}. Try another training.unet.learning_rate than "
             f"{settings.learning_rate:g}, and look whether weights are frozen that should not be",
         )

@@ -59,7 +59,7 @@ class Meter:
 
 
 def _means(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of each tensor over the steps that have it, by sorted name."""
+    """Return mean of each tensor over the steps that have it, by sorted name."""
     values: dict[str, list[Tensor]] = {}
     for tensors in steps:
         for name, tensor in tensors.items():

@@ -75,12 +75,12 @@ class CodebookTerm(LossTerm):
 
     @classmethod
     def fits(cls, autoencoder: AutoencoderConfig) -> bool:
-        """Only some bottlenecks have a codebook."""
+        """Return whether the bottleneck has a codebook."""
         return autoencoder.bottleneck.has_codebook
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Always: the commitment loss and the statistics of use remain without the codebook's loss."""
+        """Return True: commitment loss and usage statistics remain without the codebook's loss."""
         return True
 
     @staticmethod
@@ -177,7 +177,7 @@ class CodebookTrainer:
         return self.quantizer.embedding.weight
 
     def _average(self, sizes: Tensor, sums: Tensor, decay: float) -> None:
-        """e = m / N, with N and m moving averages of numbers and sums (van den Oord et al. 2017, appendix A.1)."""
+        """Compute e = m / N from moving averages of counts N and sums m (van den Oord et al. 2017, appendix A.1)."""
         ours, total = self.state["sizes"], self.state["sums"]
         ours.lerp_(sizes.to(ours), 1 - decay)
         total.lerp_(sums.to(total), 1 - decay)

@@ -39,12 +39,12 @@ class KLTerm(LossTerm):
 
     @classmethod
     def fits(cls, autoencoder: AutoencoderConfig) -> bool:
-        """Only Gaussian posteriors have a divergence."""
+        """Return whether the posterior is Gaussian, since only then it has a divergence."""
         return issubclass(autoencoder.bottleneck.distribution, DiagonalGaussian)
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Always: it is logged with a weight of 0, too."""
+        """Return True: the divergence is logged with a weight of 0, too."""
         return True
 
     @staticmethod

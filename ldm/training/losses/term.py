@@ -59,12 +59,12 @@ class LossTerm:
 
     @classmethod
     def fits(cls, autoencoder: AutoencoderConfig) -> bool:
-        """Whether the term is defined for an autoencoder; otherwise its section must be left at the defaults."""
+        """Return whether the term is defined for an autoencoder; otherwise its section must keep the defaults."""
         return True
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Whether the term is used."""
+        """Return whether the term is used."""
         return bool(config.weight)
 
     @classmethod
@@ -85,7 +85,7 @@ class LossTerm:
 
     @classmethod
     def networks(cls, config: Any, autoencoder: AutoencoderConfig) -> dict[str, nn.Module]:
-        """Return the networks that are trained besides the autoencoder, to count their cost."""
+        """Return the networks that are trained together with the autoencoder, to count their cost."""
         return {}
 
     @classmethod
@@ -111,7 +111,7 @@ class LossTerm:
         return distance
 
     def observe(self, images: Tensor, output: Output) -> dict[str, Tensor]:
-        """Return what diagnostics need besides the losses of a micro-batch, without gradients."""
+        """Return what diagnostics need in addition to the losses of a micro-batch, without gradients."""
         return {}
 
     def begin_step(self, batches: Sequence[Batch], step: int) -> None:
@@ -122,7 +122,7 @@ class LossTerm:
         return {}, {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a resumed run needs besides networks and optimizers."""
+        """Return what a resumed run needs in addition to networks and optimizers."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

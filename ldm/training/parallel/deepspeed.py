@@ -2,7 +2,7 @@
 
 Stage 1 shards the moments among processes, stage 2 also gradients, stage 3 also weights. DeepSpeed's own checkpoints
 are pickles for a fixed number of processes; here whole tensors are gathered and set one by one, so that states are the
-same as those of the other strategies.
+same as with the other strategies.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class DeepSpeedStrategy(ShardingStrategy):
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss () to those of the network."""
+        """Add the gradients of a loss () to the network's."""
         self._engine.backward(loss)
 
     def step(self, clip: float | None) -> Tensor:
@@ -176,7 +176,7 @@ class DeepSpeedStrategy(ShardingStrategy):
                 safe_set_full_optimizer_state(self._weights[number], moment, name)
 
     def _groups(self) -> Iterator[dict[str, Any]]:
-        """The options of each group, with the positions of its weights in place of DeepSpeed's flat buffers."""
+        """Return the options of each group, with the positions of its weights instead of DeepSpeed's flat buffers."""
         positions = iter(range(len(self._weights)))
         for group, count in zip(self.optimizer.param_groups, self._counts, strict=True):
             options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}

@@ -86,7 +86,7 @@ class FSDPStrategy(ShardingStrategy):
         load_moments(optimizer, lambda: set_optimizer_state_dict(self.network, optimizer, named, options=_whole()))
 
     def _names(self) -> list[str]:
-        """Names of the optimizer's weights in the order of its groups."""
+        """Return names of the optimizer's weights in the order of its groups."""
         name_of = {id(weight): name for name, weight in self.network.named_parameters()}
         return [name_of[id(weight)] for group in self.optimizer.param_groups for weight in group["params"]]
 

@@ -40,7 +40,7 @@ class ShardingStrategy:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss () to those of the network."""
+        """Add the gradients of a loss () to the network's."""
         self.accelerator.backward(loss)
 
     def step(self, clip: float | None) -> Tensor:

@@ -129,7 +129,7 @@ class Saver:
         return found[0]
 
     def _validation_loss(self) -> float:
-        """The loss of the averaged weights on fixed images, noise and levels, those of step 0.
+        """Return the loss of the averaged weights on the fixed images, noise and levels of step 0.
 
         It is comparable between the steps of a run and does not depend on the batch size and the processes.
         """
@@ -151,7 +151,7 @@ class Saver:
         return torch.stack(losses).mean().item()
 
     def _circumstances(self) -> dict[str, Any]:
-        """What the numbers of a step depend on besides the configuration."""
+        """Return what the numbers of a step depend on apart from the configuration."""
         accelerator = self.stage.accelerator
         return {
             "processes": accelerator.num_processes,
@@ -182,7 +182,7 @@ class Saver:
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    """The options of a saved step by their paths, under the names of today."""
+    """Return the options of a saved step by their paths, under the names of today."""
     path = folder / "config.yaml"
     return _flat(current_config(yaml.safe_load(path.read_text()))) if path.is_file() else {}
 

@@ -93,7 +93,7 @@ class AutoencoderStage(Stage):
 
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
-        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        """Check configuration and files before time is spent on the data."""
         super().check(config, run, start)
         if config.autoencoder.is_pixel_space:
             raise UserError("autoencoder.kind identity has no weights to train: ldm train-unet trains on pixels")

@@ -57,7 +57,7 @@ class ClassifierStage(LatentStage):
 
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
-        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        """Check configuration and files before time is spent on the data."""
         config.need_classifier()
         if start.init is not None:
             find_classifier(start.init)
@@ -117,7 +117,11 @@ class ClassifierStage(LatentStage):
         return F.cross_entropy(logits, classes), logits.argmax(1) == classes, level.t
 
     def _classes(self, batch: Batch) -> Tensor:
-        """Return the classes (B,); raise UserError for one that the classifier does not have."""
+        """Return the classes (B,).
+
+        Raises:
+            UserError: for one that the classifier does not have.
+        """
         for index, label in zip(batch.indices, batch.labels, strict=True):
             if label >= self.num_classes:
                 known = f"classifier.num_classes is {self.num_classes}"

@@ -1,4 +1,4 @@
-"""What training a denoiser or a classifier starts from: new networks, those of a model, or those of a run."""
+"""Starting points of training a denoiser or a classifier: new networks, a model's, or a resumed run's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def initial_pipeline(
 
 
 def _of_run(config: Config, source: Source, run: Run, vae: str | None) -> Pipeline:
-    """The run's autoencoder, tokenizers and frozen networks; the trained weights follow from its state."""
+    """Load the run's autoencoder, tokenizers and frozen networks; the trained weights follow from its state."""
     newest = run.steps()[-1]
     saved = load_pipeline(newest)
     if vae is not None:
@@ -134,7 +134,7 @@ def _padded(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def _autoencoder(config: Config, vae: str | None, given: Pipeline | TrainedClassifier | None, init: str) -> Autoencoder:
-    """The autoencoder of `vae`, else of the model `init`; in pixel space a new identity."""
+    """Load the autoencoder of `vae`, else of the model `init`; in pixel space create an identity."""
     if config.autoencoder.is_pixel_space:
         return Autoencoder(config.autoencoder.model_copy(update={"sample_size": config.data.size}))
     if vae is not None:

@@ -29,7 +29,7 @@ class LatentStage(Stage):
 
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
-        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        """Check configuration and files before time is spent on the data."""
         super().check(config, run, start)
         if config.training.of(cls.name).cache_latents:
             check_cacheable(config.data)

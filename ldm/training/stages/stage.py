@@ -85,7 +85,7 @@ class Stage(ABC):
 
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
-        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        """Check configuration and files before time is spent on the data."""
         settings = config.training.of(cls.name)
         check_optimizer(settings)
         decay_function(settings.decay)
@@ -94,7 +94,7 @@ class Stage(ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Config, source: Source, accelerator: Accelerator, run: Run, start: StartingPoint) -> Self:
-        """Build the stage from new networks, those of `start`, or those of a run that is resumed."""
+        """Build the stage from new networks, from `start`, or from a run that is resumed."""
 
     @abstractmethod
     def train_step(self, batches: Sequence[Batch], step: int, schedule_step: int | None = None) -> StepReport:
@@ -192,7 +192,7 @@ class Stage(ABC):
                 ema.network.to(home)
 
     def places(self, folder: Path) -> list[Path]:
-        """Where the averages are saved: the first one in `folder` itself."""
+        """Return where the averages are saved: the first one in `folder` itself."""
         return [folder, *(folder / f"ema-{ema.decay}" for ema in self.emas[1:])]
 
     def state(self) -> dict[str, Any]:

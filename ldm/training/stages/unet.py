@@ -1,4 +1,4 @@
-"""Stage two: the U-Net, and the pipeline that tell it of the images, on the latents of a trained autoencoder."""
+"""Stage two: train the denoiser and its conditionings on the latents of a trained autoencoder."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class UNetStage(LatentStage):
 
     @classmethod
     def check(cls, config: Config, run: Run, start: StartingPoint) -> None:
-        """Raise UserError for what is invalid or missing, before time is spent on the data."""
+        """Check configuration and files before time is spent on the data."""
         denoiser = config.denoiser_class  # raises if there is none
         check_options(config)
         for kind in config.conditionings:
@@ -152,7 +152,7 @@ class UNetStage(LatentStage):
         return noise, seen
 
     def _loss(self, output: Tensor, latents: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """Return the loss of each sample, (B,), including that of a learned variance."""
+        """Return the loss of each sample, (B,), including the loss of a learned variance."""
         target = self.loss.prediction.target(latents, noise, level)
         if self.variance_loss is None:
             return self.loss(output, target, level)

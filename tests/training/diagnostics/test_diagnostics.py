@@ -128,7 +128,7 @@ SICK = [
         "0.018, and one colour for the whole image",
     ),
     ("autoencoder", (), {"": {"skipped": 0.5}}, "overflow in half precision", "50% of the last steps"),
-    ("unet", (), {"": {"loss": 0.99}}, "the U-Net does not learn", "0.99, that of an output of zeros 1."),
+    ("unet", (), {"": {"loss": 0.99}}, "the U-Net does not learn", "0.99, an output of zeros has 1."),
     (
         "unet",
         (),
