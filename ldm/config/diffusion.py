@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -46,6 +46,15 @@ def weighting_config(**options: Any) -> WeightingConfig:
     return section
 
 
+class ClippingConfig(Section):
+    """Clipping of the images predicted in each step of sampling."""
+
+    limit: float = Field(1.0, gt=0)  # images are clipped to [-limit, limit]
+    # Dynamic thresholding (Saharia et al. 2022): clip to this quantile of an image's magnitudes, clamped to [1, limit],
+    # and divide by it.
+    quantile: float | None = Field(None, gt=0, le=1)
+
+
 class DiffusionConfig(Section):
     """Noise schedule, regression target of the network, and weight of each level in the loss."""
 
@@ -53,6 +62,8 @@ class DiffusionConfig(Section):
     prediction: Annotated[str, NameOf(PREDICTIONS)] = "eps"
     weighting: Annotated[SerializeAsAny[WeightingConfig], _weighting] = Field(default_factory=weighting_config)
     learned_variance: bool = False  # twice the output channels: prediction, then variance (Nichol and Dhariwal 2021)
+    variance: Literal["small", "large"] = "small"  # of sampler ddpm, unless it is learned (Ho et al. 2020, section 3.2)
+    clipping: ClippingConfig | None = None  # of predicted images in sampling; None: they are not clipped
     offset_noise: float = Field(0.0, ge=0)  # std of a constant added to each channel of the noise (Guttenberg 2023)
     input_perturbation: float = Field(0.0, ge=0)  # std of noise added to the noise of the input (Ning et al. 2023)
 
@@ -67,10 +78,17 @@ class DiffusionConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_variance(self) -> DiffusionConfig:
+        if self.learned_variance and self.variance != "small":
+            raise ValueError(f"variance {self.variance} has no effect with learned_variance: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _check_bound(self) -> DiffusionConfig:
         needs_bound = WEIGHTINGS[self.weighting.kind].needs_bound
         for name, used in (
             ("learned_variance", self.learned_variance),
+            ("variance large", self.variance == "large"),
             (f"weighting.kind {self.weighting.kind}", needs_bound),
         ):
             if used and self.schedule.continuous:

@@ -51,7 +51,8 @@ def variational_bound(
             "gaussian" for latents and other real numbers: the bound of the negative log density, which may be below 0
             and is comparable only between models of the same latents.
         variance: of each step, unless the denoiser has a learned one. "large" is right in the last steps for data
-            that varies much more than the first noise, where "small" leaves a gap however many steps there are.
+            that varies much more than the first noise, where "small" leaves a gap however many steps there are. For
+            discretised images the very last step has the small variance all the same, as in published bounds.
 
     Raises:
         UserError: for a grid that does not end at the image itself.
@@ -63,12 +64,19 @@ def variational_bound(
         x = level.noisy(x0, noise(x0))
         posterior, denoised = posteriors.at(level), denoiser(x, level)
         if denoised.log_variance is None:
-            fixed = torch.full_like(x0, getattr(posterior, variance).item())
-            denoised = denoised._replace(log_variance=fixed)
+            fixed = _fixed_log_variance(posterior, variance, decoder)
+            denoised = denoised._replace(log_variance=torch.full_like(x0, fixed.item()))
         terms.append(bound_term(posterior, denoised, x0, decoder))
     first = grid.levels[0]
     prior = gaussian_kl(first.alpha * x0, 2 * first.sigma.log(), torch.zeros_like(x0))
     return Bound(_bits(prior), torch.stack(terms, dim=1))
+
+
+def _fixed_log_variance(posterior: Posterior, variance: Literal["small", "large"], decoder: Decoder) -> Tensor:
+    """Return the log variance of a step, (); the large one as guided-diffusion's FIXED_LARGE for discretised images."""
+    if variance == "large" and decoder == "discretised":
+        return torch.where(posterior.last, posterior.small, posterior.large)
+    return posterior.large if variance == "large" else posterior.small
 
 
 def bound_term(posterior: Posterior, denoised: Denoised, x0: Tensor, decoder: Decoder) -> Tensor:

@@ -19,7 +19,7 @@ from ldm.diffusion.level import Grid, Level, clean_level
 from ldm.registry import SCHEDULES
 from ldm.storage.fields import Fields
 
-DIFFUSION = ("schedule", "prediction", "learned_variance")  # options of the diffusion section
+DIFFUSION = ("schedule", "prediction", "learned_variance", "variance", "clipping")  # options of the diffusion section
 
 
 class NoiseSchedule(ABC):

@@ -19,6 +19,7 @@ from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.base import Conditions
 from ldm.conditioning.text.composition import Composed, Prompt, spread
 from ldm.devices import computes_bfloat16, find_device
+from ldm.diffusion.clipping import configured
 from ldm.diffusion.level import Grid
 from ldm.diffusion.prediction import make_prediction
 from ldm.diffusion.samplers import make_sampler
@@ -286,6 +287,7 @@ class TextToImage:
         denoiser = guided_denoiser(self, request, grid, condition, negative, subjects, noise.seeds, mixture)
         if init is not None:
             denoiser = init.keep(denoiser)
+        denoiser = configured(denoiser, self.pipeline.diffusion, grid)
         assert request.sampler is not None, "resolve the request first"
         steps = make_sampler(request.sampler, request.eta)(denoiser, start, grid, noise)
         return finite_steps(steps, self, request.dtype)

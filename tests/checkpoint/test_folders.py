@@ -180,11 +180,9 @@ UNKNOWN = {
         ("norm_num_groups", 3),
     ],
     "scheduler/scheduler_config.json": [
-        ("clip_sample", True),
         ("trained_betas", [0.1]),
         ("beta_schedule", "sigmoid"),
         ("prediction_type", "noise"),
-        ("thresholding", True),
         ("_class_name", "FlowMatchEulerDiscreteScheduler"),
     ],
     "text_encoder/config.json": [

@@ -14,7 +14,7 @@ from ldm.checkpoint.diffusers.pipeline import load_scheduler
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
 from ldm.diffusion.level import Grid
 from ldm.diffusion.schedule import make_schedule
-from ldm.diffusion.schedulers import SCHEDULERS
+from ldm.diffusion.scheduler_classes import SCHEDULERS
 from ldm.errors import UserError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -150,7 +150,6 @@ def test_a_learned_variance_is_seen(name: str, tmp_path: Path) -> None:
         ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
         ("DPMSolverMultistepScheduler", "lambda_min_clipped", -5.1),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
-        ("DPMSolverMultistepScheduler", "thresholding", True),
         ("DPMSolverMultistepScheduler", "variance_type", "learned"),
         ("DPMSolverMultistepScheduler", "final_sigmas_type", "one"),
         ("DPMSolverMultistepScheduler", "timestep_spacing", "sideways"),
@@ -161,7 +160,8 @@ def test_a_learned_variance_is_seen(name: str, tmp_path: Path) -> None:
         ("DEISMultistepScheduler", "use_beta_sigmas", True),
         ("LMSDiscreteScheduler", "variance_type", "learned_range"),
         ("LCMScheduler", "timestep_scaling", 5.0),
-        ("LCMScheduler", "clip_sample", True),
+        ("LCMScheduler", "clip_sample", "yes"),
+        ("DPMSolverMultistepScheduler", "thresholding", "yes"),
         ("KDPM2DiscreteScheduler", "trained_betas", [0.1, 0.2]),
         ("DDIMScheduler", "tensor_format", "np"),
         ("VQDiffusionScheduler", "_class_name", "VQDiffusionScheduler"),

@@ -187,7 +187,7 @@ def _schedule_to_params(diffusion: DiffusionConfig) -> Params:
     if schedule.kind not in names:
         raise inexpressible("diffusion.schedule.kind", schedule.kind, " or ".join(names))
     expect_options("diffusion.schedule", schedule, {"zero_terminal_snr": False})
-    expect_options("diffusion", diffusion, {"learned_variance": False})
+    expect_options("diffusion", diffusion, {"learned_variance": False, "variance": "small", "clipping": None})
     ends = schedule.model_dump(include={"beta_start", "beta_end"})
     params: Params = {name.replace("beta", "linear"): value for name, value in ends.items()}
     if schedule.kind != "scaled_linear":

@@ -117,7 +117,7 @@ def diffusion_engine_to_target(contents: Contents) -> Params:
 def _diffusion_to_target(diffusion: DiffusionConfig) -> Params:
     schedule = diffusion.schedule
     expect_options("diffusion.schedule", schedule, {"kind": "scaled_linear", "zero_terminal_snr": False})
-    expect_options("diffusion", diffusion, {"learned_variance": False})
+    expect_options("diffusion", diffusion, {"learned_variance": False, "variance": "small", "clipping": None})
     scalings = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if diffusion.prediction not in scalings:
         raise inexpressible("diffusion.prediction", diffusion.prediction, " or ".join(scalings))

@@ -62,13 +62,14 @@ class Layout:
         return self.accepts(pipeline) and all(each.matches(self.options) for each in pipeline.conditionings.values())
 
 
-def _scales_by_ddim(pipeline: Pipeline) -> bool:
-    """Return whether the scheduler leaves the network's input unscaled, as these classes require."""
-    return scheduler_class(pipeline.diffusion) == "DDIMScheduler"
+def _leaves_unscaled(pipeline: Pipeline) -> bool:
+    """Whether the scheduler leaves the network's input unscaled, with one output; these classes assume both."""
+    unscaled = scheduler_class(pipeline.diffusion) in ("DDIMScheduler", "DDPMScheduler")
+    return unscaled and not pipeline.diffusion.learned_variance
 
 
 def _is_latent_text(pipeline: Pipeline) -> bool:
-    return pipeline.autoencoder.config.downsampling_factor == 8 and _scales_by_ddim(pipeline)
+    return pipeline.autoencoder.config.downsampling_factor == 8 and _leaves_unscaled(pipeline)
 
 
 def _is_super_resolution(pipeline: Pipeline) -> bool:
@@ -76,11 +77,7 @@ def _is_super_resolution(pipeline: Pipeline) -> bool:
     config = pipeline.autoencoder.config
     plain = config.scaling_factor in (1, None) and config.shift_factor in (0, None)
     halves = config.latent_channels == PIXELS and pipeline.denoiser.config.in_channels == 2 * PIXELS
-    return plain and halves and _scales_by_ddim(pipeline)
-
-
-def _is_pixels(pipeline: Pipeline) -> bool:
-    return not pipeline.diffusion.learned_variance and _scales_by_ddim(pipeline)
+    return plain and halves and _leaves_unscaled(pipeline)
 
 
 def _folders(**names: str) -> dict[str, str]:
@@ -142,7 +139,7 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is
         implied="low_resolution",
         accepts=_is_super_resolution,
     ),
-    "DDPMPipeline": Layout(frozenset({"unconditional"}), _folders(), kinds={"unet": PLAIN}, accepts=_is_pixels),
+    "DDPMPipeline": Layout(frozenset({"unconditional"}), _folders(), kinds={"unet": PLAIN}, accepts=_leaves_unscaled),
     "LatentDiffusionPipeline": Layout(  # our own; diffusers loads its parts one by one
         None, {}, fields={ZEROS: (False, True)}, facts=frozenset({NAMES, EMPTY})
     ),

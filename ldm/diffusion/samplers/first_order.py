@@ -21,7 +21,9 @@ class FirstOrder:
     In k-diffusion's variables x / alpha and sigma / alpha these are Euler's method on the probability flow (Karras et
     al. 2022, algorithm 1 without its churn) and Euler-ancestral. With variance "large", the noise of a step is that of
     q(x_t | x_s) (Ho et al. 2020, section 3.2; sigma-hat of Song et al. 2021) around the same mean, except in the last
-    step, which adds none. At eta 1 with the small variance, a learned variance of the denoiser replaces it.
+    step, which adds none. With the small variance at eta 1, a variance of the denoiser replaces it, except in DDIM.
+    DDIM keeps the noise of the unclipped image where the denoiser clips its images, as in diffusers; DDPM follows the
+    posterior of the clipped one (Ho et al. 2020, eq. 7).
     """
 
     eta: float = 0.0
@@ -36,12 +38,19 @@ class FirstOrder:
             if self.variance == "large":
                 transition = _transition(level, following).sqrt()
                 of_noise = torch.zeros_like(of_noise) if index == len(grid) else transition
-            x = of_x * x + of_x0 * denoised.x0
+            moved = of_x * x + of_x0 * denoised.x0
+            if self.any_eta and denoised.unclipped is not None:
+                moved = moved + of_x * level.alpha * (denoised.x0 - denoised.unclipped)
+            x = moved
             if of_noise > 0:
-                if denoised.log_variance is not None and self.eta == 1 and self.variance == "small":
+                if denoised.log_variance is not None and self._takes_variance:
                     of_noise = (denoised.log_variance / 2).exp()
                 x = x + of_noise * noise(x)
             yield Step(x, following, denoised)
+
+    @property
+    def _takes_variance(self) -> bool:
+        return self.eta == 1 and self.variance == "small" and not self.any_eta
 
 
 def coefficients(level: Level, following: Level, eta: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
