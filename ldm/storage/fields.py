@@ -13,6 +13,10 @@ from ldm.errors import UserError
 from ldm.storage.store import load_json
 
 DIFFUSERS_VERSION = "0.32.0"  # whose layout is written; later versions read it
+# Added to a network's `config.json` by `EMAModel.save_pretrained` of diffusers; they do not change the network.
+EMA_FIELDS = frozenset(
+    ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+)
 EXTRA = "_ldm"  # options that only ldm has; diffusers ignores keys with an underscore
 
 Fields = dict[str, Any]
@@ -40,7 +44,8 @@ def known_fields(fields: Fields, defaults: Fields, fixed: Fixed, where: Path) ->
     """
     check_fixed(fields, fixed, where)
     for name, value in fields.items():
-        if name not in defaults and name not in fixed and not name.startswith("_") and value is not None:
+        known = name in defaults or name in fixed or name in EMA_FIELDS or name.startswith("_")
+        if not known and value is not None:
             owner = f" of {fields['_class_name']}" if "_class_name" in fields else ""
             raise UserError(f"{where}: ldm does not know the field {name}{owner} (it is {value!r})")
         if isinstance(defaults.get(name), list) and not isinstance(value, list):

@@ -15,7 +15,7 @@ from ldm.conditioning.fit import all_conditionings
 from ldm.conditioning.spatial import MASK, PIXELS
 from ldm.conditioning.text.conditioning import ZEROS
 from ldm.errors import UserError
-from ldm.models.autoencoder.fields import diffusers_classes
+from ldm.models.autoencoder.fields import Statistics, diffusers_classes
 from ldm.registry import DENOISERS
 from ldm.storage.fields import DIFFUSERS_VERSION, Fields, refused
 from ldm.storage.renames import current_index
@@ -44,6 +44,7 @@ class Layout:
     )  # further fields: supported values, default first
     facts: frozenset[str] = frozenset()  # further fields that conditionings read and write
     ignored: tuple[str, ...] = ()  # parts that do not affect the images
+    statistics: Statistics = "factor"  # fields of the autoencoder's latent statistics that the class uses
     implied: str | None = None  # a conditioning without parts that the class implies
     accepts: Callable[[Pipeline], bool] = lambda pipeline: True  # further assumptions
 
@@ -87,7 +88,7 @@ def _folders(**names: str) -> dict[str, str]:
 _TEXT = {"text_encoder": "text_encoder", "tokenizer": "tokenizer"}
 _TWO_TEXTS = {name + end: name + end for name in _TEXT for end in ("", "_2")}
 _SD_KINDS = {"autoencoder": KL, "unet": CONDITIONAL, "text_encoder": (BERT, CLIP, T5)}
-_CHECKER = {"requires_safety_checker": (False, True)}
+_CHECKER = {"requires_safety_checker": (False, True, None)}
 
 LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is written
     "StableDiffusionPipeline": Layout(
@@ -115,6 +116,7 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is
         options={"text_encoder": PENULTIMATE | {"projection_dim": None}, "text_encoder_2": PENULTIMATE},
         fields={ZEROS: (True, False), "add_watermarker": (None, False)},
         ignored=("image_encoder", "feature_extractor"),
+        statistics="channels",
         accepts=lambda pipeline: pipeline.denoiser.config.addition_embed_type is not None,
     ),
     "StableDiffusionImageVariationPipeline": Layout(
@@ -137,12 +139,36 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is
         _folders(autoencoder="vqvae"),
         kinds={"unet": PLAIN},
         implied="low_resolution",
+        statistics="none",
         accepts=_is_super_resolution,
     ),
     "DDPMPipeline": Layout(frozenset({"unconditional"}), _folders(), kinds={"unet": PLAIN}, accepts=_leaves_unscaled),
     "LatentDiffusionPipeline": Layout(  # our own; diffusers loads its parts one by one
-        None, {}, fields={ZEROS: (False, True)}, facts=frozenset({NAMES, EMPTY})
+        None, {}, fields={ZEROS: (False, True)}, facts=frozenset({NAMES, EMPTY}), statistics="all"
     ),
+}
+# Classes of diffusers with the components of another class, which differ in what they do with them.
+SAME_COMPONENTS = {
+    **dict.fromkeys(
+        (
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipelineLegacy",
+            "StableDiffusionPAGPipeline",
+            "StableDiffusionPAGImg2ImgPipeline",
+            "StableDiffusionPanoramaPipeline",
+            "StableDiffusionSAGPipeline",
+            "StableDiffusionAttendAndExcitePipeline",
+            "StableDiffusionModelEditingPipeline",
+            "StableDiffusionParadigmsPipeline",
+            "CycleDiffusionPipeline",
+            "TextToVideoZeroPipeline",
+        ),
+        "StableDiffusionPipeline",
+    ),
+    "StableDiffusionXLPAGPipeline": "StableDiffusionXLPipeline",
+    "TextToVideoZeroSDXLPipeline": "StableDiffusionXLPipeline",
+    "DDIMPipeline": "DDPMPipeline",
+    "PNDMPipeline": "DDPMPipeline",
 }
 
 
@@ -208,6 +234,7 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Part], dic
     """
     index, old_folders = current_index(index)
     name = index.get("_class_name")
+    name = SAME_COMPONENTS.get(name, name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in LAYOUTS:
         raise UserError(f"{where} describes a {name}: ldm loads {', '.join(LAYOUTS)}")
     layout, parts, known = LAYOUTS[name], {}, known_parts()

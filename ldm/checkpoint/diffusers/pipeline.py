@@ -56,7 +56,7 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Pip
     network = next(each for each in DENOISERS.values() if parts["unet"] in each.parts())
     denoiser, diffusion = network.from_pretrained(places["unet"], dtype), load_scheduler(places["scheduler"])
     if "autoencoder" in places:
-        autoencoder = Autoencoder.from_pretrained(places["autoencoder"], dtype)
+        autoencoder = Autoencoder.from_pretrained(places["autoencoder"], dtype, layout.statistics)
     else:
         autoencoder = _pixel_space(denoiser, diffusion)
     stored = StoredPipeline(places, index, layout.options, denoiser.config, autoencoder.config, layout.implied, dtype)

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.autoencoder.distribution import LatentDistribution, scale, unscale
-from ldm.models.autoencoder.fields import autoencoder_from_fields, autoencoder_to_fields, fold_statistics
+from ldm.models.autoencoder.fields import (
+    Statistics,
+    autoencoder_from_fields,
+    autoencoder_to_fields,
+    fold_statistics,
+    without_quant_convolutions,
+)
 from ldm.models.autoencoder.networks import Decoder, Encoder
 from ldm.models.autoencoder.vq import Quantizer
 from ldm.models.precision import supported_dtype
@@ -38,17 +44,22 @@ class Autoencoder(nn.Module):
             self.add_module(name, network)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    def from_pretrained(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, statistics: Statistics = "all"
+    ) -> Autoencoder:
         """Load a folder in the layout of diffusers' `AutoencoderKL` or `VQModel`, such as `runs/mine/vae`.
 
-        With dtype float16, an autoencoder whose `force_upcast` is set is loaded as float32.
+        With dtype float16, an autoencoder whose `force_upcast` is set is loaded as float32. `statistics` names the
+        fields of latent statistics to use, since diffusers' pipelines ignore some of them.
 
         Raises:
             UserError: if the folder is incomplete or its configuration has unsupported values.
         """
         folder = Path(path)
-        config = autoencoder_from_fields(load_fields(folder / "config.json"), folder / "config.json")
-        return build(lambda: cls(config), load_network_weights(folder), supported_dtype(config, dtype), folder)
+        fields = load_fields(folder / "config.json")
+        config = autoencoder_from_fields(fields, folder / "config.json", statistics)
+        weights = without_quant_convolutions(fields, config) | load_network_weights(folder)
+        return build(lambda: cls(config), weights, supported_dtype(config, dtype), folder)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> None:
         """Write a folder in the layout of diffusers, weights as `dtype` if given.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ SHARED_DEFAULTS: Fields = {
 # Block types of a level without and with attention after each ResNet block.
 DOWN_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+
+# Fields of latent statistics that pipelines of diffusers use: `scaling_factor` alone, that and `latents_mean` and
+# `latents_std`, none (a factor of 1), or all, also `shift_factor`.
+Statistics = Literal["factor", "channels", "none", "all"]
 
 FOLDED = ("quant_conv", "quantize", "post_quant_conv")
 
@@ -70,8 +75,8 @@ def diffusers_classes() -> dict[str, str]:
     return {name: kind for name, kind in found.items() if name is not None}
 
 
-def autoencoder_from_fields(fields: Fields, where: Path) -> AutoencoderConfig:
-    """Return the configuration for a `config.json` of diffusers.
+def autoencoder_from_fields(fields: Fields, where: Path, statistics: Statistics = "all") -> AutoencoderConfig:
+    """Return the configuration for a `config.json` of diffusers, with those statistics that its pipeline uses.
 
     Raises:
         UserError: if a field has an unsupported value.
@@ -86,10 +91,40 @@ def autoencoder_from_fields(fields: Fields, where: Path) -> AutoencoderConfig:
         "attention_levels": _attention_levels(theirs, where),
         "mid_block_attention": theirs["mid_block_add_attention"],
         "sample_size": one_value(theirs["sample_size"], "sample_size", where),
-        "scaling_factor": theirs["scaling_factor"] if extra(fields).get("measured", True) else None,
         "statistics": extra(fields).get("statistics", "tensor"),
+        **_statistics(theirs, extra(fields).get("measured", True), statistics, where),
     }
     return parse(ours | bottleneck.channels_from_diffusers(theirs), bottleneck.section, str(where))
+
+
+def _statistics(theirs: Fields, measured: bool, used: Statistics, where: Path) -> Fields:
+    """Return the options of latent statistics; `z = latents * latents_std / scaling_factor + latents_mean`."""
+    if used == "none":
+        return {"scaling_factor": 1.0, "shift_factor": None}
+    scaling: Any = theirs["scaling_factor"] if measured else None
+    shift: Any = theirs.get("shift_factor") if used == "all" else None
+    mean, std = theirs.get("latents_mean"), theirs.get("latents_std")
+    if used == "factor" or mean is None or std is None:
+        return {"scaling_factor": scaling, "shift_factor": shift}
+    for name, values in (("latents_mean", mean), ("latents_std", std)):
+        if shift is not None or not isinstance(values, list) or len(values) != theirs["latent_channels"]:
+            raise refused(name, values, where)
+    if not all(isinstance(value, int | float) and value > 0 for value in std):
+        raise refused("latents_std", std, where)
+    return {"scaling_factor": tuple((scaling or 1.0) / value for value in std), "shift_factor": tuple(mean)}
+
+
+def without_quant_convolutions(fields: Fields, config: AutoencoderConfig) -> dict[str, Tensor]:
+    """Return identities in place of the convolutions that `use_quant_conv` and `use_post_quant_conv` leave out."""
+    widths = {
+        "quant_conv": config.bottleneck.moments * config.latent_channels,
+        "post_quant_conv": config.latent_channels,
+    }
+    found: dict[str, Tensor] = {}
+    for name, width in widths.items():
+        if fields.get(f"use_{name}") is False:
+            found |= {f"{name}.weight": torch.eye(width)[:, :, None, None], f"{name}.bias": torch.zeros(width)}
+    return found
 
 
 def _attention_levels(theirs: Fields, where: Path) -> tuple[int, ...]:

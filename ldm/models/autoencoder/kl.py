@@ -54,13 +54,17 @@ class KLBottleneck(Bottleneck):
     distribution = DiagonalGaussian
     moments = 2  # mean and log-variance
     diffusers_class = "AutoencoderKL"
-    diffusers_defaults = SHARED_DEFAULTS | {"latent_channels": 4, "shift_factor": None, "force_upcast": True}
+    diffusers_defaults = SHARED_DEFAULTS | {
+        "latent_channels": 4,
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+        "force_upcast": True,
+    }
     diffusers_fixed: ClassVar[Fixed] = {
         "act_fn": ("silu", "swish"),
-        "use_quant_conv": (True,),
-        "use_post_quant_conv": (True,),
-        "latents_mean": (None,),
-        "latents_std": (None,),
+        "use_quant_conv": (True, False),
+        "use_post_quant_conv": (True, False),
     }
     compvis_classes = ("AutoencoderKL", "AutoencoderKL", "AutoencoderKLInferenceWrapper")
 
