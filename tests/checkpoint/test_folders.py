@@ -173,8 +173,6 @@ UNKNOWN = {
     ],
     "vae/config.json": [
         ("act_fn", "relu"),
-        ("use_quant_conv", False),
-        ("latents_mean", [0.0]),
         ("down_block_types", ["AttnDownEncoderBlock2D"] * 2),
         ("sample_size", [16, 32]),
         ("norm_num_groups", 3),

@@ -206,10 +206,6 @@ def fields_of(kind: str, **changes: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[str, str, Any]] = [
     ("kl", "act_fn", "relu"),
-    ("kl", "use_quant_conv", False),
-    ("kl", "use_post_quant_conv", False),
-    ("kl", "latents_mean", [0.0]),
-    ("kl", "latents_std", [1.0]),
     ("kl", "vq_embed_dim", 3),
     ("kl", "num_vq_embeddings", 256),
     ("kl", "norm_type", "group"),
