@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from ldm.config.section import Depth, Section, Width, check_divisible
 
@@ -15,7 +15,7 @@ class ClassifierConfig(Section):
     sample_size: Width = 16  # side of the latents in training
     block_out_channels: tuple[Width, ...] = Field((128, 256, 256), min_length=1)
     layers_per_block: Depth = 2
-    attention_levels: tuple[int, ...] = (1, 2)  # levels with self-attention after each ResNet block
+    attention_levels: tuple[NonNegativeInt, ...] = (1, 2)  # levels with self-attention after each ResNet block
     num_attention_heads: Width = 4
     norm_num_groups: Width = 32
     norm_eps: float = Field(1e-5, gt=0, lt=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from ldm.config.section import Section
 
@@ -83,11 +83,11 @@ class UNetStageConfig(StageConfig):
     condition_dropout: float = Field(0.1, ge=0.0, le=1.0)
     cache_latents: bool = False  # encode each image once, before training (no random crop, no flip)
     sample_prompts: tuple[str, ...] = ()  # of the sample grid of a text-conditional model
-    sample_classes: tuple[int | str, ...] = ()  # of a class-conditional model, by number or name
+    sample_classes: tuple[NonNegativeInt | str, ...] = ()  # of a class-conditional model, by number or name
     # Number of images in the sample grid of models that are unconditional or conditioned on images.
     sample_images: int = Field(0, ge=0)
     sample_image: str | None = None  # file of the image whose variations are sampled
-    sample_guidance_scale: float = 3.0
+    sample_guidance_scale: float = Field(3.0, ge=0)
     sample_steps: int = Field(30, ge=1)
 
 
@@ -100,7 +100,7 @@ class ClassifierStageConfig(StageConfig):
 class TrainingConfig(Section):
     """All stages and what they share."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     trackers: tuple[str, ...] = ()  # experiment trackers of accelerate, such as tensorboard or wandb
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     unet: UNetStageConfig = UNetStageConfig()

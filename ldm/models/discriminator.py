@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ldm.config.section import Section
+from ldm.config.section import Depth, Section, Width
 from ldm.models.precision import at_least_float32, full_precision
 
 
 class DiscriminatorConfig(Section):
     """Options of the patch discriminator."""
 
-    discriminator_layers: int = 3
-    discriminator_channels: int = 64
+    discriminator_layers: Depth = 3
+    discriminator_channels: Width = 64
     discriminator_norm: Literal["batch", "group", "spectral", "none"] = "batch"
 
 

@@ -83,7 +83,7 @@ class CLIPImageConfig(ImageSection):
     num_hidden_layers: Count = 24
     num_attention_heads: Width = 16
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = Field(1e-5, gt=0, lt=1)
     projection_dim: Width = 768  # width of the context
 
     @model_validator(mode="after")

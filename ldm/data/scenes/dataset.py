@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from ldm.config.section import Section
 from ldm.data.cache import default_cache
@@ -40,8 +40,8 @@ class ScenesConfig(Section):
     """The built-in data set, with `--data scenes`."""
 
     num: int = Field(20_000, ge=1)
-    seed: int = 0
-    concepts: int | None = None  # only the first, most recognisable concepts; None: all
+    seed: int = Field(0, ge=0, lt=2**63)
+    concepts: PositiveInt | None = None  # only the first, most recognisable concepts; None: all
     # How often each kind of scene occurs, and the captions: mostly single objects, or mostly relations between
     # objects, with captions that describe them exactly.
     mix: Literal["objects", "relations"] = "objects"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveFloat, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ldm.config.section import ByKind, Depth, Section, Width, check_divisible
 from ldm.registry import BOTTLENECKS
@@ -26,7 +34,7 @@ class AutoencoderConfig(Section):
     z_channels: Width | None = None  # of the encoder's output and the decoder's input; None: latent_channels
     block_out_channels: tuple[Width, ...] = Field((128, 256, 512, 512), min_length=1)
     layers_per_block: Depth = 2
-    attention_levels: tuple[int, ...] = ()  # levels with attention after each ResNet block; 0 is the finest
+    attention_levels: tuple[NonNegativeInt, ...] = ()  # levels with attention after each ResNet block; 0 is the finest
     mid_block_attention: bool = True
     norm_num_groups: Width = 32
     force_upcast: bool = True  # compute in float32 when float16 is requested: large activations overflow

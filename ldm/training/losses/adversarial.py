@@ -28,12 +28,12 @@ ADAPTIVE_LIMIT = 1e4  # of the adaptive weight in the published code
 class AdversarialLossConfig(DiscriminatorConfig):
     """A patch discriminator (Isola et al. 2017) and its part in the loss (Esser et al. 2021)."""
 
-    weight: float = 0.5
+    weight: float = Field(0.5, ge=0)
     # Hinge (Lim and Ye 2017) and vanilla as in VQGAN, or non-saturating as in Goodfellow et al. (2014, section 3).
     kind: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
-    start_step: int = 50_000
+    start_step: int = Field(50_000, ge=0)
     adaptive: bool = True  # scale by the ratio of gradient norms at the decoder's last layer
-    learning_rate: float | None = None  # None: as the autoencoder
+    learning_rate: float | None = Field(None, ge=0)  # None: as the autoencoder
     r1_weight: float = Field(0.0, ge=0.0)  # gamma of the gradient penalty at real images (Mescheder et al. 2018)
     r1_every: int = Field(16, ge=1)  # steps; the penalty is multiplied by it (Karras et al. 2020, section 3.1)
 

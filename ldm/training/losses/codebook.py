@@ -32,8 +32,8 @@ LLOYD_ITERATIONS = 10
 class CodebookConfig(Section):
     """How a VQ autoencoder's codebook and encoder are trained (van den Oord et al. 2017, equation 3)."""
 
-    weight: float = 1.0  # of |z - codebook vector|^2 per value, with gradients to the codebook
-    commitment_weight: float = 0.25  # of the same distance, with gradients to the encoder
+    weight: float = Field(1.0, ge=0)  # of |z - codebook vector|^2 per value, with gradients to the codebook
+    commitment_weight: float = Field(0.25, ge=0)  # of the same distance, with gradients to the encoder
     decay: float | None = Field(None, ge=0.0, lt=1.0)  # the codebook follows averages of z instead of its loss
     start_steps: int = Field(10, ge=0)  # first steps, each of which sets the codebook to the k-means of the batch's z
     window: int = Field(100, ge=1)  # steps without use after which a vector is dead

@@ -25,7 +25,7 @@ class EquivarianceLossConfig(Section):
     It removes from latents the high frequencies that images do not have, which a denoiser would have to learn.
     """
 
-    weight: float = 0.0  # relative to the reconstruction; 0.25 in the paper
+    weight: float = Field(0.0, ge=0)  # relative to the reconstruction; 0.25 in the paper
     factor: int = Field(2, ge=2)  # side of the squares, latent positions
 
 

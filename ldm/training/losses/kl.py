@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ldm.config.section import Section
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class KLLossConfig(Section):
     """KL divergence of a KL autoencoder's posterior from a standard normal, summed over a latent."""
 
-    weight: float = 1e-6
+    weight: float = Field(1e-6, ge=0)
 
 
 class KL(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from ldm.config.section import Section
@@ -24,7 +25,7 @@ class PerceptualLossConfig(Section):
     `efficientnet-lite0` is not LPIPS but a distance between features of a network that a PyPI package contains.
     """
 
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=0)
     net: Literal["vgg", "alex", "squeeze", "efficientnet-lite0"] = "vgg"
 
 
