@@ -47,6 +47,8 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
+    except PermissionError as error:
+        _fail(f"no permission for {error.filename}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
         print("ldm: interrupted", file=sys.stderr)
         sys.exit(130)

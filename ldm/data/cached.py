@@ -33,6 +33,7 @@ from ldm.data.classes import class_number
 from ldm.data.sources import IndexedSource, Split
 from ldm.errors import UserError
 from ldm.storage.renames import current_facts
+from ldm.storage.store import check_access
 
 if TYPE_CHECKING:
     from ldm.config.data import DataConfig
@@ -188,6 +189,7 @@ class CachedData(IndexedSource):
             UserError: if it is damaged.
         """
         if name not in self._open:
+            check_access(self.folder / name)
             try:
                 with safe_open(self.folder / name, framework="pt") as file:
                     self._open[name] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

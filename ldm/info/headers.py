@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.errors import UserError
+from ldm.storage.store import check_access
 from ldm.storage.weights import find_weights, load_places
 
 LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
@@ -33,6 +34,7 @@ def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
     Raises:
         UserError: if the file is not safetensors, cut off or damaged.
     """
+    check_access(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

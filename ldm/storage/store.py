@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,33 @@ from ldm.errors import UserError
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Write a file atomically: `fill` writes a temporary file, which is flushed to the disk and renamed to `path`."""
+    """Write a file atomically: `fill` writes a temporary file, which is flushed to the disk and renamed to `path`.
+
+    Its permissions follow the umask; safetensors would let only the owner read its files.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        work.touch()
+        mode = stat.S_IMODE(work.stat().st_mode)
         fill(work)
+        work.chmod(mode)
         flush(work)
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def check_access(path: Path) -> None:
+    """Check the permission to read a file, which libraries report as a damaged file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if path.exists() and not os.access(path, os.R_OK):
+        mode, owner = stat.filemode(path.stat().st_mode), path.stat().st_uid
+        raise UserError(f"no permission to read {path} ({mode}, user {owner}): its owner can allow it with chmod a+r")
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -46,6 +64,7 @@ def load_text(path: Path) -> str:
     Raises:
         UserError: if it is missing or not text.
     """
+    check_access(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -93,6 +112,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is incomplete")
+    check_access(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

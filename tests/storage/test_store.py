@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -118,3 +123,55 @@ def test_a_tree_whose_files_do_not_belong_together_is_an_error(tmp_path: Path) -
 def test_what_is_neither_tensor_nor_plain_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot be saved"):
         store.save_tree(tmp_path / "state", {"a": tmp_path})
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], None]]:
+    before = os.umask(0)
+    os.umask(before)
+    yield lambda mask: os.umask(mask) and None
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_permissions_of_every_written_file_follow_the_umask(
+    tmp_path: Path, umask: Callable[[int], None], mask: int, mode: int
+) -> None:
+    umask(mask)
+    tree = {"weights": torch.zeros(2), "step": 1}
+    for folder in (tmp_path, tmp_path / "again", tmp_path / "again"):  # new files, and replaced ones
+        store.save_tensors(folder / "a.safetensors", {"a": torch.zeros(1)})
+        store.save_json(folder / "a.json", {})
+        store.save_text(folder / "a.txt", "")
+        store.save_tree(folder / "tree", tree)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {mode}
+
+
+AS_ANOTHER_USER = """
+import os, sys
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from ldm.errors import UserError
+from ldm.storage import store
+os.setuid(65534)
+for load in (store.load_tensors, store.load_text, store.load_json):
+    try:
+        load(Path(sys.argv[1]))
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; run as root")
+def test_a_missing_permission_is_named_as_such() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # whose parents others may enter, unlike tmp_path's
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "a.safetensors"
+        store.save_tensors(path, {"a": torch.zeros(1)})
+        path.chmod(0o600)
+        done = subprocess.run([sys.executable, "-c", AS_ANOTHER_USER, path], capture_output=True, text=True, check=True)
+    assert done.stdout.count(f"no permission to read {path} (-rw-------, user 0)") == 3

@@ -28,6 +28,7 @@ from ldm.models.autoencoder.autoencoder import Autoencoder
 from ldm.models.unet.unet import UNet
 from ldm.registry import SPATIAL
 from ldm.storage.fields import load_fields
+from ldm.storage.store import check_access
 from ldm.storage.weights import DTYPES
 
 CLASSES = {"AutoencoderKL": "autoencoder", "VQModel": "autoencoder"} | dict.fromkeys(
@@ -143,6 +144,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _dtypes(path: Path) -> set[torch.dtype]:
+    check_access(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no dict)

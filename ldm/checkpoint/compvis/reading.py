@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.storage.store import load_tensors
+from ldm.storage.store import check_access, load_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -41,6 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
+    check_access(path)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}

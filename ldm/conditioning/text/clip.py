@@ -35,9 +35,7 @@ class CLIPConfig(TextSection):
     intermediate_size: Width | None = None  # None: four times the width
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"  # gelu: the models of OpenCLIP
     layer_norm_eps: float = Field(1e-5, gt=0, lt=1)
-    eos_token_id: int = Field(
-        49407, ge=0
-    )  # where the text is pooled; 2 (old files): at the largest id
+    eos_token_id: int = Field(49407, ge=0)  # where the text is pooled; 2 (old files): at the largest id
     projection_dim: Width | None = None  # width of the pooled text; None: it is not made
     layer: Literal["last", "penultimate"] = "last"  # whose output is the context
     final_norm: bool = True  # whether that output goes through the last layer norm

@@ -29,7 +29,7 @@ from ldm.errors import UserError
 from ldm.models.precision import require_finite
 from ldm.processes import ProcessShare
 from ldm.storage.renames import first_facts
-from ldm.storage.store import save_json, save_tensors
+from ldm.storage.store import check_access, save_json, save_tensors
 from ldm.training.cache.fingerprints import Encoders, facts_of
 from ldm.training.latents import BATCH, encode
 
@@ -120,7 +120,7 @@ class CacheWriter:
         if not path.is_file():
             return False
         try:
-            self._check(parse_facts(_told(path)["facts"]))
+            self._check(parse_facts(_recorded(path)["facts"]))
         except (SafetensorError, ValueError, KeyError, TypeError):
             return False  # damaged: it is made again
         return True
@@ -189,7 +189,7 @@ class CacheWriter:
     def _described(self, block: Block) -> tuple[Shard, dict[str, list[str]]]:
         """Return what the index records about a file and about its images that cannot be read."""
         path = self._path(block)
-        return Shard(path.name, block.first, block.images, file_digest(path)), _told(path)["unreadable"]
+        return Shard(path.name, block.first, block.images, file_digest(path)), _recorded(path)["unreadable"]
 
     def _write_index(self, mine: Sequence[tuple[Shard, dict[str, list[str]]]]) -> None:
         described = self.share.gather(mine)  # waits for everyone
@@ -209,8 +209,9 @@ class CacheWriter:
         return self.folder / shard_name(block.number)
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _recorded(path: Path) -> dict[str, Any]:
     """Return the facts that a file records about itself."""
+    check_access(path)
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["cache"])
 
