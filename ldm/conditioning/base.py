@@ -300,6 +300,15 @@ class Conditioning(ABC):
         return
 
     @classmethod
+    def check_source(cls, source: Source) -> None:
+        """Check that the data contains what training needs.
+
+        Raises:
+            UserError: if it does not.
+        """
+        return
+
+    @classmethod
     @abstractmethod
     def create(cls, config: Config, source: Source, accelerator: Accelerator) -> Self:
         """Create new modules; called by every process."""

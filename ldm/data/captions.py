@@ -8,7 +8,9 @@ from typing import Any
 
 from ldm.errors import UserError
 
-USUAL = ("captions", "text", "caption", "prompt")  # the first that exists is used where no field is configured
+# Names of caption fields in any case; the first that exists is used if no field is configured.
+USUAL = ("captions", "text", "caption", "prompt", "description", "alt_text", "alt")
+TEXT_SUFFIXES = (".txt", ".caption")  # of files with captions, one per line
 
 
 def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> tuple[str, ...]:
@@ -21,7 +23,13 @@ def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> 
     missing = [field for field in columns_of(columns, asked) if field not in columns]
     if missing:
         raise UserError(f"data {data!r} has no field {missing[0]!r} (data.caption_fields), only {', '.join(columns)}")
-    return asked or tuple(name for name in USUAL if name in columns)[:1]
+    return asked or usual_field(columns)
+
+
+def usual_field(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the first name of `USUAL` among field names, as it is written there; () if there is none."""
+    found = {name.strip().lower(): name for name in reversed(list(names))}
+    return tuple(found[name] for name in USUAL if name in found)[:1]
 
 
 def columns_of(columns: Iterable[str], fields: tuple[str, ...]) -> list[str]:
@@ -57,7 +65,7 @@ def field_of(record: bytes | None, field: str) -> Any:
 
 def _of_sidecars(text: str | None, record: Mapping[str, Any] | None, asked: tuple[str, ...]) -> list[str]:
     if record is not None:
-        fields = asked or tuple(name for name in USUAL if name in record)[:1]
+        fields = asked or usual_field(record)
         captions = of_record(record, fields)
         if captions:
             return captions

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 MAP_FIELDS = ("map", "map_file_name")  # of metadata; the second is the name in Hugging Face's image folders
 METADATA: dict[str, tuple[str, dict[str, Any]]] = {
     "metadata.jsonl": ("json", {}),
-    "metadata.csv": ("csv", {"keep_default_na": False}),
+    "metadata.csv": ("csv", {"keep_default_na": False, "skipinitialspace": True}),
+    "metadata.json": ("json", {}),
 }
+HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")  # folders that are not trained on beside `train`
 
 
 class FolderSource(IndexedSource):
@@ -60,10 +63,9 @@ class FolderSource(IndexedSource):
         """Open a folder with `metadata.jsonl` or `metadata.csv`, with `image.txt` beside `image.png`, or bare."""
         walked = None if is_remote(data) else walk(Path(data))
         files = list_files(data) if walked is None else dict.fromkeys(walked.files)
-        for metadata, (kind, options) in METADATA.items():
-            if metadata in files:
-                path = f"{data.rstrip('/')}/{metadata}"
-                return cls._with_metadata(data, path, load_table(kind, path, [path], **options), config, files)
+        tables = metadata_files(files)
+        if tables:
+            return cls._with_metadata(data, tables, config, files)
         names, notes = select_images(files, None if walked is None else Path(data))
         notes += [] if walked is None else walked.notes()
         field = config.class_field
@@ -78,11 +80,11 @@ class FolderSource(IndexedSource):
 
     @classmethod
     def _with_metadata(
-        cls, data: str, path: str, table: Any, config: DataConfig, files: Mapping[str, int | None]
+        cls, data: str, tables: Sequence[str], config: DataConfig, files: Mapping[str, int | None]
     ) -> FolderSource:
-        columns, names = table.features, table["file_name"] if "file_name" in table.features else ()
-        if not names:
-            raise UserError(f"{path} has no column file_name, only {', '.join(columns)}")
+        path = f"{data.rstrip('/')}/{tables[0]}"
+        table, names = _load_metadata(data, tables)
+        columns = table.features
         fields = captions_of.choose_fields(columns, config.caption_fields, path)
         rows = table.select_columns(captions_of.columns_of(columns, fields))
         if config.class_field == FOLDER:
@@ -115,7 +117,7 @@ class FolderSource(IndexedSource):
         try:
             if self._rows is not None:
                 return captions_of.of_record(self._rows[index] if self._fields else {}, self._fields) or [""]
-            text, record = (self._beside(name, suffix) for suffix in (".txt", ".json"))
+            text, record = self._beside(name, captions_of.TEXT_SUFFIXES), self._beside(name, (".json",))
             return captions_of.of_contents(text, record, self._fields)
         except (OSError, ValueError) as error:
             raise UnreadableError(name, error) from error
@@ -133,9 +135,21 @@ class FolderSource(IndexedSource):
         except (OSError, KeyError):
             return name
 
-    def _beside(self, image: str, suffix: str) -> bytes | None:
-        name = str(PurePosixPath(image).with_suffix(suffix))
-        return read_if_present(self._path(name)) if name in self._files or not is_remote(self.name) else None
+    def _beside(self, image: str, suffixes: Sequence[str]) -> bytes | None:
+        """Read the first of `image.txt`, `image.png.txt` and so on, whatever the case of the suffix."""
+        for suffix in suffixes:
+            for name in (str(PurePosixPath(image).with_suffix("")) + suffix, image + suffix):
+                found = name if not self._files else self._sidecars.get(_lower_suffix(name))
+                content = None if found is None else read_if_present(self._path(found))
+                if content is not None:
+                    return content
+        return None
+
+    @cached_property
+    def _sidecars(self) -> dict[str, str]:
+        """Names of the files that may have captions, by the name with a lower-case suffix."""
+        suffixes = (*captions_of.TEXT_SUFFIXES, ".json")
+        return {_lower_suffix(name): name for name in self._files if name.lower().endswith(suffixes)}
 
     def _content(self, name: str) -> bytes | Path:
         """Return a local file's path, or a remote file's bytes."""
@@ -148,3 +162,46 @@ class FolderSource(IndexedSource):
 
     def _path(self, name: str) -> str:
         return f"{self.name.rstrip('/')}/{name}"
+
+
+def metadata_files(files: Iterable[str]) -> list[str]:
+    """Return the tables of metadata: the one at the top, else those of folders, as Hugging Face's image folders.
+
+    Folders of other splits are left out if there is a folder `train`.
+    """
+    files = list(files)
+    top = [name for name in METADATA if name in files]
+    found = top[:1] or sorted(name for name in files if PurePosixPath(name).name in METADATA)
+    folders = {PurePosixPath(name).parts[0] for name in found}
+    if "train" not in folders:
+        return found
+    return [name for name in found if PurePosixPath(name).parts[0].lower() not in HELD_OUT]
+
+
+def _load_metadata(data: str, tables: Sequence[str]) -> tuple[Any, list[str]]:
+    """Load tables of metadata as one; also return the names of the images below the folder.
+
+    Raises:
+        UserError: if a table cannot be read or has no images, or if their columns differ.
+    """
+    from datasets import concatenate_datasets
+
+    loaded, names = [], []
+    for name in tables:
+        path = f"{data.rstrip('/')}/{name}"
+        kind, options = METADATA[PurePosixPath(name).name]
+        table = load_table(kind, path, [path], **options)
+        if "file_name" not in table.features or not len(table):
+            raise UserError(f"{path} has no column file_name, only {', '.join(table.features)}")
+        loaded.append(table)
+        names += [str(PurePosixPath(name).parent / file) for file in table["file_name"]]
+    try:
+        return (loaded[0] if len(loaded) == 1 else concatenate_datasets(loaded)), names
+    except Exception as error:  # `datasets` raises several types for columns that differ
+        raise UserError(f"{' and '.join(tables[:2])} in {data} have different columns: {error}") from error
+
+
+def _lower_suffix(name: str) -> str:
+    """Return a name with its last suffix in lower case."""
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) + suffix.lower()

@@ -129,10 +129,10 @@ class Shards(Source):
         return decode_map(item.members[MAP], item.name)
 
     def captions(self, item: Packed) -> list[str]:
-        """Read the captions of the `.json` or `.txt`."""
+        """Read the captions of the `.json`, `.txt` or `.caption`."""
         members = _members(item)
         try:
-            return captions_of.of_contents(members.get("txt"), members.get("json"), self.caption_fields)
+            return captions_of.of_contents(_text(members), members.get("json"), self.caption_fields)
         except ValueError as error:
             raise UnreadableError(item.name, error) from error
 
@@ -249,3 +249,7 @@ def _shards_in(folder: str) -> list[str]:
     if any(name.suffix.lower() in IMAGE_SUFFIXES or name.stem == "metadata" for name in names):
         return []
     return sorted(f"{folder.rstrip('/')}/{name}" for name in names if name.suffix == ".tar")
+
+
+def _text(members: Mapping[str, bytes]) -> bytes | None:
+    return next((members[suffix[1:]] for suffix in captions_of.TEXT_SUFFIXES if suffix[1:] in members), None)

@@ -34,7 +34,9 @@ def load_table(kind: str, data: str, files: Sequence[str] | None = None, **optio
     if files is not None:
         options["data_files"] = files[0] if is_remote(files[0]) else local_files(files)
     try:
-        return load_dataset(kind, split="train", **options)
+        table = load_dataset(kind, split="train", **options)
+        bare = {name: name.strip().removeprefix("\ufeff") for name in table.column_names}
+        return table.rename_columns(bare) if any(name != other for name, other in bare.items()) else table
     except Exception as error:  # `datasets` raises dozens of types for missing, broken and unreachable data
         cause = error.__cause__ or error  # the error itself often says only that generating the data set failed
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__

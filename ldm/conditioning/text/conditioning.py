@@ -35,6 +35,7 @@ from ldm.conditioning.text.sources import adopt, load_source, source_config
 from ldm.conditioning.text.tokenizers import Tokenizer, train_tokenizer
 from ldm.config.compatibility import check_same
 from ldm.config.section import Section, parse
+from ldm.data.missing_captions import require_captions
 from ldm.errors import UserError
 from ldm.registry import TEXT_ENCODERS
 
@@ -183,6 +184,11 @@ class TextConditioning(Conditioning):
                 raise UserError(
                     f"training.unet.text_learning_rate applies to a trained text encoder, but {name}.frozen is true"
                 )
+
+    @classmethod
+    def check_source(cls, source: Source) -> None:
+        """Check that the data has captions."""
+        require_captions(source)
 
     @classmethod
     def create(cls, config: Config, source: Source, accelerator: Accelerator) -> Self:

@@ -35,6 +35,8 @@ def initial_pipeline(
     """
     if run.steps():
         return _of_run(config, source, run, vae)
+    for kind in config.conditionings:
+        kind.check_source(source)
     given = None if init is None else load_pipeline(find_model(init))
     autoencoder = _autoencoder(config, vae, given, init or "")
     found = []
