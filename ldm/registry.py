@@ -179,7 +179,13 @@ SAMPLERS = Registry(
         "plms": "ldm.diffusion.samplers.plms:plms",
         "dpmpp-2m": "ldm.diffusion.samplers.dpm_solver:dpmpp_2m",
         "dpmpp-2m-sde": "ldm.diffusion.samplers.dpm_solver:dpmpp_2m_sde",
+        "dpmpp-2s": "ldm.diffusion.samplers.dpm_solver:dpmpp_2s",
+        "dpmpp-sde": "ldm.diffusion.samplers.midpoint:dpmpp_sde",
         "unipc": "ldm.diffusion.samplers.unipc:unipc",
+        "deis": "ldm.diffusion.samplers.multistep:deis",
+        "lms": "ldm.diffusion.samplers.multistep:lms",
+        "kdpm2": "ldm.diffusion.samplers.midpoint:kdpm2",
+        "kdpm2-ancestral": "ldm.diffusion.samplers.midpoint:kdpm2_ancestral",
         "lcm": "ldm.diffusion.samplers.consistency:lcm",
     },
 )

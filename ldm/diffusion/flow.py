@@ -109,7 +109,7 @@ class RectifiedFlow(NoiseSchedule):
         if timesteps[0] > self.config.num_train_timesteps:
             raise UserError(f"timestep {timesteps[0]:g}: the flow begins at {self.config.num_train_timesteps}")
         t = torch.tensor(timesteps, dtype=torch.float64)
-        return Grid((*(self.level(at, torch.float64) for at in t), clean_level()))
+        return self._levels(t)
 
     def chain(self) -> Grid:
         """Return levels at num_train_timesteps evenly spaced times from 1, shifted, and the image itself."""
@@ -118,7 +118,15 @@ class RectifiedFlow(NoiseSchedule):
 
     def _grid(self, times: Tensor) -> Grid:
         t = self._shifted(times) * self.config.num_train_timesteps  # (steps,)
-        return Grid((*(self.level(at, torch.float64) for at in t), clean_level()))
+        return self._levels(t)
+
+    def _levels(self, t: Tensor) -> Grid:
+        """Return the levels at decreasing t (steps,) and the image after them."""
+
+        def by_ratio(ratio: Tensor) -> Level:
+            return self.level(ratio / (1 + ratio) * self.config.num_train_timesteps, torch.float64)
+
+        return Grid((*(self.level(at, torch.float64) for at in t), clean_level()), by_ratio=by_ratio)
 
     def _shifted(self, time: Tensor) -> Tensor:
         shift = self.config.shift

@@ -8,7 +8,9 @@ All samplers use the same grids. diffusers' schedulers differ, so their grids ha
 | linspace | DDIM, DDPM, PNDM; DPM-Solver and UniPC as above |
 | trailing | all |
 | fractional | "linspace" of Euler, Euler-ancestral and Heun |
-| karras, exponential | `use_karras_sigmas`, `use_exponential_sigmas` of Euler and Heun with "linspace" |
+| karras, exponential, beta | `use_karras_sigmas`, `use_exponential_sigmas`, `use_beta_sigmas` with "linspace" |
+
+`use_lu_lambdas` is exponential.
 
 DPM-Solver and UniPC have the levels of karras and exponential too, but pass the network a t that is rounded (karras) or
 truncated (exponential, and karras of DPM-Solver with the cosine schedule). Here each step ends where the next begins;
@@ -48,7 +50,7 @@ def make_grid(schedule: TableSchedule, steps: int, spacing: str | None = None) -
         raise UserError(f"{steps} sampling steps: the model was trained with {total}, so give 1 to {total}")
     check_spacing(spacing)
     levels = SPACINGS[spacing or schedule.config.spacing](schedule, steps)
-    return Grid((*levels, _final_level(schedule)))
+    return _grid(schedule, levels)
 
 
 def grid_at(schedule: TableSchedule, timesteps: Sequence[float]) -> Grid:
@@ -63,7 +65,14 @@ def grid_at(schedule: TableSchedule, timesteps: Sequence[float]) -> Grid:
         raise UserError(f"timestep {timesteps[0]:g}: the model was trained with 0 to {last}")
     whole = all(float(t).is_integer() for t in timesteps)
     t = torch.tensor(timesteps, dtype=torch.int64 if whole else torch.float64)
-    return Grid((*_at(schedule, t), _final_level(schedule)))
+    return _grid(schedule, _at(schedule, t))
+
+
+def _grid(schedule: TableSchedule, levels: list[Level]) -> Grid:
+    def by_ratio(ratio: Tensor) -> Level:
+        return _at_ratios(schedule, ratio[None])[0]
+
+    return Grid((*levels, _final_level(schedule)), by_ratio=by_ratio)
 
 
 def check_spacing(spacing: str | None) -> None:
@@ -132,6 +141,27 @@ def _exponential(schedule: TableSchedule, steps: int) -> list[Level]:
     return _at_ratios(schedule, (highest + ramp * (lowest - highest)).exp())
 
 
+def _beta(schedule: TableSchedule, steps: int) -> list[Level]:
+    """At the quantiles of a Beta(0.6, 0.6) distribution in sigma / alpha (Lee et al. 2024)."""
+    lowest, highest = _ratios(schedule)[[0, -1]]
+    places = _beta_quantiles(1 - torch.linspace(0, 1, steps, dtype=torch.float64))
+    return _at_ratios(schedule, lowest + places * (highest - lowest))
+
+
+def _beta_quantiles(shares: Tensor, shape: float = 0.6) -> Tensor:
+    """Return the quantiles of Beta(shape, shape), by bisection of its distribution's series (DLMF 8.17.7)."""
+    lower = torch.minimum(shares, 1 - shares)  # the distribution is symmetric
+    n = torch.arange(60, dtype=torch.float64)  # powers of at most 1 / 2
+    factors = torch.cat([torch.ones(1, dtype=torch.float64), ((n - shape + 1) / (n + 1)).cumprod(0)[:-1]]) / (n + shape)
+    scale = math.gamma(2 * shape) / math.gamma(shape) ** 2
+    low, high = torch.zeros_like(lower), torch.full_like(lower, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = scale * middle**shape * (middle[:, None] ** n @ factors) < lower
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(shares <= 0.5, low, 1 - low)
+
+
 SPACINGS: dict[str, Callable[[TableSchedule, int], list[Level]]] = {
     "leading": _leading,
     "trailing": _trailing,
@@ -139,6 +169,7 @@ SPACINGS: dict[str, Callable[[TableSchedule, int], list[Level]]] = {
     "fractional": _fractional,
     "karras": _karras,
     "exponential": _exponential,
+    "beta": _beta,
 }
 
 # --- levels by t and by sigma / alpha ---------------------------------------------------------------------------------

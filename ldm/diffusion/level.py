@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Grid:
 
     levels: tuple[Level, ...]
     initial_scale: float = 1.0
+    by_ratio: Callable[[Tensor], Level] | None = None  # the schedule's level with a given sigma / alpha, ()
 
     def __len__(self) -> int:
         """Return number of steps, one less than levels."""
@@ -81,7 +82,12 @@ class Grid:
 
     def last(self, steps: int) -> Grid:
         """Return the last `steps` steps."""
-        return Grid(self.levels[len(self) - steps :], self.initial_scale)
+        return replace(self, levels=self.levels[len(self) - steps :])
+
+    def at_ratio(self, ratio: Tensor) -> Level:
+        """Return the schedule's level with a given sigma / alpha, (), between those of the grid."""
+        assert self.by_ratio is not None, "this grid was made without a schedule"
+        return self.by_ratio(ratio)
 
     @property
     def t(self) -> Tensor:

@@ -13,7 +13,8 @@ from ldm.storage.fields import Fields, Fixed, refused
 LEARNED = "learned_range"
 VARIANCES = {"small": "fixed_small", "large": "fixed_large"}  # our names -> diffusers', which has two for small
 SMALL = (None, VARIANCES["small"], "fixed_small_log")
-SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
+SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+LU = "use_lu_lambdas"  # the same levels as use_exponential_sigmas
 
 SAMPLING: Fields = dict.fromkeys(
     (
@@ -26,6 +27,7 @@ SAMPLING: Fields = dict.fromkeys(
         "predict_x0",
         "disable_corrector",
         "original_inference_steps",
+        "noise_sampler_seed",
     )
 )
 DEFAULTS: Fields = SAMPLING | {
@@ -42,6 +44,8 @@ DEFAULTS: Fields = SAMPLING | {
     "final_sigmas_type": "zero",
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    LU: False,
     "clip_sample": False,
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
@@ -54,8 +58,6 @@ FIXED: Fixed = {
     "trained_betas": (None,),
     "skip_prk_steps": (True,),
     "variance_type": SMALL,
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
     "use_flow_sigmas": (False, None),
     "use_dynamic_shifting": (False, None),
     "lambda_min_clipped": (-math.inf,),
@@ -116,7 +118,8 @@ def _even(theirs: Fields) -> str:
 
 def _multistep(theirs: Fields, where: Path) -> str:
     """Return the grid of multistep schedulers: the flags span the whole schedule, whatever the spacing."""
-    return next((spaced for flag, spaced in SPACING_FLAGS.items() if theirs[flag]), str(theirs["timestep_spacing"]))
+    flags = SPACING_FLAGS | {LU: "exponential"}
+    return next((spaced for flag, spaced in flags.items() if theirs[flag]), str(theirs["timestep_spacing"]))
 
 
 def _singlestep(theirs: Fields, where: Path) -> str:
@@ -165,6 +168,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     "EulerAncestralDiscreteScheduler": Scheduler(_between_without_flags, _always, _LINSPACE),
     "HeunDiscreteScheduler": Scheduler(_between_timesteps, _always, _LINSPACE | _SMALL_BETAS),
     "LMSDiscreteScheduler": Scheduler(_between_timesteps, _always, _LINSPACE),
+    "DPMSolverSDEScheduler": Scheduler(_between_timesteps, _always, _LINSPACE | _SMALL_BETAS),
     "KDPM2DiscreteScheduler": Scheduler(_between_timesteps, _always, _LINSPACE | _SMALL_BETAS),
     "KDPM2AncestralDiscreteScheduler": Scheduler(_between_timesteps, _always, _LINSPACE | _SMALL_BETAS),
     "DPMSolverMultistepScheduler": Scheduler(_multistep, _by_type, _LINSPACE, _LEARNED, CLIPS[1:]),

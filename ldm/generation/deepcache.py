@@ -26,8 +26,10 @@ class DeepCacheUNet:
         self._cached: tuple[int, Tensor] | None = None  # a position in the grid and its features (B, C, h, w)
 
     def denoise(self, t: float, latents: Tensor, embedding: Tensor, projected: list[KeysValues]) -> Tensor:
-        """Return `UNet.denoise` at a timestep of the grid, exactly or with features of an earlier level."""
-        position = self._positions[t]
+        """Return `UNet.denoise`, exactly or at a timestep of the grid with features of an earlier level."""
+        position = self._positions.get(t)
+        if position is None:  # a call between two levels of the grid
+            return self.unet.denoise(latents, embedding, projected)
         if self._cached is not None and 0 < position - self._cached[0] < self.every:
             return self._shallow(self._cached[1], latents, embedding, projected)
         unet = self.unet

@@ -129,7 +129,8 @@ class Request:
     )
     sampler: str | None = option(
         None,
-        "ddim, ddpm, ddpm-large, euler, euler-ancestral, heun, plms, dpmpp-2m, dpmpp-2m-sde, unipc or lcm.",
+        "ddim, ddpm, ddpm-large, euler, euler-ancestral, heun, plms, dpmpp-2m, dpmpp-2m-sde, dpmpp-2s, dpmpp-sde, "
+        "unipc, deis, lms, kdpm2, kdpm2-ancestral or lcm.",
         str,
         shown="ddim; fast and draft: unipc",
     )
@@ -137,7 +138,7 @@ class Request:
         None, "Share of fresh noise in a step, 0 to 1, for sampler ddim.", float, shown="the sampler's, 0 for ddim"
     )
     spacing: str | None = option(
-        None, "leading, trailing, linspace, fractional, karras or exponential.", str, shown="the model's"
+        None, "leading, trailing, linspace, fractional, karras, exponential or beta.", str, shown="the model's"
     )
     timesteps: tuple[float, ...] | None = option(
         None,

@@ -58,16 +58,22 @@ def conditional_denoiser(
     projected, in_time = unet.project_context(condition.context), condition.in_time
     rows = in_time.count or 1  # one for all images where the embedding depends on t alone
     repeated = in_time.map(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)))
-    t = grid.t.to(next(unet.parameters()).device).repeat_interleave(rows)  # (steps * B)
+    device = next(unet.parameters()).device
+    t = grid.t.to(device).repeat_interleave(rows)  # (steps * B)
     embedded = unet.embed_time(t, repeated.classes, repeated.added).split(rows)  # (B or 1, E) for each step
     embeddings = dict(zip(grid.t.tolist(), embedded, strict=True))
     cached = DeepCacheUNet(unet, grid, deepcache) if deepcache > 1 else None
     replayed = pipe.prepared_unet.replayed(unet)
 
+    def embedding_at(t: Tensor) -> Tensor:
+        if (found := embeddings.get(t.item())) is not None:
+            return found
+        return unet.embed_time(t.to(device).repeat(rows), in_time.classes, in_time.added)  # between two levels
+
     def network(x: Tensor, t: Tensor) -> Tensor:
         if condition.concat is not None:
             x = torch.cat([x, condition.concat], dim=1)
-        constants = embeddings[t.item()], projected
+        constants = embedding_at(t), projected
         if cached is not None:
             return cached.denoise(t.item(), x, *constants).to(x.dtype)
         differentiable = x.requires_grad and torch.is_grad_enabled()

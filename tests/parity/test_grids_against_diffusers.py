@@ -135,7 +135,6 @@ def test_schedulers_between_timesteps_are_understood(name: str) -> None:
             "use_karras_sigmas is True",
         ),
         ({"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": "one"}, "final_sigmas_type is 'one'"),
-        ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "use_beta_sigmas is True"),
         ({"_class_name": "EulerDiscreteScheduler", "sigma_max": 9.0}, "sigma_max"),
         (
             {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "timestep_spacing": "leading"},

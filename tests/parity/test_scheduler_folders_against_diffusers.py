@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,14 @@ DISTILLED = ["LCMScheduler", "TCDScheduler"]
 TABLES = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", *DISTILLED]
 
 
+def scheduler_class(name: str) -> Any:
+    """Return a class of diffusers; that of the SDE imports torchsde, of which only its noise needs anything."""
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+    if name == "DPMSolverSDEScheduler":
+        return importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
+    return getattr(diffusers, name)
+
+
 def saved(scheduler: Any, folder: Path) -> Any:
     """Our schedule out of its folder, whose table in float64 takes the place of its own, of float32."""
     scheduler.save_config(folder)
@@ -81,7 +92,7 @@ def visited(name: str, theirs: Any, steps: int) -> tuple[torch.Tensor, torch.Ten
     sigmas = theirs.sigmas.double()
     if "KDPM2" in name:
         return t[::2], torch.cat([sigmas[:1], sigmas[1:-1:2]])
-    if "Heun" in name:
+    if "Heun" in name or "SDE" in name:
         return t[::2], torch.cat([sigmas[:-1:2], sigmas[-1:]])
     return t, sigmas
 
@@ -96,7 +107,7 @@ def assert_visits(name: str, grid: Grid, t: torch.Tensor, levels: torch.Tensor) 
     "origin", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd 1", "defaults"))]
 )
 def test_the_levels_are_those_of_its_own_class(name: str, origin: str, tmp_path: Path) -> None:
-    kind = getattr(diffusers, name)
+    kind = scheduler_class(name)
     own = {"skip_prk_steps": True} if name == "PNDMScheduler" else {"clip_sample": False} if name in TABLES else {}
     theirs = kind(**own) if origin == "defaults" else kind.from_config(PUBLISHED[origin])
     schedule = saved(theirs, tmp_path)
@@ -110,19 +121,35 @@ def test_the_levels_are_those_of_its_own_class(name: str, origin: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", [name for name, kind in SCHEDULERS.items() if name not in TABLES])
-@pytest.mark.parametrize("flag", ["use_karras_sigmas", pytest.param("use_exponential_sigmas", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "flag",
+    ["use_karras_sigmas", "use_beta_sigmas", pytest.param("use_exponential_sigmas", marks=pytest.mark.slow)],
+)
 def test_levels_even_in_their_noise_are_those_of_its_own_class(name: str, flag: str, tmp_path: Path) -> None:
     if name == "EulerAncestralDiscreteScheduler":
         with pytest.raises(UserError, match=f"{flag} is True"):
             scheduler_from_fields(SD_1 | {"_class_name": name, "clip_sample": False, flag: True}, tmp_path)
         return
-    theirs = getattr(diffusers, name).from_config(SD_1, **{flag: True})
+    theirs = scheduler_class(name).from_config(SD_1, **{flag: True})
     schedule = saved(theirs, tmp_path)
     for steps in (5, 25):
         t, levels = visited(name, theirs, steps)
         grid = schedule.grid(steps)
         torch.testing.assert_close(ratios(grid), levels, rtol=1e-6, atol=0)
         assert ((grid.t - t).abs() <= 1).all()  # some round or cut it to an integer
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"])
+def test_levels_of_lu_lambdas_are_those_of_its_own_class(name: str, tmp_path: Path) -> None:
+    if name == "DPMSolverSinglestepScheduler":
+        assert not hasattr(diffusers.DPMSolverSinglestepScheduler().config, "use_lu_lambdas")
+        return
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(SD_1, use_lu_lambdas=True)
+    schedule = saved(theirs, tmp_path)
+    t, levels = visited(name, theirs, 10)
+    grid = schedule.grid(10)
+    torch.testing.assert_close(ratios(grid), levels, rtol=1e-6, atol=0)
+    assert ((grid.t - t).abs() <= 1).all()
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
@@ -147,7 +174,6 @@ def test_a_learned_variance_is_seen(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
         ("DPMSolverMultistepScheduler", "lambda_min_clipped", -5.1),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
         ("DPMSolverMultistepScheduler", "variance_type", "learned"),
@@ -157,7 +183,8 @@ def test_a_learned_variance_is_seen(name: str, tmp_path: Path) -> None:
         ("UniPCMultistepScheduler", "use_dynamic_shifting", True),
         ("UniPCMultistepScheduler", "shift_terminal", 0.1),
         ("UniPCMultistepScheduler", "sigma_max", 9.0),
-        ("DEISMultistepScheduler", "use_beta_sigmas", True),
+        ("DEISMultistepScheduler", "use_beta_sigmas", "yes"),
+        ("DDIMScheduler", "use_beta_sigmas", True),
         ("LMSDiscreteScheduler", "variance_type", "learned_range"),
         ("LCMScheduler", "timestep_scaling", 5.0),
         ("LCMScheduler", "clip_sample", "yes"),

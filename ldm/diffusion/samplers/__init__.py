@@ -6,7 +6,9 @@
 | ddpm, euler-ancestral, ddpm-large | n | each step, except one that ends without noise |
 | heun | 2 n - 1 (2 n - 2 from zero signal) | none |
 | plms | n + 1 (n from zero signal, or if n = 1) | none |
-| dpmpp-2m, unipc | n | none |
+| dpmpp-2m, dpmpp-2s, unipc, deis, lms | n | none |
+| kdpm2 | 2 n, or 2 n - 1 if the last step ends without noise | none |
+| kdpm2-ancestral, dpmpp-sde | as kdpm2 | each step, except one that ends without noise |
 | dpmpp-2m-sde | n | each step, except one that ends without noise |
 | lcm | n | each step except the last |
 

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) and its stochastic variant."""
+"""DPM-Solver++(2M), its stochastic variant, and DPM-Solver++(2S)."""
 
 from __future__ import annotations
 
@@ -54,6 +54,27 @@ class DPMSolver2M:
 
     def _ends_plainly(self, grid: Grid) -> bool:
         return bool(grid.levels[-1].sigma == 0) or (self.lower_order_final and len(grid) < FEW_STEPS)
+
+
+def dpmpp_2s(denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
+    """Sample by DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) on the levels of the grid; `noise` is not called.
+
+    Steps of first and second order alternate; one of second order repeats the step before it with the image
+    extrapolated through both predictions. A step to the image itself, which is infinitely long, is of first order.
+    """
+    seen: list[tuple[Seen, Tensor]] = []  # predictions of this pair of steps, and the x that they were made from
+    for level, following in grid.steps():
+        denoised = denoiser(x, level)
+        newest = Seen(level, denoised.x0)
+        if not seen or seen[0][0].level.alpha == 0 or following.sigma == 0:
+            seen, start, image = [(newest, x)], level, newest.x0
+        else:
+            (before, x), seen = seen[0], []
+            start, length = before.level, following.log_snr - before.level.log_snr
+            image = before.x0 + length / (level.log_snr - start.log_snr) / 2 * (newest.x0 - before.x0)
+        of_x, of_x0, _ = coefficients(start, following)
+        x = of_x * x + of_x0 * image
+        yield Step(x, following, denoised)
 
 
 def extrapolated(earlier: Seen, newest: Seen, following: Level) -> Tensor:
