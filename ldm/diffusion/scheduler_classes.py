@@ -163,7 +163,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     "DDPMScheduler": Scheduler(_at_timesteps, _always, {"clip_sample": True}, (*_LEARNED, VARIANCES["large"]), CLIPS),
     "PNDMScheduler": Scheduler(_at_timesteps, _by_flag, {"set_alpha_to_one": False, "skip_prk_steps": False}),
     "LCMScheduler": Scheduler(_distilled, _by_flag, _SMALL_BETAS | {"beta_schedule": "scaled_linear"}, clips=CLIPS),
-    "TCDScheduler": Scheduler(_distilled, _by_flag, _SMALL_BETAS | {"beta_schedule": "scaled_linear"}),
+    "TCDScheduler": Scheduler(_distilled, _never, _SMALL_BETAS | {"beta_schedule": "scaled_linear"}),
     "EulerDiscreteScheduler": Scheduler(_between_timesteps, _by_type, _LINSPACE),
     "EulerAncestralDiscreteScheduler": Scheduler(_between_without_flags, _always, _LINSPACE),
     "HeunDiscreteScheduler": Scheduler(_between_timesteps, _always, _LINSPACE | _SMALL_BETAS),

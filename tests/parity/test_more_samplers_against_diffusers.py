@@ -8,6 +8,7 @@ DPM-Solver++ round x to float32 in every step: there single steps agree to 1e-6 
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -20,6 +21,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from oracle import (
@@ -38,6 +40,7 @@ from oracle import (
 )
 from torch import Tensor
 
+from ldm.checkpoint.diffusers.pipeline import load_scheduler
 from ldm.diffusion.denoiser import make_denoiser
 from ldm.diffusion.level import Grid
 from ldm.diffusion.prediction import make_prediction
@@ -47,6 +50,7 @@ from ldm.diffusion.samplers.inversion import invert
 from ldm.diffusion.samplers.plms import PLMS
 from ldm.diffusion.samplers.unipc import UniPC
 from ldm.diffusion.schedule import TableSchedule
+from ldm.registry import SCHEDULES
 
 MULTISTEP_SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential")
 
@@ -294,3 +298,20 @@ def test_inversion_of_a_clean_image_differs_in_where_v_is_looked_at() -> None:
     our_first = inverted(schedule, grid, "v")[1]
     noise = first.alpha * v + first.sigma * start()
     torch.testing.assert_close(our_first, first.noisy(start(), noise), rtol=1e-9, atol=1e-9)
+
+
+# --- TCD: DDIM without its noise, to timestep 0 -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", THEIR_PREDICTION)
+@pytest.mark.parametrize("steps", [1, 5, 10])
+def test_a_tcd_folder_ends_at_timestep_0(prediction: str, steps: int, tmp_path: Path) -> None:
+    scheduler = TCDScheduler(prediction_type=THEIR_PREDICTION[prediction])
+    scheduler.save_config(tmp_path)
+    config = load_scheduler(tmp_path)
+    grid = SCHEDULES[config.schedule.kind](config.schedule).grid(steps)
+    scheduler.set_timesteps(steps)
+    x = start()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, eta=0.0).prev_sample
+    assert error(ours(make_sampler("ddim"), grid, prediction)[-1:], [x]) < 1e-4

@@ -87,6 +87,7 @@ def visited(name: str, theirs: Any, steps: int) -> tuple[torch.Tensor, torch.Ten
     if name in TABLES:
         t = t.unique().flip(0)  # PNDM asks the second one twice
         last = getattr(theirs, "final_alpha_cumprod", torch.ones(()))
+        last = theirs.alphas_cumprod[0] if name == "TCDScheduler" else last  # its step knows no other end
         alphas = torch.cat([theirs.alphas_cumprod[t.long()], torch.as_tensor(last).view(1)]).double()
         return t, (1 / alphas - 1).sqrt()
     sigmas = theirs.sigmas.double()
