@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ldm.cli.options import Device, Model
-from ldm.cli.output import IMAGE_SUFFIXES, check_writable
+from ldm.cli.output import FOLDER, IMAGE_SUFFIXES, check_writable, make_folder, new_file
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,12 +54,20 @@ def apply(
         typer.Option(help="Multiple of the direction; 0: none; repeatable.  [default: 1]"),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="An image file; with several images or amounts a contact sheet, a row for each image.")
-    ] = Path("moved.png"),
+        Path | None,
+        typer.Option(
+            help="An image file; with several images or amounts a contact sheet, a row for each image.  [default: a "
+            "new file in generated/]"
+        ),
+    ] = None,
     model: Model = "emoji",
     device: Device = None,
 ) -> None:
     """Move images along a direction."""
+    new = out is None
+    if out is None:
+        make_folder(FOLDER)
+        out = FOLDER / "moved.png"
     if out.suffix.lower() not in IMAGE_SUFFIXES:
         raise UserError(f"--out {out}: give an image's file, such as moved.png")
     check_writable([out])
@@ -79,6 +87,7 @@ def apply(
             [directions.cropped(pipe, image, found.settings), *row] for image, row in zip(given, rows, strict=True)
         ]
         made = contact_sheet([image for row in shown for image in row], columns=1 + len(amounts))
+    out = new_file(out) if new else out
     try:
         made.save(out)
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldm.cli.options import Device, Model, read_options, takes_request
+from ldm.cli.output import make_folder, new_file
 from ldm.errors import UserError
 from ldm.evaluation import SAMPLING
 
@@ -174,14 +175,11 @@ def reconstruct(
     autoencoder = Autoencoder.from_pretrained(find_autoencoder(model)).eval().to(find_device(device))
     multiple = autoencoder.config.downsampling_factor
     images = [cut_to_multiple(read_image(path), multiple, str(path)) for path in files]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create the folder {out}: {error.strerror}") from None
+    make_folder(out)
     for path, image in zip(files, images, strict=True):
         made = reconstruction(autoencoder, image, tile)
         both = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in (made, image)]
         values = "  ".join(f"{name} {measure(*both).item():.4g}" for name, measure in measures.items())
-        target = out / f"{path.stem}.png"
+        target = new_file(out / f"{path.stem}.png")
         Image.fromarray(made).save(target)
         typer.echo(f"{target}  {values}")

@@ -14,7 +14,7 @@ import typer
 from ldm.allocator import keep_freed_memory
 from ldm.cli import guidance
 from ldm.cli.options import Device, Model, read_options, takes_request
-from ldm.cli.output import check_writable, grid_columns, output_paths, save, save_grid
+from ldm.cli.output import FOLDER, check_writable, grid_columns, names_file, output_paths, save, save_grid
 from ldm.generation.option import PROMPT, parse_prompts
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ Prompts = Annotated[
         rich_help_panel=PROMPT,
     ),
 ]
-Out = Annotated[Path, typer.Option(help="An image file, numbered if there are several images, or a folder.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="An image file, numbered if there are several images, or a folder, where no file is overwritten."
+    ),
+]
 Grid = Annotated[bool, typer.Option("--grid", help="Save one contact sheet, with a row for each prompt.")]
 Tile = Annotated[
     int | None,
@@ -52,7 +57,7 @@ def generate(
     clip_scale: guidance.ClipScale = None,
     clip_crops: guidance.ClipCrops = None,
     clip_prompt: guidance.ClipPrompt = None,
-    out: Out = Path("generated"),
+    out: Out = FOLDER,
     grid: Grid = False,
     tile: Tile = None,
     device: Device = None,
@@ -85,14 +90,15 @@ def generate(
     files = {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     facts = parameters(request, model, pipe.size(request), files) | guidance.guidance_facts(request, classifier, clip)
     facts |= {} if tile is None else {"tile": tile}
+    new = not names_file(out)
     if grid:
-        _save_grid(pipe, request, share, paths[0], names, facts)
+        _save_grid(pipe, request, share, paths[0], names, facts, new)
     else:
-        _save_images(pipe, request, share, paths, facts)
+        _save_images(pipe, request, share, paths, facts, new)
 
 
 def _save_images(
-    pipe: TextToImage, request: Request, share: ProcessShare, paths: list[Path], facts: dict[str, object]
+    pipe: TextToImage, request: Request, share: ProcessShare, paths: list[Path], facts: dict[str, object], new: bool
 ) -> None:
     """Generate and save this process' share of the images."""
     numbers = share.of(len(request.images))
@@ -101,19 +107,24 @@ def _save_images(
             subject, seed = request.images[number]
             own = {"class": subject} if isinstance(subject, int) else {}
             prompt = "" if subject is None or isinstance(subject, int) else str(subject)
-            save(image, paths[number], prompt, facts | own | {"seed": seed})
-            typer.echo(paths[number])
+            save(image, paths[number], prompt, facts | own | {"seed": seed}, new)
 
 
 def _save_grid(
-    pipe: TextToImage, request: Request, share: ProcessShare, path: Path, names: list[str], facts: dict[str, object]
+    pipe: TextToImage,
+    request: Request,
+    share: ProcessShare,
+    path: Path,
+    names: list[str],
+    facts: dict[str, object],
+    new: bool,
 ) -> None:
     """Generate this process' share of the images, and save those of all processes as one contact sheet."""
     with progress_bar() as progress:
         images = share.gather(list(pipe.generate(request, None, progress, share.of(len(request.images)))))
     if share.is_first:
         columns = request.num_images if request.num_images > 1 else grid_columns(len(names))
-        save_grid(images, columns, path, names, facts | {"seed": request.seed})
+        save_grid(images, columns, path, names, facts | {"seed": request.seed}, new)
     share.leave()
 
 

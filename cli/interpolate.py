@@ -9,7 +9,7 @@ import typer
 
 from ldm.allocator import keep_freed_memory
 from ldm.cli.options import Device, Model, read_options, takes_request
-from ldm.cli.output import IMAGE_SUFFIXES, check_writable
+from ldm.cli.output import FOLDER, IMAGE_SUFFIXES, check_writable, make_folder, new_file, next_number
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,18 +26,22 @@ def interpolate(
     prompt: Annotated[str | None, typer.Option(help="Prompt for all frames between two seeds or images.")] = None,
     frames: Annotated[int, typer.Option(help="Number of images, including both ends.")] = 16,
     model: Model = "emoji",
-    out: Annotated[Path, typer.Option(help="A .gif, another image file for a contact sheet, or a folder.")] = (
-        Path("interpolate.gif")
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .gif, another image file for a contact sheet, or a folder.  [default: a new .gif in generated/]"
+        ),
+    ] = None,
     device: Device = None,
     **options: Any,
 ) -> None:
     """Interpolate between two prompts, seeds or images; between images without guidance."""
-    if out.suffix == "":
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    new = out is None
+    if out is None:
+        make_folder(FOLDER)
+        out = FOLDER / "interpolate.gif"
+    elif out.suffix == "":
+        make_folder(out)
     elif out.suffix.lower() not in (".gif", *IMAGE_SUFFIXES):
         raise UserError(f"--out {out}: give a .gif, an image's file or a folder")
     check_writable([out / "frame" if out.is_dir() else out])
@@ -61,6 +65,7 @@ def interpolate(
     else:
         start, end = (read_image(Path(path)) for path in (first, second))
         images = interpolate.between_images(pipe, prompt or "", start, end, frames, request)
+    out = new_file(out) if new else out
     save(images, out)
     typer.echo(out)
 
@@ -89,8 +94,8 @@ def save(images: list[Image.Image], out: Path) -> None:
             times[0] = times[-1] = HELD * MILLISECONDS
             images[0].save(out, save_all=True, append_images=images[1:], duration=times, loop=0)
         elif out.is_dir():
-            for number, image in enumerate(images):
-                image.save(out / f"frame-{number:03d}.png")
+            for number, image in enumerate(images, start=next_number(out)):
+                image.save(new_file(out / f"frame-{number:03d}.png"))
         else:
             contact_sheet(images, columns=min(len(images), 8)).save(out)
     except OSError as error:

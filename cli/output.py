@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -17,22 +18,67 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+FOLDER = Path("generated")  # of images without --out
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
+NUMBERED = re.compile(r"-(\d{1,9})$")  # the end of a stem
+
+
 def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
-    """Return the files of the images in order; makes the folder if `out` is one."""
+    """Return the files of the images in order; makes the folder if `out` is one.
+
+    Numbers in a folder continue after those of the files that are there.
+    """
     count = 1 if grid else len(prompts) * num
-    if out.suffix.lower() in IMAGE_SUFFIXES:
+    if names_file(out):
         return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    make_folder(out)
     if grid:
         return [out / "grid.png"]
     slugs = [slug(prompt) for prompt in prompts for _ in range(num)]
-    return [out / f"{name}-{i}.png" for i, name in enumerate(slugs)]
+    return [out / f"{name}-{i}.png" for i, name in enumerate(slugs, start=next_number(out))]
+
+
+def next_number(folder: Path) -> int:
+    """Return the number after the largest one at the end of a file's name in a folder."""
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := NUMBERED.search(path.stem))]
+    return max(numbers, default=-1) + 1
+
+
+def names_file(out: Path) -> bool:
+    """Return whether `--out` names an image file, which is overwritten, and not a folder, whose files are not."""
+    return out.suffix.lower() in IMAGE_SUFFIXES
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder if it is not there.
+
+    Raises:
+        UserError: if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def new_file(path: Path) -> Path:
+    """Create an empty file, with the next free number if the name is taken, also by another process.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    for number in itertools.count():
+        new = path if not number else path.with_stem(f"{path.stem}-{number}")
+        try:
+            new.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write {new}: {error.strerror or error}") from None
+        return new
+    raise AssertionError("unreachable")
 
 
 def slug(prompt: str) -> str:
@@ -60,24 +106,29 @@ def grid_columns(count: int) -> int:
 
 
 def save_grid(
-    images: list[Image.Image], columns: int, path: Path, prompts: Sequence[str], facts: dict[str, object]
+    images: list[Image.Image], columns: int, path: Path, prompts: Sequence[str], facts: dict[str, object], new: bool
 ) -> None:
-    """Save all images as one contact sheet."""
+    """Save all images as one contact sheet; `new` as in `save`."""
     from ldm.data.images import contact_sheet
 
-    save(contact_sheet(images, columns), path, "\n".join(prompts), facts)
-    typer.echo(path)
+    save(contact_sheet(images, columns), path, "\n".join(prompts), facts, new)
 
 
-def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object]) -> None:
-    """Save an image; PNG metadata records the parameters."""
+def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object], new: bool) -> None:
+    """Save an image and print its path; PNG metadata records the parameters.
+
+    Args:
+        new: Keep an existing file, and number the name on.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     metadata = PngInfo()
     metadata.add_text("prompt", prompt)
     metadata.add_text("negative_prompt", str(facts.get("negative_prompt", "")))
     metadata.add_text("parameters", json.dumps(facts))
+    path = new_file(path) if new else path
     try:
         image.save(path, pnginfo=metadata)  # other formats ignore it
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    typer.echo(path)
