@@ -69,6 +69,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
 def test_ours_and_diffusers_do_the_same_work_on_the_same_weights(maker: Callable[..., Workload], toy: str) -> None:
     fp32, bf16 = measured(maker(toy, FP32, True)), measured(maker(toy, BF16, True))
@@ -80,6 +81,7 @@ def test_ours_and_diffusers_do_the_same_work_on_the_same_weights(maker: Callable
     assert fp32.flops == bf16.flops > 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", [train_step, train_cached])
 def test_a_training_step_has_the_loss_of_diffusers(maker: Callable[..., Workload], toy: str) -> None:
     workload = maker(toy, True)
@@ -91,6 +93,7 @@ def test_a_training_step_has_the_loss_of_diffusers(maker: Callable[..., Workload
     assert row.as_dict()["images_per_second"] == pytest.approx(2 / row.seconds["ours"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
 def test_without_diffusers_ours_is_compared_with_its_plain_path(maker: Callable[..., Workload], toy: str) -> None:
     fp32, bf16 = measured(maker(toy, FP32, False)), measured(maker(toy, BF16, False))

@@ -37,6 +37,7 @@ def test_sides_take_turns_in_each_counted_run() -> None:
     assert {side: len(times) for side, times in row.seconds.items()} == dict.fromkeys(turns, 3)
 
 
+@pytest.mark.slow
 def test_the_process_is_set_up_for_each_run_and_long_rows_have_fewer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[str] = []
     workload = Workload(ours=lambda: None, theirs=lambda: None)
@@ -47,6 +48,7 @@ def test_the_process_is_set_up_for_each_run_and_long_rows_have_fewer_runs(monkey
     assert measure("x", workload, None, PEAKS, CPU).as_dict()["runs"] == 7
 
 
+@pytest.mark.slow
 def test_errors_are_relative_to_diffusers_in_float32_or_else_to_our_plain_path() -> None:
     exact, near = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     calls: list[str] = []

@@ -65,6 +65,7 @@ def test_a_mutated_header_is_one_line_or_whole_tensors(tmp_path: Path) -> None:
     assert not any("\n" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "."])
 def test_a_mutated_configuration_is_one_line_or_a_pipeline(part: str, tmp_path: Path) -> None:
     save_pipeline(random_pipeline(), tmp_path)

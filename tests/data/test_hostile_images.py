@@ -81,6 +81,7 @@ def test_a_transparent_palette_becomes_white() -> None:
     assert made[4:].reshape(-1, 3).tolist() == [[0, 0, 255]] * 32
 
 
+@pytest.mark.slow
 def test_a_large_image_below_the_limit_is_read_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

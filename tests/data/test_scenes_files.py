@@ -23,6 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_one_process_and_two_write_the_same_bytes(tmp_path):
     for processes in (1, 2):
         write_folder(tmp_path / f"folder{processes}", 70, 16, processes=processes, concepts=CONCEPTS)

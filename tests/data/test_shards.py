@@ -182,6 +182,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("ranges", [True, False])
 def test_over_a_network_that_drops_every_20th_connection_each_sample_is_read_once(

@@ -74,6 +74,7 @@ def test_no_caption_is_used_twice_before_each_was_used_once(script: ModuleType) 
     assert script.distinct_captions(Blots(), 15) == [*first, "a cat", *first[:2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diffusion", [V, ZERO_SNR_V])
 def test_the_rows_of_a_column_take_equally_many_network_calls(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, diffusion: DiffusionConfig

@@ -22,6 +22,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_minimal_example_learns_and_writes_images(tmp_path: Path) -> None:
     options = ["--images", "64", "--autoencoder-steps", "30", "--unet-steps", "30", "--batch-size", "8"]
     losses = load("minimal").main([*options, "--out", str(tmp_path / "sheet.png")])

@@ -47,6 +47,7 @@ def narrow(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

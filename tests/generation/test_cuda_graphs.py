@@ -82,6 +82,7 @@ def drawn(pipe: TextToImage) -> list[np.ndarray]:
     return [np.asarray(image) for seed in (0, 1) for image in pipe(["a dog", "a hat"], seed=seed, **options)]
 
 
+@pytest.mark.slow
 def test_a_compiled_pipeline_generates_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     # Graphs are captured as for any backend; to compile them for this CPU would take minutes and show no more.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

@@ -85,6 +85,7 @@ def test_a_file_keeps_the_direction_and_its_way(pipe: TextToImage, tmp_path: Pat
         find(pipe, [], scenes(1, 0), WAY)
 
 
+@pytest.mark.slow
 def test_the_command_finds_and_applies(here: Command, pipe: TextToImage, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     for name, seed in (("a", 0), ("b", 1)):

@@ -52,6 +52,7 @@ def test_the_arc_keeps_the_length_and_the_angle() -> None:
     torch.testing.assert_close(slerp(first, first * 2, 0.5), first * 1.5)
 
 
+@pytest.mark.slow
 def test_a_walk_between_images_comes_near_them_with_many_steps(pipe: TextToImage) -> None:
     generator = np.random.default_rng(0)
     ends = [Image.fromarray(generator.integers(256, size=(16, 16, 3), dtype=np.uint8)) for _ in range(2)]

@@ -54,6 +54,7 @@ def test_one_tile_equals_the_whole_image_bit_by_bit() -> None:
     assert torch.equal(decode_tiled(vae, latents, Tiling(24, 8)), vae.decode(latents))
 
 
+@pytest.mark.slow
 # The remaining differences are at the borders of tiles; they are wider if the coarsest level is tiled, too.
 @pytest.mark.parametrize(("coarsest_is_whole", "left"), [(True, 1e-4), (False, 5e-3)])
 def test_tiles_approach_the_whole_image_with_each_measuring_pass(

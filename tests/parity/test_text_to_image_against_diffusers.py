@@ -100,6 +100,7 @@ def test_the_same_images_come_from_the_same_latents(both: Any, ours: dict[str, A
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_thirty_steps_give_the_same_images(both: Any) -> None:
     """The default; 30 does not divide 1000, so that with trailing spacing their strides miss their next timestep."""
     pipe, diffusers_pipe = both

@@ -53,6 +53,7 @@ def test_the_loss_term_and_the_data_source_train_an_autoencoder(vae: Path) -> No
     assert found[-1]["loss"] < found[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_loss_term_is_an_option(vae: Path, tmp_path: Path) -> None:
     options = ("--set", "loss.edges.weight=0", "--max-steps", 1)
     done("train-vae", CONFIG, "--data", "stripes", "--out", tmp_path, *options)
@@ -70,6 +71,7 @@ def test_the_text_encoder_and_the_denoiser_train_and_are_saved(model: Path) -> N
     assert json.loads((model / "text_encoder" / "config.json").read_text())["scale"] == 2.0
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_exactly(model: Path, vae: Path, tmp_path: Path) -> None:
     options = ("--data", "stripes", "--vae", vae, "--out", tmp_path, "--save-every", 3)
     done("train-unet", CONFIG, *options, "--max-steps", 3)

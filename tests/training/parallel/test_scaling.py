@@ -61,6 +61,7 @@ def steps(stage: AutoencoderStage | UNetStage, count: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_keeps_losses_and_costs_memory_less(measured: Path) -> None:
     on = ("training.autoencoder.gradient_checkpointing=true", "training.unet.gradient_checkpointing=true")
     dropout = "unet.dropout=0.1"

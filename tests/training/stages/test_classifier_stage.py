@@ -97,6 +97,7 @@ def test_it_starts_from_a_trained_one(vae: str, tmp_path: Path) -> None:
     assert not changed(list(first.emas[0].network.parameters()), weights(second, "classifier"))
 
 
+@pytest.mark.slow
 def test_it_learns_the_classes_of_pixels_first_where_there_is_little_noise(tmp_path: Path) -> None:
     pixels = ("autoencoder={kind: identity, latent_channels: 3}", "loss.kl={}", "classifier.in_channels=3")
     pixels = (*pixels, "training.classifier.cache_latents=false", "training.classifier.learning_rate=0.003")

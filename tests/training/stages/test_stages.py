@@ -69,6 +69,7 @@ def test_the_gradient_penalty_comes_every_so_many_steps_weighed_as_many_times() 
     assert terms["r1"].item() == pytest.approx(3 * 2 / 2 * penalties.mean().item())
 
 
+@pytest.mark.slow
 def test_averaged_latents_learn_to_decode_to_averaged_images() -> None:
     stage = autoencoder_stage("loss.equivariance.weight=1", "training.autoencoder.learning_rate=1e-3")
     found = [stage.train_step(micro_batches(1), step).losses["equivariance"].item() for step in range(1, 21)]
