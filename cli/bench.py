@@ -27,7 +27,10 @@ WIDTH = 140  # columns of the table without a terminal
 Against = Annotated[
     str | None, typer.Option(metavar="diffusers", help="What to measure beside ours, in turns.", show_default=False)
 ]
-Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Measure this row only; repeatable.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Measure this row only; repeatable. `--only list` lists the rows."),
+]
 Runs = Annotated[
     int | None,
     typer.Option(min=1, help="Counted runs of each side.  [default: 7, or down to 3 in long rows]"),

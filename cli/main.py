@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any, NoReturn
+from importlib import metadata
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import ldm
 from ldm.cli import bench, cache, convert, data, direction, evaluate, generate, info, interpolate, train
 from ldm.cli.streams import guard_streams
 from ldm.errors import UserError, UserNote
@@ -36,6 +38,23 @@ app.add_typer(data.app, name="data")
 app.add_typer(direction.app, name="direction")
 
 
+def _print_version(wanted: bool) -> None:
+    """Print the versions of ldm, PyTorch and Python, without importing PyTorch, and exit."""
+    if wanted:
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"ldm {ldm.__version__} (torch {metadata.version('torch')}, python {python})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Train and run latent text-to-image diffusion models."""
+
+
 def main() -> NoReturn:
     """Run the command line: exit with 0, with 2 and one line on standard error, or with 130 after an interrupt."""
     guard_streams()
@@ -61,8 +80,20 @@ def main() -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: the message is the help
             print(error.format_message())
             sys.exit(2)
-        _fail(error.format_message())
+        _fail(error.format_message() + _usage_hint(command, error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_hint(command: Any, error: Any) -> str:
+    """Return what to do about a wrong command line, if its error does not say so."""
+    message = error.format_message()
+    if "unexpected extra argument" in message and "--set" in sys.argv:
+        return ": put quotes around values with spaces or brackets: --set 'a.b=[1, 2]'"
+    if "requires an argument" in message:
+        named = command.commands.get(next(iter(sys.argv[1:]), ""))
+        options = [each for each in getattr(named, "params", ()) if error.option_name in each.opts]
+        return "".join(f" {each.help}" for each in options if each.help)
+    return ""
 
 
 def _prepare_help(command: Any) -> None:

@@ -50,8 +50,9 @@ def chosen(names: Sequence[str]) -> dict[str, Maker]:
     every, gpu, half = ROWS | GPU_ROWS, torch.cuda.is_available(), computes_bfloat16(find_device())
     for name in names:
         if name not in every:
-            near = difflib.get_close_matches(name, every, n=1, cutoff=0.0)
-            raise UserError(f"--only {name}: unknown row; did you mean {near[0]}? Rows: {', '.join(every)}")
+            near = difflib.get_close_matches(name, every, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--only {name or repr(name)}: unknown row; {hint}Rows: {', '.join(every)}")
         if name in GPU_ROWS and not gpu:
             raise UserError(f"--only {name}: this row needs a CUDA device")
         if name.endswith("bf16") and not half:

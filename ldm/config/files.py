@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ldm.config.root import Config
 from ldm.config.section import parse
 from ldm.errors import UserError
 from ldm.storage.renames import current_config
+
+SUFFIXES = (".yaml", ".yml")
 
 
 def names() -> list[str]:
@@ -48,15 +51,23 @@ def find(source: str | Path) -> Path:
     """Return the path of a configuration given by name or path.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none; names the nearest file or name.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
-    named = _folder() / f"{source}.yaml"
-    if named.is_file():
-        return named
-    raise UserError(f"no configuration {str(source)!r}: give a file or one of {', '.join(names())}")
+    name = str(source).removesuffix(".yaml").removesuffix(".yml")
+    if name in names():
+        return _folder() / f"{name}.yaml"
+    near = [other for other in _others(path) if other.is_file()] or difflib.get_close_matches(name, names(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"no configuration {str(source)!r}: give a file or one of {', '.join(names())}{hint}")
+
+
+def _others(path: Path) -> list[Path]:
+    """The same path with the usual suffixes."""
+    stem = path.with_suffix("") if path.suffix in SUFFIXES else path
+    return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES] if stem.name else []
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -89,7 +100,13 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         node[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UserError(f"--set {override}: {value!r} is not a YAML value") from None
+        raise UserError(f"--set {override}: {value!r} is not a YAML value{_quotes_hint(value)}") from None
     if isinstance(node[last], str):  # YAML 1.1 reads 1e-4 as a word
         with contextlib.suppress(ValueError):
             node[last] = float(node[last])
+
+
+def _quotes_hint(value: str) -> str:
+    """Return what to do about a list or mapping that the shell has cut at a space."""
+    opened = value.startswith(("[", "{")) and not value.endswith(("]", "}"))
+    return ": put quotes around a list with spaces, as in --set 'a.b=[1, 2]'" if opened else ""

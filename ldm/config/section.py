@@ -20,6 +20,21 @@ Depth = Annotated[int, Field(ge=1, le=200)]  # layers
 Count = Annotated[int, Field(ge=0, le=200)]  # layers, possibly none
 
 
+# Names of options in other trainers, where letters do not lead to ours.
+OTHER_NAMES = {
+    "resolution": ("size",),
+    "image_size": ("size",),
+    "grad_clip": ("gradient_clip",),
+    "max_grad_norm": ("gradient_clip",),
+    "num_steps": ("max_steps",),
+    "iterations": ("max_steps",),
+    "epochs": ("max_steps",),
+    "lr_scheduler": ("decay",),
+    "lr_warmup_steps": ("warmup_steps",),
+    "num_workers": ("workers",),
+}
+
+
 class Section(BaseModel):
     """A frozen group of options; unknown keys are errors."""
 
@@ -133,16 +148,33 @@ def _explain(error: ValidationError, section: type[Section], tree: Any) -> str:
                 lines.append(f"option {path!r} is now named {new!r}")
                 continue
             known = _options_at(section, parents, tree)
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            near = nearest(str(name), known)
+            hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown option {path!r}; {hint}")
         elif problem["type"] == "unknown_kind":
             renamed = old_value(path, "kind", problem["input"])
             kind = ".kind" if isinstance(problem["input"], dict) else ""
             lines.append(f"{path}{kind}: {message}" + (f"; it is now named {renamed!r}" if renamed else ""))
         else:
+            message += _list_hint(problem)
             lines.append(f"{path}: {message}" if path else message)
     return "; ".join(lines)
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the option that a wrong name means: similar letters, its initials (lr, bs, wd), or a usual other name."""
+    near = difflib.get_close_matches(name, known, n=1)
+    near += [each for each in known if "_" in each and name == "".join(word[0] for word in each.split("_"))]
+    near += [each for each in known if each in OTHER_NAMES.get(name, ())]
+    return near[0] if near else None
+
+
+def _list_hint(problem: Any) -> str:
+    """Return how to write a list, for an option that needs one and has another value."""
+    value = problem["input"]
+    if problem["type"] not in ("tuple_type", "list_type") or not isinstance(value, str | int | float):
+        return ""
+    return f", not {value!r}: write a list in brackets, on the command line in quotes: '[{value}]'"
 
 
 def _options_at(section: type[Section], path: Sequence[int | str], tree: Any) -> list[str]:

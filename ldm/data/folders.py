@@ -17,7 +17,7 @@ from ldm.data.files import is_remote, list_files, open_file, read_if_present
 from ldm.data.images import IMAGE_SUFFIXES, decode, decode_map, header_size
 from ldm.data.selection import MAP_SUFFIX, select_images
 from ldm.data.sources import IndexedSource, Split
-from ldm.data.tables import load_table
+from ldm.data.tables import bad_row, load_table
 from ldm.data.walk import walk
 from ldm.errors import UserError, UserNote
 
@@ -192,7 +192,7 @@ def _load_metadata(data: str, tables: Sequence[str]) -> tuple[Any, list[str]]:
         kind, options = METADATA[PurePosixPath(name).name]
         table = load_table(kind, path, [path], **options)
         if "file_name" not in table.features or not len(table):
-            raise UserError(f"{path} has no column file_name, only {', '.join(table.features)}")
+            raise UserError(bad_row([path]) or f"{path} has no column file_name, only {', '.join(table.features)}")
         loaded.append(table)
         names += [str(PurePosixPath(name).parent / file) for file in table["file_name"]]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,25 @@ def load_table(kind: str, data: str, files: Sequence[str] | None = None, **optio
     except Exception as error:  # `datasets` raises dozens of types for missing, broken and unreachable data
         cause = error.__cause__ or error  # the error itself often says only that generating the data set failed
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+        reason = bad_row(files or ()) or reason
         raise UserError(f"data {data!r} cannot be opened: {reason}") from error
+
+
+def bad_row(files: Sequence[str]) -> str | None:
+    """Describe the first line of local `.jsonl` files that is not a JSON object; None if there is none."""
+    for file in (Path(each) for each in files if each.endswith(".jsonl") and not is_remote(each)):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                sound = not line.strip() or isinstance(json.loads(line), dict)
+            except ValueError:
+                sound = False
+            if not sound:
+                example = '{"file_name": "a.png", "text": "a caption"}'
+                return (
+                    f"line {number} of {file} is {line[:60]!r}; write one JSON object in each line, such as {example}"
+                )
+    return None
 
 
 class TableSource(IndexedSource):

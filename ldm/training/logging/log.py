@@ -17,6 +17,11 @@ from ldm.errors import UserError
 from ldm.storage.renames import current_facts
 from ldm.storage.store import save_text
 
+WIDTH = 120  # of a line off a terminal
+# Shown otherwise, or of little use in a line.
+SHOWN = {"step", "loss", "learning_rate", "learning_rate_factor", "images_per_second", "seconds_per_step", "seconds"}
+SHOWN |= {"memory_mib"}
+
 
 class Log:
     """Writes a line of JSON for each report and shows it; a user error that ends training is the last line.
@@ -70,10 +75,7 @@ class Log:
         if self._bar is not None:
             self._bar.update(self._task, completed=facts["step"], text=_brief(facts))
         else:
-            numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
-            words = [f"{name} {value:.5g}" for name, value in numbers.items() if name not in ("step", "seconds")]
-            left = _duration((self.end - facts["step"]) * facts["seconds_per_step"])
-            print(f"step {facts['step']}/{self.end}  " + "  ".join(words) + f"  {left} left", file=sys.stderr)
+            self.say(_line(facts, self.end))
 
     def note(self, facts: dict[str, Any]) -> None:
         """Record facts of a step without showing them."""
@@ -130,6 +132,20 @@ def _truncate(path: Path, step: int) -> None:
     """Remove what was logged after the step that training continues from."""
     if path.is_file():
         save_text(path, "".join(json.dumps(facts) + "\n" for facts in read_log(path) if facts["step"] <= step))
+
+
+def _line(facts: dict[str, Any], end: int) -> str:
+    """Format a report as one line: step, loss, learning rate, speed and time left, then other losses that fit."""
+    left = _duration((end - facts["step"]) * facts["seconds_per_step"])
+    words = [f"step {facts['step']}/{end}"]
+    words += [f"{name} {facts[name]:.5g}" for name in ("loss", "learning_rate") if name in facts]
+    words += [f"{facts[name]:.4g} images/s" for name in ("images_per_second",) if name in facts]
+    words.append(f"{left} left")
+    for name, value in facts.items():
+        word = f"{name} {value:.4g}" if isinstance(value, int | float) else ""
+        if word and name not in SHOWN and len("  ".join([*words, word])) < WIDTH:
+            words.append(word)
+    return "  ".join(words)
 
 
 def _brief(facts: dict[str, Any]) -> str:
