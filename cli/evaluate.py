@@ -113,7 +113,7 @@ def show(report: Report, facts: dict[str, Any], out: Path | None, as_json: bool)
     if out is not None:
         out.write_text(json.dumps(facts, indent=1) + "\n")
         if report.neighbours is not None:
-            report.neighbours.save(out.with_suffix(".png"))
+            report.neighbours.save(new_file(out.with_suffix(".png")))
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from ldm.processes import ProcessShare
 
 Target = Annotated[
     str,
-    typer.Argument(help="A configuration, a run, a diffusers directory, a built-in model or a .safetensors file."),
+    typer.Argument(help="A configuration, a run, a diffusers directory, a built-in model, .safetensors or a .png."),
 ]
 
 
@@ -30,6 +31,9 @@ def info(
     """Show a model's parameters by part, shapes, cost, latent statistics and training."""
     if measure is None and (write or images is not None):
         raise UserError("--write and --images need --measure DATA")
+    if Path(target).suffix.lower() == ".png":
+        _show_parameters(Path(target).expanduser(), as_json)
+        return
     from ldm.info.describe import describe
     from ldm.info.report import report
     from ldm.info.text import as_text
@@ -44,3 +48,13 @@ def info(
         typer.echo(json.dumps(facts, indent=1) if as_json else as_text(facts))
     if measured:
         share.leave()
+
+
+def _show_parameters(path: Path, as_json: bool) -> None:
+    """Print the parameters in an image's metadata."""
+    from ldm.generation.metadata import read_parameters
+
+    facts = read_parameters(path)
+    width = max(map(len, facts))
+    lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
+    typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join(lines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import tempfile
@@ -120,15 +119,11 @@ def save(image: Image.Image, path: Path, prompt: str, facts: dict[str, object], 
     Args:
         new: Keep an existing file, and number the name on.
     """
-    from PIL.PngImagePlugin import PngInfo
+    from ldm.generation.metadata import png_text
 
-    metadata = PngInfo()
-    metadata.add_text("prompt", prompt)
-    metadata.add_text("negative_prompt", str(facts.get("negative_prompt", "")))
-    metadata.add_text("parameters", json.dumps(facts))
     path = new_file(path) if new else path
     try:
-        image.save(path, pnginfo=metadata)  # other formats ignore it
+        image.save(path, pnginfo=png_text(prompt, facts))  # other formats ignore it
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     typer.echo(path)

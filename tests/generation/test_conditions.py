@@ -217,7 +217,7 @@ def test_the_command_generates_classes_and_unconditional_images(
     expected = draw(pipes("classes"), classes=[0, 3], negative_class=4, seed=4)
     for path, other in zip(sorted((tmp_path / "a").iterdir()), expected, strict=True):
         assert np.abs(np.asarray(Image.open(path)).astype(int) - other).max() <= 1
-    facts = json.loads(Image.open(tmp_path / "a" / "class-0-0.png").text["parameters"])  # type: ignore[attr-defined]
+    facts = json.loads(Image.open(tmp_path / "a" / "class-0-0.png").text["ldm"])  # type: ignore[attr-defined]
     assert (facts["class"], facts["negative_class"], facts["guidance_scale"], facts["seed"]) == (0, 4, 3.0, 4)
     generate(model=str(tmp_path / "nothing"), num_images=2, out=tmp_path / "b", **options)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["image-0.png", "image-1.png"]

@@ -96,7 +96,12 @@ def test_png_metadata_records_the_parameters(tmp_path: Path) -> None:
     )
     text = Image.open(tmp_path / "x-1.png").text  # type: ignore[attr-defined]
     assert (text["prompt"], text["negative_prompt"]) == ("a chien \N{DOG FACE}", "blurry")
-    assert json.loads(text["parameters"]) == {
+    assert text["parameters"] == (
+        "a chien \N{DOG FACE}\nNegative prompt: blurry\n"
+        "Steps: 9, Sampler: DDIM, CFG scale: 2.5, Seed: 8, Size: 16x16, Model: emoji"
+    )
+    assert json.loads(text["ldm"]) == {
+        "prompt": "a chien \N{DOG FACE}",
         "negative_prompt": "blurry",
         "steps": 9,
         "sampler": "ddim",
@@ -114,18 +119,18 @@ def test_options_reach_the_request_and_the_loader(tmp_path: Path) -> None:
     generate(["a"], model="m", size="32x16", sampler="ddpm", out=tmp_path / "x.png", **place)
     assert FakePipe.loaded == ("m", "torch.bfloat16", "cpu", 64, False)
     assert (FakePipe.request.size, FakePipe.request.sampler, FakePipe.request.eta) == ((32, 16), "ddpm", 1.0)
-    facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
+    facts = json.loads(Image.open(tmp_path / "x.png").text["ldm"])  # type: ignore[attr-defined]
     assert (facts["eta"], facts["size"], facts["tile"]) == (1.0, "32x16", 64)
 
 
 def test_levels_reach_the_request_and_the_file(tmp_path: Path) -> None:
     generate(["a"], spacing="karras", sampler="heun", out=tmp_path / "x.png")
     assert (FakePipe.request.spacing, FakePipe.request.timesteps) == ("karras", None)
-    facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
+    facts = json.loads(Image.open(tmp_path / "x.png").text["ldm"])  # type: ignore[attr-defined]
     assert (facts["spacing"], facts["steps"], "eta" in facts, "timesteps" in facts) == ("karras", 30, False, False)
     generate(["a"], timesteps="999,749.5,3", out=tmp_path / "y.png")
     assert FakePipe.request.timesteps == (999, 749.5, 3)
-    facts = json.loads(Image.open(tmp_path / "y.png").text["parameters"])  # type: ignore[attr-defined]
+    facts = json.loads(Image.open(tmp_path / "y.png").text["ldm"])  # type: ignore[attr-defined]
     assert (facts["timesteps"], facts["steps"], "spacing" in facts) == ([999, 749.5, 3], 3, False)
 
 

@@ -344,7 +344,7 @@ def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[st
     written = Image.open(out)
     assert near([np.asarray(written).astype(int)], [image])
     assert written.text["prompt"] == text  # type: ignore[attr-defined]
-    facts = json.loads(written.text["parameters"])  # type: ignore[attr-defined]
+    facts = json.loads(written.text["ldm"])  # type: ignore[attr-defined]
     told = {"guidance_rescale": 0.5, "threshold": 0.9, "class": 1, "classifier_scale": 2.0, "clip_crops": 2}
     assert facts.items() >= (told | led | {"clip_scale": 100.0}).items()
     for wrong, message in (

@@ -162,6 +162,6 @@ def test_invalid_combinations_raise_errors(options: dict[str, Any], message: str
 def test_png_metadata_records_the_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
     monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options, **more: pipe)
     generate([DOG], quality="draft", num_inference_steps=3, deepcache=2, dtype="float32", out=tmp_path / "x.png")
-    told = json.loads(Image.open(tmp_path / "x.png").text["parameters"])  # type: ignore[attr-defined]
+    told = json.loads(Image.open(tmp_path / "x.png").text["ldm"])  # type: ignore[attr-defined]
     expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "deepcache": 2, "dtype": "float32"}
     assert {name: told[name] for name in expected} == expected

@@ -87,7 +87,7 @@ def test_the_model_generates_with_the_plugins_sampler(model: Path, tmp_path: Pat
     first, second = (Image.open(tmp_path / f"{name}.png") for name in ("red", "blue"))
     assert first.size == (32, 32)
     assert first.tobytes() != second.tobytes()
-    assert json.loads(first.text["parameters"])["sampler"] == "plain-euler"  # type: ignore[attr-defined]
+    assert json.loads(first.text["ldm"])["sampler"] == "plain-euler"  # type: ignore[attr-defined]
 
 
 def test_without_the_plugin_its_names_are_errors_of_one_line(model: Path, tmp_path: Path) -> None:

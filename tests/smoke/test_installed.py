@@ -36,7 +36,7 @@ def test_the_console_script_draws_with_the_built_in_model_from_anywhere(tmp_path
     assert done.returncode == 0, done.stderr
     image = Image.open(tmp_path / "corgi.png")
     assert image.size == (64, 64)
-    facts = json.loads(image.text["parameters"])
+    facts = json.loads(image.text["ldm"])
     assert (facts["model"], facts["steps"], facts["ldm_version"]) == ("emoji", 4, ldm.__version__)
 
 

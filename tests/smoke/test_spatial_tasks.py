@@ -32,7 +32,7 @@ def test_a_layout_that_ldm_data_wrote_is_drawn_from(
     here(*draw, "--layout", tmp_path / "data" / "000001.map.png")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.size == (32, 32)
-        assert json.loads(drawn.text["parameters"])["layout"].endswith("000001.map.png")
+        assert json.loads(drawn.text["ldm"])["layout"].endswith("000001.map.png")
     for words, message in (
         ((), "generates from a class map"),
         (("--layout", tmp_path / "data" / "000001.png"), "of mode RGB"),

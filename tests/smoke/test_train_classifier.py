@@ -23,7 +23,7 @@ def test_a_classifier_of_scenes_leads_a_model_of_text(
     assert [report["step"] for report in reports if "accuracy_t0" in report] == [1, 2, 3, 4]
     draw = ["generate", "a dog", "--model", tiny_pipeline, "--steps", 2, "--classifier", tmp_path / "run", "--class"]
     ldm(*draw, "dog", "--out", tmp_path / "x.png")
-    facts = json.loads(Image.open(tmp_path / "x.png").text["parameters"])
+    facts = json.loads(Image.open(tmp_path / "x.png").text["ldm"])
     assert facts["class"] == 0  # the number of dogs
     refused = ldm(*draw, "dgo", "--out", tmp_path / "y.png", check=False)
     assert refused.returncode == 2
