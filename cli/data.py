@@ -18,9 +18,9 @@ def data() -> None:
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    num: Annotated[int, typer.Option(help="Number of scenes.")] = 10_000,
-    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the random generators.")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 10_000,
+    size: Annotated[int, typer.Option(min=1, help="Side of the images, pixels.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random generators.")] = 0,
     split: Annotated[
         Literal["train", "test"], typer.Option(help="train never contains the pairs of things in test.")
     ] = "train",
@@ -29,7 +29,7 @@ def scenes(
         typer.Option(help="folder: PNG files and metadata.jsonl for Hugging Face datasets; webdataset: tar shards."),
     ] = "folder",
     concepts: Annotated[
-        int | None, typer.Option(help="Use only this many, the most recognisable concepts.  [default: all]")
+        int | None, typer.Option(min=1, help="Use only this many, the most recognisable concepts.  [default: all]")
     ] = None,
     maps: Annotated[
         bool,

@@ -24,9 +24,9 @@ def find(
     out: Annotated[Path, typer.Option(help="The direction, a .safetensors file.")] = Path("direction.safetensors"),
     model: Model = "emoji",
     strength: Annotated[
-        float, typer.Option(help="Share of the steps to noise by which images are inverted, 0 to 1.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of the steps to noise by which images are inverted, 0 to 1.")
     ] = 0.7,
-    steps: Annotated[int, typer.Option(help="Steps from an image to noise.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Steps from an image to noise.")] = 30,
     prompt: Annotated[str, typer.Option(help="Description of all images.")] = "",
     device: Device = None,
 ) -> None:

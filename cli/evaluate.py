@@ -26,16 +26,17 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Data to compare with, as for training.")] = "scenes",
     split: Annotated[str | None, typer.Option(help="Split of `scenes`: train or test.  [default: test]")] = None,
     concepts: Annotated[
-        int | None, typer.Option(help="Number of concepts of `scenes`, from the first.  [default: all, or the probe's]")
+        int | None,
+        typer.Option(min=1, help="Number of concepts of `scenes`, from the first.  [default: all, or the probe's]"),
     ] = None,
     metrics: Annotated[
         str,
         typer.Option(help="List of fid, kid, precision, clip, scenes, rfid, psnr, ssim, lpips, codebook, neighbours."),
     ] = "fid,kid,precision,rfid,psnr,ssim",
-    samples: Annotated[int, typer.Option(help="Images to generate, and to reconstruct.")] = 1000,
+    samples: Annotated[int, typer.Option(min=1, help="Images to generate, and to reconstruct.")] = 1000,
     images: Annotated[
         int | None,
-        typer.Option(help="Images of the data to compare distributions with.  [default: as many as samples]"),
+        typer.Option(min=1, help="Images of the data to compare distributions with.  [default: as many as samples]"),
     ] = None,
     features: Annotated[
         str | None,
@@ -49,7 +50,7 @@ def evaluate(
         typer.Option(help="File with the features of the data: read if it exists, else written."),
     ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP model of the clip metric: a folder or a Hub id.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     out: Annotated[Path | None, typer.Option(help="Report (report.json); neighbours go to its folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     device: Device = None,

@@ -24,7 +24,7 @@ def interpolate(
     first: Annotated[str, typer.Argument(metavar="A", help="A prompt; with --prompt a seed or an image file.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The same kind as A.")],
     prompt: Annotated[str | None, typer.Option(help="Prompt for all frames between two seeds or images.")] = None,
-    frames: Annotated[int, typer.Option(help="Number of images, including both ends.")] = 16,
+    frames: Annotated[int, typer.Option(min=2, help="Number of images, including both ends.")] = 16,
     model: Model = "emoji",
     out: Annotated[
         Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
@@ -53,6 +54,19 @@ class StageConfig(Section):
     @classmethod
     def _parse_no(cls, value: object) -> object:
         return "no" if value is False else value  # YAML reads a bare `no` as false
+
+    @field_validator("optimizer_options")
+    @classmethod
+    def _check_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Check what most optimizers have; their constructors check the rest."""
+        if "lr" in options:
+            raise ValueError(f"lr is {options['lr']}: set learning_rate instead")
+        for name, end in {"betas": 1.0, "momentum": 1.0, "weight_decay": math.inf, "eps": math.inf}.items():
+            values = options.get(name, ())
+            for value in values if isinstance(values, list | tuple) else [values]:
+                if isinstance(value, int | float) and not 0 <= value < end:
+                    raise ValueError(f"{name} is {options[name]}: it must be at least 0 and less than {end:g}")
+        return options
 
     @model_validator(mode="after")
     def _check_momentum(self) -> StageConfig:

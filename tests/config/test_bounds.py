@@ -2,13 +2,17 @@
 
 import typing
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import pytest
+import typer
 
 from ldm import config, registry
+from ldm.cli.main import app
 from ldm.config.section import Section
 from ldm.errors import UserError
+from ldm.generation.request import Request
 
 UNBOUNDED = {  # any finite number is valid
     "shift_factor": "the mean of latents",
@@ -79,6 +83,10 @@ def test_every_number_of_every_section_has_a_lower_bound() -> None:
         "training.unet.sample_guidance_scale=-3",
         "training.unet.sample_classes=[-1]",
         "training.autoencoder.warmup_steps=-1",
+        "training.unet.optimizer_options={betas: [0.9, 1.0]}",
+        "training.unet.optimizer_options={weight_decay: -1}",
+        "training.unet.optimizer_options={momentum: .nan}",
+        "training.unet.optimizer_options={lr: 0.1}",
         "training.seed=-1",
         "training.seed=18446744073709551616",
         "loss.kl.weight=-1",
@@ -96,3 +104,30 @@ def test_a_number_out_of_range_is_an_error_that_names_the_option(option: str) ->
     path = option.partition("=")[0]
     with pytest.raises(UserError, match=path.replace(".", r"\.")):
         config.load("emoji", [option])
+
+
+def commands(command: Any) -> Iterator[Any]:
+    for each in getattr(command, "commands", {}).values():
+        yield from commands(each)
+    if not hasattr(command, "commands"):
+        yield command
+
+
+def test_every_number_on_the_command_line_has_a_lower_bound() -> None:
+    """Options that `Request` or the configuration check, with the names that Python users know, are left out."""
+    checked = {each.name for each in fields(Request)} | {"max_steps", "save_every", "seed"}
+    missing, found = set(), 0
+    for command in commands(typer.main.get_command(app)):
+        for parameter in command.params:
+            about = parameter.type_descriptor
+            if parameter.name not in checked and list(numbers(about.annotation, [])):
+                found += 1
+                missing |= {f"{command.name} {parameter.name}"} if about.parameter_info.min is None else set()
+    assert found > 10
+    assert missing == {"apply amount"}, "a direction also has an opposite"
+
+
+@pytest.mark.parametrize("name", ["num_inference_steps", "num_images", "batch_size", "deepcache", "seed", "eta"])
+def test_a_request_with_a_negative_number_is_an_error_that_names_it(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        Request(prompts=("a dog",), **{name: -1})
