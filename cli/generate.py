@@ -37,6 +37,10 @@ Out = Annotated[
         help="An image file, numbered if there are several images, or a folder, where no file is overwritten."
     ),
 ]
+Vae = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Decode with this autoencoder of the same latents.  [default: the model's]"),
+]
 Grid = Annotated[bool, typer.Option("--grid", help="Save one contact sheet, with a row for each prompt.")]
 Tile = Annotated[
     int | None,
@@ -51,6 +55,7 @@ Compile = Annotated[
 def generate(
     prompts: Prompts = None,
     model: Model = "emoji",
+    vae: Vae = None,
     classifier: guidance.Classifier = None,
     classifier_scale: guidance.ClassifierScale = None,
     clip: guidance.Clip = None,
@@ -85,11 +90,11 @@ def generate(
     share = ProcessShare.of_environment()
     keep_freed_memory()
     place = device or share.device()
-    pipe = TextToImage.from_pretrained(model, request.dtype or torch.float32, place, tile, compiled=compiled)
+    pipe = TextToImage.from_pretrained(model, request.dtype or torch.float32, place, tile, compiled=compiled, vae=vae)
     request = pipe.resolve(request)
     files = {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     facts = parameters(request, model, pipe.size(request), files) | guidance.guidance_facts(request, classifier, clip)
-    facts |= {} if tile is None else {"tile": tile}
+    facts |= {name: value for name, value in {"tile": tile, "vae": vae}.items() if value is not None}
     new = not names_file(out)
     if grid:
         _save_grid(pipe, request, share, paths[0], names, facts, new)

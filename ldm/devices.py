@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ldm.errors import UserError
+from ldm.errors import UserError, UserNote
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
@@ -38,6 +39,13 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     known: dict[str, object] = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+
+
+def warn_of_slow_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Issue a note for bfloat16 on a CPU without instructions for it."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and not computes_bfloat16(device):
+        note = "this processor has no bfloat16 instructions: bfloat16 is many times slower than float32"
+        warnings.warn(note, UserNote, stacklevel=3)
 
 
 INITIALIZERS = {nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,16 +15,18 @@ from torch import Tensor
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.pipeline import Pipeline
+from ldm.checkpoint.vae import with_autoencoder
 from ldm.conditioning.base import Conditions
 from ldm.conditioning.text.composition import Composed, Prompt, spread
-from ldm.devices import computes_bfloat16, find_device
+from ldm.data.images import to_bytes
+from ldm.devices import computes_bfloat16, find_device, warn_of_slow_dtype
 from ldm.diffusion.clipping import configured
 from ldm.diffusion.level import Grid
 from ldm.diffusion.prediction import make_prediction
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.samplers.step import Step
 from ldm.diffusion.schedule import make_schedule
-from ldm.errors import UserError, UserNote
+from ldm.errors import UserError
 from ldm.generation import batch_size
 from ldm.generation.cuda_graphs import require_gpu
 from ldm.generation.guides import resolve_guides
@@ -81,29 +82,25 @@ class TextToImage:
         tile: int | None = None,
         prepare: bool = True,
         compiled: bool = False,
+        vae: str | Path | None = None,
     ) -> TextToImage:
         """Load a run, a directory in diffusers layout, a Hub id or a built-in model, by default to a GPU if any.
 
-        `tile`, `prepare` and `compiled` as in the constructor.
-
-        Raises:
-            UserError: if there is no such model or device, a file is damaged, or `compiled` is given without a GPU.
+        `tile`, `prepare` and `compiled` as in the constructor; `vae`: a model whose autoencoder replaces the own one.
+        Raise UserError if a model or the device is missing, a file is damaged, or `compiled` is given without a GPU.
         """
         place = find_device(device)
         if compiled:
             require_gpu(place)
-        if dtype == torch.bfloat16 and place.type == "cpu" and not computes_bfloat16(place):
-            note = "this processor has no bfloat16 instructions: bfloat16 is many times slower than float32"
-            warnings.warn(note, UserNote, stacklevel=2)
-        return cls(load_pipeline(find_model(path), dtype), tile, prepare, compiled).to(place)
+        warn_of_slow_dtype(dtype, place)
+        pipeline = load_pipeline(find_model(path), dtype)
+        pipeline = pipeline if vae is None else with_autoencoder(pipeline, vae, dtype)
+        return cls(pipeline, tile, prepare, compiled).to(place)
 
     def save_pretrained(
         self, path: str | Path, dtype: torch.dtype | None = None, max_shard_size: int = SHARD_SIZE
     ) -> None:
-        """Save the pipeline in diffusers layout, with weights in `dtype` and files of at most `max_shard_size` bytes.
-
-        A single tensor larger than that gets its own file.
-        """
+        """Save the pipeline in diffusers layout, with weights in `dtype` and files of at most `max_shard_size` bytes."""
         save_pipeline(self.pipeline, Path(path), dtype, max_shard_size)
 
     def to(self, device: str | torch.device) -> TextToImage:
@@ -159,8 +156,7 @@ class TextToImage:
         if request.clip is not None and request.dtype not in (None, self.pipeline.denoiser.dtype):
             raise UserError(f"CLIP guidance needs gradients of the model in its own dtype: load it in {request.dtype}")
         resolved = resolve_guides(request, self.pipeline) if request.needs_gradients else self.pipeline.resolve(request)
-        half = request.quality != "exact" and computes_bfloat16(self.device)
-        return complete(resolved, torch.bfloat16 if half else None)
+        return complete(resolved, torch.bfloat16 if computes_bfloat16(self.device) else None)
 
     def grid(self, request: Request) -> Grid:
         """Return the levels at which the sampler of a resolved request calls the network."""
@@ -300,6 +296,4 @@ class TextToImage:
             NonFiniteError: if the output is not finite.
         """
         autoencoder = self.prepared_autoencoder.get(self.pipeline.autoencoder, dtype)
-        images = tiling.decode(autoencoder, latents, self.tile).float()  # (B, 3, H, W)
-        levels = (images.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
-        return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
+        return [Image.fromarray(image) for image in to_bytes(tiling.decode(autoencoder, latents, self.tile))]

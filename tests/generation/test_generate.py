@@ -34,7 +34,7 @@ class FakePipe:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, dtype: Any, device: str | None, tile: int | None, *, compiled: bool
+        cls, path: str, dtype: Any, device: str | None, tile: int | None, *, compiled: bool, vae: str | None
     ) -> FakePipe:
         cls.loaded = (path, str(dtype), device, tile, compiled)
         return cls()

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from ldm.conditioning.text.tokenizers import Window
+from ldm.errors import UserError
 
 STEP = 1.1  # of a pair of brackets without a number
 OPENING = {"(": STEP, "[": 1 / STEP}
@@ -49,8 +50,13 @@ class Weighted:
 
 
 def parse(prompt: str) -> Weighted:
-    """Parse a prompt into its text and its weights."""
+    """Parse a prompt into its text and its weights.
+
+    Raises:
+        UserError: for syntax of the webui that is not supported.
+    """
     found = Weighted()
+    _check_no_schedule(prompt)
     opened: dict[str, list[int]] = {mark: [] for mark in OPENING}  # where in the text what is still open begins
     for sign in SIGNS.finditer(prompt):
         number, bracket = sign["number"], sign["bracket"]
@@ -66,3 +72,21 @@ def parse(prompt: str) -> Weighted:
         for start in starts:
             found.multiply(start, OPENING[mark])
     return found
+
+
+def _check_no_schedule(prompt: str) -> None:
+    """Raise UserError for prompts that change over the steps, BREAK and AND, which would be read as words."""
+    inside: list[str] = []
+    for sign in SIGNS.finditer(prompt):
+        bracket, text = sign["bracket"], sign["text"] or ""
+        if bracket in OPENING:
+            inside.append(bracket)
+        elif (bracket or sign["number"]) and inside:
+            inside.pop()
+        elif inside[-1:] == ["["] and (":" in text or "|" in text):
+            raise UserError(
+                f"prompt {prompt!r}: prompts that change over the steps ([a:b:0.5], [a|b]) are not supported; write "
+                r"\[ and \] for the brackets themselves"
+            )
+        elif word := re.search(r"\b(BREAK|AND)\b", text):
+            raise UserError(f"prompt {prompt!r}: {word[1]} is not supported here, write it in lowercase")
