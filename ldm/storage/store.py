@@ -124,6 +124,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_metadata(path: Path) -> dict[str, str]:
     """Read the metadata in the header of a safetensors file."""
+    check_access(path)
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldm import config
+from ldm.data.sources import open_source
 from ldm.errors import UserError
 from ldm.storage import store
 
@@ -147,18 +149,24 @@ def test_permissions_of_every_written_file_follow_the_umask(
     assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {mode}
 
 
+def test_rendered_scenes_are_readable_by_all_as_the_umask_says(
+    tmp_path: Path, umask: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    umask(0o022)
+    options = ["data.scenes.num=2", "data.scenes.concepts=2", "data.size=16"]
+    open_source("scenes", config.load("tiny", options).data)
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in (tmp_path / "cache").rglob("*")}
+    assert modes == {(True, 0o755), (False, 0o644)}
+
+
 AS_ANOTHER_USER = """
 import os, sys
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from ldm.errors import UserError
 from ldm.storage import store
 os.setuid(65534)
-for load in (store.load_tensors, store.load_text, store.load_json):
+for load in (store.load_tensors, store.load_metadata, store.load_text, store.load_json):
     try:
         load(Path(sys.argv[1]))
     except UserError as error:
@@ -174,4 +182,4 @@ def test_a_missing_permission_is_named_as_such() -> None:
         store.save_tensors(path, {"a": torch.zeros(1)})
         path.chmod(0o600)
         done = subprocess.run([sys.executable, "-c", AS_ANOTHER_USER, path], capture_output=True, text=True, check=True)
-    assert done.stdout.count(f"no permission to read {path} (-rw-------, user 0)") == 3
+    assert done.stdout.count(f"no permission to read {path} (-rw-------, user 0)") == 4

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -176,8 +176,8 @@ def _tracked(description: str, spec: ScenesSpec, processes: int | None, draw: An
 def _fill(folder: Path, spec: ScenesSpec, processes: int | None) -> None:
     """Render all scenes to a temporary folder and rename it, so that `folder` is never incomplete."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+        temporary = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")  # mkdtemp's would be the owner's alone
+        temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"scenes cannot be cached in {folder.parent}: {error.strerror}; set LDM_CACHE") from error
     try:
