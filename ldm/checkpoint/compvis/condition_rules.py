@@ -23,6 +23,26 @@ OPEN_CLIP_BLOCK = {  # open_clip's ResidualAttentionBlock and transformers' CLIP
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+# What some files hold beside a text encoder: buffers, and weights of CLIP's loss, which no condition uses.
+IGNORED = frozenset(
+    (
+        "logit_scale",
+        "text_projection",
+        "text_projection.weight",
+        "transformer.logit_scale",
+        "transformer.text_projection",
+        "transformer.text_projection.weight",
+        "transformer.text_model.embeddings.position_ids",
+    )
+)
+IGNORED_IN_OPEN_CLIP = frozenset(
+    (
+        "logit_scale",
+        "model.attn_mask",
+        "model.text_model.embeddings.position_ids",
+        "model.transformer.text_model.embeddings.position_ids",
+    )
+)
 LDM_BERT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
 
 
@@ -60,7 +80,7 @@ def _transformers_names(config: CLIPConfig) -> Rules:
         )
     return Rules(
         tuple(Rule((f"transformer.{rule.ours[0]}",), rule.ours, SAME) for rule in _clip_layers(config)),
-        ignored=frozenset({"transformer.text_model.embeddings.position_ids"}),
+        ignored=IGNORED,
     )
 
 
@@ -86,7 +106,7 @@ def _open_clip_names(config: CLIPConfig) -> Rules:
         rules.append(Rule(("model.text_projection",), ("text_projection.weight",), TRANSPOSED))
     if drops_last_layer(config):
         fillers += _unused_layer(config.num_hidden_layers, width, config.intermediate_size or 4 * width)
-    return Rules(tuple(rules), tuple(fillers))
+    return Rules(tuple(rules), tuple(fillers), IGNORED_IN_OPEN_CLIP)
 
 
 def _open_clip_rules(config: CLIPConfig) -> Iterator[Rule]:

@@ -52,11 +52,14 @@ BUFFERS = frozenset(
         "cond_ids",
         "denoiser.sigmas",
         "scale_factor",
+        "global_step",
+        "epoch",
     ]
 )
 EMA = "model_ema."
 EMA_COUNTERS = frozenset({"model_ema.decay", "model_ema.num_updates"})
-LOSSES = ("loss.", "first_stage_model.loss.", "model_ema.loss")  # what trained a first stage
+# What trained a first stage, and its EMA in files of whole models, which the original never reads.
+LOSSES = ("loss.", "first_stage_model.loss.", "model_ema.loss", "first_stage_model.model_ema.")
 
 
 class Contents(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,6 +19,7 @@ from ldm.checkpoint.compvis.original_config import check_expressible, contents_f
 from ldm.checkpoint.compvis.reading import read_tensors
 from ldm.checkpoint.compvis.rules import Tensors
 from ldm.checkpoint.compvis.vocabularies import tokenizers_from_metadata, tokenizers_to_metadata
+from ldm.checkpoint.families import file_family, unsupported_file
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.config.files import find, load
 from ldm.errors import UserError
@@ -25,6 +27,9 @@ from ldm.models.autoencoder.fields import fold_statistics
 from ldm.storage.store import save_tensors
 from ldm.storage.weights import build
 
+OLD_CLIP = re.compile(
+    r"^((?:cond_stage_model\.|conditioner\.embedders\.0\.)transformer\.)(?=embeddings|encoder|final_layer_norm)"
+)
 SCALE = "scale_factor"  # in files of models that measured their latents at the start of training
 
 
@@ -52,14 +57,22 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
     """
     path = Path(path)
     tensors, header = read_tensors(path)
+    tensors = _with_text_model(tensors)
     layout = Layout.of(_contents(config, header, tensors, path), tensors)
     if (problem := layout.problem(shapes_of(tensors))) is not None:
+        if not (file_family(tensors) or "an autoencoder").startswith("an autoencoder"):  # these are read, with --config
+            raise unsupported_file(path, tensors) or UserError(problem)
         raise UserError(f"{path} does not match its configuration: {problem}")
     _check_copies(layout, tensors, path)
     weights = _averaged(layout, tensors, path) if ema else tensors
     contents = _with_scale(layout.contents, tensors, path)
     networks = {name: _network(contents, name, rules.to_ours(weights), path) for name, rules in layout.rules.items()}
     return SingleFile(contents, networks, tokenizers_from_metadata(header, str(path)))
+
+
+def _with_text_model(tensors: Tensors) -> Tensors:
+    """Insert `text_model.`, which files from before transformers 4.6 lack (NovelAI's), into names of CLIP's weights."""
+    return {OLD_CLIP.sub(r"\1text_model.", name): tensor for name, tensor in tensors.items()}
 
 
 def read_config(config: str | Path) -> Contents:

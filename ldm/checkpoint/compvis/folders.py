@@ -16,6 +16,7 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import SingleFile
 from ldm.checkpoint.compvis.vocabularies import is_usual, tokenizer_for
 from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
+from ldm.checkpoint.families import unsupported_folder
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.base import Conditioning
 from ldm.conditioning.classes import ClassTable, ClassTokens
@@ -53,6 +54,8 @@ def read_folder(folder: Path) -> SingleFile:
     path = folder / "config.json"
     kind = load_fields(path).get("_class_name") if path.is_file() else None
     if kind not in CLASSES:
+        if (error := unsupported_folder(folder)) is not None:
+            raise error
         raise UserError(f"{folder} is neither a pipeline nor one of {', '.join(CLASSES)}")
     name = CLASSES[kind]
     network = NETWORKS[name].from_pretrained(folder, _stored_dtype(folder))

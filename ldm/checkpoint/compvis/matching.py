@@ -16,6 +16,7 @@ from ldm.checkpoint.compvis.contents import (
     Contents,
 )
 from ldm.checkpoint.compvis.rules import Rules, Tensors
+from ldm.checkpoint.families import unsupported_file
 from ldm.config.files import load, names
 from ldm.devices import on_meta
 from ldm.errors import UserError
@@ -98,7 +99,8 @@ def recognise(shapes: Shapes, where: str) -> Contents:
         if _has_names(layout, shapes) and layout.problem(shapes) is None:
             found[name] = layout.contents
     if not found:
-        raise UserError(f"{where} matches no published model: give its configuration with --config")
+        unknown = UserError(f"{where} matches no published model: give its configuration with --config")
+        raise unsupported_file(where, shapes) or unknown
     alone = [contents for name, contents in found.items() if contents == _published()[name]]
     first, *others = alone or found.values()
     if any(other != first for other in others):

@@ -18,11 +18,14 @@ from ldm.storage.store import check_access, load_tensors
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
 
-# Classes of Lightning and numpy in checkpoints, such as loop counters and states of callbacks.
+# Classes of Lightning, numpy and OmegaConf in checkpoints: loop counters, states of callbacks, hyperparameters.
 FRAMEWORK = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities)(\.\w+)+"
     r"|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray)|numpy\.dtypes\.\w+"
+    r"|omegaconf(\.\w+)+|typing\.(Any|Union|Optional)|argparse\.Namespace|pathlib\.\w*Path|collections\.defaultdict"
+    r"|(builtins|__builtin__)\.(dict|list|tuple|set|int|float|complex|str|unicode|bool|bytes|object|NoneType)"
 )
+MAPPINGS = ("AttributeDict", "defaultdict")  # classes whose pickles set items
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -35,6 +38,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is not a file: give a .safetensors or a .ckpt")
     if path.suffix == ".safetensors":
         return load_tensors(path), _metadata(path)
+    if path.suffix == ".gguf":
+        raise UserError(f"{path} is a GGUF file, whose quantized weights ldm does not read: get it as .safetensors")
     if path.suffix in PICKLES:
         return _state_dict(_unpickle(path), path), {}
     raise UserError(f"{path}: the name of a single file must end in one of {', '.join(SUFFIXES)}")
@@ -74,28 +79,50 @@ def _unpickle(path: Path) -> Any:
             return _load(path, asked, zipped)
         except Exception as error:  # a damaged pickle can raise anything
             found = re.search(r"GLOBAL (\S+)", str(error))
-            if found is None or found[1] in asked:
+            name = (
+                "" if found is None else found[1] if "." in found[1] else f"builtins.{found[1]}"
+            )  # torch cuts that off
+            if not name or name in asked:
                 reason = " ".join(str(error).partition("error:")[2].partition("Check the doc")[0].split())
                 reason = reason or type(error).__name__
                 raise UserError(
                     f"{path} is not a complete PyTorch checkpoint ({reason}): download or copy it again"
                 ) from None
-            asked.add(found[1])
+            asked.add(name)
+
+
+def _stand_in(name: str) -> Any:
+    *_, last = name.split(".")
+    if last not in MAPPINGS:
+        return _Inert
+    return OrderedDict if last == "AttributeDict" else _empty
+
+
+def _empty(*arguments: Any) -> OrderedDict[Any, Any]:
+    """Replace a mapping that is made by a call: ignore its arguments."""
+    return OrderedDict()
 
 
 def _load(path: Path, asked: set[str], zipped: bool) -> Any:
-    stand_ins = [(OrderedDict if name.endswith(".AttributeDict") else _Inert, name) for name in asked]
+    stand_ins = [(_stand_in(name), name) for name in asked]
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickles that torch did not write
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the weights of a Lightning checkpoint or of a plain mapping of names to tensors."""
+    """Return the weights of a Lightning checkpoint or of a mapping of names to tensors, beside counters of training."""
     found = content.get("state_dict", content) if isinstance(content, dict) else None
+    if isinstance(found, dict):
+        found = {name: value for name, value in found.items() if not _is_counter(name, value)}
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path} has no state_dict: it is not a checkpoint of a model")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor: this is not a state_dict")
     return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _is_counter(name: Any, value: Any) -> bool:
+    """Return whether an entry is a counter or a state of training, such as `global_step`: no name of a weight."""
+    return isinstance(name, str) and "." not in name and not isinstance(value, Tensor)

@@ -39,7 +39,7 @@ def unet_from_params(params: Group, size_width: int | None = None) -> tuple[UNet
     params.skip("use_checkpoint", "use_fp16", "use_bf16", "legacy", "spatial_transformer_attn_type")
     factors = params.numbers("channel_mult", (1, 2, 4, 8))
     widths = widths_of(params.number("model_channels"), factors, f"{params.where}.channel_mult")
-    transformer = params.choose("use_spatial_transformer", {True: True, False: False}, False)
+    transformer = params.choose("use_spatial_transformer", {True: True, False: False}, size_width is not None)
     linear = params.choose("use_linear_in_transformer", {True: True, False: False}, False)
     depths = _depths(params, [2**level for level in range(len(widths))])
     tree: Params = {

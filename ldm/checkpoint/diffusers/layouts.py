@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_class, scheduler_classes
+from ldm.checkpoint.families import class_family
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.base import Part
 from ldm.conditioning.classes import EMPTY, NAMES
@@ -236,7 +237,9 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Part], dic
     name = index.get("_class_name")
     name = SAME_COMPONENTS.get(name, name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in LAYOUTS:
-        raise UserError(f"{where} describes a {name}: ldm loads {', '.join(LAYOUTS)}")
+        family = class_family(name)
+        of = f", which belongs to the family {family}" if family else ""
+        raise UserError(f"{where} describes a {name}{of}: ldm loads {', '.join(LAYOUTS)}")
     layout, parts, known = LAYOUTS[name], {}, known_parts()
     folders = folders_of(layout, dict.fromkeys(known, ("", "")))
     for part, folder in folders.items():

@@ -8,6 +8,7 @@ import torch
 
 from ldm.checkpoint.diffusers.layouts import LAYOUTS, folders_of, make_index, network_parts, read_index
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields, scheduler_to_fields
+from ldm.checkpoint.families import unsupported_folder
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.base import StoredPipeline
 from ldm.conditioning.fit import all_conditionings
@@ -52,6 +53,8 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Pip
     path = folder / "model_index.json"
     if not path.is_file() and (folder / "vae").is_dir():
         raise UserError(f"{folder} holds an autoencoder but no pipeline: train a U-Net on it with ldm train-unet")
+    if not path.is_file() and (error := unsupported_folder(folder)) is not None:
+        raise error
     layout, parts, places, index = read_index(load_fields(path), path)
     network = next(each for each in DENOISERS.values() if parts["unet"] in each.parts())
     denoiser, diffusion = network.from_pretrained(places["unet"], dtype), load_scheduler(places["scheduler"])
