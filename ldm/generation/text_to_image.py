@@ -100,7 +100,7 @@ class TextToImage:
     def save_pretrained(
         self, path: str | Path, dtype: torch.dtype | None = None, max_shard_size: int = SHARD_SIZE
     ) -> None:
-        """Save the pipeline in diffusers layout, with weights in `dtype` and files of at most `max_shard_size` bytes."""
+        """Save in diffusers layout, with weights in `dtype` and files of at most `max_shard_size` bytes."""
         save_pipeline(self.pipeline, Path(path), dtype, max_shard_size)
 
     def to(self, device: str | torch.device) -> TextToImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.files import read_original
 from ldm.checkpoint.compvis.matching import recognise
 from ldm.checkpoint.compvis.modelspec import contents_from_metadata
+from ldm.checkpoint.diffusers.layouts import read_index
 from ldm.checkpoint.diffusers.scheduler_fields import scheduler_from_fields
 from ldm.checkpoint.find import built_in, find_model, step_folders
 from ldm.conditioning.classes import classes_from_fields
@@ -61,6 +62,8 @@ class Description:
     config: Config | None = None  # that trained or will train it
     step: int | None = None  # of the checkpoint
     notes: list[str] = field(default_factory=list)  # what could not be read
+    problem: str | None = None  # why `ldm generate` cannot run a pipeline
+    is_pipeline: bool = False
 
     @property
     def stage(self) -> str | None:
@@ -158,7 +161,19 @@ def _folder(target: str, folder: Path) -> Description:
     config = configuration.load_saved(newest / "config.yaml") if (newest / "config.yaml").is_file() else None
     kind = "run" if config is not None else "pipeline" if (newest / "model_index.json").is_file() else "network"
     step = _step_of(steps[-1] if steps else newest)
-    return Description(target, kind, Contents(**sections), stored, config, step, notes)
+    described = Description(target, kind, Contents(**sections), stored, config, step, notes)
+    index = newest / "model_index.json"
+    return replace(described, is_pipeline=True, problem=_problem(index, notes)) if index.is_file() else described
+
+
+def _problem(index: Path, notes: list[str]) -> str | None:
+    """Return the error that `ldm generate` would raise for a pipeline's index, parts or missing weights, if any."""
+    try:
+        _, _, places, _ = read_index(load_fields(index), index)
+    except UserError as error:
+        return str(error)
+    missing = [f"{place} is missing" for place in places.values() if not place.is_dir()]
+    return next(iter([*missing, *notes]), None)
 
 
 def _networks(folder: Path) -> dict[str, Path]:

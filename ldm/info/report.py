@@ -46,6 +46,8 @@ def report(description: Description) -> Report:
         facts["diffusion"] = contents.diffusion.model_dump(mode="json")
     if description.config is not None and description.stage is not None:
         facts["training"] = _training(description.config, description.stage, description.step)
+    if description.is_pipeline:
+        facts["generates"] = description.problem or "yes"
     return facts | ({"notes": description.notes} if description.notes else {})
 
 

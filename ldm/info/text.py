@@ -51,6 +51,7 @@ def _rows(facts: Report) -> list[tuple[str, str]]:
         ("FLOPs", ", ".join(flops) + " (batch of one; multiply and add count as two)" if flops else ""),
         ("to train", ", ".join(memory) + " (weights, gradients, Adam, EMA; without activations)" if memory else ""),
         ("predicts", _diffusion(facts.get("diffusion"))),
+        ("generates", _generates(facts.get("generates"))),
         ("training", _trained(facts.get("training"))),
         *_measured(facts.get("measured")),
     ]
@@ -76,6 +77,10 @@ def _diffusion(diffusion: Report | None) -> str:
     if schedule["zero_terminal_snr"]:
         words.append("with zero terminal SNR")
     return " ".join(words)
+
+
+def _generates(found: str | None) -> str:
+    return f"no: {found}" if found not in (None, "yes") else found or ""
 
 
 def _trained(training: Report | None) -> str:
