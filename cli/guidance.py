@@ -19,7 +19,7 @@ def _option(text: str, metavar: str | None = None, minimum: int | None = None) -
 
 Classifier = Annotated[str | None, _option("Guide to --class by a run of `ldm train-classifier`.", "RUN")]
 ClassifierScale = Annotated[float | None, _option("Scale of classifier guidance.  [default: 1]", minimum=0)]
-Clip = Annotated[str | None, _option("Guide by a CLIP: a folder, a Hub id or open_clip:ARCHITECTURE:WEIGHTS.", "MODEL")]
+Clip = Annotated[str | None, _option("Guide by a CLIP: a folder, a Hub id or open_clip:ARCH:WEIGHTS.", "MODEL")]
 ClipScale = Annotated[float | None, _option("Scale of CLIP guidance.  [default: 100]", minimum=0)]
 ClipCrops = Annotated[int | None, _option("Crops of the image for CLIP in each step.  [default: 8]", minimum=1)]
 ClipPrompt = Annotated[str | None, _option("Text for CLIP.  [default: the prompt]")]
