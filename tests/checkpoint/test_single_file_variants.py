@@ -209,6 +209,8 @@ def test_stabilitys_current_configuration_of_sdxl_is_the_published_model(tmp_pat
     found = read_config(tmp_path / "sd_xl_base.yaml")
     assert found == read_config(tmp_path / "before.yaml")
     published = read_config(find("published/sdxl-base"))
-    for name in ("unet", "text", "text_2", "diffusion"):
+    assert found.diffusion.schedule == published.diffusion.schedule
+    assert found.diffusion.prediction == published.diffusion.prediction
+    for name in ("unet", "text", "text_2"):
         ours, theirs = getattr(found, name).model_dump(), getattr(published, name).model_dump()
         assert {**ours, "sample_size": 0, "source": 0} == {**theirs, "sample_size": 0, "source": 0}, name

@@ -60,7 +60,7 @@ def read_single_file(path: str | Path, config: str | Path | None = None, ema: bo
     tensors = _with_text_model(tensors)
     layout = Layout.of(_contents(config, header, tensors, path), tensors)
     if (problem := layout.problem(shapes_of(tensors))) is not None:
-        if not (file_family(tensors) or "an autoencoder").startswith("an autoencoder"):  # these are read, with --config
+        if file_family(tensors) not in (None, "an autoencoder"):  # that is read, with its own configuration
             raise unsupported_file(path, tensors) or UserError(problem)
         raise UserError(f"{path} does not match its configuration: {problem}")
     _check_copies(layout, tensors, path)

@@ -79,9 +79,8 @@ def _unpickle(path: Path) -> Any:
             return _load(path, asked, zipped)
         except Exception as error:  # a damaged pickle can raise anything
             found = re.search(r"GLOBAL (\S+)", str(error))
-            name = (
-                "" if found is None else found[1] if "." in found[1] else f"builtins.{found[1]}"
-            )  # torch cuts that off
+            name = "" if found is None else found[1]
+            name = f"builtins.{name}" if name and "." not in name else name  # torch cuts that module off
             if not name or name in asked:
                 reason = " ".join(str(error).partition("error:")[2].partition("Check the doc")[0].split())
                 reason = reason or type(error).__name__
