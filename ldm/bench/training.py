@@ -121,7 +121,7 @@ def _workload(config: Config, against: bool, encoding: bool) -> Workload:
     trainer = make_trainer(config, Path(scratch.name))
     unet, stage = deepcopy(trainer.pipeline.denoiser), trainer.stage
     first = trainer.data[1, 0]
-    reference = stage.validate(first)  # loss of the first step, without autocast
+    reference = stage.validate(first).losses.mean()  # loss of the first step, without autocast
     inputs = _encoded(trainer, Path(scratch.name)) if encoding else _given(trainer, first)
     dtype = torch.float32 if precision_of(config.training.unet) == "no" else torch.bfloat16
     return Workload(

@@ -222,12 +222,16 @@ class SpatialConditioning(Conditioning):
 
 @lru_cache(maxsize=1)
 def _example_batch(context: TrainingContext) -> Batch:
-    """Return the batch of step 0, which is not trained on."""
+    """Return a batch of held-out images if there are any, else of training images, with the noise of step 0."""
     from ldm.data.loader import BatchShare, TrainingData
+    from ldm.data.preview import validation_of
+    from ldm.data.validation import spread_over
 
     config, count = context.config, context.settings.sample_images
-    data, seed = context.source.preview(count), config.training.seed
-    return TrainingData(data, config.data, BatchShare(count), seed, classes=config.uses_labels)[0, 0]
+    data, only, seed = context.source.preview(count), None, config.training.seed
+    if (validation := validation_of(context.source, config.data, count)) is not None:
+        data, only = validation.source, spread_over(validation.indices, count)
+    return TrainingData(data, config.data, BatchShare(count), seed, classes=config.uses_labels, only=only)[0, 0]
 
 
 def load_spatial_section(folder: Path) -> SpatialSection:

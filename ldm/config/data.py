@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ class DataConfigBase(Section):
     buckets: BucketsConfig | None = None  # None: every image is cropped to a square
     map_classes: int | None = Field(None, ge=1, le=256)  # in maps of the images; None: maps are not read
     low_res_noise_std: float = Field(0.0, ge=0.0)  # largest noise on images, for spatial.kind low_resolution
+    # What `validation_loss` is measured on: a share of the data that is held out of training (0: none), or other data,
+    # named as --data is. None: 2 %, at most 512 images, from 500 images on; scenes of another seed for scenes.
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] | str | None = None
     max_broken: float = Field(0.1, ge=0.0, le=1.0)  # largest share of unreadable images; more stop the training
     workers: int = Field(0, ge=0)  # loader processes; 0 loads in the training process
 

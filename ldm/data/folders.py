@@ -126,6 +126,10 @@ class FolderSource(IndexedSource):
         """Return the file's name below the folder."""
         return str(self.names[index])
 
+    def key(self, index: int) -> str:
+        """Return the file's name below the folder."""
+        return self.name_of(index)
+
     def stamp(self, index: int) -> str:
         """Return the file's name and number of bytes."""
         name = self.name_of(index)

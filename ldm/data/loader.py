@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.data.broken import Broken, UnreadableError
@@ -53,6 +54,8 @@ class TrainingData(Dataset[Batch]):
         sizes: shapes that images are cropped to, one for each bucket.
         unreadable: samples known to be broken where images are not read.
         classes: whether to read the class of each sample.
+        only: indices of the images to use; None: all.
+        without: indices of images to leave out.
     """
 
     def __init__(
@@ -65,13 +68,16 @@ class TrainingData(Dataset[Batch]):
         sizes: Sequence[Size] = (),
         unreadable: Mapping[int, Broken] | None = None,
         classes: bool = False,
+        only: Sequence[int] | np.ndarray | None = None,
+        without: Sequence[int] | np.ndarray = (),
     ) -> None:
         self.share, self._prepare = share, Preparation(source, config, seed, images, classes, unreadable)
-        self._order: BucketOrder | SquareOrder = SquareOrder(
-            len(source), share.batch_size, (config.size, config.size), seed
-        )
+        used = np.setdiff1d(np.arange(len(source)) if only is None else only, np.asarray(without, dtype=int))
+        square = (config.size, config.size)
+        self._order: BucketOrder | SquareOrder = SquareOrder(used, share.batch_size, square, seed)
         if len(sizes) > 1:
-            members = sort_into_buckets(_shapes(source), sizes, share.batch_size)
+            members = sort_into_buckets(_shapes(source, used), sizes, share.batch_size)
+            members = {size: used[rows] for size, rows in members.items()}
             self._order = BucketOrder(members, share.batch_size, seed)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
@@ -85,8 +91,8 @@ class TrainingData(Dataset[Batch]):
         return make_batch(step, slots, samples)
 
 
-def _shapes(source: IndexedSource) -> list[Size | None]:
-    """Height and width of every image, read from its header; None if it is unreadable."""
+def _shapes(source: IndexedSource, indices: np.ndarray) -> list[Size | None]:
+    """Height and width of each of these images, read from its header; None if it is unreadable."""
 
     def shape(index: int) -> Size | None:
         try:
@@ -94,7 +100,7 @@ def _shapes(source: IndexedSource) -> list[Size | None]:
         except UnreadableError:
             return None
 
-    return list(track(map(shape, range(len(source))), "looking up the shapes of images", len(source)))
+    return list(track(map(shape, indices.tolist()), "looking up the shapes of images", len(indices)))
 
 
 class Steps(Sampler[tuple[int, int]]):

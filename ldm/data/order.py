@@ -45,14 +45,15 @@ class Order:
 class SquareOrder:
     """Global batches of squares: a batch may contain the end of one epoch and the beginning of the next."""
 
-    def __init__(self, count: int, batch_size: int, size: Size, seed: int) -> None:
-        self.batch_size, self.size, self._order = batch_size, size, Order(count, seed)
+    def __init__(self, members: np.ndarray, batch_size: int, size: Size, seed: int) -> None:
+        self.members, self.batch_size, self.size = members, batch_size, size
+        self._order = Order(len(members), seed)
 
     def __call__(self, step: int) -> BatchIndices:
         """Return the batch of optimiser step `step`, counted from 1."""
         first = (step - 1) * self.batch_size  # the first sample of a run is number 0
-        indices = [self._order(number) for number in range(first, first + self.batch_size)]
-        return BatchIndices(self.size, indices, range(self._order.count))
+        rows = [self._order(number) for number in range(first, first + self.batch_size)]
+        return BatchIndices(self.size, self.members[rows].tolist(), self.members)
 
 
 class BucketOrder:

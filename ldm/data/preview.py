@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from ldm.data.broken import UnreadableError
 from ldm.data.images import fit
-from ldm.data.sources import IndexedSource, Source
+from ldm.data.sources import IndexedSource, Source, open_source
+from ldm.data.validation import Validation, spread_over
 from ldm.errors import UserError
 
 CAPTIONS = 100_000  # of streamed shards; other sources yield all
+
+if TYPE_CHECKING:
+    from ldm.config.data import DataConfig
 
 T = TypeVar("T")
 
@@ -22,13 +26,14 @@ T = TypeVar("T")
 class HeldSource(IndexedSource):
     """A few readable samples of a stream in memory, to be read in any order."""
 
-    def __init__(self, source: Source, count: int) -> None:
+    def __init__(self, source: Source, count: int, limit: int | None = None) -> None:
+        """Read `source.spread(count)`, evenly thinned to about `limit` samples."""
         self._source, self.has_maps, self.name = source, source.has_maps, source.name
 
         def read(item: Any) -> tuple[Image.Image | np.ndarray, list[str], Any]:
             return source.image(item), source.captions(item), item
 
-        self._samples = list(_readable(read, source.spread(count)))
+        self._samples = list(_readable(read, islice(source.spread(count), 0, None, max(1, count // (limit or count)))))
         if not self._samples:
             raise _nothing_readable()
 
@@ -60,13 +65,35 @@ def some_images(source: Source, count: int, size: int, rank: int = 0, processes:
     return _readable(lambda item: fit(source.image(item), size), source.spread(count, rank, processes))
 
 
-def first_images(source: Source, count: int, size: int) -> np.ndarray:
-    """Read the first `count` readable images as bytes (n, size, size, 3).
+def validation_of(source: Source, config: DataConfig, count: int) -> Validation | None:
+    """Return the images that validate a training on `source`, or None if validation is off.
+
+    Args:
+        source: The data of the training.
+        config: `validation` names other data, or is a share of `source`, 0 for none; None is the default.
+        count: How many images of a stream to read.
+    """
+    other: Source | None
+    if isinstance(config.validation, str):
+        other = open_source(config.validation, config)
+    else:
+        other = source.other_scenes(config) if config.validation is None else None
+    if other is not None:
+        apart = other.preview(count)
+        return Validation(apart, np.arange(len(apart)))
+    return source.validation(config, count)
+
+
+def shown_images(source: Source, config: DataConfig, count: int) -> np.ndarray:
+    """Read `count` images that are spread over the held-out ones, or over all, as bytes (n, size, size, 3).
 
     Raises:
-        UserError: if there are none.
+        UserError: if none is readable.
     """
-    found = list(islice(_readable(lambda item: fit(source.image(item), size), source.scan(count)), count))
+    validation = validation_of(source, config, count)
+    shown: Source = source if validation is None else validation.source
+    items = source.spread(count) if validation is None else iter(spread_over(validation.indices, count))
+    found = list(islice(_readable(lambda item: fit(shown.image(item), config.size), items), count))
     if not found:
         raise _nothing_readable()
     return np.stack(found)

@@ -26,6 +26,7 @@ from ldm.data.preview import HeldSource
 from ldm.data.shard_names import split_name
 from ldm.data.sources import Block, IndexedSource, Source, Split, digest
 from ldm.data.streaming import StreamData, stream
+from ldm.data.validation import Validation, held_out_count
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -167,11 +168,32 @@ class Shards(Source):
 
     def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[Packed]:
         """Yield about `count` samples, the first ones of as many shards as possible, of this process' shards."""
-        chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
-        quotas = np.bincount(np.searchsorted(self._starts, chosen, side="right") - 1, minlength=len(self.urls))
+        quotas = self._quotas(count)
         for shard in np.flatnonzero(quotas)[rank::processes]:
             for packed, _ in zip(self.read_shard(int(shard)), range(quotas[shard]), strict=False):
                 yield packed
+
+    def _quotas(self, count: int) -> np.ndarray:
+        """Divide about `count` samples evenly among the shards, (shards,)."""
+        chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+        return np.bincount(self.shards_of(chosen), minlength=len(self.urls))
+
+    def shards_of(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the shard of each sample, (n,)."""
+        return np.searchsorted(self.counts.cumsum(), np.asarray(indices, dtype=int), side="right")
+
+    def held_out(self, config: DataConfig) -> np.ndarray:
+        """Return the first samples of shards, as many of each as `spread` yields: keys are not known in advance."""
+        quotas = self._quotas(held_out_count(len(self), config))
+        firsts = zip(self._starts.tolist(), quotas.tolist(), strict=True)
+        return np.array([start + row for start, quota in firsts for row in range(quota)], dtype=int)
+
+    def validation(self, config: DataConfig, count: int) -> Validation | None:
+        """Hold up to `count` of the samples that are held out in memory."""
+        if not (held := held_out_count(len(self), config)):
+            return None
+        source = HeldSource(self, held, limit=count)
+        return Validation(source, np.arange(len(source)))
 
     def scan(self, count: int) -> Iterator[Packed]:
         """Yield about `count` samples spread over the shards."""

@@ -6,13 +6,10 @@ A kind of data is one class, registered in `ldm.registry.DATA_SOURCES`. Most kin
     class Numbers(IndexedSource):
         section = NumbersConfig  # options below `data.numbers`; leave it out if there are none
         accepts = "`numbers`"
-
         @classmethod
         def matches(cls, data): return data == "numbers"
-
         @classmethod
         def open(cls, data, config, split): return cls(config.numbers)
-
         def __len__(self): ...
         def image(self, index): ...
         def captions(self, index): ...
@@ -36,6 +33,7 @@ from ldm.data.broken import Broken, UnreadableError
 from ldm.data.classes import Labels
 from ldm.data.loader import BatchShare, TrainingData, make_loader
 from ldm.data.preparing import Batch
+from ldm.data.validation import Validation, held_out
 from ldm.errors import UserError
 from ldm.registry import DATA_SOURCES
 
@@ -177,6 +175,18 @@ class Source(ABC):
     def class_fingerprint(self, block: Block) -> str:
         """Digest the classes of a block."""
 
+    @abstractmethod
+    def held_out(self, config: DataConfig) -> np.ndarray:
+        """Return the indices (n,) of the samples that are held out of training."""
+
+    @abstractmethod
+    def validation(self, config: DataConfig, count: int) -> Validation | None:
+        """Return the held-out samples, of a stream `count` of them in memory; None if there are none."""
+
+    def other_scenes(self, config: DataConfig) -> Source | None:
+        """Return unlimited data of the same kind that training does not use, or None."""
+        return None
+
     def no_maps(self) -> UserError:
         """Return the error of data without maps."""
         return UserError(f"data.map_classes is set but {self.name} has no maps of classes: use data with maps")
@@ -210,8 +220,20 @@ class IndexedSource(Source):
         unreadable: Mapping[int, Broken] | None = None,
     ) -> Generator[Batch, None, None]:
         seed, sizes, classes = config.training.seed, config.image_sizes, config.uses_labels
-        data = TrainingData(self, config.data, share, seed, images, sizes, unreadable, classes)
+        held = self.held_out(config.data)
+        data = TrainingData(self, config.data, share, seed, images, sizes, unreadable, classes, without=held)
         return make_loader(data, start, end, config.data.workers)
+
+    def key(self, index: int) -> str:
+        """Identify an image, alike wherever the data lies; decides whether the image is held out."""
+        return str(index)
+
+    def held_out(self, config: DataConfig) -> np.ndarray:
+        return held_out(self, config)
+
+    def validation(self, config: DataConfig, count: int) -> Validation | None:
+        held = self.held_out(config)
+        return Validation(self, held, cached=True) if len(held) else None
 
     def spread(self, count: int, rank: int = 0, processes: int = 1) -> Iterator[int]:
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)

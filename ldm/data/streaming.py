@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ldm.data.lanes import Lane, Lanes, ShardAssignment
@@ -44,9 +45,15 @@ class StreamData(IterableDataset[Batch]):
                 f"data.shards.lanes {count} must divide batch_size {share.batch_size} and be no more than the "
                 f"{len(shards.urls)} shards"
             )
-        self.lanes = Lanes(share.batch_size, count, len(shards))
-        self._assignment = ShardAssignment(self.lanes, shards.counts.tolist(), config.shards.shuffle_buffer, seed)
-        self._not_empty = shards.counts.nonzero()[0]
+        self._held = set(shards.held_out(config).tolist())
+        counts = shards.counts - np.bincount(shards.shards_of(sorted(self._held)), minlength=len(shards.urls))
+        self.lanes = Lanes(share.batch_size, count, int(counts.sum()))
+        self._assignment = ShardAssignment(self.lanes, counts.tolist(), config.shards.shuffle_buffer, seed)
+        self._not_empty = counts.nonzero()[0]
+
+    def _read(self, shard: int) -> Iterator[Packed]:
+        """Yield the samples of a shard that are not held out."""
+        return (packed for packed in self.shards.read_shard(shard) if packed.index not in self._held)
 
     def own_lanes(self) -> list[int]:
         """Return the lanes that fill slots of this process."""
@@ -56,7 +63,7 @@ class StreamData(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         own = self.own_lanes() if info is None else self.own_lanes()[info.id :: info.num_workers]
-        lanes: dict[int, Lane[Packed]] = {lane: Lane(self._assignment, self.shards.read_shard) for lane in own}
+        lanes: dict[int, Lane[Packed]] = {lane: Lane(self._assignment, self._read) for lane in own}
         for step, micro in self.steps:
             slots = [slot for slot in self.share.slots(micro) if self.lanes.of_slot(slot) in lanes]
             yield make_batch(step, slots, [self._fill(lanes[self.lanes.of_slot(slot)], step, slot) for slot in slots])
@@ -64,7 +71,7 @@ class StreamData(IterableDataset[Batch]):
     def _fill(self, lane: Lane[Packed], step: int, slot: int) -> PreparedSample:
         def replacement(row: int) -> Packed:
             # From another shard: where one sample is damaged, its neighbours often are.
-            return next(self.shards.read_shard(int(self._not_empty[row])))
+            return next(self._read(int(self._not_empty[row])))
 
         item = lane.sample((step - 1) * self.share.batch_size + slot)
         return self._prepare.fill(item, len(self._not_empty), replacement, self.size, step, slot)

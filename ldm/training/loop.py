@@ -87,11 +87,11 @@ def train(stage: Stage, source: Source, config: Config, run: Run, limits: Limits
                 _sample(stage, run, step, log, trackers)
             if step % settings.save_every == 0 and step < end:
                 divergence.check(meter.unchecked())
-                saved = _try_to_save(saver, step, saved, log)
+                saved = _try_to_save(saver, step, saved, log, watch)
         divergence.check(meter.unchecked())
         if reason == "signal" and step < end:
             if step > saved:
-                _save(saver, step, log)
+                _save(saver, step, log, watch)
             log.say(f"interrupted: step {step} is saved in {run.path}, --resume continues")
             raise KeyboardInterrupt
         broken.check((step - reported) * settings.batch_size)
@@ -113,14 +113,15 @@ def _finish(stage: Stage, source: Source, saver: Saver, step: int, log: Log, wat
     if facts:
         log.note({"step": step, **facts})
         watch.add({"step": step, **facts})
-    return facts | _save(saver, step, log)
+    return facts | _save(saver, step, log, watch)
 
 
-def _save(saver: Saver, step: int, log: Log) -> dict[str, float]:
-    """Validate and save a step; return the validation loss, if there is one."""
+def _save(saver: Saver, step: int, log: Log, watch: Watch) -> dict[str, float]:
+    """Validate and save a step; return the validation losses, if there are any."""
     found = saver.validate()
     if found and all(map(math.isfinite, found.values())):
         log.note({"step": step, **found})  # before saving: a run killed in between does both again
+        watch.validated({"step": step, **found})
     saver.save(step, found)
     if log.path is not None:
         with log.excused("curves.png could not be written"):
@@ -128,10 +129,10 @@ def _save(saver: Saver, step: int, log: Log) -> dict[str, float]:
     return found
 
 
-def _try_to_save(saver: Saver, step: int, saved: int, log: Log) -> int:
+def _try_to_save(saver: Saver, step: int, saved: int, log: Log, watch: Watch) -> int:
     """Save an intermediate step; return the newest saved step, which is `saved` if that fails."""
     try:
-        _save(saver, step, log)
+        _save(saver, step, log, watch)
     except SaveError as error:
         log.say(f"{error}; training continues and saves again at step {step + saver.stage.config.save_every}")
         return saved

@@ -17,6 +17,7 @@ from ldm.data.images import IMAGE_SUFFIXES
 from ldm.data.loader import TrainingData
 from ldm.data.preview import HeldSource
 from ldm.data.sources import IndexedSource, Source, open_source
+from ldm.data.validation import held_out_count
 from ldm.training.cost import PEAK, UTILISATION, StepCost, memory, seconds_on, step_cost
 from ldm.training.loop import precision_of, share_of, start_accelerator
 from ldm.training.runs.run import Run
@@ -43,7 +44,9 @@ def plan(
     cost = step_cost(stage, config)
     source = None if data == "scenes" else open_source(data, config.data)
     images = config.data.scenes.num if source is None else len(source)
-    facts = _size(settings, config, cost, images)
+    validation = config.data.validation
+    validated = isinstance(validation, str) or held_out_count(images, config.data) > 0
+    facts = _size(settings, config, cost, images, validated)
     facts["time here"] = _time(stage, config, source, make, cost)
     if gpu is not None:
         facts |= _estimated(stage, config, data, images, cost, gpus or 1, gpu)
@@ -51,7 +54,7 @@ def plan(
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
-def _size(settings: StageConfig, config: Config, cost: StepCost, images: int) -> dict[str, str]:
+def _size(settings: StageConfig, config: Config, cost: StepCost, images: int, validated: bool) -> dict[str, str]:
     samples = settings.max_steps * settings.batch_size
     micro = settings.batch_size // settings.gradient_accumulation
     width = 4 if precision_of(settings) == "no" else 2
@@ -64,7 +67,7 @@ def _size(settings: StageConfig, config: Config, cost: StepCost, images: int) ->
         "memory of activations": f"about {cost.activations * width / 4 * micro / 2**20:,.0f} MiB, shared by processes",
         "work": f"{cost.flops * settings.batch_size / 1e12:.3g} TFLOP a step, {cost.flops * samples / 1e15:,.3g} PFLOP",
         "saves": f"every {settings.save_every:,} steps, the newest {settings.keep} kept"
-        + (", and the best" if settings.keep_best and settings.validation_images else ""),
+        + (", and the best" if settings.keep_best and settings.validation_images and validated else ""),
     }
 
 

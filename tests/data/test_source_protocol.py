@@ -12,7 +12,7 @@ from ldm import config
 from ldm.config.data import DataConfig, DataConfigBase
 from ldm.config.section import Section, component_fields, extended
 from ldm.data.loader import BatchShare
-from ldm.data.preview import HeldSource, all_captions, first_images, some_images
+from ldm.data.preview import HeldSource, all_captions, shown_images, some_images
 from ldm.data.shards import Shards
 from ldm.data.sources import IndexedSource, open_source
 from ldm.errors import UserError
@@ -76,7 +76,7 @@ def test_a_source_with_only_the_required_methods_can_do_everything(options: Data
     assert source.preview(2) is source
     assert source.latents is None
     assert [image[0, 0, 0] for image in some_images(source, 3, 32)] == [0, 6, 11]
-    assert first_images(source, 2, 32).shape == (2, 32, 32, 3)
+    assert shown_images(source, DataConfig(size=32), 2).shape == (2, 32, 32, 3)
     assert len(list(all_captions(source))) == 12
     assert [list(source.read(block)) for block in source.blocks(8)] == [list(range(8)), list(range(8, 12))]
     assert source.fingerprint(source.blocks(8)[0]) != source.fingerprint(source.blocks(8)[1])

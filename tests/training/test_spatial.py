@@ -117,7 +117,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
         assert stage.train_step([batch_of(stage, kind, step)], step).losses["loss"].isfinite()
     assert changed(before, weights(stage, "unet"))
     assert beside.any()  # it is seen from now on
-    assert stage.validate(batch_of(stage, kind, 0)).isfinite()
+    assert stage.validate(batch_of(stage, kind, 0)).losses.mean().isfinite()
     sheet = stage.sample()
     assert sheet is not None
     assert sheet.size == (6 * 34 - 2, 32)  # told, drawn and the image itself, of two samples

@@ -27,6 +27,7 @@ from ldm.data.scenes.maps import kind_names, maps_digest, render_map
 from ldm.data.scenes.scene import Scene
 from ldm.data.scenes.vocabulary import first, tables_digest
 from ldm.data.sources import IndexedSource
+from ldm.data.validation import held_out_count
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise it with every change of images or captions for the same arguments and tables
 LABELS = "labels.npy"
+VALIDATION_SEED = 1 << 62  # flipped in the seed of the scenes on which a training is validated
 
 
 class ScenesConfig(Section):
@@ -79,7 +81,7 @@ class ScenesDataset(IndexedSource):
         self.folder = (cache or default_cache()) / "scenes" / _fingerprint(spec)
         if not self.folder.is_dir():
             _fill(self.folder, spec, processes)
-        self._spec, self._processes = spec, processes
+        self._spec, self._processes, self._cache = spec, processes, cache
         self.concepts = spec.concepts  # only the first ones; None: all
         maps = self.folder / f"maps-{maps_digest()}.npy"
         if map_classes is not None and not maps.is_file():
@@ -105,6 +107,18 @@ class ScenesDataset(IndexedSource):
             if getattr(config, option):
                 raise UserError(f"data.{option} does not apply to scenes, which have built-in captions and classes")
         return cls(config.scenes, config.size, split, map_classes=config.map_classes)
+
+    def other_scenes(self, config: DataConfig) -> ScenesDataset | None:
+        """Return scenes of another seed, from 500 scenes on; training uses all scenes of its own."""
+        count = held_out_count(len(self), config)
+        if not count:
+            return None
+        other = config.scenes.model_copy(update={"num": count, "seed": config.scenes.seed ^ VALIDATION_SEED})
+        return ScenesDataset(other, self._spec.size, "train", self._processes, self._cache, config.map_classes)
+
+    def held_out(self, config: DataConfig) -> np.ndarray:
+        """Return what `data.validation` holds out; by default nothing, see `other_scenes`."""
+        return super().held_out(config) if config.validation is not None else np.zeros(0, dtype=int)
 
     def __len__(self) -> int:
         return len(self._captions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 import yaml
 from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 import ldm
 from ldm.config.root import Config
 from ldm.config.section import dump
 from ldm.config.training import TrainingConfig
 from ldm.data.loader import BatchShare, TrainingData
-from ldm.data.sources import IndexedSource, Source
+from ldm.data.preview import validation_of
+from ldm.data.sources import Source
+from ldm.data.validation import Validation
 from ldm.errors import UserError
 from ldm.storage.renames import current_config, current_facts
 from ldm.training.diagnostics.divergence import Divergence
@@ -25,6 +29,7 @@ from ldm.training.runs.run import Run, SaveError
 from ldm.training.stages.stage import Stage
 
 VALIDATION_BATCH = 16
+BANDS = 4  # quarters of the timesteps, with a validation loss each
 # Options of a stage that do not change what is trained.
 HARMLESS = {"log_every", "save_every", "sample_every", "keep", "keep_best", "validation_images", "sample_prompts"}
 HARMLESS |= {"sample_classes", "sample_images", "sample_guidance_scale", "sample_steps"}
@@ -37,6 +42,7 @@ CONSEQUENCES = {
     "sharding": ROUNDING,
     "device": ROUNDING,
     "images": "the order of the data differs",
+    "held_out": "the order of the data differs; data.validation=0 holds nothing out",
     "torch": "rounding may differ",
     "ldm": "arithmetic may differ",
     "batch_size": "this epoch repeats or skips some images",
@@ -56,7 +62,7 @@ class Saver:
         steps = run.steps()
         spent = float(run.facts(steps[-1]).get("seconds", 0.0)) if steps else 0.0
         self.clock = Clock(stage.config, stage.accelerator, budget, spent)
-        self._validated: IndexedSource | None = None  # the images of validation, once they were read from a stream
+        self._held_out: dict[str, int] = {"held_out": len(source.held_out(config.data))}
 
     def resume(self) -> tuple[int, str | None]:
         """Load the newest state into the stage.
@@ -120,35 +126,42 @@ class Saver:
             raise SaveError(failed)
 
     def validate(self) -> dict[str, float]:
-        """Return `validation_loss`, the same in all processes, or nothing if validation is off."""
+        """Return `validation_loss` and its bands, the same in all processes, or nothing if validation is off."""
         found: list[dict[str, float]] = [{}]
         with self.stage.averaged():
             if self.stage.accelerator.is_main_process and self.stage.config.validation_images:
-                found = [{"validation_loss": self._validation_loss()}]
+                found = [self._validation_losses()]
         broadcast_object_list(found)
         return found[0]
 
-    def _validation_loss(self) -> float:
-        """Return the loss of the averaged weights on the fixed images, noise and levels of step 0.
+    @cached_property
+    def _validation(self) -> Validation | None:
+        return validation_of(self.source, self.config.data, self.stage.config.validation_images)
+
+    def _validation_losses(self) -> dict[str, float]:
+        """Return the loss of the averaged weights on held-out images with the fixed noise and levels of step 0.
 
         It is comparable between the steps of a run and does not depend on the batch size and the processes.
         """
-        images = self.stage.config.validation_images
+        if (validation := self._validation) is None:
+            return {}
+        images, stage = self.stage.config.validation_images, self.stage
         share = BatchShare(images, accumulation=images // VALIDATION_BATCH)
-        if self._validated is None:
-            self._validated = self.source.preview(images)
-        stage = self.stage
         data = TrainingData(
-            self._validated,
+            validation.source,
             self.config.data,
             share,
             self.config.training.seed,
-            stage.needs_images,
-            unreadable=stage.unreadable,
+            stage.needs_images or not validation.cached,
+            unreadable=stage.unreadable if validation.cached else None,
             classes=self.config.uses_labels,
+            only=validation.indices,
         )
-        losses = [stage.validate(data[0, micro]) for micro in range(share.accumulation)]
-        return torch.stack(losses).mean().item()
+        found = [stage.validate(data[0, micro], validation.cached) for micro in range(share.accumulation)]
+        losses = torch.cat([each.losses for each in found])
+        times = [each.times for each in found if each.times is not None]
+        bands = _by_band(losses, torch.cat(times)) if times else {}
+        return {"validation_loss": losses.mean().item(), **bands}
 
     def _circumstances(self) -> dict[str, Any]:
         """Return what the numbers of a step depend on apart from the configuration."""
@@ -158,11 +171,13 @@ class Saver:
             "sharding": SHARDING.get(accelerator.distributed_type, "none"),
             "device": accelerator.device.type,
             "images": len(self.source),
+            **self._held_out,
             "torch": str(torch.__version__),
             "ldm": ldm.__version__,
         }
 
     def _changed_circumstances(self, then: dict[str, Any]) -> Iterator[str]:
+        then = {"held_out": 0} | then  # runs from before there was `data.validation`
         for name, value in self._circumstances().items():
             if name in then and then[name] != value:
                 yield f"{name} {value}, was {then[name]} ({CONSEQUENCES[name]})"
@@ -179,6 +194,13 @@ class Saver:
             if path in then and then[path] != value and not harmless:
                 consequence = f" ({CONSEQUENCES[last]})" if last in CONSEQUENCES else ""
                 yield f"{path} {value}, was {then[path]}{consequence}"
+
+
+def _by_band(losses: Tensor, times: Tensor) -> dict[str, float]:
+    """Return the mean loss of each quarter of the timesteps that has any, `validation_loss_t0` for the least noise."""
+    bands = (times.float() * BANDS).long().clamp(0, BANDS - 1)
+    found = {band: losses[bands == band] for band in range(BANDS)}
+    return {f"validation_loss_t{band * 1000 // BANDS}": each.mean().item() for band, each in found.items() if len(each)}
 
 
 def _options(folder: Path) -> dict[str, Any]:

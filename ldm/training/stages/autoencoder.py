@@ -22,7 +22,7 @@ from ldm.config.root import Config
 from ldm.config.training import AutoencoderStageConfig
 from ldm.data.images import contact_sheet, to_bytes, to_tensor
 from ldm.data.loader import Batch
-from ldm.data.preview import first_images
+from ldm.data.preview import shown_images
 from ldm.data.sources import Source
 from ldm.errors import UserError
 from ldm.models.autoencoder.autoencoder import Autoencoder
@@ -32,7 +32,7 @@ from ldm.training.latents import measure
 from ldm.training.losses.term import LossTerm, MicroBatch, Output, total_loss
 from ldm.training.optim.groups import freeze
 from ldm.training.runs.run import Run
-from ldm.training.stages.stage import FROM_SCRATCH, Stage, StartingPoint, StepReport
+from ldm.training.stages.stage import FROM_SCRATCH, Stage, StartingPoint, StepReport, ValidationLoss
 from ldm.training.transfer import moved
 
 SHOWN = 16  # images in a sample grid
@@ -78,7 +78,7 @@ class AutoencoderStage(Stage):
         self.loss_config, self.data, self.pretrained = config.loss, config.data, pretrained
         terms = active_terms(config.loss, config.autoencoder)
         self._check_sharding(terms)
-        self.shown = to_tensor(first_images(source, SHOWN, config.data.size))
+        self.shown = to_tensor(shown_images(source, config.data, SHOWN))
         network = self.place(Reconstruction(autoencoder, config.loss))
         freeze(network, self.config.freeze)
         self.network = self.prepare(
@@ -163,11 +163,12 @@ class AutoencoderStage(Stage):
         return moved(self.random.normal("posterior", batch.step, batch.slots, shape), self.accelerator.device)
 
     @torch.no_grad()
-    def validate(self, batch: Batch) -> Tensor:
-        """Return the loss () of the averaged weights, without adversarial terms."""
+    def validate(self, batch: Batch, cached: bool = True) -> ValidationLoss:
+        """Return the loss of the averaged weights, without adversarial terms."""
         images = self._images(batch)
         terms = [term for term in self.terms.values() if term.in_validation]
-        return total_loss(terms, images, self.emas[0].network(images, self._noise(batch)))["total"]
+        loss = total_loss(terms, images, self.emas[0].network(images, self._noise(batch)))["total"]
+        return ValidationLoss(loss.reshape(1))
 
     @property
     def autoencoder(self) -> Autoencoder:

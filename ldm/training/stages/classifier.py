@@ -25,7 +25,7 @@ from ldm.training.optim.groups import freeze
 from ldm.training.runs.run import Run
 from ldm.training.stages.initialize import initial_classifier
 from ldm.training.stages.latent_stage import LatentStage, cache_options
-from ldm.training.stages.stage import StartingPoint, StepReport
+from ldm.training.stages.stage import StartingPoint, StepReport, ValidationLoss
 from ldm.training.transfer import moved
 
 BANDS = 4  # quarters of the timesteps, with an accuracy each
@@ -77,7 +77,8 @@ class ClassifierStage(LatentStage):
         found = []
         self._right, self._all = KEPT * self._right, KEPT * self._all
         for batch in self.network.micro_batches(batches):
-            loss, right, t = self._answers(self.network.wrapped, batch)
+            losses, right, t = self._answers(self.network.wrapped, batch, self.cache)
+            loss = losses.mean()
             self.network.backward(loss / len(batches))
             found.append(loss.detach())
             self._count(right, t)
@@ -94,9 +95,10 @@ class ClassifierStage(LatentStage):
         return {f"accuracy_t{start}": share for start, share in zip(starts, self._right / self._all, strict=True)}
 
     @torch.no_grad()
-    def validate(self, batch: Batch) -> Tensor:
-        """Return the loss () of the EMA weights."""
-        return self._answers(self.emas[0].network, batch)[0]
+    def validate(self, batch: Batch, cached: bool = True) -> ValidationLoss:
+        """Return the losses of the EMA weights."""
+        losses, _, t = self._answers(self.emas[0].network, batch, self.cache if cached else None)
+        return ValidationLoss(losses, t / self.timesteps.num_train_timesteps)
 
     def save(self, folder: Path) -> None:
         """Write classifier, autoencoder and schedule to `folder`, with other averages to `folder/ema-DECAY`."""
@@ -107,14 +109,14 @@ class ClassifierStage(LatentStage):
         trained = self.classifier
         return TrainedClassifier(ema.network, trained.autoencoder, trained.diffusion, trained.class_names)
 
-    def _answers(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss (), which predictions are correct (B,), and the timesteps (B,)."""
-        latents = sampled(batch, self.autoencoder, self.cache, self.random, self.accelerator.device)
+    def _answers(self, network: nn.Module, batch: Batch, cache: CachedData | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses (B,), which predictions are correct (B,), and the timesteps (B,)."""
+        latents = sampled(batch, self.autoencoder, cache, self.random, self.accelerator.device)
         level = moved(self.schedule.sample(self.random.uniform("level", batch.step, batch.slots)), latents.device)
         noise = moved(self.random.normal("noise", batch.step, batch.slots, latents.shape[1:]), latents.device)
         logits = network(level.noisy(latents, noise), level.t).float()
         classes = moved(self._classes(batch), latents.device)
-        return F.cross_entropy(logits, classes), logits.argmax(1) == classes, level.t
+        return F.cross_entropy(logits, classes, reduction="none"), logits.argmax(1) == classes, level.t
 
     def _classes(self, batch: Batch) -> Tensor:
         """Return the classes (B,).

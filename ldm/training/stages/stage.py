@@ -50,6 +50,13 @@ class StepReport(NamedTuple):
     observed: dict[str, Tensor]  # scalars and vectors for `diagnostics`, logged under `observed`
 
 
+class ValidationLoss(NamedTuple):
+    """The losses of a micro-batch on held-out images."""
+
+    losses: Tensor  # (B,), or (1,) where only the mean is known
+    times: Tensor | None = None  # timesteps (B,), as shares of the schedule in [0, 1]
+
+
 class Stage(ABC):
     """One kind of training. Subclasses prepare their networks in `__init__` with `prepare`."""
 
@@ -104,8 +111,11 @@ class Stage(ABC):
         """
 
     @abstractmethod
-    def validate(self, batch: Batch) -> Tensor:
-        """Return the loss () of the averaged weights on a micro-batch; called by the main process only."""
+    def validate(self, batch: Batch, cached: bool = True) -> ValidationLoss:
+        """Return the losses of the averaged weights on a micro-batch; called by the main process only.
+
+        `cached`: whether a cache of latents, if there is one, holds the batch.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from ldm.training.optim.groups import freeze
 from ldm.training.runs.run import Run, complete_config
 from ldm.training.stages.initialize import initial_pipeline
 from ldm.training.stages.latent_stage import LatentStage, cache_options
-from ldm.training.stages.stage import StartingPoint, StepReport
+from ldm.training.stages.stage import StartingPoint, StepReport, ValidationLoss
 from ldm.training.transfer import moved
 
 
@@ -101,7 +102,8 @@ class UNetStage(LatentStage):
         """Regress the prediction's target on latents with noise of random levels."""
         found, seen = [], []
         for batch in self.network.micro_batches(batches):
-            loss, observed = self._batch_loss(self.network.wrapped, batch)
+            losses, _, observed = self._batch_losses(self.network.wrapped, batch, self.context)
+            loss = losses.mean()
             self.network.backward(loss / len(batches))
             found.append({"loss": loss.detach()})
             seen.append(observed)
@@ -111,21 +113,25 @@ class UNetStage(LatentStage):
         return StepReport(mean_of(found) | {"gradient_norm": norm}, observed)
 
     @torch.no_grad()
-    def validate(self, batch: Batch) -> Tensor:
-        """Return the loss () of the averaged weights."""
-        return self._batch_loss(self.emas[0].network, batch)[0]
+    def validate(self, batch: Batch, cached: bool = True) -> ValidationLoss:
+        """Return the losses of the averaged weights."""
+        context = self.context if cached else replace(self.context, cache=None)
+        losses, level, _ = self._batch_losses(self.emas[0].network, batch, context)
+        return ValidationLoss(losses, level.t / self.pipeline.diffusion.schedule.num_train_timesteps)
 
-    def _batch_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss () of a micro-batch, and what was observed on the way."""
-        autoencoder, cache = self.pipeline.autoencoder, self.context.cache
+    def _batch_losses(
+        self, network: nn.Module, batch: Batch, context: TrainingContext
+    ) -> tuple[Tensor, Level, dict[str, Tensor]]:
+        """Return the losses (B,) of a micro-batch, its levels, and what was observed on the way."""
+        autoencoder, cache = self.pipeline.autoencoder, context.cache
         latents = sampled(batch, autoencoder, cache, self.random, self.accelerator.device)
         level = moved(self.schedule.sample(self.random.uniform("level", batch.step, batch.slots)), latents.device)
         noise, seen = self._noise(batch, latents.shape[1:])
         noise, seen = moved(noise, latents.device), moved(seen, latents.device)
-        inputs = [each.training_inputs(batch, self.context) for each in self.conditionings]
+        inputs = [each.training_inputs(batch, context) for each in self.conditionings]
         output, observed = network(level.noisy(latents, seen), level.t, *inputs)
-        loss = self._loss(output, latents, noise, level).mean()
-        return loss, self._observed(latents, noise, level) | observed
+        losses = self._loss(output, latents, noise, level)
+        return losses, level, self._observed(latents, noise, level) | observed
 
     def _observed(self, latents: Tensor, noise: Tensor, level: Level) -> dict[str, Tensor]:
         """Return the latents' moments, and the loss of an output of zeros."""

@@ -27,8 +27,9 @@ from ldm.training.runs.stop import Limits
 from ldm.training.stages.autoencoder import AutoencoderStage
 
 
-def train(run: Path, *more: str) -> None:
+def train(run: Path, *more: str, held_out: float | None = None) -> None:
     stage, folder, asked = start(run, *more)
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"validation": held_out})})
     loop.train(stage, Grey(), asked, folder, Limits())
 
 
@@ -268,8 +269,8 @@ def test_what_is_not_exact_is_told_in_one_line_and_nothing_where_all_is(
 
 
 def test_the_validation_loss_is_that_of_the_averaged_weights_and_does_not_disturb_training(tmp_path: Path) -> None:
-    train(tmp_path / "with")
-    train(tmp_path / "without", "validation_images=0")
+    train(tmp_path / "with", held_out=0.3)
+    train(tmp_path / "without", "validation_images=0", held_out=0.3)
     reports = {name: read_log(tmp_path / name / "log.jsonl") for name in ("with", "without")}
     found = [facts["validation_loss"] for facts in reports["with"] if "validation_loss" in facts]
     assert len(found) == 4
