@@ -65,3 +65,14 @@ def test_commands_and_options_exist(page: Path) -> None:
         for word in words:
             if re.match(r"--[a-z]", word):
                 assert word.split("=")[0] in options | {"--help"}, f"{command.name}: {word}"
+
+
+def test_every_test_that_the_table_of_families_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/checkpoints.md").read_text()))
+    defined = {
+        found
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for found in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named
+    assert named <= defined
