@@ -53,6 +53,7 @@ def test_a_full_disk_is_an_error_on_standard_output_alone() -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_the_reader_of_its_log_has_gone(nursery: Nursery, tmp_path: Path) -> None:
     pipe, run = tmp_path / "log", tmp_path / "run"
     os.mkfifo(pipe)
@@ -65,6 +66,7 @@ def test_training_goes_on_when_the_reader_of_its_log_has_gone(nursery: Nursery, 
     assert Run(run, resume=True).load_state().step == 3
 
 
+@pytest.mark.slow
 def test_processes_agree_to_stop_at_any_step(nursery: Nursery, tmp_path: Path) -> None:
     run, said, stage = tmp_path / "run", tmp_path / "said", "training.autoencoder"
     words = ["train-vae", "tiny", *TINY, "--out", run, "--max-steps", 10**6, "--save-every", 10**6]
