@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
         ({"sve_bf16": True}, True),
     ],
 )
-def test_bfloat16_needs_instructions_of_its_own(
+def test_bfloat16_needs_processor_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, known: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
@@ -38,7 +38,7 @@ def test_older_pytorch_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(("there", "dtype"), [(False, torch.bfloat16), (True, torch.bfloat16), (False, torch.float32)])
-def test_a_model_loaded_in_bfloat16_for_a_processor_without_it_is_told_in_one_line(
+def test_a_model_loaded_in_bfloat16_for_a_processor_without_it_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, there: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(text_to_image, "computes_bfloat16", lambda device: there)

@@ -162,7 +162,7 @@ def test_both_vocabularies_of_a_pipeline_are_taken_where_there_are_two_text_enco
     assert pads == [CLIP_BRACKETS[1], "!"]
 
 
-def test_a_place_that_cannot_be_written_to_is_told_in_one_line(
+def test_a_destination_that_cannot_be_written_is_reported_in_one_line(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -177,7 +177,7 @@ def test_a_place_that_cannot_be_written_to_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_converted_leaves_nothing_behind(message: str, sources: Path) -> None:
+def test_a_failed_conversion_leaves_no_files(message: str, sources: Path) -> None:
     source, destination, asked = REFUSED[message]
     before = sorted(sources.rglob("*"))
     given = source if source == "missing" else str(sources / source)

@@ -1,4 +1,4 @@
-"""Networks and pipelines come back from their folders bit by bit; a folder that is not whole is refused by name."""
+"""Networks and pipelines are saved and loaded bit for bit; incomplete folders raise an error."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_shards_come_back_and_give_way_to_one_file(pipeline: Pipeline, tmp_path:
     assert_same_weights(UNet.from_pretrained(tmp_path), pipeline.denoiser)
 
 
-def test_a_half_precision_variant_is_read_where_there_is_nothing_else(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_half_precision_variant_is_read_if_it_is_the_only_one(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.denoiser.save_pretrained(tmp_path, torch.float16)
     stem = tmp_path / "diffusion_pytorch_model"
     stem.with_suffix(".safetensors").rename(stem.with_suffix(".fp16.safetensors"))
@@ -201,9 +201,7 @@ UNKNOWN = {
 @pytest.mark.parametrize(
     ("file", "field", "value"), [(file, *change) for file, changes in UNKNOWN.items() for change in changes]
 )
-def test_a_field_that_asks_for_what_we_do_not_have_is_refused_by_name(
-    folder: Path, file: str, field: str, value: object
-) -> None:
+def test_an_unsupported_field_raises_an_error_that_names_it(folder: Path, file: str, field: str, value: object) -> None:
     edit(folder / file, **{field: value})
     with pytest.raises(UserError) as raised:
         load_pipeline(folder)
@@ -236,14 +234,14 @@ def cut(path: Path) -> None:
 def test_a_missing_or_cut_off_file_is_an_error_of_one_line(
     folder: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
-    (folder / "tokenizer" / "vocab.txt").unlink()  # a tokenizer would be made of it anew
+    (folder / "tokenizer" / "vocab.txt").unlink()  # a tokenizer would be built from it
     damage(folder / file)
     with pytest.raises(UserError, match=str(folder)) as raised:
         load_pipeline(folder)
     assert "\n" not in str(raised.value)
 
 
-def test_weights_that_the_config_does_not_ask_for_are_refused_by_name(folder: Path) -> None:
+def test_weights_that_the_config_does_not_describe_raise_an_error_that_names_them(folder: Path) -> None:
     for change, name in (
         ({"layers_per_block": 2}, "lack .*resnets.1"),
         ({"cross_attention_dim": 32}, r"attn2.to_k.weight .* has shape \(16, 16\)"),
@@ -259,14 +257,14 @@ def test_weights_that_the_config_does_not_ask_for_are_refused_by_name(folder: Pa
         load_text_encoder(folder / "text_encoder")
 
 
-def test_parts_that_do_not_fit_are_refused(folder: Path) -> None:
+def test_components_that_do_not_fit_raise_an_error(folder: Path) -> None:
     edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=8)
     with pytest.raises(UserError, match="pads to 8 tokens, but the text encoder has 12 positions"):
         load_pipeline(folder)
 
 
 @pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
-def test_a_tokenizer_that_works_at_the_other_end_is_refused(folder: Path, side: str) -> None:
+def test_a_tokenizer_that_pads_or_truncates_on_the_left_raises_an_error(folder: Path, side: str) -> None:
     edit(folder / "tokenizer" / "tokenizer_config.json", **{side: "left"})
     with pytest.raises(UserError, match=f"the field {side} is 'left'"):
         load_pipeline(folder)
@@ -280,7 +278,7 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("places", [[], {"a": 3, "b": "unet.safetensors"}])
-def test_an_index_of_shards_that_names_no_files_is_refused(folder: Path, places: object) -> None:
+def test_a_shard_index_without_files_raises_an_error(folder: Path, places: object) -> None:
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
@@ -328,7 +326,7 @@ def test_an_unknown_model_is_an_error_that_names_the_possibilities(name: str, mo
         find_model(name)
 
 
-def test_a_tokenizer_that_is_no_bert_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_a_bert_tokenizer_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 12}')
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(UserError, match=r"tokenizer.json is no tokenizer"):

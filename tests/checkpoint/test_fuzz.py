@@ -84,7 +84,7 @@ def test_a_mutated_configuration_is_one_line_or_a_pipeline(part: str, tmp_path: 
     load_pipeline(tmp_path)
 
 
-def test_weights_of_a_kind_that_no_weights_have_are_refused(tmp_path: Path) -> None:
+def test_weights_of_an_unsupported_dtype_raise_an_error(tmp_path: Path) -> None:
     save_pipeline(random_pipeline(), tmp_path)
     path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = store.load_tensors(path)

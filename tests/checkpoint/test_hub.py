@@ -47,7 +47,7 @@ def test_of_stable_diffusion_one_variant_of_each_network_is_fetched() -> None:
     assert not any(name.startswith(("safety_checker", "feature_extractor")) for name in choose(STABLE_DIFFUSION))
 
 
-def test_shards_and_half_precision_are_fetched_where_there_is_nothing_else() -> None:
+def test_shards_and_half_precision_are_fetched_if_there_is_no_other_file() -> None:
     shards = [f"unet/diffusion_pytorch_model-{n:05d}-of-00002.safetensors" for n in (1, 2)]
     half = ["vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.non_ema.safetensors"]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"

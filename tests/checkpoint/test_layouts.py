@@ -187,7 +187,7 @@ def edited(saved: Path, tmp_path: Path, file: str, **changes: object) -> Path:
         ),
     ],
 )
-def test_what_an_index_asks_for_and_we_have_not_is_refused_by_name(
+def test_an_unsupported_component_in_an_index_raises_an_error_that_names_it(
     name: str, changes: dict[str, Any], message: str, saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = edited(saved(name), tmp_path, "model_index.json", **changes)
@@ -225,14 +225,14 @@ def test_what_an_index_may_leave_out_has_the_defaults_of_its_class(
         ("classes", "class_embedder/config.json", {"_class_name": "Table"}, "is of a Table; ldm loads ClassEmbedder"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(
+def test_components_that_do_not_fit_raise_an_error(
     name: str, file: str, changes: dict[str, Any], message: str, saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_pipeline(edited(saved(name), tmp_path, file, **changes))
 
 
-def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> None:
+def test_networks_whose_inputs_no_component_provides_raise_an_error(tmp_path: Path) -> None:
     narrow = ClassesConfig(num_classes=5, hidden_size=31)
     for pipeline, message in (
         (tiny.unconditional(class_embed_type="timestep"), "class_embed_type is timestep"),
@@ -244,7 +244,7 @@ def test_networks_that_need_what_no_part_gives_are_refused(tmp_path: Path) -> No
             load_pipeline(tmp_path)
 
 
-def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
+def test_a_model_that_a_diffusers_class_would_run_differently_uses_our_pipeline_class() -> None:
     karras = DiffusionConfig(schedule=schedule_config(spacing="karras", set_alpha_to_one=True))
     zeros = TextConditioning(tiny.sd_1().conditionings["text"].encoders, zeros_for_empty_prompt=True)
     ours = "LatentDiffusionPipeline"
@@ -262,7 +262,7 @@ def test_what_another_class_would_draw_otherwise_is_our_own_pipeline() -> None:
     assert list(LAYOUTS)[-1] == ours
 
 
-def test_nothing_is_written_of_what_cannot_be_expressed(tmp_path: Path) -> None:
+def test_a_model_that_the_format_cannot_express_is_not_written(tmp_path: Path) -> None:
     pipeline = tiny.unconditional(num_attention_heads=2)
     with pytest.raises(UserError, match=r"unet.num_attention_heads is 2, but diffusers' UNet2DModel"):
         save_pipeline(pipeline, tmp_path / "new")

@@ -1,4 +1,4 @@
-"""The original's configuration files say the same as ours; what we do not know in them is refused by its name."""
+"""The original configuration files match ours; unsupported options in them raise an error."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ldm.models.autoencoder.config import AutoencoderConfig
 from ldm.models.unet.config import UNetConfig
 
 PUBLISHED = [name for name in names() if name.startswith("published/")]
-GUESSED = ("published/sd2-base", "published/sd2-v")  # no shape tells what they regress
+GUESSED = ("published/sd2-base", "published/sd2-v")  # no shape shows what they predict
 
 
 def comparable(contents: Contents) -> Contents:
-    """Without what the original's files do not have: where weights came from, how noise was drawn in training."""
+    """Remove what the original files do not contain: the source of weights and the noise of training."""
     changed: dict[str, Any] = {}
     for name in ("text", "text_2"):
         if getattr(contents, name) is not None:

@@ -1,4 +1,4 @@
-"""What no scheduler of diffusers can express, and what theirs ask that we have not, is refused by its name."""
+"""Scheduler fields that diffusers cannot express, or that ldm does not support, raise an error."""
 
 from __future__ import annotations
 

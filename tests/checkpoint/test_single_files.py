@@ -1,4 +1,4 @@
-"""A single file is read whole or refused in one line that says why; nothing in it is ever run."""
+"""A single file is read completely or raises a one-line error; none of its code runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def expected(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactor
     return read_single_file(path, CONFIG)
 
 
-def refuses(path: Path, *words: str, ema: bool = False, config: Path | None = CONFIG) -> None:
+def expect_error(path: Path, *words: str, ema: bool = False, config: Path | None = CONFIG) -> None:
     with pytest.raises(UserError) as caught:
         read_single_file(path, config, ema)
     assert "\n" not in str(caught.value)
@@ -116,7 +116,7 @@ def test_a_pickle_that_carries_code_raises_an_error_that_names_it(
 ) -> None:
     content = {"state_dict": weights, "extra": Shell(tmp_path / "run")}
     torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
-    refuses(tmp_path / "model.ckpt", f"{os.system.__module__}.system", "no code was run")
+    expect_error(tmp_path / "model.ckpt", f"{os.system.__module__}.system", "no code was run")
     assert not (tmp_path / "run").exists()
 
 
@@ -126,20 +126,20 @@ def test_a_pickle_that_carries_code_raises_an_error_that_names_it(
 )
 def test_what_is_no_checkpoint_raises_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(content)
-    refuses(tmp_path / "model.ckpt", "model.ckpt")
+    expect_error(tmp_path / "model.ckpt", "model.ckpt")
 
 
 def test_a_checkpoint_that_was_cut_off_raises_an_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "whole.ckpt")
     content = (tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "model.ckpt").write_bytes(content[: len(content) // 2])
-    refuses(tmp_path / "model.ckpt", "not a complete PyTorch checkpoint")
+    expect_error(tmp_path / "model.ckpt", "not a complete PyTorch checkpoint")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"a": 1}}, {"state_dict": {1: torch.ones(1)}}])
 def test_a_checkpoint_without_weights_raises_an_error(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.ckpt")
-    refuses(tmp_path / "model.ckpt", "state_dict")
+    expect_error(tmp_path / "model.ckpt", "state_dict")
 
 
 # Names and shapes
@@ -148,29 +148,29 @@ def test_a_checkpoint_without_weights_raises_an_error(content: Any, tmp_path: Pa
 def test_a_missing_weight_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
     name = "model.diffusion_model.middle_block.1.norm.weight"
     save_file({key: weight for key, weight in weights.items() if key != name}, tmp_path / "model.safetensors")
-    refuses(tmp_path / "model.safetensors", f"lacks {name}")
+    expect_error(tmp_path / "model.safetensors", f"lacks {name}")
 
 
 def test_a_weight_too_many_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
     extra = {"model.diffusion_model.middle_block.9.weight": torch.ones(3), "zzz": torch.ones(1)}
     save_file(weights | extra, tmp_path / "model.safetensors")
-    refuses(tmp_path / "model.safetensors", "holds model.diffusion_model.middle_block.9.weight and 1 more")
+    expect_error(tmp_path / "model.safetensors", "holds model.diffusion_model.middle_block.9.weight and 1 more")
 
 
 def test_a_weight_of_another_shape_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights | {"cond_stage_model.embedding.weight": torch.ones(10, 31)}, tmp_path / "model.safetensors")
-    refuses(tmp_path / "model.safetensors", "cond_stage_model.embedding.weight has shape (10, 31)", "(10, 32)")
+    expect_error(tmp_path / "model.safetensors", "cond_stage_model.embedding.weight has shape (10, 31)", "(10, 32)")
 
 
 @pytest.mark.parametrize("other", ["uncond-vq", "text-kl-bert"])
 def test_a_file_of_another_architecture_raises_an_error(other: str, weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
-    refuses(tmp_path / "model.safetensors", "does not match", config=GOLDEN / other / "config.yaml")
+    expect_error(tmp_path / "model.safetensors", "does not match", config=GOLDEN / other / "config.yaml")
 
 
 def test_what_is_not_a_published_model_asks_for_its_configuration(weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
-    refuses(tmp_path / "model.safetensors", "--config", config=None)
+    expect_error(tmp_path / "model.safetensors", "--config", config=None)
 
 
 def test_buffers_of_the_schedule_and_losses_of_first_stages_are_passed_over(
@@ -216,7 +216,9 @@ def test_averaged_weights_are_taken_when_asked_for(
 
 def test_averaged_weights_that_are_not_there_raise_an_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights | {average_of("model.diffusion_model.out.0.bias"): torch.ones(32)}, tmp_path / "a.safetensors")
-    refuses(tmp_path / "a.safetensors", "lacks model_ema.diffusion_modelinput_blocks00bias", "without --ema", ema=True)
+    expect_error(
+        tmp_path / "a.safetensors", "lacks model_ema.diffusion_modelinput_blocks00bias", "without --ema", ema=True
+    )
 
 
 # One network alone
@@ -248,7 +250,7 @@ def test_a_unet_is_not_what_another_configuration_describes(
 ) -> None:
     alone = {name: weight for name, weight in weights.items() if name.startswith("model.")}
     save_file(alone, tmp_path / "unet.safetensors")
-    refuses(tmp_path / "unet.safetensors", "does not match its configuration", config=Path(config))
+    expect_error(tmp_path / "unet.safetensors", "does not match its configuration", config=Path(config))
 
 
 # What is written
@@ -269,17 +271,19 @@ def test_a_condition_stage_that_is_the_first_stage_must_be_the_same(tmp_path: Pa
     assert same_networks(read_single_file(path), model)
     other = {condition + "quant_conv.bias": copies[condition + "quant_conv.bias"] + 1}
     save_file(tensors | {name: w.clone() for name, w in copies.items()} | other, path, header)
-    refuses(path, "cond_stage_model.quant_conv.bias", config=None)
+    expect_error(path, "cond_stage_model.quant_conv.bias", config=None)
 
 
-def test_the_header_tells_what_the_model_is(expected: SingleFile, tmp_path: Path) -> None:
+def test_the_header_identifies_the_model(expected: SingleFile, tmp_path: Path) -> None:
     write_single_file(expected, tmp_path / "a model.safetensors")
     with safe_open(tmp_path / "a model.safetensors", "pt") as file:
         header = file.metadata()
-    told = {name.removeprefix("modelspec."): value for name, value in header.items() if name.startswith("modelspec.")}
-    assert told.pop("hash_sha256") == "0x" + sha256_after_header(tmp_path / "a model.safetensors")
-    assert datetime.fromisoformat(told.pop("date")).tzinfo is not None
-    assert told == {
+    metadata = {
+        name.removeprefix("modelspec."): value for name, value in header.items() if name.startswith("modelspec.")
+    }
+    assert metadata.pop("hash_sha256") == "0x" + sha256_after_header(tmp_path / "a model.safetensors")
+    assert datetime.fromisoformat(metadata.pop("date")).tzinfo is not None
+    assert metadata == {
         "sai_model_spec": "1.0.0",
         "architecture": "latent-diffusion",
         "implementation": "https://github.com/CompVis/latent-diffusion",
@@ -297,4 +301,4 @@ def sha256_after_header(path: Path) -> str:
 def test_a_damaged_configuration_in_a_header_raises_an_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
     for text, word in (("{", "not JSON"), ("[]", "dictionary"), ('{"unet": {"no": 1}}', "unet.no")):
         save_file(weights, tmp_path / "model.safetensors", {"ldm.config": text})
-        refuses(tmp_path / "model.safetensors", "ldm.config", word, config=None)
+        expect_error(tmp_path / "model.safetensors", "ldm.config", word, config=None)

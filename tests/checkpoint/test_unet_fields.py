@@ -1,4 +1,4 @@
-"""The fields of diffusers' U-Nets: what we do not have, and what they cannot express, is refused by name."""
+"""U-Net fields that ldm does not support, or that diffusers cannot express, raise an error."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_fields_that_were_changed_decide_over_our_own_note_of_them() -> None:
     assert changed.num_attention_heads == (1, 2, 4)
 
 
-def test_a_network_that_diffusers_cannot_express_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_network_that_diffusers_cannot_express_leaves_no_files(tmp_path: Path) -> None:
     config = plain(**SMALL, num_attention_heads=8)
     with pytest.raises(UserError, match="num_attention_heads"):
         UNet(config).save_pretrained(tmp_path / "unet")

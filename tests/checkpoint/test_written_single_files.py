@@ -1,4 +1,4 @@
-"""What models are written as in single files of the original naming: bit by bit, or refused by name."""
+"""Single files with the original names: written bit for bit, or a one-line error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_rescaler_comes_back_bit_by_bit(tmp_path: Path) -> None:
     ],
     ids=["segmentation_map", "low resolution"],
 )
-def test_what_stands_beside_the_latents_has_a_place_in_a_pipeline(spatial: SpatialSection, tmp_path: Path) -> None:
+def test_concatenated_inputs_have_a_component_in_a_pipeline(spatial: SpatialSection, tmp_path: Path) -> None:
     unet = UNetConfig(
         **PLAIN | {"in_channels": 3 + NARROW.latent_channels},
         block_out_channels=(32, 32),
@@ -119,9 +119,9 @@ def test_what_the_original_cannot_express_raises_an_error_that_names_it(message:
 def test_text_beside_a_map_raises_an_error() -> None:
     unet = UNetConfig(block_out_channels=(32,), attention_layers=(1,), in_channels=5, out_channels=3)
     spatial = SegmentationMapConfig(channels=2)
-    told = Contents(unet=unet, autoencoder=NARROW, text=LDMBertConfig(hidden_size=256), spatial=spatial)
+    contents = Contents(unet=unet, autoencoder=NARROW, text=LDMBertConfig(hidden_size=256), spatial=spatial)
     with pytest.raises(UserError, match="spatial is segmentation_map"):
-        check_expressible(told)
+        check_expressible(contents)
 
 
 @pytest.mark.parametrize("text", [BertConfig(), T5Config()])

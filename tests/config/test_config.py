@@ -1,4 +1,4 @@
-"""Configuration files: what is read, and what is refused with which words."""
+"""Reading configuration files, and the errors for invalid ones."""
 
 import pytest
 import yaml
@@ -23,14 +23,14 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path) -> None:
     assert original.loss.kl.weight == 1e-5
 
 
-def test_an_unknown_option_is_refused_with_its_path_and_the_nearest_name(tmp_path) -> None:
+def test_an_unknown_option_raises_an_error_with_its_path_and_the_nearest_name(tmp_path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"unet": {"layers_per_blok": 3}}))
     with pytest.raises(UserError, match=r"unknown option 'unet.layers_per_blok'; did you mean 'layers_per_block'"):
         config.load(path)
 
 
-def test_an_ill_typed_option_is_refused_with_its_path() -> None:
+def test_an_option_of_the_wrong_type_raises_an_error_with_its_path() -> None:
     with pytest.raises(UserError, match=r"training\.unet\.batch_size: Input should be a valid integer"):
         config.load("tiny", ["training.unet.batch_size=many"])
 
@@ -50,12 +50,12 @@ def test_a_missing_configuration_names_those_that_exist() -> None:
 
 
 @pytest.mark.parametrize("override", ["data.size", "=3", "data.size.x=3"])
-def test_a_malformed_override_is_refused(override: str) -> None:
+def test_a_malformed_override_raises_an_error(override: str) -> None:
     with pytest.raises(UserError, match=r"--set "):
         config.load("tiny", ["data.size=32", override])
 
 
-def test_something_else_than_a_mapping_is_refused(tmp_path) -> None:
+def test_a_configuration_that_is_not_a_mapping_raises_an_error(tmp_path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n- 2\n")
     with pytest.raises(UserError, match="mapping of sections"):
@@ -106,7 +106,7 @@ FLOW = ["diffusion.prediction=flow", "diffusion.schedule={kind: flow}"]
         (["unet.num_attention_heads=[1]"], "1 entries for 2 levels"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
+def test_components_that_do_not_fit_raise_an_error(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         config.load("tiny", overrides)
 
@@ -170,12 +170,12 @@ def test_flow_and_learned_variance_fit_a_shipped_configuration(overrides: list[s
         (["autoencoder.attention_levels=[3]"], "attention_levels has level 3, but there are levels 0 to 2"),
     ],
 )
-def test_conditions_and_networks_are_refused_in_one_line_that_names_the_option(
+def test_invalid_conditions_and_networks_raise_a_one_line_error_that_names_the_option(
     overrides: list[str], words: str
 ) -> None:
-    with pytest.raises(UserError, match=words.replace("?", r"\?")) as refused:
+    with pytest.raises(UserError, match=words.replace("?", r"\?")) as raised:
         config.load("tiny", overrides)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_file_may_describe_an_autoencoder_alone_and_says_so_when_a_u_net_is_asked_for(tmp_path) -> None:

@@ -61,7 +61,7 @@ def test_a_published_model_has_its_parameters_to_the_digit(section: str, name: s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", config.names())
 def test_every_shipped_configuration_runs_from_images_to_output(name: str) -> None:
-    """Encoding, a U-Net call with all it is told, decoding, and texts to contexts, on the meta device."""
+    """Encoding, a U-Net call with all its conditions, decoding, and texts to contexts, on the meta device."""
     loaded, facts = config.load(name), report(of_config(name, config.load(name)))
     assert facts["flops"].keys() == {"encode", "decode"} | ({"unet"} if loaded.unet else set())
     assert facts["image"] == [3, loaded.data.size, loaded.data.size]

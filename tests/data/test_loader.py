@@ -52,7 +52,7 @@ def test_batches_do_not_depend_on_the_first_step() -> None:
     assert [batch.indices for batch in whole[3:]] == [batch.indices for batch in rest]
 
 
-def test_loader_processes_change_nothing() -> None:
+def test_batches_do_not_depend_on_the_number_of_loader_processes() -> None:
     for here, there in zip(batches(BatchShare(4)), batches(BatchShare(4), workers=2), strict=True):
         assert here.indices == there.indices
         assert here.captions == there.captions

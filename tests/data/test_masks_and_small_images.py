@@ -22,7 +22,7 @@ def test_a_mask_depends_only_on_seed_step_and_slot() -> None:
         assert not torch.equal(other, masks)
 
 
-def test_masks_cover_all_or_a_part_and_never_nothing() -> None:
+def test_masks_cover_all_or_a_part_and_are_never_empty() -> None:
     masks = free_form_masks(StepRandom(0), 1, SLOTS, (64, 64))
     assert torch.equal(masks.unique(), torch.tensor([0.0, 1.0]))
     hidden = masks.mean((1, 2, 3))

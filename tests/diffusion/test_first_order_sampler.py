@@ -98,7 +98,7 @@ def test_the_last_step_to_no_noise_gives_the_image_itself(sampler: FirstOrder) -
     assert torch.equal(step.x, step.denoised.x0)
 
 
-def test_eta_0_asks_for_no_noise_and_eta_above_for_one_draw_a_noisy_step() -> None:
+def test_eta_0_samples_no_noise_and_larger_eta_samples_it_once_per_noisy_step() -> None:
     grid = make_schedule(schedule_config(set_alpha_to_one=True)).grid(10)
     first, second = ([step.x for step in FirstOrder()(ideal, random(2, 1), grid, no_noise)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -29,7 +29,7 @@ def logit(time: Tensor) -> Tensor:
     return torch.log(time / (1 - time))
 
 
-def test_the_path_is_straight_and_the_network_is_told_a_thousand_times_the_time() -> None:
+def test_the_path_is_straight_and_the_network_receives_1000_times_the_time() -> None:
     t = torch.tensor([0.0, 125.0, 333.25, 1000.0], dtype=torch.float64)
     level = flow().level(t, torch.float64)
     torch.testing.assert_close(level.sigma, t / 1000, rtol=1e-15, atol=0)
@@ -41,7 +41,7 @@ def test_the_path_is_straight_and_the_network_is_told_a_thousand_times_the_time(
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
 def test_the_shift_multiplies_the_ratio_of_noise_to_signal(shift: float) -> None:
-    """What Esser et al. 2024, eq. 23 was made for: a picture of shift^2 as many pixels is as uncertain."""
+    """Esser et al. 2024, eq. 23: an image of shift^2 times as many pixels is as uncertain."""
     plain, shifted = (flow(shift=value).chain().levels for value in (1.0, shift))
     for before, after in list(zip(plain, shifted, strict=True))[1:-1:97]:
         assert after.sigma / after.alpha == pytest.approx(shift * (before.sigma / before.alpha).item(), rel=1e-12)

@@ -128,7 +128,7 @@ def test_the_error_of_inversion_falls_at_first_order(denoiser: Denoiser) -> None
 SAMPLES = 20_000
 
 
-def drawn(sampler: Sampler, denoiser: Denoiser, grid: Grid) -> Tensor:
+def sample(sampler: Sampler, denoiser: Denoiser, grid: Grid) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     noise = lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)  # noqa: E731
     *_, last = sampler(denoiser, noise(torch.empty(SAMPLES, dtype=torch.float64)), grid, noise)
@@ -146,7 +146,7 @@ def assert_the_datas_moments(x: Tensor) -> None:
 )
 def test_samples_of_stochastic_samplers_have_the_datas_mean_and_variance(name: str, steps: int) -> None:
     schedule = make_schedule(schedule_config(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True))
-    assert_the_datas_moments(drawn(make_sampler(name), gaussian, schedule.grid(steps)))
+    assert_the_datas_moments(sample(make_sampler(name), gaussian, schedule.grid(steps)))
 
 
 def test_consistency_samples_of_the_exact_consistency_function_have_them_too() -> None:
@@ -158,4 +158,4 @@ def test_consistency_samples_of_the_exact_consistency_function_have_them_too() -
         return Denoised(x0, x0)
 
     for steps in (1, 4):
-        assert_the_datas_moments(drawn(make_sampler("lcm"), consistent, schedule.grid(steps)))
+        assert_the_datas_moments(sample(make_sampler("lcm"), consistent, schedule.grid(steps)))

@@ -187,7 +187,7 @@ def test_inversion_from_a_clean_image_to_no_signal_is_finite_and_leads_back() ->
         ("ddim", math.nan, "eta nan is not between 0"),
     ],
 )
-def test_unknown_samplers_and_etas_that_mean_nothing_raise_an_error(name: str, eta: float | None, message: str) -> None:
+def test_unknown_samplers_and_unsupported_etas_raise_an_error(name: str, eta: float | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_sampler(name, eta)
 

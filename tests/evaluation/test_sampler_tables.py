@@ -50,9 +50,9 @@ def test_the_table_is_measured_cell_by_cell_and_resumed(
 
     cell = next(cell for cell in found if cell.row == "eta 0.5")
     captions = [f"a dog {number}" for number in range(4)]
-    drawn = pipe(captions, guidance_scale=1, num_inference_steps=2, eta=0.5, seed=0)
+    generated = pipe(captions, guidance_scale=1, num_inference_steps=2, eta=0.5, seed=0)
     features = blot_features()
-    images = np.stack([np.asarray(image) for image in drawn]), Blots().images[:4]
+    images = np.stack([np.asarray(image) for image in generated]), Blots().images[:4]
     both = [features(as_tensor(each)) for each in images]
     assert found[cell]["fid"] == pytest.approx(fid(*map(FeatureSet, both))["fid"], rel=1e-3)
 

@@ -1,4 +1,4 @@
-"""How many images are drawn at a time, and what happens where memory does not suffice."""
+"""How many images are generated at a time, and what happens if memory runs out."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_images_are_th
     error: Exception, eta: float, pipe: TextToImage, narrow: Callable[..., list[int]]
 ) -> None:
     expected = draw(pipe, num_images=6, seed=3, eta=eta, batch_size=1)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     called = narrow(4, error, at_call=2)  # two steps are done before the first batch fails
-    found = draw(pipe, num_images=6, seed=3, eta=eta, progress=lambda done, total: told.append((done, total)))
+    found = draw(pipe, num_images=6, seed=3, eta=eta, progress=lambda done, total: reported.append((done, total)))
     assert called == [12, 12, 12, 6, *[2, 2, 2] * 6]  # two rows an image
     assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1
-    assert told == [(1, 3), (2, 3), *((i, 18) for i in range(1, 19))]
+    assert reported == [(1, 3), (2, 3), *((i, 18) for i in range(1, 19))]
 
 
 def test_what_does_not_fit_at_all_is_said_in_one_line(pipe: TextToImage, narrow: Callable[..., list[int]]) -> None:

@@ -1,4 +1,4 @@
-"""Models of classes, of nothing, and of two texts with sizes: what they draw, what it costs, and what is refused."""
+"""Class-conditional and unconditional models, and two text encoders with sizes: images, cost and errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_guidance_is_away_from_the_negative_class(name: str, pipes: Callable[[st
     assert np.abs(away_from_itself - draw(pipe, classes=2)[0]).max() <= 1
 
 
-def test_images_of_nothing_depend_on_their_seed_alone(pipes: Callable[[str], TextToImage]) -> None:
+def test_unconditional_images_depend_only_on_their_seed(pipes: Callable[[str], TextToImage]) -> None:
     pipe = pipes("unconditional")
     first, second = draw(pipe, num_images=2, seed=8)
     assert np.abs(draw(pipe, seed=9)[0] - second).max() <= 1

@@ -52,14 +52,14 @@ def context(unet: UNet, rows: int) -> Tensor:
 def test_steps_prompts_and_batches_in_any_order_give_what_the_network_gives(unet: UNet) -> None:
     tape = Tape()
     replayed = CUDAGraphUNet(unet, tape.record)
-    told = {(rows, number): unet.project_context(context(unet, rows)) for rows in (1, 2) for number in (0, 1)}
+    projected = {(rows, number): unet.project_context(context(unet, rows)) for rows in (1, 2) for number in (0, 1)}
     embeddings = unet.embed_time(torch.tensor([900, 500, 10])).split(1)
     found, outputs = [], []
     for rows, number in ((2, 0), (2, 1), (1, 0), (2, 0)):
         for embedding in embeddings:
             latents = torch.randn(rows, 4, 8, 8)
-            found.append(replayed.denoise(latents, embedding, told[rows, number]))
-            outputs.append(unet.denoise(latents, embedding, told[rows, number]))
+            found.append(replayed.denoise(latents, embedding, projected[rows, number]))
+            outputs.append(unet.denoise(latents, embedding, projected[rows, number]))
     assert all(torch.equal(one, other) for one, other in zip(found, outputs, strict=True))  # also those of before
     assert (tape.recordings, tape.replays) == (2, 12)
 
@@ -77,7 +77,7 @@ def test_the_recording_that_was_not_used_for_longest_is_given_up(unet: UNet) -> 
     assert tape.recordings == len(sides) + 1
 
 
-def drawn(pipe: TextToImage) -> list[np.ndarray]:
+def generated(pipe: TextToImage) -> list[np.ndarray]:
     options = {"guidance_scale": 2.0, "num_inference_steps": 3}
     return [np.asarray(image) for seed in (0, 1) for image in pipe(["a dog", "a hat"], seed=seed, **options)]
 
@@ -93,7 +93,7 @@ def test_a_compiled_pipeline_generates_the_same_images(monkeypatch: pytest.Monke
     pipe = TextToImage(pipeline, compiled=True)
     blocks = [block for block in pipe.prepared_unet.get(pipeline.denoiser).modules() if isinstance(block, ResNetBlock)]
     assert all("shifted" in vars(block) for block in blocks)
-    for one, other in zip(drawn(pipe), drawn(TextToImage(pipeline, prepare=False)), strict=True):
+    for one, other in zip(generated(pipe), generated(TextToImage(pipeline, prepare=False)), strict=True):
         np.testing.assert_allclose(one, other, atol=1)
     assert (tape.recordings, tape.replays) == (1, 6)
     assert not any("shifted" in vars(block) for block in pipeline.denoiser.modules())
@@ -106,7 +106,7 @@ def test_a_compiled_pipeline_generates_the_same_images(monkeypatch: pytest.Monke
 def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_images() -> None:
     pipeline = tiny.bert()
     compiled, plain = (TextToImage(pipeline, compiled=compiled).to("cuda") for compiled in (True, False))
-    for one, other in zip(drawn(compiled), drawn(plain), strict=True):
+    for one, other in zip(generated(compiled), generated(plain), strict=True):
         np.testing.assert_allclose(one, other, atol=2)
 
 
@@ -114,5 +114,5 @@ def test_on_a_gpu_compiled_and_recorded_steps_give_the_plain_ones_images() -> No
 def test_elsewhere_than_on_a_gpu_compiling_raises_an_error() -> None:
     with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):
         TextToImage.from_pretrained(compiled=True)
-    with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):  # a graph would never be computed anew
-        drawn(TextToImage(tiny.bert(), compiled=True))
+    with pytest.raises(UserError, match="compiling is for GPUs, not for cpu"):
+        generated(TextToImage(tiny.bert(), compiled=True))

@@ -1,4 +1,4 @@
-"""`ldm generate` through its function: prompts, files, what a PNG tells, and errors before any work."""
+"""`ldm generate` through its function: prompts, files, PNG metadata, and errors before any work."""
 
 from __future__ import annotations
 

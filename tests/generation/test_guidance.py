@@ -121,7 +121,7 @@ def test_composed_prompts_may_be_long_and_have_weighted_words(pipe: TextToImage)
     assert windows[0] == 1
     assert windows[1] == windows[2] > 2
     found = draw(pipe, both, **options)
-    assert near(draw(pipe, [both, DOG], **options)[:1], found)  # whatever is drawn beside it
+    assert near(draw(pipe, [both, DOG], **options)[:1], found)  # whatever else is in the batch
     for other in ({"long_prompts": False}, {"prompt_syntax": "plain"}):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserNote)
@@ -163,7 +163,7 @@ def test_clip_reads_a_prompt_without_the_syntax_of_its_weights(
     read: list[str] = []
     guide = ClipGuidance.from_pretrained(clips["transformers"], crops=1)
     texts = guide.model.texts
-    monkeypatch.setattr(guide.model, "texts", lambda told: read.extend(told) or texts(told))
+    monkeypatch.setattr(guide.model, "texts", lambda prompts: read.extend(prompts) or texts(prompts))
     both = Composed((("a (red:1.3) dog", 1.0), ("[rain]", -0.5)))
     for syntax in ("weighted", "plain"):
         draw(pipe, [both, "(a dog)"], clip=guide, prompt_syntax=syntax, num_inference_steps=1)
@@ -193,20 +193,20 @@ def test_a_threshold_bounds_the_latents(pipe: TextToImage) -> None:
 def test_a_classifier_makes_its_class_likelier_whatever_the_conditioning(
     pipe: TextToImage, unconditional: TextToImage
 ) -> None:
-    for model, told in ((pipe, {"prompt": DOG}), (unconditional, {})):
+    for model, inputs in ((pipe, {"prompt": DOG}), (unconditional, {})):
         guide = ClassifierGuidance(classifier=trained_classifier(model.pipeline), scale=100.0)
-        plain, led = (guided_latents(model, guide if on else None, **told) for on in (False, True))
+        plain, led = (guided_latents(model, guide if on else None, **inputs) for on in (False, True))
         classes, t = torch.tensor([1]), torch.tensor(0)
         with torch.no_grad():
             before, after = (guide.classifier.network.log_probability(x, t, classes).item() for x in (plain, led))
         assert after > before + 0.1
 
 
-def guided_latents(model: TextToImage, guide: ClassifierGuidance | None, **told: Any) -> Tensor:
+def guided_latents(model: TextToImage, guide: ClassifierGuidance | None, **inputs: Any) -> Tensor:
     found: list[Tensor] = []
     decode = model.decode
     model.decode = lambda x, dtype: found.append(x) or decode(x, dtype)  # type: ignore[method-assign]
-    draw(model, **told, **({} if guide is None else {"classifier": guide, "classes": 1}))
+    draw(model, **inputs, **({} if guide is None else {"classifier": guide, "classes": 1}))
     del model.decode
     return found[0]
 
@@ -248,7 +248,7 @@ def test_clip_finds_the_images_that_it_leads_more_like_the_text(clips: dict[str,
     assert similarity(clip, led, DOG) > similarity(clip, plain, DOG) + 0.05
 
 
-def test_clip_of_no_weight_changes_nothing_and_crops_know_nothing_of_the_batch(
+def test_clip_with_weight_0_has_no_effect_and_crops_do_not_depend_on_the_batch(
     pipe: TextToImage, clips: dict[str, Path]
 ) -> None:
     clip = load_clip(clips["transformers"])
@@ -345,8 +345,8 @@ def test_the_command_leads_images_and_says_how(pipe: TextToImage, clips: dict[st
     assert near([np.asarray(written).astype(int)], [image])
     assert written.text["prompt"] == text  # type: ignore[attr-defined]
     facts = json.loads(written.text["ldm"])  # type: ignore[attr-defined]
-    told = {"guidance_rescale": 0.5, "threshold": 0.9, "class": 1, "classifier_scale": 2.0, "clip_crops": 2}
-    assert facts.items() >= (told | led | {"clip_scale": 100.0}).items()
+    given = {"guidance_rescale": 0.5, "threshold": 0.9, "class": 1, "classifier_scale": 2.0, "clip_crops": 2}
+    assert facts.items() >= (given | led | {"clip_scale": 100.0}).items()
     for wrong, message in (
         ({"clip_scale": 2.0}, "--clip-scale needs a CLIP: give --clip"),
         ({"classifier_scale": 2.0}, "give --classifier"),

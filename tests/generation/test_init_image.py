@@ -79,10 +79,10 @@ def test_what_the_mask_keeps_is_kept_by_every_sampler(
     seen: list[Tensor] = []
     decode = pipe.decode
     monkeypatch.setattr(pipe, "decode", lambda latents, dtype: [seen.append(latents), decode(latents)][1])
-    drawn = draw(pipe, image=image, mask=mask, sampler=sampler)
+    generated = draw(pipe, image=image, mask=mask, sampler=sampler)
     stays = np.asarray(mask) == 0
-    assert np.array_equal(drawn[stays], np.asarray(image)[stays])
-    assert np.abs(drawn[~stays] - np.asarray(image)[~stays]).mean() > 5
+    assert np.array_equal(generated[stays], np.asarray(image)[stays])
+    assert np.abs(generated[~stays] - np.asarray(image)[~stays]).mean() > 5
     given = InitImage(image, mask, (24, 16), False, pipe.pipeline.autoencoder, pipe.device)
     kept = (given.regenerated == 0).expand_as(given.latents)
     assert kept.float().mean() == pytest.approx(4 / 12)  # latents of 8 columns of the 9 that stay

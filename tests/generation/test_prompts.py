@@ -116,9 +116,7 @@ def test_brackets_weigh_as_users_know_it(prompt: str, expected: list[tuple[str, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_weights_and_in_one_window_nothing_changes_bit_for_bit(
-    name: str, models: Callable[[str], Pipeline]
-) -> None:
+def test_without_weights_a_single_window_is_unchanged_bit_for_bit(name: str, models: Callable[[str], Pipeline]) -> None:
     pipeline, texts = models(name), ("a red dog", "", "a dog")
     expected = plain(pipeline, *texts)
     for options in ({}, {"prompt_syntax": "weighted"}, {"prompt_syntax": "a1111"}, {"long_prompts": True}):
@@ -226,9 +224,9 @@ def test_words_that_are_not_seen_are_reported_in_one_warning(models: Callable[[s
     prompts = ("a red dog playing a trumpet and two blue cats", LONG)
     with pytest.warns(
         UserNote, match=r"\(and 1 more\) is longer than the 12 tokens .* does not see 'blue cats'"
-    ) as told:
+    ) as caught:
         pipe.resolve(Request(prompts=prompts))
-    assert len(told) == 1
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe.resolve(Request(prompts=prompts, long_prompts=True))

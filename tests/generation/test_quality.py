@@ -1,4 +1,4 @@
-"""Qualities: what they leave to options that are given, how often deep features are computed, and what is refused."""
+"""Quality presets: precedence of explicit options, how often deep features are computed, and errors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_deep_features_are_computed_at_every_nth_level(
 
 
 @pytest.mark.parametrize("quality", PRESETS)
-def test_an_image_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(pipe: TextToImage, quality: str) -> None:
     together, apart = (
         draw(
             pipe, num_images=3, seed=5, quality=quality, deepcache=2, num_inference_steps=5, dtype=torch.float32, **more
@@ -81,7 +81,7 @@ def test_an_image_knows_nothing_of_its_batch(pipe: TextToImage, quality: str) ->
     assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, apart, strict=True))
 
 
-def test_deepcache_works_with_an_image_a_mask_and_what_lies_beside_the_latents(pipe: TextToImage) -> None:
+def test_deepcache_works_with_an_image_a_mask_and_concatenated_inputs(pipe: TextToImage) -> None:
     image = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
     for more in ({"strength": 0.8}, {"mask": Image.new("L", (16, 16), 255)}):
         exact, cheap = (draw(pipe, image=image, deepcache=deepcache, **more)[0] for deepcache in (1, 2))
@@ -122,7 +122,7 @@ def test_a_quality_yields_to_options_that_exclude_its_own(pipe: TextToImage) -> 
     assert unconditional.resolve(Request(quality="draft")).guidance_interval is None
 
 
-def test_a_network_in_another_type_is_made_once_and_anew_when_the_model_has_changed() -> None:
+def test_a_network_in_another_dtype_is_prepared_once_and_again_after_the_model_changes() -> None:
     unet, ready = random_pipeline().denoiser, PreparedCache[UNet]()
     half = ready.get(unet, torch.bfloat16)
     assert (half.dtype, unet.dtype, ready.get(unet).dtype) == (torch.bfloat16, torch.float32, torch.float32)
@@ -162,6 +162,6 @@ def test_invalid_combinations_raise_errors(options: dict[str, Any], message: str
 def test_png_metadata_records_the_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: TextToImage) -> None:
     monkeypatch.setattr(TextToImage, "from_pretrained", lambda *options, **more: pipe)
     generate([DOG], quality="draft", num_inference_steps=3, deepcache=2, dtype="float32", out=tmp_path / "x.png")
-    told = json.loads(Image.open(tmp_path / "x.png").text["ldm"])  # type: ignore[attr-defined]
+    metadata = json.loads(Image.open(tmp_path / "x.png").text["ldm"])  # type: ignore[attr-defined]
     expected = {"quality": "draft", "steps": 3, "sampler": PRESETS["draft"].sampler, "deepcache": 2, "dtype": "float32"}
-    assert {name: told[name] for name in expected} == expected
+    assert {name: metadata[name] for name in expected} == expected

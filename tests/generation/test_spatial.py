@@ -48,7 +48,7 @@ def inputs_of_the_unet(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> li
     return seen
 
 
-def test_the_rescaled_layout_stands_in_both_halves_of_guidance(
+def test_guidance_passes_the_rescaled_layout_to_both_halves(
     pipes: dict[str, TextToImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, layout = pipes["layout"], classes(48, 32)
@@ -111,23 +111,25 @@ def test_what_a_mask_hides_never_reaches_the_network(
     other = image.copy()
     other.paste((1, 200, 30), (0, 0, 16, 32))  # all of it hidden
     seen = inputs_of_the_unet(pipe, monkeypatch)
-    drawn = [np.asarray(pipe(PROMPT, image=each, mask=mask, num_inference_steps=STEPS)[0]) for each in (image, other)]
-    assert np.array_equal(drawn[0], drawn[1])
+    generated = [
+        np.asarray(pipe(PROMPT, image=each, mask=mask, num_inference_steps=STEPS)[0]) for each in (image, other)
+    ]
+    assert np.array_equal(generated[0], generated[1])
     assert all(torch.equal(one, two) for one, two in zip(seen[:STEPS], seen[STEPS:], strict=True))
     assert torch.equal(seen[0][0, 4].unique(), torch.tensor([0.0, 1.0]))
-    assert np.array_equal(drawn[0][:, 16:], np.asarray(image)[:, 16:])  # what is not hidden stays as it was given
-    assert np.abs(drawn[0][:, :16].astype(int) - np.asarray(image)[:, :16]).mean() > 5
+    assert np.array_equal(generated[0][:, 16:], np.asarray(image)[:, 16:])  # what is not hidden stays as it was given
+    assert np.abs(generated[0][:, :16].astype(int) - np.asarray(image)[:, :16]).mean() > 5
 
 
 def test_less_strength_keeps_something_of_what_is_hidden(pipes: dict[str, TextToImage]) -> None:
     image, mask = random_image(32, 32), left_half(32, 32)
     other = image.copy()
     other.paste((1, 200, 30), (0, 0, 16, 32))
-    drawn = [
+    generated = [
         np.asarray(pipes["inpainting"](PROMPT, image=each, mask=mask, num_inference_steps=4, strength=0.5)[0])
         for each in (image, other)
     ]
-    assert np.abs(drawn[0].astype(int) - drawn[1]).mean() > 1
+    assert np.abs(generated[0].astype(int) - generated[1]).mean() > 1
 
 
 def test_a_small_image_has_as_many_pixels_as_there_are_latents(
@@ -135,8 +137,8 @@ def test_a_small_image_has_as_many_pixels_as_there_are_latents(
 ) -> None:
     pipe, image = pipes["larger"], random_image(21, 18)  # cut to what the U-Net can halve
     seen = inputs_of_the_unet(pipe, monkeypatch)
-    [drawn] = pipe(image=image, num_inference_steps=STEPS)
-    assert drawn.size == (40, 32)
+    [generated] = pipe(image=image, num_inference_steps=STEPS)
+    assert generated.size == (40, 32)
     expected = torch.from_numpy(np.array(image.crop((0, 1, 20, 17)))).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(seen[0][0, 3:], expected, atol=1e-6)
     assert pipe(image=image, num_inference_steps=1, size=(64, 32))[0].size == (64, 32)  # that of the large one
@@ -158,7 +160,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_means_nothing_for_a_model_raises_an_error(pipes: dict[str, TextToImage], message: str) -> None:
+def test_options_that_the_model_does_not_support_raise_an_error(pipes: dict[str, TextToImage], message: str) -> None:
     name, options = REFUSED[message]
     prompt = () if name == "larger" else PROMPT
     with pytest.raises(UserError, match=message):
@@ -173,7 +175,7 @@ def test_interpolation_needs_a_model_that_takes_no_images(pipes: dict[str, TextT
 
 
 def test_parts_that_do_not_fit_are_named() -> None:
-    def refuses(pipeline: Pipeline, message: str) -> None:
+    def expect_error(pipeline: Pipeline, message: str) -> None:
         with pytest.raises(UserError, match=message):
             pipeline.check(Path("here"))
 
@@ -181,12 +183,12 @@ def test_parts_that_do_not_fit_are_named() -> None:
     text = {"text": layout.conditionings["text"]}
     other = {"inpainting": tiny.inpainting().conditionings["inpainting"]}
     layout.check(Path("here"))
-    refuses(replace(layout, conditionings=text), r"unet.in_channels is 8, but autoencoder.latent_channels is 4")
-    refuses(
+    expect_error(replace(layout, conditionings=text), r"unet.in_channels is 8, but autoencoder.latent_channels is 4")
+    expect_error(
         replace(layout, conditionings=text | other),
         r"unet.in_channels is 8, but .*latent_channels \(4\) \+ spatial.channels \(5\) is 9",
     )
     deeper = tiny.with_spatial(tiny.bert(), kind="segmentation_map", in_channels=5, channels=4, stages=2)
-    refuses(deeper, "spatial.stages is 2, .* a map 4 times smaller, but latents are 2 times smaller")
+    expect_error(deeper, "spatial.stages is 2, .* a map 4 times smaller, but latents are 2 times smaller")
     wider = tiny.with_spatial(tiny.bert(), kind="inpainting", in_channels=2, channels=5)
-    refuses(wider, r"spatial.channels is 5, but .*latent_channels \(4\) \+ spatial.in_channels is 6")
+    expect_error(wider, r"spatial.channels is 5, but .*latent_channels \(4\) \+ spatial.in_channels is 6")

@@ -1,4 +1,4 @@
-"""TextToImage with tiny random networks: what decides an image, what it costs, and what is refused."""
+"""TextToImage with tiny random networks: what an image depends on, what it costs, and errors."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_every_spacing_generates_images(pipe: TextToImage, spacing: str) -> None
     assert differ(image, draw(pipe, sampler="heun", num_inference_steps=5)[0]) is (spacing != "trailing")
 
 
-def test_a_list_of_timesteps_is_a_grid_of_its_own(pipe: TextToImage) -> None:
+def test_a_list_of_timesteps_defines_the_grid(pipe: TextToImage) -> None:
     assert_equal(draw(pipe, timesteps=[999, 749, 499, 249]), draw(pipe))
     assert differ(draw(pipe, timesteps=[999, 700.5, 300, 20])[0], draw(pipe)[0])
 
@@ -138,17 +138,17 @@ def test_given_latents_are_what_sampling_starts_from(pipe: TextToImage) -> None:
 
 
 def test_progress_reports_every_step_of_every_batch(pipe: TextToImage) -> None:
-    told: list[tuple[int, int]] = []
-    draw(pipe, num_images=3, batch_size=2, progress=lambda done, total: told.append((done, total)))
-    assert told == [(i, 8) for i in range(1, 9)]
+    reported: list[tuple[int, int]] = []
+    draw(pipe, num_images=3, batch_size=2, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(i, 8) for i in range(1, 9)]
 
 
 def test_images_come_as_soon_as_their_batch_is_done(pipe: TextToImage) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     request = Request(prompts=("a red dog",), num_images=2, batch_size=1, num_inference_steps=4)
-    images = pipe.generate(pipe.resolve(request), progress=lambda done, total: told.append(done))
+    images = pipe.generate(pipe.resolve(request), progress=lambda done, total: reported.append(done))
     next(images)
-    assert told == [1, 2, 3, 4]
+    assert reported == [1, 2, 3, 4]
 
 
 def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) -> None:

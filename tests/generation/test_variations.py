@@ -1,4 +1,4 @@
-"""Models that vary an image: what they draw, what is refused, and their folders."""
+"""Models that vary an image: their images, errors and folders."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_strength_starts_from_the_image_and_varies_it_as_well() -> None:
     assert pipe.resolve(resolved) == resolved
 
 
-def test_an_image_to_vary_stands_beside_no_other_one(tmp_path: Path) -> None:
+def test_an_image_to_vary_cannot_be_combined_with_an_initial_image(tmp_path: Path) -> None:
     pipeline = tiny.with_spatial(tiny.own_variations(), kind="segmentation_map", in_channels=5, channels=4, stages=1)
     with pytest.raises(UserError, match="image and spatial would need two images for each sample"):
         pipeline.check(tmp_path)
@@ -104,9 +104,9 @@ def test_invalid_combinations_raise_errors(options: dict[str, Any], message: str
 
 
 def test_other_models_vary_no_image() -> None:
-    for pipeline, told in ((tiny.sd_1(), {"prompts": ("a dog",)}), (tiny.of_classes(), {"classes": (1,)})):
+    for pipeline, inputs in ((tiny.sd_1(), {"prompts": ("a dog",)}), (tiny.of_classes(), {"classes": (1,)})):
         with pytest.raises(UserError, match="it does not use reference"):
-            TextToImage(pipeline).resolve(Request(reference=scene(0), **told))
+            TextToImage(pipeline).resolve(Request(reference=scene(0), **inputs))
 
 
 @pytest.mark.parametrize("make", [tiny.variations, tiny.own_variations])

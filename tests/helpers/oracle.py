@@ -40,7 +40,7 @@ def start(seed: int = 0) -> Tensor:
     return torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(seed: int) -> Noise:
+def random_noise(seed: int) -> Noise:
     generator = torch.Generator().manual_seed(seed)
     return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
@@ -69,12 +69,12 @@ def ratios(grid: Grid) -> Tensor:
 
 
 def ours(
-    sampler: Sampler, grid: Grid, prediction: str, told: Tensor | None = None, noise: Noise | None = None
+    sampler: Sampler, grid: Grid, prediction: str, network_t: Tensor | None = None, noise: Noise | None = None
 ) -> list[Tensor]:
-    """Return x at every level of the grid; `told` replaces the grid's t as input of the network."""
-    names = dict(zip(grid.t.tolist(), grid.t if told is None else told, strict=True))
+    """Return x at every level of the grid; `network_t` replaces the grid's t as input of the network."""
+    names = dict(zip(grid.t.tolist(), grid.t if network_t is None else network_t, strict=True))
     denoiser = make_denoiser(lambda x, t: network(x, names[t.item()]), make_prediction(prediction))
-    return [start(), *(step.x for step in sampler(denoiser, start(), grid, noise or drawn(1)))]
+    return [start(), *(step.x for step in sampler(denoiser, start(), grid, noise or random_noise(1)))]
 
 
 def theirs(scheduler: Any, grid: Grid, forced: list[Tensor] | None = None, **options: Any) -> list[Tensor]:

@@ -152,7 +152,7 @@ def test_where_pytorch_lacks_packed_layers_the_copy_is_plain(monkeypatch: pytest
     assert packed.works(torch.float32)
 
 
-def test_preparing_and_drawing_leaves_the_network_and_the_process_as_they_were() -> None:
+def test_preparing_and_generating_do_not_change_the_network_or_the_process() -> None:
     unet = randomised(CONFIG)
     state = {name: weight.clone() for name, weight in unet.state_dict().items()}
     before = torch.get_float32_matmul_precision(), torch.is_grad_enabled(), torch.get_rng_state().clone()
@@ -168,7 +168,7 @@ def test_preparing_and_drawing_leaves_the_network_and_the_process_as_they_were()
     assert own == ["conv_in.weight", "conv_out.weight"]
 
 
-def test_a_gradient_is_refused_where_it_would_be_left_out() -> None:
+def test_a_gradient_that_would_be_lost_raises_an_error() -> None:
     prepared = prepare_for_sampling(randomised(CONFIG))
     with pytest.raises(RuntimeError, match="no gradients"):
         prepared(torch.ones(1, 4, 8, 8, requires_grad=True), torch.tensor([3]), torch.ones(1, 5, 12))

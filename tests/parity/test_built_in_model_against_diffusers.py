@@ -11,7 +11,7 @@ PROMPT, NEGATIVE = "a corgi playing a trumpet", "a cat"
 
 
 @pytest.mark.parametrize("steps", [20, 25])
-def test_stable_diffusion_pipeline_draws_the_same_image(steps: int) -> None:
+def test_stable_diffusion_pipeline_generates_the_same_image(steps: int) -> None:
     from diffusers import StableDiffusionPipeline
 
     theirs = StableDiffusionPipeline.from_pretrained(find_model("emoji"), dtype=torch.float32)

@@ -61,7 +61,7 @@ def test_heuns_levels_and_times_are_there_twice(kind: type, spacing: str) -> Non
 @pytest.mark.parametrize("spacing", ["trailing", "karras", "exponential"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_levels_of_dpm_solver_and_unipc(kind: type, spacing: str, zero: bool) -> None:
-    """Their levels are ours; what the network is told is an integer."""
+    """Their levels are ours; the timestep that the network receives is an integer."""
     schedule = make_schedule(set_alpha_to_one=True, zero_terminal_snr=zero)
     scheduler = fed(kind, schedule, "v", **THEIR_OPTIONS[spacing])
     for steps in STEPS:

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from oracle import THEIR_OPTIONS, THEIR_PREDICTION, drawn, fed, make_schedule, network, start
+from oracle import THEIR_OPTIONS, THEIR_PREDICTION, fed, make_schedule, network, random_noise, start
 from torch import Tensor
 
 from ldm.diffusion.denoiser import make_denoiser
@@ -51,7 +51,7 @@ class Path:
 def theirs(scheduler: Any, grid: Grid, steps: int) -> Tensor:
     """Return the end of their chain from our start, in our variables."""
     scheduler.set_timesteps(steps)
-    noise = drawn(1)
+    noise = random_noise(1)
     if isinstance(scheduler, DPMSolverSDEScheduler):
         scheduler.noise_sampler = Path(noise)
     x, generator = start() / grid.levels[0].alpha, torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def theirs(scheduler: Any, grid: Grid, steps: int) -> Tensor:
 
 def end(sampler: Sampler, grid: Grid, prediction: str) -> Tensor:
     denoiser = make_denoiser(network, make_prediction(prediction))
-    *_, last = sampler(denoiser, start(), grid, drawn(1))
+    *_, last = sampler(denoiser, start(), grid, random_noise(1))
     return last.x
 
 

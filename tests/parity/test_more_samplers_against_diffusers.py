@@ -28,12 +28,12 @@ from oracle import (
     STEPS,
     THEIR_OPTIONS,
     THEIR_PREDICTION,
-    drawn,
     error,
     fed,
     make_schedule,
     network,
     ours,
+    random_noise,
     ratios,
     start,
     theirs,
@@ -57,7 +57,7 @@ MULTISTEP_SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential"
 
 def float32_noise(seed: int) -> Any:
     """Numbers that do not change where theirs round them."""
-    draw = drawn(seed)
+    draw = random_noise(seed)
     return lambda x: draw(x.float()).to(x)
 
 
@@ -214,7 +214,7 @@ def test_plms(prediction: Literal["eps", "v"], spacing: str, steps: int, to_one:
 
 @pytest.mark.parametrize("prediction", ["v", "x0"])
 def test_plms_of_ours_mixes_noises_whatever_the_network_regresses(prediction: str) -> None:
-    """The same network told as another prediction takes the path that theirs takes for eps."""
+    """The same network with another prediction takes the path that theirs takes for eps."""
     schedule = make_schedule()
     grid = schedule.grid(10, "trailing")
 
@@ -288,7 +288,7 @@ def test_inversion(prediction: str, spacing: str, steps: int) -> None:
 
 
 def test_inversion_of_a_clean_image_differs_in_where_v_is_looked_at() -> None:
-    """Theirs takes v as if at the clean level, ours at the noisier one that the network is told; x0 has no other."""
+    """Theirs takes v as if at the clean level, ours at the noisier one that the network receives; x0 has no other."""
     schedule = make_schedule(set_alpha_to_one=True)
     grid = schedule.grid(50, "trailing")
     first = grid.levels[-2]

@@ -84,7 +84,7 @@ class Complaints(logging.Handler):
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-def test_it_loads_and_draws_there_with_no_word_about_keys_or_fields(folder: Path) -> None:
+def test_diffusers_loads_it_and_generates_without_warnings_about_keys_or_fields(folder: Path) -> None:
     complaints = Complaints()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     for logger in loggers:

@@ -69,7 +69,7 @@ def loaded(name: str, folder: Path) -> Any:
     return theirs
 
 
-def drawn(theirs: Any, latents: torch.Tensor, **options: Any) -> np.ndarray:
+def generated(theirs: Any, latents: torch.Tensor, **options: Any) -> np.ndarray:
     negative = options.pop("negative_prompt", None)
     options |= {} if negative is None else {"negative_prompt": [negative] * len(tiny.CAPTIONS)}
     return theirs(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, output_type="np", **options).images
@@ -85,7 +85,7 @@ def test_the_same_images_come_from_the_same_latents(name: str, folders: Callable
         if name.startswith("ldm") and asked in ("away", "rescaled"):  # theirs knows neither
             continue
         images = ours(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, **options)
-        expected = drawn(theirs, latents, **options)
+        expected = generated(theirs, latents, **options)
         assert expected.std() > 0.05, asked
         assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True)), asked
 
@@ -103,20 +103,20 @@ def test_what_diffusers_saves_is_the_same_pipeline_here(
     assert first.tobytes() == second.tobytes()
 
 
-def test_sizes_and_crops_are_told_as_there(folders: Callable[[str], Path]) -> None:
+def test_size_and_crop_conditioning_matches(folders: Callable[[str], Path]) -> None:
     theirs, ours = loaded("sdxl", folders("sdxl")), TextToImage.from_pretrained(folders("sdxl"), device="cpu")
     wide = noise(2, 4, 16, 24)
     size_conditioning = SizeConditioning(original=(96, 64), corner=(8, 2), target=(40, 36))
     images = ours(
         tiny.CAPTIONS, latents=wide, num_inference_steps=STEPS, guidance_scale=4.0, size_conditioning=size_conditioning
     )
-    told = {"original_size": (64, 96), "crops_coords_top_left": (2, 8), "target_size": (36, 40)}
-    expected = drawn(theirs, wide, guidance_scale=4.0, height=32, width=48, **told)
+    conditioning = {"original_size": (64, 96), "crops_coords_top_left": (2, 8), "target_size": (36, 40)}
+    expected = generated(theirs, wide, guidance_scale=4.0, height=32, width=48, **conditioning)
     assert images[0].size == (48, 32)
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
     unframed = ours(tiny.CAPTIONS, latents=wide, num_inference_steps=STEPS, guidance_scale=4.0)
     assert psnr(unframed[0], np.asarray(images[0]) / 255) < 50
-    whole = drawn(theirs, wide, guidance_scale=4.0, height=32, width=48)
+    whole = generated(theirs, wide, guidance_scale=4.0, height=32, width=48)
     assert all(psnr(image, other) > 50 for image, other in zip(unframed, whole, strict=True))
 
 
@@ -133,7 +133,7 @@ def test_an_empty_negative_prompt_is_zeros_where_the_pipeline_says_so(zeros: boo
     assert ours.pipeline.conditionings["text"].zeros_for_empty_prompt is zeros
     latents = noise(2, 4, 16, 16)
     images = ours(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, guidance_scale=4.0)
-    expected = drawn(theirs, latents, guidance_scale=4.0)
+    expected = generated(theirs, latents, guidance_scale=4.0)
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))
 
 
@@ -189,6 +189,6 @@ def test_another_scheduler_saved_there_leads_the_same_way_here(
     theirs.save_pretrained(tmp_path)
     ours = TextToImage.from_pretrained(tmp_path, device="cpu")
     latents = noise(2, 4, 16, 16)
-    expected = drawn(theirs, latents, guidance_scale=4.0)
+    expected = generated(theirs, latents, guidance_scale=4.0)
     images = ours(tiny.CAPTIONS, latents=latents, num_inference_steps=STEPS, guidance_scale=4.0, sampler=sampler)
     assert all(psnr(image, other) > 50 for image, other in zip(images, expected, strict=True))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
-from oracle import drawn, network, start
+from oracle import network, random_noise, start
 from torch import Tensor
 
 from ldm.config.diffusion import ScheduleConfig, schedule_config
@@ -75,7 +75,9 @@ def ddim(config: ScheduleConfig, prediction: str) -> DDIMScheduler:
 def ours(config: ScheduleConfig, prediction: str, steps: int, sampler: FirstOrder) -> Tensor:
     """x after each step, (steps, ...)."""
     denoiser = make_denoiser(network, make_prediction(prediction))
-    return torch.stack([step.x for step in sampler(denoiser, start(), make_schedule(config).grid(steps), drawn(1))])
+    return torch.stack(
+        [step.x for step in sampler(denoiser, start(), make_schedule(config).grid(steps), random_noise(1))]
+    )
 
 
 def theirs_ddim(config: ScheduleConfig, prediction: str, steps: int, eta: float) -> Tensor:
@@ -83,7 +85,7 @@ def theirs_ddim(config: ScheduleConfig, prediction: str, steps: int, eta: float)
 
     Their DDIM strides by T // steps instead, which is the same for leading and for trailing where steps divides T.
     """
-    scheduler, x, noise, found = ddim(config, prediction), start(), drawn(1), []
+    scheduler, x, noise, found = ddim(config, prediction), start(), random_noise(1), []
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps.tolist()
     for t, following in itertools.zip_longest(timesteps, timesteps[1:], fillvalue=-1):
@@ -211,7 +213,7 @@ def test_float32_stays_with_float64_along_the_chain() -> None:
     """Compared with the float64 chain, fifty float32 steps lose no more than float32 itself does."""
     config = schedule_config()
     denoiser = make_denoiser(lambda x, t: network(x, t).to(x.dtype), make_prediction("eps"))
-    *_, last = FirstOrder()(denoiser, start().float(), make_schedule(config).grid(50), drawn(1))
+    *_, last = FirstOrder()(denoiser, start().float(), make_schedule(config).grid(50), random_noise(1))
     assert last.x.dtype == torch.float32
     torch.testing.assert_close(last.x.double(), ours(config, "eps", 50, FirstOrder())[-1], rtol=2e-5, atol=2e-5)
 

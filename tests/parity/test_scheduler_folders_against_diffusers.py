@@ -107,7 +107,7 @@ def assert_visits(name: str, grid: Grid, t: torch.Tensor, levels: torch.Tensor) 
 @pytest.mark.parametrize(
     "origin", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd 1", "defaults"))]
 )
-def test_the_levels_are_those_of_its_own_class(name: str, origin: str, tmp_path: Path) -> None:
+def test_the_levels_match_its_diffusers_class(name: str, origin: str, tmp_path: Path) -> None:
     kind = scheduler_class(name)
     own = {"skip_prk_steps": True} if name == "PNDMScheduler" else {"clip_sample": False} if name in TABLES else {}
     theirs = kind(**own) if origin == "defaults" else kind.from_config(PUBLISHED[origin])
@@ -126,7 +126,7 @@ def test_the_levels_are_those_of_its_own_class(name: str, origin: str, tmp_path:
     "flag",
     ["use_karras_sigmas", "use_beta_sigmas", pytest.param("use_exponential_sigmas", marks=pytest.mark.slow)],
 )
-def test_levels_even_in_their_noise_are_those_of_its_own_class(name: str, flag: str, tmp_path: Path) -> None:
+def test_levels_evenly_spaced_in_noise_match_its_diffusers_class(name: str, flag: str, tmp_path: Path) -> None:
     if name == "EulerAncestralDiscreteScheduler":
         with pytest.raises(UserError, match=f"{flag} is True"):
             scheduler_from_fields(SD_1 | {"_class_name": name, "clip_sample": False, flag: True}, tmp_path)
@@ -141,7 +141,7 @@ def test_levels_even_in_their_noise_are_those_of_its_own_class(name: str, flag: 
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"])
-def test_levels_of_lu_lambdas_are_those_of_its_own_class(name: str, tmp_path: Path) -> None:
+def test_levels_of_lu_lambdas_match_its_diffusers_class(name: str, tmp_path: Path) -> None:
     if name == "DPMSolverSinglestepScheduler":
         assert not hasattr(diffusers.DPMSolverSinglestepScheduler().config, "use_lu_lambdas")
         return

@@ -98,12 +98,12 @@ def test_the_chain_of_the_scheduler_we_write_is_ours(name: str, steps: int) -> N
     theirs.set_timesteps(steps)
     grid = make_schedule(config.schedule).grid(steps)
     denoiser = make_denoiser(model, make_prediction(config.prediction), Posteriors(grid) if learned else None)
-    ours, drawn = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    ours, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     noise = lambda x: torch.randn(x.shape, dtype=x.dtype, generator=ours)  # noqa: E731
     x = random()
     made = list(FirstOrder(1.0)(denoiser, random(), grid, noise))
     for t, step in zip(theirs.timesteps, made, strict=True):
-        x = theirs.step(model(x, t), int(t), x, generator=drawn).prev_sample
+        x = theirs.step(model(x, t), int(t), x, generator=other).prev_sample
         close(step.x, x, 1e-6)
 
 

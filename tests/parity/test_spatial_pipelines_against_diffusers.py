@@ -50,23 +50,23 @@ def test_what_a_mask_hides_is_filled_alike(tmp_path: Path) -> None:
     sizes = {"width": 48, "height": 32}
     for scale in (1.0, 4.0):
         options: dict[str, Any] = {"latents": noise, "num_inference_steps": STEPS, "guidance_scale": scale}
-        [drawn] = ours(PROMPT, image=image, mask=mask, **options)
+        [generated] = ours(PROMPT, image=image, mask=mask, **options)
         [expected] = theirs(PROMPT, image=image, mask_image=mask, **sizes, **options).images
         assert np.asarray(expected)[hole == 255].std() > 20
         # Ours has the given pixels outside of the hole, which theirs decodes from latents.
-        assert psnr(drawn, Image.composite(expected, image, mask)) > 50
+        assert psnr(generated, Image.composite(expected, image, mask)) > 50
 
 
 def test_a_small_image_becomes_the_same_large_one(tmp_path: Path) -> None:
     ours, theirs = both("LDMSuperResolutionPipeline", tmp_path)
     image = random_image(64, 32)
     noise = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(5))
-    [drawn] = ours(image=image, latents=noise, num_inference_steps=STEPS)
+    [generated] = ours(image=image, latents=noise, num_inference_steps=STEPS)
     generator = torch.Generator().manual_seed(5)
     [expected] = theirs(image=image, num_inference_steps=STEPS, generator=generator).images
-    assert drawn.size == expected.size == (128, 64)
+    assert generated.size == expected.size == (128, 64)
     assert np.asarray(expected).std() > 20
-    assert psnr(drawn, expected) > 50
+    assert psnr(generated, expected) > 50
 
 
 @pytest.mark.parametrize("name", PIPELINES)

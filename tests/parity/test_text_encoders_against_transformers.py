@@ -99,7 +99,7 @@ def test_clip_is_transformers_clip_and_its_folders_load_both_ways(config: CLIPCo
     assert_close(encoded(again).context, context)
 
 
-def test_where_the_last_layer_does_nothing_it_is_not_written(tmp_path: Path) -> None:
+def test_an_unused_last_layer_is_not_written(tmp_path: Path) -> None:
     config = CLIPConfig(**SIZES, layer="penultimate")
     ours = random_encoder(config)
     save_text_encoder(ours, tmp_path)
@@ -324,7 +324,7 @@ ODD = (None, -1, 10**9, 2.5, "x", [1, 2], {"a": 1}, True)
 
 
 def message_of(folder: Path) -> str | None:
-    """What loading a folder is refused with, if it is; any other exception is a failure."""
+    """Return the message of the UserError that loading a folder raises, or None; fail for other exceptions."""
     try:
         load_text_encoder(folder)
     except UserError as error:
@@ -341,6 +341,6 @@ def test_no_value_of_any_field_leads_to_anything_but_an_encoder_or_one_line(kind
     for name, value in [(name, value) for name in [*fields, "text_config", "_ldm"] for value in ODD]:
         path.write_text(json.dumps(fields | {name: value}))
         messages.append(message_of(tmp_path))
-    refused = [message for message in messages if message is not None]
-    assert len(refused) > len(fields)
-    assert not any("\n" in message for message in refused)
+    errors = [message for message in messages if message is not None]
+    assert len(errors) > len(fields)
+    assert not any("\n" in message for message in errors)

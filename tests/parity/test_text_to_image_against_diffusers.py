@@ -1,4 +1,4 @@
-"""A pipeline that we save, drawn by us and by diffusers' StableDiffusionPipeline from the same latents."""
+"""A pipeline that we save generates the same image here and in StableDiffusionPipeline of diffusers."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_a_chain_of_ddim_with_thresholding_is_that_of_diffusers(prediction: str,
     start = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = start
     for t in theirs.timesteps:
-        # Its noise is told anew from the image that was cut, as all our samplers tell it.
+        # The noise is recomputed from the clipped image, as in all our samplers.
         x = theirs.step(network(x, t), t, x, use_clipped_model_output=True).prev_sample
     denoiser = thresholded(make_denoiser(network, make_prediction(prediction)), share, 1.0)
     *_, last = FirstOrder()(denoiser, start, make_schedule(schedule_config()).grid(10), torch.zeros_like)

@@ -170,8 +170,8 @@ def test_open_clips_tokenizer_is_found_in_its_package_and_saved_as_clips(tmp_pat
 
     ours, theirs = Tokenizer.open_clip(77), open_clip.get_tokenizer("ViT-H-14")
     # Both are one where open_clip has nothing to mend; its brackets have other names, and `!` is not special to it.
-    mended = ("|>", "!", "\u2018", "\u201c", "\u200b", "ａ", "ﬁ", "e\u0301")
-    captions = [text for text in CAPTIONS if not any(sign in text for sign in mended)]
+    normalized = ("|>", "!", "\u2018", "\u201c", "\u200b", "ａ", "ﬁ", "e\u0301")
+    captions = [text for text in CAPTIONS if not any(sign in text for sign in normalized)]
     assert len(captions) > 20
     assert torch.equal(ours(captions)[0], theirs(captions))
     assert (ours.vocab_size, ours.pad_token) == (49408, "!")

@@ -71,7 +71,7 @@ def test_cells_are_measured_once_and_guidance_is_chosen_on_other_prompts(tmp_pat
 
 
 @pytest.mark.slow
-def test_one_command_makes_a_model_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+def test_one_command_makes_a_model_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     few = ("data.scenes.num=96", "training.unet.sample_prompts=[a dog]", "training.autoencoder.statistics_images=32")
     words = ["tiny", "--out", tmp_path, "--total-time", "30s", "--samples", 8, "--curve-samples", 2]
     words += [word for option in few for word in ("--set", option)] + ["--metrics", "scenes,psnr"]

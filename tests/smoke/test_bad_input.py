@@ -1,4 +1,4 @@
-"""Whatever the user can mend is told in one line on standard error, with exit status 2 and no traceback."""
+"""User errors print one line on standard error, without a traceback, and exit with status 2."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from running import Command
 
 
-def refused(done: object, *words: str) -> None:
+def expect_user_error(done: object, *words: str) -> None:
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -19,29 +19,29 @@ def refused(done: object, *words: str) -> None:
 
 def test_a_missing_configuration(ldm: Command, tmp_path: Path) -> None:
     done = ldm("train-vae", tmp_path / "none.yaml", "--data", "scenes", check=False)
-    refused(done, "none.yaml", "tiny")
+    expect_user_error(done, "none.yaml", "tiny")
 
 
 def test_an_unknown_option_in_a_configuration(here: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("loss: {perceptual: {wieght: 0}}\n")
-    refused(here("train-vae", path, "--data", "scenes", check=False), "loss.perceptual.wieght", "'weight'")
+    expect_user_error(here("train-vae", path, "--data", "scenes", check=False), "loss.perceptual.wieght", "'weight'")
 
 
 def test_missing_data(ldm: Command, tmp_path: Path) -> None:
     done = ldm("train-vae", "tiny", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", check=False)
-    refused(done, "nowhere", "scenes")
+    expect_user_error(done, "nowhere", "scenes")
 
 
 def test_a_missing_autoencoder(here: Command, tmp_path: Path) -> None:
     options = ("--data", "scenes", "--out", tmp_path / "run", "--set", "data.scenes.num=16")
-    refused(here("train-unet", "tiny", *options, check=False), "--vae")
-    refused(here("train-unet", "tiny", "--vae", tmp_path / "none", *options, check=False), "none")
+    expect_user_error(here("train-unet", "tiny", *options, check=False), "--vae")
+    expect_user_error(here("train-unet", "tiny", "--vae", tmp_path / "none", *options, check=False), "none")
 
 
 def test_a_folder_that_holds_a_run(ldm: Command, tiny_vae: Path) -> None:
     done = ldm("train-vae", "tiny", "--data", "scenes", "--out", tiny_vae, check=False)
-    refused(done, str(tiny_vae), "--resume")
+    expect_user_error(done, str(tiny_vae), "--resume")
 
 
 def test_a_missing_lpips_backbone(ldm: Command, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_missing_lpips_backbone(ldm: Command, tmp_path: Path) -> None:
     alone = {**os.environ, "TORCH_HOME": str(tmp_path), "https_proxy": "http://localhost:9"}
     options = ("--data", "scenes", "--set", "loss.perceptual.weight=1", "--set", "data.scenes.num=16")
     done = ldm("train-vae", "tiny", "--out", tmp_path / "run", *options, check=False, env=alone)
-    refused(done, "vgg16-397923af.pth", str(tmp_path), "loss.perceptual.weight=0")
+    expect_user_error(done, "vgg16-397923af.pth", str(tmp_path), "loss.perceptual.weight=0")
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_a_missing_lpips_backbone(ldm: Command, tmp_path: Path) -> None:
 )
 def test_wrong_words(here: Command, tiny_pipeline: Path, words: list[str], said: str) -> None:
     model = ["--model", tiny_pipeline] if words[0] == "generate" and "--model" not in words else []
-    refused(here(*words, *model, check=False), said)
+    expect_user_error(here(*words, *model, check=False), said)
 
 
 def test_an_empty_prompt_file(here: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n\n")
     done = here("generate", f"@{tmp_path / 'prompts.txt'}", "--model", tiny_pipeline, check=False)
-    refused(done, "prompts.txt")
+    expect_user_error(done, "prompts.txt")
 
 
 def test_a_truncated_checkpoint(ldm: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_truncated_checkpoint(ldm: Command, tiny_pipeline: Path, tmp_path: Pat
     [weights] = (broken / "unet").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
     done = ldm("generate", "a dog", "--model", broken, "--out", tmp_path / "dog.png", check=False)
-    refused(done, weights.name)
+    expect_user_error(done, weights.name)
     assert not (tmp_path / "dog.png").exists()
 
 
@@ -96,6 +96,6 @@ def test_a_place_that_cannot_be_written_to(ldm: Command, tiny_pipeline: Path, tm
     # Below a file no folder can be made, not even by root, who may write anywhere else.
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "dog.png"
-    refused(ldm("generate", "a dog", "--model", tiny_pipeline, "--out", out, check=False), str(out.parent))
+    expect_user_error(ldm("generate", "a dog", "--model", tiny_pipeline, "--out", out, check=False), str(out.parent))
     run = tmp_path / "file" / "run"
-    refused(ldm("train-vae", "tiny", "--data", "scenes", "--out", run, check=False), str(run))
+    expect_user_error(ldm("train-vae", "tiny", "--data", "scenes", "--out", run, check=False), str(run))

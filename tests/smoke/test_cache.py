@@ -127,7 +127,7 @@ def test_streamed_shards_are_cached_in_their_order_and_train_from_the_cache(
 
 
 @pytest.mark.slow
-def test_caching_that_was_killed_goes_on_and_makes_the_same(images: Path, vae: Path, tmp_path: Path) -> None:
+def test_caching_that_was_killed_resumes_and_gives_the_same_cache(images: Path, vae: Path, tmp_path: Path) -> None:
     options = ("cache", images, "--model", vae, "--shard-size", 1, "--batch-size", 8)
     here(*options, "--out", tmp_path / "whole")
     killed = tmp_path / "killed"

@@ -30,9 +30,9 @@ def overrides(*options: str) -> list[str]:
 def test_classes_from_a_cache_in_one_process_and_two(
     ldm: Command, tiny_vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = overrides(*CLASSES)
-    here("cache", "scenes", "--model", tiny_vae, "--config", "tiny", *told, *FEW[4:], "--out", tmp_path / "cache")
-    train = ("train-unet", "tiny", "--vae", tiny_vae, *told, *FEW, "--data")
+    classes = overrides(*CLASSES)
+    here("cache", "scenes", "--model", tiny_vae, "--config", "tiny", *classes, *FEW[4:], "--out", tmp_path / "cache")
+    train = ("train-unet", "tiny", "--vae", tiny_vae, *classes, *FEW, "--data")
     here(*train, tmp_path / "cache", "--out", tmp_path / "one")
     ldm(*train, tmp_path / "cache", "--out", tmp_path / "two", processes=2)
     here(*train, "scenes", "--out", tmp_path / "scenes")

@@ -56,7 +56,7 @@ def cpu_seconds() -> float:
 
 
 @pytest.mark.slow
-def test_from_nothing_to_a_pipeline_in_under_three_minutes(interpreter: Command, tmp_path: Path) -> None:
+def test_from_scratch_to_a_pipeline_in_under_three_minutes(interpreter: Command, tmp_path: Path) -> None:
     began = cpu_seconds()
     vae, unet = tmp_path / "vae", tmp_path / "unet"
     interpreter("train-vae", "tiny", "--data", "scenes", "--out", vae)
@@ -138,7 +138,7 @@ def test_processes_divide_the_images_among_them(ldm: Command, tiny_pipeline: Pat
             assert abs(ours - theirs).max() <= 1, name  # batches differ, and with them the last bit
 
 
-def test_an_unmeasured_autoencoder_is_refused(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_without_latent_statistics_raises_an_error(ldm: Command, tiny_vae: Path, tmp_path: Path) -> None:
     autoencoder = Autoencoder.from_pretrained(tiny_vae / "vae")
     autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": None, "shift_factor": None})
     autoencoder.save_pretrained(tmp_path / "vae")
@@ -167,7 +167,7 @@ def test_an_autoencoder_starts_from_a_trained_one(ldm: Command, tiny_vae: Path, 
     ldm("train-vae", "tiny", *options, "--out", tmp_path / "more", "--max-steps", 1)
     [before], [after] = (list((run / "vae").glob("*.safetensors")) for run in (tiny_vae, tmp_path / "more"))
     given, kept = load_tensors(before), load_tensors(after)
-    # The statistics, measured anew, are folded into these two.
+    # The statistics, measured again, are folded into these two.
     inner = [name for name in given if not name.startswith(("quant_conv", "post_quant_conv"))]
     assert all(torch.equal(given[name], kept[name]) for name in inner)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -182,7 +182,7 @@ def test_an_autoencoder_starts_from_a_trained_one(ldm: Command, tiny_vae: Path, 
 
 
 @pytest.mark.slow
-def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused(
+def test_an_autoencoder_that_contradicts_the_configuration_or_the_run_raises_an_error(
     ldm: Command, tiny_vae: Path, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     options = ("--data", "scenes", "--vae", tiny_vae, *SMALL, "--set", "autoencoder.layers_per_block=2")
@@ -200,15 +200,15 @@ def test_an_autoencoder_that_the_configuration_or_the_run_contradicts_is_refused
     assert "another autoencoder" in done.stderr
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(ldm: Command, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_no_files(ldm: Command, tmp_path: Path) -> None:
     options = ("train-unet", "tiny", "--data", "scenes", "--out", tmp_path / "run")
     done = ldm(*options, "--dry-run", "--gpus", 8, "--gpu", "h100")
-    for told in ("400 of 32 images", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
-        assert told in done.stdout
+    for text in ("400 of 32 images", "time on 8 h100", "memory of activations", "not tried: --vae or --init"):
+        assert text in done.stdout
     assert not (tmp_path / "run").exists()
-    refused = ldm(*options, "--gpus", 8, check=False)
-    assert refused.returncode == 2
-    assert "need --dry-run" in refused.stderr
+    failed = ldm(*options, "--gpus", 8, check=False)
+    assert failed.returncode == 2
+    assert "need --dry-run" in failed.stderr
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ class Shell:
         return os.system, (f"touch {self.folder}/run",)
 
 
-def test_a_file_that_carries_code_is_refused_in_one_line(here: Command, tmp_path: Path) -> None:
+def test_a_file_that_contains_code_raises_a_one_line_error(here: Command, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": Shell(tmp_path)}, tmp_path / "model.ckpt")
     done = here("convert", tmp_path / "model.ckpt", tmp_path / "pipeline", check=False)
     assert done.returncode == 2

@@ -21,7 +21,9 @@ pytestmark = [
 DIVIDED = [("fsdp2", "no"), ("fsdp2", "bf16"), ("fsdp2", "fp16"), ("zero2", "no"), ("zero3", "no"), ("zero3", "bf16")]
 
 
-def test_a_image_drawn_on_the_gpu_is_that_of_the_cpu(interpreter: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_an_image_generated_on_the_gpu_equals_that_of_the_cpu(
+    interpreter: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     images = []
     for device in ("cpu", "cuda"):
         out = tmp_path / f"{device}.png"

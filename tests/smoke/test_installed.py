@@ -30,7 +30,7 @@ def test_the_module_runs_from_a_checkouts_root() -> None:
 
 
 @installed
-def test_the_console_script_draws_with_the_built_in_model_from_anywhere(tmp_path: Path) -> None:
+def test_the_console_script_generates_with_the_built_in_model_in_any_folder(tmp_path: Path) -> None:
     command = [SCRIPT, "generate", "a corgi playing a trumpet", "--steps", "4", "--out", "corgi.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -54,7 +54,7 @@ def test_a_full_disk_is_an_error_on_standard_output_alone() -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_the_reader_of_its_log_has_gone(nursery: Nursery, tmp_path: Path) -> None:
+def test_training_continues_after_the_reader_of_its_log_exits(nursery: Nursery, tmp_path: Path) -> None:
     pipe, run = tmp_path / "log", tmp_path / "run"
     os.mkfifo(pipe)
     words = ["train-vae", "tiny", *TINY, "--out", run, "--max-steps", 3, "--set", "training.autoencoder.log_every=1"]

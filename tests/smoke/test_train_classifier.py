@@ -14,8 +14,8 @@ TINY = "{num_classes: 20, block_out_channels: [16, 32], attention_levels: [1], n
 def test_a_classifier_of_scenes_leads_a_model_of_text(
     ldm: Command, tiny_vae: Path, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    told = [f"classifier={TINY}", "unet=null", "text=null", "data.scenes.num=64", "training.classifier.log_every=1"]
-    options = ["--batch-size", 8, *(word for option in told for word in ("--set", option))]
+    config = [f"classifier={TINY}", "unet=null", "text=null", "data.scenes.num=64", "training.classifier.log_every=1"]
+    options = ["--batch-size", 8, *(word for option in config for word in ("--set", option))]
     train = ["train-classifier", "tiny", "--data", "scenes", "--out", tmp_path / "run", *options]
     ldm(*train, "--vae", tiny_vae, "--max-steps", 2)
     ldm(*train, "--resume", "--max-steps", 4)
@@ -25,6 +25,6 @@ def test_a_classifier_of_scenes_leads_a_model_of_text(
     ldm(*draw, "dog", "--out", tmp_path / "x.png")
     facts = json.loads(Image.open(tmp_path / "x.png").text["ldm"])
     assert facts["class"] == 0  # the number of dogs
-    refused = ldm(*draw, "dgo", "--out", tmp_path / "y.png", check=False)
-    assert refused.returncode == 2
-    assert "did you mean 'dog'?" in refused.stderr
+    failed = ldm(*draw, "dgo", "--out", tmp_path / "y.png", check=False)
+    assert failed.returncode == 2
+    assert "did you mean 'dog'?" in failed.stderr

@@ -74,7 +74,7 @@ def _assert_same(made: object, expected: object) -> None:
         assert made == expected
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     store.save_json(path, {"old": 1})
 

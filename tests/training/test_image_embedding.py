@@ -1,4 +1,4 @@
-"""Training a U-Net that is told of the image which it draws."""
+"""Training a U-Net conditioned on the embedding of its target image."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_encoder_is_trained_with_the_unet_and_saved_with_it(vae: Path, tmp_p
     assert image.size == (32, 32)
 
 
-def test_cached_latents_tell_the_same(vae: Path, tmp_path: Path) -> None:
+def test_cached_latents_give_the_same_conditions(vae: Path, tmp_path: Path) -> None:
     cached = stage(vae, tmp_path / "cached", *OWN, "training.unet.cache_latents=true")
     encoding = stage(vae, tmp_path / "encoding", *OWN, "training.unet.cache_latents=false")
     for step in (1, 2):
@@ -103,7 +103,7 @@ def test_cached_latents_tell_the_same(vae: Path, tmp_path: Path) -> None:
         assert quick.item() == pytest.approx(encoding.train_step([batch(step)], step).losses["loss"].item(), rel=1e-5)
 
 
-def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path: Path) -> None:
+def test_dropped_embeddings_are_zeros_as_in_guidance(vae: Path, tmp_path: Path) -> None:
     one = stage(vae, tmp_path / "run", *OWN, "training.unet.condition_dropout=0.5")
     [condition] = one.conditionings
     function = condition.conditioning_fn(one.context.config)
@@ -122,7 +122,7 @@ def test_what_is_dropped_is_told_zeros_as_guidance_will_tell(vae: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_the_image_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
+def test_conditioning_on_the_image_lowers_the_loss(tmp_path: Path) -> None:
     built_in = ("autoencoder.block_out_channels=[32, 64, 128]", "training.unet.learning_rate=2e-3")
     one = stage(Path("emoji"), tmp_path / "run", *OWN, *built_in, "training.unet.condition_dropout=0.2")
     for step in range(1, 151):
@@ -135,7 +135,7 @@ def test_the_image_that_is_told_lowers_the_loss(tmp_path: Path) -> None:
     assert losses[0.0] < 0.8 * losses[1.0]
 
 
-def test_a_frozen_clip_of_a_source_is_told_and_not_trained(vae: Path, tmp_path: Path) -> None:
+def test_a_frozen_clip_of_a_source_is_used_and_not_trained(vae: Path, tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 64}
     clip = make_image_encoder(CLIPImageConfig(image_size=16, patch_size=8, **sizes))
     torch.nn.init.normal_(clip.visual_projection.weight)
@@ -179,6 +179,6 @@ def test_the_cost_of_a_step_counts_the_encoder() -> None:
         (["text=null", "image.kind=clip", "image.projection_dim=64"], "set training.unet.cache_latents to false"),
     ],
 )
-def test_what_does_not_go_together_is_refused(options: list[str], message: str, vae: Path, tmp_path: Path) -> None:
+def test_invalid_combinations_raise_an_error(options: list[str], message: str, vae: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         stage(vae, tmp_path, *options)

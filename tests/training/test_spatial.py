@@ -1,4 +1,4 @@
-"""U-Nets that see an image beside the latents: what they are told in training is what they are told in drawing."""
+"""U-Nets with an image concatenated to the latents: training and generation use the same inputs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_task_begins_as_the_model_it_starts_from(model: str, tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, tmp_path: Path, kind: str) -> None:
+def test_a_task_trains_writes_samples_saves_resumes_and_generates(model: str, tmp_path: Path, kind: str) -> None:
     stage = make(kind, tmp_path, model)
     before = weights(stage, "unet")
     beside = stage.networks["unet"].unet.conv_in.weight[:, 4:]
@@ -120,7 +120,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
     assert stage.validate(batch_of(stage, kind, 0)).losses.mean().isfinite()
     sheet = stage.sample()
     assert sheet is not None
-    assert sheet.size == (6 * 34 - 2, 32)  # told, drawn and the image itself, of two samples
+    assert sheet.size == (6 * 34 - 2, 32)  # condition, sample and the image, of two samples
     run = Run(tmp_path, resume=True)
     run.save(2, stage.save, stage.state(), settings(kind))
     went_on, saved = make(kind, tmp_path, model), run.load_state()
@@ -135,7 +135,7 @@ def test_a_task_trains_shows_itself_saves_resumes_and_is_drawn_from(model: str, 
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_training_tells_what_drawing_tells(model: str, tmp_path: Path, kind: str) -> None:
+def test_training_and_generation_use_the_same_inputs(model: str, tmp_path: Path, kind: str) -> None:
     """The channels of a batch are those that the pipeline makes of the same images, maps and masks."""
     stage = make(kind, tmp_path, model, "training.unet.cache_latents=false")
     if kind == "layout":
@@ -175,17 +175,17 @@ def test_a_task_of_classes_shows_them_with_guidance_where_there_is_something_to_
     model: str, tmp_path: Path, dropout: float
 ) -> None:
     width = settings("larger").denoiser.cross_attention_dim
-    told = ("text=null", f"classes={{num_classes: 8, hidden_size: {width}}}")
-    told += (f"training.unet.condition_dropout={dropout}",)
-    sheet = make("larger", tmp_path, model, *told).sample()
+    overrides = ("text=null", f"classes={{num_classes: 8, hidden_size: {width}}}")
+    overrides += (f"training.unet.condition_dropout={dropout}",)
+    sheet = make("larger", tmp_path, model, *overrides).sample()
     assert sheet is not None
     assert sheet.size == (6 * 34 - 2, 32)
     with pytest.raises(UserError, match=r"sample_classes is set, but .* shows samples of the data"):
-        make("larger", tmp_path / "named", model, *told, "training.unet.sample_classes=[1]")
+        make("larger", tmp_path / "named", model, *overrides, "training.unet.sample_classes=[1]")
 
 
-def test_what_cannot_be_trained_is_refused(model: str, tmp_path: Path) -> None:
-    refused = {
+def test_untrainable_configurations_raise_an_error(model: str, tmp_path: Path) -> None:
+    errors = {
         ("layout", "data.map_classes=null"): "needs maps beside the images: set data.map_classes to 4",
         ("inpainting", "training.unet.sample_prompts=[a dog]"): "set training.unet.sample_images instead",
         ("layout", "data.map_classes=3"): "data.map_classes is 3, but spatial.in_channels is 4: they must be equal",
@@ -200,6 +200,6 @@ def test_what_cannot_be_trained_is_refused(model: str, tmp_path: Path) -> None:
         ("layout", "spatial.stages=1"): "spatial.stages is 1, .*: set spatial.stages to 2",
         ("layout", "spatial.names=[a, b]"): "names has 2 entries, but in_channels is 4: one per class",
     }
-    for (kind, option), message in refused.items():
+    for (kind, option), message in errors.items():
         with pytest.raises(UserError, match=message):
             make(kind, tmp_path, model, option)

@@ -191,7 +191,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("message", "change"), REFUSED.items())
-def test_what_the_source_is_not_is_refused_by_name(
+def test_a_mismatch_with_the_source_raises_an_error_that_names_it(
     message: str, change: dict[str, object], clip: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message) as raised:
@@ -207,7 +207,7 @@ def test_what_the_source_is_not_is_refused_by_name(
         ("text.tokens is boxes", {"kind": "ldm_bert", "hidden_size": 64, "tokens": "boxes"}),
     ],
 )
-def test_an_encoder_out_of_nothing_is_refused(message: str, text: dict[str, object], vae: Path, tmp_path: Path) -> None:
+def test_a_missing_encoder_raises_an_error(message: str, text: dict[str, object], vae: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         stage_of(settings(tmp_path, text), tmp_path, vae)
 
@@ -277,7 +277,7 @@ def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
         (r"text.num_hidden_layers is 7, there 3", {"num_hidden_layers": 7}),
     ],
 )
-def test_an_open_clip_that_is_not_there_is_refused_by_name(
+def test_a_missing_open_clip_raises_an_error_that_names_it(
     message: str, change: dict[str, object], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Caches: what they hold, that training from one is training from the images, and that a stale one is refused."""
+"""Caches: contents, training that equals training from the images, and errors for stale caches."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def test_a_cache_has_the_moments_the_captions_and_the_contexts_of_every_caption(
         assert cache.captions(index) == Painted().captions(index)
         for caption in (*Painted().captions(index), ""):
             with torch.no_grad():
-                moments, told = encoders.autoencoder.encode(image).moments, encoder(*tokenizer([caption]))
+                moments, embedded = encoders.autoencoder.encode(image).moments, encoder(*tokenizer([caption]))
             torch.testing.assert_close(cache.moments([index]), moments, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(cache.embedded("context", [index], [caption]), told.context)
-            torch.testing.assert_close(cache.embedded("pooled", [index], [caption]), told.pooled)
+            torch.testing.assert_close(cache.embedded("context", [index], [caption]), embedded.context)
+            torch.testing.assert_close(cache.embedded("pooled", [index], [caption]), embedded.pooled)
     assert {index: broken.name for index, broken in cache.unreadable.items()} == {4: "four.png", 7: "seven.txt"}
     assert cache.captions(4) == Painted().captions(4)
     with pytest.raises(UnreadableError, match="seven"):
@@ -140,11 +140,11 @@ def test_training_from_a_cache_runs_no_encoder_and_has_the_losses_of_training_fr
     assert in_run == pytest.approx(expected, rel=1e-5)
     stage = stage_on(cache, kept, vae, tmp_path / "cached")
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError("an encoder ran")
 
-    monkeypatch.setattr(stage.pipeline.autoencoder, "encode", refuse)
-    monkeypatch.setattr(stage.pipeline.modules["text_encoder"], "forward", refuse)
+    monkeypatch.setattr(stage.pipeline.autoencoder, "encode", fail)
+    monkeypatch.setattr(stage.pipeline.modules["text_encoder"], "forward", fail)
     assert losses(stage, cache) == pytest.approx(expected, rel=1e-5)
 
 
@@ -164,7 +164,7 @@ class Interrupted(Painted):
         return super().image(index)
 
 
-def test_interrupted_caching_leaves_whole_files_alone_and_goes_on_with_the_others(
+def test_interrupted_caching_keeps_complete_files_and_continues_with_the_others(
     cache: CachedData, encoders: Encoders, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
@@ -193,7 +193,9 @@ def stale(cache: CachedData, encoders: Encoders, data: DataConfig = DATA) -> str
     return str(error.value)
 
 
-def test_a_stale_cache_is_refused_by_what_differs(cache: CachedData, encoders: Encoders, tmp_path: Path) -> None:
+def test_a_stale_cache_raises_an_error_with_the_difference(
+    cache: CachedData, encoders: Encoders, tmp_path: Path
+) -> None:
     check_cache(cache, DATA, encoders, ProcessShare())
     assert "its images are 32 pixels wide, data.size is 64" in stale(cache, encoders, DataConfig(size=64))
     fields = DataConfig(size=32, caption_fields=("prompt",))

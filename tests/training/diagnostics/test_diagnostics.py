@@ -79,7 +79,7 @@ def names(stage: str, reports: list[Report], *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("every", [1, 10, 400])
 @pytest.mark.parametrize("overrides", [(), VQ, GAN])
-def test_healthy_numbers_say_nothing(overrides: tuple[str, ...], every: int) -> None:
+def test_healthy_numbers_give_no_warning(overrides: tuple[str, ...], every: int) -> None:
     for stage in HEALTHY:
         reports = course(stage, every=every)
         for end in range(1, len(reports), 1 + len(reports) // 20):
@@ -181,7 +181,7 @@ def test_a_loss_that_rises_and_a_gradient_that_explodes_are_seen_against_what_th
     assert (found.name, "100 times the usual one" in found.text) == ("exploding gradient", True)
 
 
-def test_measured_channels_of_unlike_size_are_told_unless_each_is_scaled() -> None:
+def test_channels_of_different_scale_are_reported_unless_each_is_scaled() -> None:
     facts = {"latent_mean": 0.0, "latent_std": 2.0, "latent_channel_mean": [0.0] * 4}
     healthy = {"step": 1010, **facts, "latent_channel_std": [2.0, 1.5, 2.4, 2.1]}
     sick = healthy | {"latent_channel_std": [0.3, 2.0, 2.5, 2.4]}
@@ -207,11 +207,11 @@ def follow(watch: Watch, reports: list[Report]) -> None:
         watch.add(report)
 
 
-def told(path: Path) -> list[tuple[int, str]]:
+def diagnoses(path: Path) -> list[tuple[int, str]]:
     return [(line["step"], line.get("found", line.get("gone"))) for line in read_log(path) if "loss" not in line]
 
 
-def test_each_diagnosis_is_told_once_until_it_changes_and_again_when_it_comes_back(
+def test_each_diagnosis_is_reported_once_until_it_changes_and_again_when_it_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, healthy = tmp_path / "log.jsonl", course("autoencoder", steps=1200)
@@ -224,24 +224,24 @@ def test_each_diagnosis_is_told_once_until_it_changes_and_again_when_it_comes_ba
     assert watch.summary() == "diagnosis: nothing unusual"
     follow(watch, reports[:61])
     first, both = "KL collapse in channel 0", "KL collapse in channels 0, 1"
-    assert told(path) == [(260, first), (460, both)]
+    assert diagnoses(path) == [(260, first), (460, both)]
     assert "step 260: KL collapse in channel 0: the posterior equals the prior: 0.001 nats" in capsys.readouterr().err
     assert watch.summary().splitlines()[1].startswith(f"  {both} (since step 260): the posterior")
     follow(watch, reports[61:91])
-    assert told(path)[2:] == [(700, "KL collapse")]
+    assert diagnoses(path)[2:] == [(700, "KL collapse")]
     assert watch.summary().splitlines()[1:] == [f"  {both} (steps 260 to 600 only)"]
     follow(watch, reports[91:])
-    assert told(path)[3:] == [(960, first)]
+    assert diagnoses(path)[3:] == [(960, first)]
 
 
-def test_a_resumed_run_tells_nothing_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_repeat_a_diagnosis(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     reports = course("autoencoder", {"observed": {"kl_channels": [1e-3] * 4}}, steps=400)
     follow(watched(path), reports[:21])
-    before = told(path)
+    before = diagnoses(path)
     again = watched(path, start=200)
     follow(again, reports[21:])
-    assert told(path) == before == [(60, "KL collapse in all 4 channels")]
+    assert diagnoses(path) == before == [(60, "KL collapse in all 4 channels")]
     assert "since step 60" in again.summary()
     assert FORGOTTEN > 1
 

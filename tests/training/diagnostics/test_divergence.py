@@ -143,7 +143,7 @@ def finite_weights(stage: AutoencoderStage) -> bool:
     return next(not_finite(stage.state()), None) is None
 
 
-def test_a_learning_rate_of_a_million_stops_with_the_step_and_the_term_and_a_sane_one_goes_on(tmp_path: Path) -> None:
+def test_a_learning_rate_of_a_million_stops_with_step_and_term_and_a_normal_one_continues(tmp_path: Path) -> None:
     go_on(tmp_path, "max_steps=2", "save_every=2")
     with pytest.raises(DivergedError) as error:
         go_on(tmp_path, "max_steps=20", "save_every=6", "learning_rate=1e6", "log_every=5")
@@ -162,7 +162,7 @@ def test_a_learning_rate_of_a_million_stops_with_the_step_and_the_term_and_a_san
 
 
 def test_what_is_not_finite_is_found_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss between two logs, and weights that no loss has told of."""
+    """A loss between two logs, and weights that no loss has shown to be infinite."""
     train_step, averages = AutoencoderStage.train_step, AutoencoderStage.update_averages
 
     def lost(stage: AutoencoderStage, batches: list[Batch], step: int, schedule_step: int) -> StepReport:
@@ -196,7 +196,7 @@ def test_what_is_not_finite_is_found_before_it_is_saved(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_huge_kl_weight_collapses_the_posterior_and_is_told_so(
+def test_a_huge_kl_weight_collapses_the_posterior_and_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("batch_size=4", "max_steps=130", "learning_rate=0.05", "validation_images=0", "statistics_images=4")

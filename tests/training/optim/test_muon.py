@@ -24,13 +24,13 @@ from ldm.training.optim.optimizers import make_optimizer
 DEVICE = torch.device("cpu")
 
 
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_matrix(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (4, 6, 6), (1, 1, 5)])
 def test_singular_vectors_stay_and_values_follow_the_polynomial(shape: tuple[int, int, int]) -> None:
-    matrices = drawn(*shape)
+    matrices = random_matrix(*shape)
     found = orthogonalized(matrices)
     u, values, v = torch.linalg.svd(matrices / matrices.norm(dim=(1, 2), keepdim=True), full_matrices=False)
     a, b, c = COEFFICIENTS
@@ -40,7 +40,7 @@ def test_singular_vectors_stay_and_values_follow_the_polynomial(shape: tuple[int
 
 
 def test_values_spread_over_two_decades_come_near_one_in_single_precision() -> None:
-    u, _, v = torch.linalg.svd(drawn(1, 64, 200), full_matrices=False)
+    u, _, v = torch.linalg.svd(random_matrix(1, 64, 200), full_matrices=False)
     matrix = (u @ torch.diag_embed(torch.logspace(-2, 0, 64, dtype=torch.float64)[None]) @ v).float()
     values = torch.linalg.svdvals(orthogonalized(matrix))
     assert values.min() > 0.6
@@ -48,7 +48,7 @@ def test_values_spread_over_two_decades_come_near_one_in_single_precision() -> N
 
 
 def test_singular_values_of_zero_do_not_grow_out_of_rounding() -> None:
-    matrix = (drawn(1, 320, 4) @ drawn(1, 4, 2880)).float()
+    matrix = (random_matrix(1, 320, 4) @ random_matrix(1, 4, 2880)).float()
     values = torch.linalg.svdvals(orthogonalized(matrix))[0]
     assert 0.6 < values[3] < values[0] < 1.3
     assert values[4] < 0.01
@@ -58,7 +58,7 @@ def test_singular_values_of_zero_do_not_grow_out_of_rounding() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with -m gpu where there is one")
 def test_tf32_is_not_used_though_training_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    matrix = (drawn(1, 320, 4) @ drawn(1, 4, 2880)).float()
+    matrix = (random_matrix(1, 320, 4) @ random_matrix(1, 4, 2880)).float()
     torch.testing.assert_close(orthogonalized(matrix.cuda()).cpu(), orthogonalized(matrix), rtol=0.0, atol=1e-3)
     assert torch.backends.cuda.matmul.allow_tf32
 
@@ -77,7 +77,7 @@ def network() -> nn.Module:
 def gradients(net: nn.Module, step: int) -> None:
     """Noise, whose singular values are all far from zero."""
     for number, weight in enumerate(net.parameters()):
-        weight.grad = torch.empty_like(weight).copy_(drawn(*weight.shape, seed=100 * step + number))
+        weight.grad = torch.empty_like(weight).copy_(random_matrix(*weight.shape, seed=100 * step + number))
 
 
 def test_matrices_step_as_torchs_own_muon_does_and_all_else_as_adamw() -> None:
@@ -129,8 +129,8 @@ def test_first_and_last_layers_biases_and_embeddings_are_adamws_and_rates_hold_f
     config = UNetStageConfig(optimizer="muon")
     groups = parameter_groups(net, 1e-3, {"text": 1e-4, "unet.conv.*": 1e-2}, config)
     names = {id(weight): name for name, weight in net.named_parameters()}
-    told = {names[id(weight)]: (group["lr"], group["orthogonal"]) for group in groups for weight in group["params"]}
-    assert told == {
+    assigned = {names[id(weight)]: (group["lr"], group["orthogonal"]) for group in groups for weight in group["params"]}
+    assert assigned == {
         "unet.conv_in.weight": (1e-3, False),
         "unet.conv_in.bias": (1e-3, False),
         "unet.conv.weight": (1e-2, True),
@@ -178,7 +178,7 @@ def test_an_autoencoder_is_not_trained_with_it() -> None:
 
 
 @pytest.mark.parametrize("stage", [AutoencoderStageConfig, UNetStageConfig])
-def test_momentum_is_refused_where_nothing_has_it(stage: type[StageConfig]) -> None:
+def test_momentum_raises_an_error_if_no_optimizer_uses_it(stage: type[StageConfig]) -> None:
     with pytest.raises((UserError, ValueError), match="momentum is an option of optimizer muon"):
         stage(momentum=0.9)
 
@@ -205,7 +205,7 @@ def test_many_matrices_are_orthogonalized_in_parts(monkeypatch: pytest.MonkeyPat
 TOLD = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 8}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "unet": (lambda: UNet(configuration.load("emoji").denoiser), {"conv_in", "conv_out"}),
-    "told numbers": (lambda: UNet(UNetConfig(**TOLD)), {"conv_in", "conv_out", "class_embedding"}),
+    "class numbers": (lambda: UNet(UNetConfig(**TOLD)), {"conv_in", "conv_out", "class_embedding"}),
     "classifier": (lambda: Classifier(configuration.load("classifier").need_classifier()), {"conv_in", "head"}),
     "BERT": (lambda: make_text_encoder(BertConfig()), set()),
     "own image encoder": (lambda: make_image_encoder(OwnImageConfig()), {"conv_in"}),

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and what it is not asked to do; that it trains as others do is in `test_scaling`."""
+"""DeepSpeed's configuration; `test_scaling` compares its training with that of other strategies."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def configured(stage: int, section: dict[str, Any] | None = None, **settings: An
 
 
 def test_batch_accumulation_clipping_and_precision_are_those_of_the_stage() -> None:
-    told = configured(2, batch_size=48, gradient_accumulation=3, gradient_clip=0.5, mixed_precision="bf16")
-    assert told["train_micro_batch_size_per_gpu"] == 8
-    assert told["gradient_accumulation_steps"] == 1  # the loop's own, which tells of the last micro-batch
-    assert told["gradient_clipping"] == 0.5
-    assert told["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
-    told = configured(1, gradient_clip=None)
-    assert told["gradient_clipping"] == 0.0
-    assert "torch_autocast" not in told
+    config = configured(2, batch_size=48, gradient_accumulation=3, gradient_clip=0.5, mixed_precision="bf16")
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 1  # the loop accumulates gradients and marks the last micro-batch
+    assert config["gradient_clipping"] == 0.5
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    config = configured(1, gradient_clip=None)
+    assert config["gradient_clipping"] == 0.0
+    assert "torch_autocast" not in config
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", ["fsdp2", *STAGES])
 def test_accelerate_reads_the_shipped_configurations(kind: str, tmp_path: Path) -> None:
-    told = environment(kind)
-    assert told["ACCELERATE_MIXED_PRECISION"] == "no"
+    variables = environment(kind)
+    assert variables["ACCELERATE_MIXED_PRECISION"] == "no"
     if kind == "fsdp2":
-        assert (told["FSDP_VERSION"], told["FSDP_TRANSFORMER_CLS_TO_WRAP"]) == ("2", "Conv2d,FeedForward")
+        assert (variables["FSDP_VERSION"], variables["FSDP_TRANSFORMER_CLS_TO_WRAP"]) == ("2", "Conv2d,FeedForward")
     else:
-        assert told["ACCELERATE_USE_DEEPSPEED"] == "true"
-        assert told["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == kind[-1]
-        assert told["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] == "none"
+        assert variables["ACCELERATE_USE_DEEPSPEED"] == "true"
+        assert variables["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == kind[-1]
+        assert variables["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] == "none"

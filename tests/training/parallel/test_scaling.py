@@ -144,7 +144,7 @@ def test_the_last_pattern_that_names_a_weight_sets_its_rate(measured: Path) -> N
         ("learning_rates={encoder: 1.0}", "'encoder' matches no trainable weight"),
     ],
 )
-def test_names_of_no_weight_are_refused(measured: Path, option: str, said: str) -> None:
+def test_names_that_match_no_weight_raise_an_error(measured: Path, option: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         unet_stage(measured, f"training.unet.{option}")
 
@@ -232,14 +232,14 @@ def test_without_instructions_for_bf16_training_stays_in_float32_and_says_so(
     AcceleratorState._reset_state(True)
     stage = settings(f"training.autoencoder.mixed_precision={asked}").training.autoencoder
     accelerator = start_accelerator(stage, 0)
-    told, computed_in = loop._processes(accelerator, stage), accelerator.mixed_precision
+    line, computed_in = loop._processes(accelerator, stage), accelerator.mixed_precision
     AcceleratorState._reset_state(True)
     assert computed_in == used
-    assert f"mixed precision {used}" in told
-    assert ("since this CPU has no bf16 instructions" in told) == (used != asked)
+    assert f"mixed precision {used}" in line
+    assert ("since this CPU has no bf16 instructions" in line) == (used != asked)
 
 
-def test_curves_are_drawn_from_the_log(tmp_path: Path) -> None:
+def test_curves_are_plotted_from_the_log(tmp_path: Path) -> None:
     log, out = tmp_path / "log.jsonl", tmp_path / "curves.png"
     log.write_text('{"step": 1, "loss": 1.0}\n')
     curves.plot_curves(log, out)

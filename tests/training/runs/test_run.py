@@ -60,7 +60,7 @@ def test_a_failed_write_leaves_the_older_steps_and_nothing_else(tmp_path: Path) 
     assert run.load_state().step == 1
 
 
-def test_the_finished_model_lies_at_the_top_until_training_goes_on(tmp_path: Path) -> None:
+def test_the_finished_model_is_at_the_top_of_the_run_until_training_continues(tmp_path: Path) -> None:
     run = Run(tmp_path, resume=False)
     folder = saved(run, 1)
     run.publish()
@@ -72,7 +72,7 @@ def test_the_finished_model_lies_at_the_top_until_training_goes_on(tmp_path: Pat
     assert not (tmp_path / "model_index.json").exists()
 
 
-def test_a_folder_that_holds_a_run_is_refused_without_resume(tmp_path: Path) -> None:
+def test_a_folder_that_contains_a_run_raises_an_error_without_resume(tmp_path: Path) -> None:
     saved(Run(tmp_path, resume=False), 1)
     with pytest.raises(UserError, match="--resume"):
         Run(tmp_path, resume=False)
@@ -97,12 +97,12 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "9x", "m", "-3s"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_raises_an_error(text: str) -> None:
     with pytest.raises(UserError, match="expected a duration"):
         parse_duration(text)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+def test_a_batch_that_cannot_be_divided_raises_an_error() -> None:
     class Four:
         num_processes, process_index = 4, 1
 

@@ -94,7 +94,7 @@ def test_the_time_limit_saves_and_finishes_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "samples" / "step-000001.png").is_file()
 
 
-def test_a_write_that_fails_is_told_and_the_next_save_succeeds(
+def test_a_failed_write_is_reported_and_the_next_save_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage, run, asked = start(tmp_path)
@@ -252,11 +252,11 @@ def test_a_kill_between_two_names_of_a_step_loses_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".step-*"))
 
 
-def test_what_is_not_exact_is_told_in_one_line_and_nothing_where_all_is(
+def test_an_inexact_resume_is_reported_in_one_line_and_an_exact_one_is_silent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tmp_path, "max_steps=2")
-    for more, told in (
+    for more, expected in (
         (("max_steps=2", "keep=3", "log_every=1", "save_every=2"), None),
         (("max_steps=2", "batch_size=2"), "batch_size 2, was 4 (this epoch repeats or skips some images)"),
         (("max_steps=2", "batch_size=2", "learning_rate=0.5"), "training.autoencoder.learning_rate 0.5, was 0.002"),
@@ -264,8 +264,8 @@ def test_what_is_not_exact_is_told_in_one_line_and_nothing_where_all_is(
         capsys.readouterr()
         train(tmp_path, *more)
         lines = [line for line in capsys.readouterr().err.splitlines() if "not exactly" in line]
-        assert len(lines) == (told is not None)
-        assert told is None or told in lines[0]
+        assert len(lines) == (expected is not None)
+        assert expected is None or expected in lines[0]
 
 
 def test_the_validation_loss_is_that_of_the_averaged_weights_and_does_not_disturb_training(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_the_validation_loss_is_that_of_the_averaged_weights_and_does_not_distur
     assert run.facts(run.best())["validation_loss"] == min(found)
 
 
-def test_moments_of_another_optimiser_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_of_another_optimizer_raise_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path, "max_steps=1", "save_every=1")
     stage, run, asked = start(tmp_path, "max_steps=2", "optimizer=adamw")
     other = settings("max_steps=2", "optimizer=adamw8bit")

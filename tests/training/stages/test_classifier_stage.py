@@ -1,4 +1,4 @@
-"""A classifier on noisy latents: trained, saved, resumed, and refused where it means nothing."""
+"""A classifier on noisy latents: training, saving, resuming, and errors for invalid configurations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch(stage: ClassifierStage, step: int) -> list[Batch]:
     return [TrainingData(Shades(), settings().data, BatchShare(8), 0, stage.needs_images, classes=True)[step, 0]]
 
 
-def test_it_is_trained_and_saved_and_goes_on_exactly(vae: str, tmp_path: Path) -> None:
+def test_it_trains_saves_and_resumes_exactly(vae: str, tmp_path: Path) -> None:
     stage = make(tmp_path, vae)
     before = weights(stage, "classifier")
     losses = [stage.train_step(batch(stage, step), step).losses for step in range(1, 4)]
@@ -110,9 +110,9 @@ def test_it_learns_the_classes_of_pixels_first_where_there_is_little_noise(tmp_p
     assert TrainedClassifier.from_pretrained(tmp_path / "saved").autoencoder.config.kind == "identity"
 
 
-def test_its_cost_is_told_beforehand() -> None:
-    told = plan("classifier", settings("data.scenes.num=64"), "scenes")
-    assert "parameters of the classifier" in told
+def test_its_cost_is_reported_before_training() -> None:
+    report = plan("classifier", settings("data.scenes.num=64"), "scenes")
+    assert "parameters of the classifier" in report
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,9 @@ def test_its_cost_is_told_beforehand() -> None:
         (("data.random_flip=true",), "do not support data.random_flip"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(vae: str, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+def test_untrainable_configurations_raise_an_error(
+    vae: str, tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         make(tmp_path, vae, *overrides)
 

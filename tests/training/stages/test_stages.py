@@ -130,8 +130,8 @@ def test_the_cache_is_found_again_by_what_it_was_made_of(measured: Path) -> None
     with torch.no_grad():
         stage.pipeline.autoencoder.encoder.conv_in.bias += 1
     encoders, device = Encoders(stage.pipeline.autoencoder), stage.accelerator.device
-    anew = cache_in(path.parent.parent, Colours(), settings().data, encoders, ProcessShare(), device)
-    assert anew.folder != path.parent
+    second = cache_in(path.parent.parent, Colours(), settings().data, encoders, ProcessShare(), device)
+    assert second.folder != path.parent
 
 
 def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path) -> None:
@@ -162,7 +162,7 @@ def noise_of(measured: Path, *overrides: str) -> tuple[torch.Tensor, torch.Tenso
     return unet_stage(measured, *overrides)._noise(batch, (4, 8, 8))
 
 
-def test_offset_noise_and_input_perturbation_are_draws_of_their_own(measured: Path) -> None:
+def test_offset_noise_and_input_perturbation_use_separate_random_numbers(measured: Path) -> None:
     plain, seen = noise_of(measured)
     assert torch.equal(plain, StepRandom(0).normal("noise", 5, range(8), (4, 8, 8)))
     assert torch.equal(plain, seen)
@@ -181,7 +181,7 @@ LEARNED = ("diffusion.learned_variance=true", "unet.out_channels=8")
 
 
 @pytest.mark.parametrize("overrides", [FLOW, LEARNED, ("diffusion.weighting.kind=vlb",)])
-def test_what_was_trained_is_saved_and_drawn_from(measured: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_a_trained_model_is_saved_and_generates(measured: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     stage = unet_stage(measured, *overrides)
     before = weights(stage, "unet")
     losses = [stage.train_step(micro_batches(step), step).losses["loss"] for step in (1, 2, 3)]
@@ -202,7 +202,7 @@ def test_the_variance_half_of_the_output_is_trained(measured: Path) -> None:
     assert (moved > 0).all()  # all eight channels left their zeros
 
 
-def test_what_could_not_be_saved_is_refused_before_the_data_is_made(measured: Path, tmp_path: Path) -> None:
-    refused = settings("diffusion.prediction=v", "diffusion.schedule={kind: flow}")
+def test_a_model_that_cannot_be_saved_raises_an_error_before_data_is_prepared(measured: Path, tmp_path: Path) -> None:
+    invalid = settings("diffusion.prediction=v", "diffusion.schedule={kind: flow}")
     with pytest.raises(UserError, match=r"diffusion.prediction is v"):
-        UNetStage.check(refused, Run(tmp_path / "run", resume=False), StartingPoint(vae=str(measured)))
+        UNetStage.check(invalid, Run(tmp_path / "run", resume=False), StartingPoint(vae=str(measured)))

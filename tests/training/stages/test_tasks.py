@@ -1,4 +1,4 @@
-"""U-Nets that are told classes, or nothing, on latents and on pixels: trained, saved, resumed, drawn from."""
+"""Class-conditional and unconditional U-Nets on latents and pixels: training, saving, resuming, sampling."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def make(kind: str, run: Path, vae: str | None, *overrides: str, init: str | Non
 
 def batches(stage: UNetStage, kind: str, step: int, source: Colours | None = None) -> list[Batch]:
     asked = settings(kind)
-    needs, told = stage.needs_images, asked.uses_labels
-    return [TrainingData(source or Kinds(), asked.data, BatchShare(8), 0, needs, classes=told)[step, 0]]
+    needs, uses_labels = stage.needs_images, asked.uses_labels
+    return [TrainingData(source or Kinds(), asked.data, BatchShare(8), 0, needs, classes=uses_labels)[step, 0]]
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path, kind: str) -> None:
+def test_a_task_trains_saves_resumes_and_generates(vae: str, tmp_path: Path, kind: str) -> None:
     stage, before = make(kind, tmp_path, vae), []
     before = weights(stage, "unet")
     for step in (1, 2):
@@ -82,8 +82,8 @@ def test_a_task_trains_saves_resumes_and_is_drawn_from(vae: str, tmp_path: Path,
     ours, theirs = (each.train_step(batches(each, kind, 3), 3).losses["loss"] for each in (stage, went_on))
     assert torch.equal(ours, theirs)
     pipe = TextToImage.from_pretrained(tmp_path, device="cpu")
-    told = {"classes": ["dog", 1]} if asked.uses_labels else {"num_images": 2}
-    assert [image.size for image in pipe(num_inference_steps=2, **told)] == [(32, 32)] * 2
+    inputs = {"classes": ["dog", 1]} if asked.uses_labels else {"num_images": 2}
+    assert [image.size for image in pipe(num_inference_steps=2, **inputs)] == [(32, 32)] * 2
     assert pipe.pipeline.class_names == (NAMES if asked.uses_labels else ())
     [conditioning] = pipe.pipeline.conditionings.values()
     assert getattr(conditioning, "empty", None) == (4 if asked.uses_labels else None)
@@ -112,7 +112,7 @@ def test_a_share_of_the_classes_is_the_empty_one_which_guidance_goes_away_from(
         pipe(classes="dgo")
 
 
-def test_classes_that_do_not_fit_are_refused_in_one_line(vae: str, tmp_path: Path) -> None:
+def test_classes_that_do_not_fit_raise_a_one_line_error(vae: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"4 classes: set classes.num_classes to 5, one of which stands for no class"):
         make("token", tmp_path / "a", vae, "classes.num_classes=4")
     with pytest.raises(UserError, match=r"set classes.num_classes to 4, not 5"):
@@ -171,7 +171,7 @@ def test_what_fits_of_a_model_is_taken_over_and_a_line_says_what_is_new(
         make("nothing", tmp_path / "deep", None, "unet.layers_per_block=3", init=str(tmp_path / "saved"))
 
 
-def test_input_channels_that_are_new_change_nothing_at_first(vae: str, tmp_path: Path) -> None:
+def test_new_input_channels_have_no_effect_at_first(vae: str, tmp_path: Path) -> None:
     given = make("nothing", tmp_path, vae).pipeline.denoiser
     for weight in given.conv_out.parameters():
         torch.nn.init.normal_(weight)
@@ -197,7 +197,7 @@ def test_on_pixels_the_learned_variance_has_the_decoder_of_256_values(vae: str, 
     assert latent.variance_loss.decoder == "gaussian"
 
 
-def test_a_model_is_measured_on_what_it_is_told(vae: str, tmp_path: Path) -> None:
+def test_a_model_is_evaluated_with_its_conditions(vae: str, tmp_path: Path) -> None:
     pipes = {kind: TextToImage(make(kind, tmp_path / kind, vae).average) for kind in TASKS}
     asked = {kind: request_of(pipe, Kinds(), PLAN) for kind, pipe in pipes.items()}
     for kind in ("nothing", "pixels"):
