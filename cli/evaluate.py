@@ -142,7 +142,7 @@ def load(model: str, needs_samples: bool, device: str | None) -> TextToImage | A
 
 
 def open_data(data: str, side: int, images: int, split: str, concepts: int | None) -> Source:
-    """Open the images to compare with; only the needed `scenes` are rendered."""
+    """Open the reference images; of `scenes`, only the required ones are rendered."""
     from ldm.config.data import DataConfig
     from ldm.data.sources import open_indexed
 

@@ -43,7 +43,7 @@ def interpolate(
     elif out.suffix == "":
         make_folder(out)
     elif out.suffix.lower() not in (".gif", *IMAGE_SUFFIXES):
-        raise UserError(f"--out {out}: give a .gif, an image's file or a folder")
+        raise UserError(f"--out {out} is not a .gif, an image file or a folder: give one of these")
     check_writable([out / "frame" if out.is_dir() else out])
 
     from ldm.data.images import read_image

@@ -51,7 +51,7 @@ def names_file(out: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder if it is not there.
+    """Create a folder if it does not exist.
 
     Raises:
         UserError: if that fails.

@@ -52,7 +52,7 @@ Curves = dict[torch.dtype, list[Point]]  # seconds by dtype
 def measure_growth(name: str, device: torch.device, runs: int, axes: tuple[Axis, ...] = AXES) -> list[Curves]:
     """Measure the median seconds of sampling for the sizes of each axis, with the U-Net of a configuration.
 
-    Sizes and dtypes take turns.
+    Measurements of different sizes and dtypes alternate, so that a temporary slowdown affects all of them.
     """
     config = configuration.load(name)
     unet = random_network(lambda: UNet(config.denoiser)).to(device)

@@ -101,7 +101,7 @@ class Trainer:
 
     @property
     def data(self) -> TrainingData:
-        """Batches of each step, as in the training loop."""
+        """The batches of all steps, as the training loop reads them."""
         share, seed = BatchShare(self.batch_size), self.config.training.seed
         return TrainingData(self.cache, self.config.data, share, seed, images=False)
 

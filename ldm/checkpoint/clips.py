@@ -16,7 +16,10 @@ OPEN_CLIP = "open_clip:"
 def load_clip(model: str | Path) -> Clip:
     """Load a CLIP from a folder as transformers or open_clip write it, a Hub id, or `open_clip:ARCHITECTURE:WEIGHTS`.
 
-    WEIGHTS are a file or the name of published ones. Raises UserError if it cannot be loaded.
+    WEIGHTS is a file or the name of published weights.
+
+    Raises:
+        UserError: if the CLIP cannot be loaded.
     """
     name = str(model)
     try:

@@ -34,7 +34,7 @@ def with_autoencoder(pipeline: Pipeline, model: str | Path, dtype: torch.dtype =
     if own.latent_channels != other.latent_channels:
         raise UserError(
             f"--vae {model}: its latents have {other.latent_channels} channels, but this model's have "
-            f"{own.latent_channels}: give an autoencoder of the same latents"
+            f"{own.latent_channels}: pass an autoencoder with the same kind of latents"
         )
     (scale, shift), (other_scale, other_shift) = map(_statistics, (own, other))
     ratio = (other_scale / scale).log().abs().max().exp().item()
@@ -42,7 +42,7 @@ def with_autoencoder(pipeline: Pipeline, model: str | Path, dtype: torch.dtype =
     if ratio > LARGEST_RATIO or moved > LARGEST_SHIFT:
         raise UserError(
             f"--vae {model}: its scaling_factor is {_shown(other_scale)} and shift_factor {_shown(other_shift)}, but "
-            f"this model's are {_shown(scale)} and {_shown(shift)}: give an autoencoder of the same latents"
+            f"this model's are {_shown(scale)} and {_shown(shift)}: pass an autoencoder with the same kind of latents"
         )
     changed = replace(pipeline, autoencoder=found)
     changed.check(Path(model))

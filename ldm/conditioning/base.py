@@ -257,7 +257,7 @@ class Conditioning(ABC):
         return
 
     def with_modules(self, modules: Mapping[str, Any]) -> Conditioning:
-        """Return the same conditioning with other networks, by name; those that it has not are ignored."""
+        """Return the same conditioning with other networks, by name; names that it does not have are ignored."""
         return self
 
     @property
@@ -373,7 +373,7 @@ class Conditioning(ABC):
     # --- inference ---------------------------------------------------------------------------------------------------
 
     def resolve(self, request: Request, pipeline: Pipeline) -> Request:
-        """Fill in what a request leaves open.
+        """Return a request with defaults for the inputs that it leaves out.
 
         Raises:
             UserError: if it lacks what the model needs.

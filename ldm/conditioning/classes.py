@@ -84,11 +84,11 @@ class ClassConditioning(Conditioning):
     @classmethod
     @abstractmethod
     def rows(cls, config: Config) -> int:
-        """Return rows of the table in a configuration, including the empty class."""
+        """Return the number of rows of the class table in a configuration, including the empty class."""
 
     @abstractmethod
     def count(self, pipeline: Pipeline) -> int:
-        """Return rows of the table of a pipeline, including the empty class."""
+        """Return the number of rows in a pipeline's class table, including the empty class."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class ClassConditioning(Conditioning):
         """Return the data's class names, and the empty class.
 
         Raises:
-            UserError: if the table has other rows.
+            UserError: if the number of rows in the table does not match.
         """
         names, rows = tuple(source.class_names), cls.rows(config)
         empty = rows - 1 if config.training.unet.condition_dropout else None

@@ -57,7 +57,7 @@ class DataConfigBase(Section):
 if TYPE_CHECKING:
 
     class DataConfig(DataConfigBase):
-        """How images are prepared, with the sections of the data sources."""
+        """Options of image preparation, and the sections of the data sources."""
 
         def __init__(self, **options: Any) -> None: ...
         def __getattr__(self, source: str) -> Any: ...

@@ -65,7 +65,7 @@ class ConfigBase(Section):
 
     @property
     def sections(self) -> dict[str, Any]:
-        """Sections by name, with the denoiser's also as `denoiser`."""
+        """Sections by name; the denoiser's section is also available as `denoiser`."""
         name = self.denoiser_name
         return dict(self) | {"denoiser": None if name is None else getattr(self, name)}
 

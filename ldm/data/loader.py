@@ -37,7 +37,7 @@ class BatchShare:
 
     @property
     def micro_size(self) -> int:
-        """Samples in one forward pass of one process."""
+        """The number of samples in one forward pass of one process."""
         return self.batch_size // (self.processes * self.accumulation)
 
     def slots(self, micro: int) -> range:

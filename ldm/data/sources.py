@@ -81,7 +81,7 @@ class Source(ABC):
 
     @classmethod
     def open(cls, data: str, config: DataConfig, split: Split) -> Source:
-        """Open what `--data` names; kinds without a test split ignore `split`."""
+        """Open the data of `--data`; sources without a test split ignore `split`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -296,5 +296,7 @@ def open_indexed(data: str, config: DataConfig, split: Split = "train") -> Index
     """
     source = open_source(data, config, split)
     if not source.random_access:
-        raise UserError(f"{data} is read as a stream, but this needs images by index: use a folder, parquet or scenes")
+        raise UserError(
+            f"{data} is read as a stream, but random access to images is required: use a folder, parquet or scenes"
+        )
     return source.preview(len(source))

@@ -150,7 +150,7 @@ class HubSource(TableSource):
 
     @classmethod
     def matches(cls, data: str) -> bool:
-        """An `owner/name` without a suffix."""
+        """Return whether the data is named `owner/name`, without a suffix."""
         return re.fullmatch(r"[^./][^/]*/[^/]+", data) is not None and not Path(data).suffix
 
     @classmethod

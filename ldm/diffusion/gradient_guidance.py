@@ -24,7 +24,7 @@ def by_classifier(denoiser: Denoiser, log_probability: LogProbability, scale: fl
     """Guide by a classifier of noisy images (Dhariwal and Nichol 2021, algorithm 2).
 
     `scale` multiplies the gradient of `log_probability` with respect to x; 1 is Bayes' rule. At eta 1 a step is that of
-    their algorithm 1 with the large variance, up to a factor of sqrt(1 - beta). Not for inference mode.
+    their algorithm 1 with the large variance, up to a factor of sqrt(1 - beta). Do not call this in inference mode.
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:
@@ -43,7 +43,7 @@ def by_image(denoiser: Denoiser, likeness: Likeness, scale: float) -> Denoiser:
     """Guide by a function of clean images, with p(y | x) approximated by p(y | x0(x)).
 
     This is CLIP guidance on the predicted image (Crowson 2021) and, for other functions, Chung et al. 2023, eq. 11. The
-    gradient with respect to x flows through `likeness` and through the network. Not for inference mode.
+    gradient with respect to x flows through `likeness` and through the network. Do not call this in inference mode.
     """
 
     def denoise(x: Tensor, level: Level) -> Denoised:

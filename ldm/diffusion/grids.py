@@ -78,7 +78,7 @@ def _grid(schedule: TableSchedule, levels: list[Level]) -> Grid:
 def check_spacing(spacing: str | None) -> None:
     """Raise UserError for an unknown spacing."""
     if spacing is not None and spacing not in SPACINGS:
-        raise UserError(f"no spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+        raise UserError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
 
 
 def check_timesteps(timesteps: Sequence[float]) -> None:

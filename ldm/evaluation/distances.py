@@ -49,7 +49,7 @@ def fid(ours: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     The estimate is too high for few images per dimension: compare results of equal numbers of images only.
     """
     if min(len(ours), len(reference)) < 2:
-        raise UserError("FID needs at least two images on each side")
+        raise UserError("FID needs at least two samples and two reference images")
     both = [
         {"mu": found.moments.mean.numpy(), "sigma": found.moments.covariance.numpy()} for found in (ours, reference)
     ]

@@ -85,7 +85,7 @@ def make_features(name: str) -> Features:
     """
     kind, _, model = name.partition(":")
     if kind not in _loaders or bool(model) != (kind in ("timm", "clip")):
-        raise UserError(f"no features {name!r}: choose inception, {OFFLINE}, timm:MODEL or clip:MODEL")
+        raise UserError(f"unknown features {name!r}: choose inception, {OFFLINE}, timm:MODEL or clip:MODEL")
     return _loaders[kind](model)
 
 

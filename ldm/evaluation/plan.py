@@ -39,10 +39,12 @@ class Plan:
     def __post_init__(self) -> None:
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
-            raise UserError(f"no metric {', '.join(map(repr, unknown)) or 'given'}: choose from {', '.join(METRICS)}")
+            raise UserError(
+                f"unknown metric {', '.join(map(repr, unknown)) or '(none given)'}: choose from {', '.join(METRICS)}"
+            )
         if min(self.samples, self.references) < 2 or self.batch_size < 1:
             raise UserError(
-                f"{self.samples} samples and {self.references} images of the data in batches of {self.batch_size}: "
+                f"cannot compare {self.samples} samples with {self.references} images in batches of {self.batch_size}: "
                 "give at least 2 of each, and a batch size of at least 1"
             )
         if "clip" in self.metrics and self.clip is None:

@@ -88,7 +88,7 @@ def find(
         UserError: for an empty group.
     """
     if not first or not second:
-        raise UserError(f"groups of {len(first)} and {len(second)} images: a direction needs at least one in each")
+        raise UserError(f"the groups have {len(first)} and {len(second)} images: a direction needs one or more in each")
     start, end = (inverted(pipe, group, settings).mean(0) for group in (first, second))
     return Direction((end - start).cpu(), settings)
 

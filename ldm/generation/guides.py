@@ -158,5 +158,5 @@ def resolve_guides(request: Request, pipeline: Pipeline) -> Request:
         classes = classifier.numbers(pipeline, request.classes if own else resolved.classes)
         resolved = replace(resolved, classes=classes)
     if request.clip is not None and request.clip.prompt is None and not request.prompts:
-        raise UserError("CLIP guidance needs a text and this model takes no prompts: give one to CLIP (--clip-prompt)")
+        raise UserError("CLIP guidance needs a text, but this model takes no prompts: pass --clip-prompt TEXT")
     return resolved

@@ -255,7 +255,7 @@ class Request:
         if self.threshold_range is not None and not 0 < self.threshold_range < math.inf:
             raise UserError(f"threshold range {self.threshold_range:g} is not above 0 and finite")
         if self.clip is not None and self.deepcache != 1:
-            raise UserError(f"deepcache is {self.deepcache}: with CLIP guidance, which needs gradients, it must be 1")
+            raise UserError(f"deepcache is {self.deepcache}, but CLIP guidance needs gradients: set deepcache to 1")
         if self.guidance_scale == 1:
             self._check_unguided()
 
@@ -268,7 +268,9 @@ class Request:
             ("guidance rescale", self.guidance_rescale > 0),
         ):
             if given:
-                raise UserError(f"a {name} needs guidance: give a guidance scale other than 1, which is off")
+                raise UserError(
+                    f"a {name} needs guidance, which a guidance scale of 1 disables: give another guidance scale"
+                )
 
     def _check_image(self) -> None:
         if self.image is None and (self.strength is not None or self.mask is not None):

@@ -1,4 +1,4 @@
-"""The time that each part of the work has taken over all commands, and the time left."""
+"""Track the time that each part of the recipe has taken over all commands, and the time left."""
 
 from __future__ import annotations
 

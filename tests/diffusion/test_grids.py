@@ -123,6 +123,6 @@ def test_a_list_that_cannot_be_walked_raises_an_error(timesteps: list[float], me
 
 def test_an_unknown_spacing_raises_an_error() -> None:
     with pytest.raises(
-        UserError, match="no spacing 'karas': choose one of leading, trailing, linspace, fractional, karras"
+        UserError, match="unknown spacing 'karas': choose one of leading, trailing, linspace, fractional, karras"
     ):
         make_schedule(schedule_config()).grid(10, "karas")

@@ -180,7 +180,7 @@ def test_a_grid_of_one_image_a_prompt_is_as_square_as_fills_it(
         ({"size": "-8x8"}, "--size -8x8"),
         ({"timesteps": "999,x"}, "--timesteps 999,x: give numbers such as 999,749,499,249"),
         ({"timesteps": "1,2"}, "timesteps 1, 2: give at least one, in decreasing order"),
-        ({"spacing": "karas"}, "no spacing 'karas'"),
+        ({"spacing": "karas"}, "unknown spacing 'karas'"),
         ({"dtype": "int8"}, "--dtype int8: give float32, bfloat16, float16"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"guidance_scale": float("nan")}, "guidance scale nan"),

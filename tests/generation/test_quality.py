@@ -150,7 +150,7 @@ def test_bfloat16_changes_an_image_little(kind: Any) -> None:
         ({"deepcache": 0}, "deepcache is 0: it must be at least 1"),
         (
             {"deepcache": 2, "clip": object()},
-            "deepcache is 2: with CLIP guidance, which needs gradients, it must be 1",
+            "deepcache is 2, but CLIP guidance needs gradients: set deepcache to 1",
         ),
     ],
 )

@@ -171,7 +171,7 @@ def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) 
         ({"sampler": "ddpm", "eta": 0.0}, "sampler ddpm has eta 1, not 0"),
         ({"sampler": "heun", "eta": 0.0}, "sampler heun has no eta: that is an option of sampler ddim"),
         ({"sampler": "dimm"}, "no sampler 'dimm': did you mean 'ddim'"),
-        ({"spacing": "karas"}, "no spacing 'karas': choose one of leading, "),
+        ({"spacing": "karas"}, "unknown spacing 'karas': choose one of leading, "),
         ({"timesteps": ()}, "timesteps : give at least one"),
         ({"timesteps": (500, 500)}, "timesteps 500, 500: give at least one, in decreasing order"),
         ({"timesteps": (500, -1)}, "timesteps 500, -1: give at least one, in decreasing order"),

@@ -84,7 +84,7 @@ def _read(source: str, asked: Conversion) -> SingleFile:
         return read_single_file(path, asked.config, asked.ema)
     for option, given in (("--config", asked.config is not None), ("--ema", asked.ema)):
         if given:
-            raise UserError(f"{option} requires a single file as SRC: {source} is not one")
+            raise UserError(f"{option} requires a single file as SRC, but {source} is not one")
     return read_folder(path if (path / "config.json").is_file() else find_model(source))
 
 

@@ -51,7 +51,7 @@ class Group:
         return self.left.pop(name, default)
 
     def number(self, name: str, default: Any = REQUIRED) -> int:
-        """Read an integer."""
+        """Read a parameter that must be an integer."""
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise refused(f"{self.where}.{name}", value)

@@ -90,10 +90,10 @@ def _diffusion(denoiser: Target) -> DiffusionConfig:
 
 
 def diffusion_engine_to_target(contents: Contents) -> Params:
-    """Convert contents to SDXL's configuration.
+    """Convert the contents of a single file to SDXL's original configuration of `DiffusionEngine`.
 
     Raises:
-        UserError: for an option without a parameter.
+        UserError: if that configuration has no parameter for an option.
     """
     unet, autoencoder = contents.unet, contents.autoencoder
     assert unet is not None

@@ -90,7 +90,7 @@ def tokenizers_to_metadata(tokenizers: Mapping[str, Tokenizer]) -> dict[str, str
 
 
 def tokenizers_from_metadata(found: dict[str, str], where: str) -> dict[str, Tokenizer]:
-    """Convert the entry of a file's header to tokenizers.
+    """Convert the tokenizer entry in a file's header to tokenizers.
 
     Raises:
         UserError: if it is damaged.

@@ -174,7 +174,7 @@ SAME_COMPONENTS = {
 
 
 def known_parts() -> dict[str, tuple[Part, ...]]:
-    """Return all parts of pipelines, with the libraries and classes that can be loaded."""
+    """Return the names of all components of pipelines, each with its loadable (library, class) pairs."""
     found = {
         "autoencoder": tuple(("diffusers", name) for name in diffusers_classes()),
         "unet": tuple(part for each in DENOISERS.values() for part in each.parts()),

@@ -74,7 +74,7 @@ def load_image_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> Imag
     """Load an encoder from a folder that transformers or ldm wrote.
 
     Raises:
-        UserError: if it is not whole.
+        UserError: if the folder is incomplete.
     """
     config = load_image_config(folder)
     tensors = load_weights(folder, STEMS[config.kind])
@@ -98,7 +98,7 @@ def load_source(config: CLIPImageConfig, dtype: torch.dtype = torch.float32) -> 
     ]
     if encoder.config.kind != config.kind or wrong:
         found = "; ".join(wrong) or f"it is of kind {encoder.config.kind}"
-        raise UserError(f"image.source {config.source} is another encoder than the configuration's: {found}")
+        raise UserError(f"image.source {config.source} differs from the encoder of the configuration: {found}")
     return encoder
 
 

@@ -188,7 +188,7 @@ class CLIPTextEncoder(TextEncoder):
 
     @classmethod
     def loadable_parts(cls) -> tuple[tuple[str, str], ...]:
-        """Return both classes."""
+        """Return the classes with and without a projection."""
         return (("transformers", FORMAT.architecture), ("transformers", PROJECTED))
 
     @classmethod

@@ -44,7 +44,8 @@ class TextInputs:
 def observe_contexts(context: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """Measure how far contexts (B, L, D) of token ids (B, L) differ: variance over the batch by mean square.
 
-    Also the share of captions that differ from the first one, since equal captions have equal contexts; scalars.
+    Also return the share of captions that differ from the first one, because equal captions have equal contexts. Both
+    are scalars.
     """
     spread_of = (context.float() - context.float().mean(0)).square().mean() / context.float().square().mean()
     return {"context_spread": spread_of, "captions_that_differ": (ids != ids[:1]).any(1).float().mean()}

@@ -43,7 +43,7 @@ SIZES = {  # ours -> theirs
 
 
 class OpenCLIPTextEncoder(TextEncoder):
-    """Causal: padding at the end changes nothing before it, so no mask is needed."""
+    """The text encoder of OpenCLIP: causal, so padding does not affect earlier tokens and no mask is needed."""
 
     section = OpenCLIPConfig
     from_captions = False

@@ -20,7 +20,7 @@ def load_open_clip(config: OpenCLIPConfig, dtype: torch.dtype = torch.float32) -
     """Load the text encoder whose source is a local file or the name of published weights.
 
     Raises:
-        UserError: if it is not whole.
+        UserError: if the weights are incomplete.
     """
     path = Path(config.source or "").expanduser()
     path = path if path.is_file() else _published(config)

@@ -169,7 +169,7 @@ def byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tok
 
 
 def train_tokenizer(source: Source, vocab_size: int, max_length: int, accelerator: Accelerator) -> Tokenizer:
-    """Make a vocabulary from the captions of a data source, in the main process, and give it to all processes."""
+    """Train a vocabulary on the captions of a data source in the main process, and send it to all processes."""
     from accelerate.utils import broadcast_object_list
 
     from ldm.data.preview import all_captions

@@ -24,7 +24,7 @@ def kind_names() -> tuple[str, ...]:
 
 @cache
 def kind_of(name: str) -> int:
-    """Return the number of the kind of a concept."""
+    """Return the class number, in segmentation maps, of a concept's kind."""
     found = next((kind for kind, names in _table().items() if name in names), OTHER)
     return kind_names().index(found)
 

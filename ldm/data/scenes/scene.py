@@ -57,7 +57,10 @@ class Scene:
         return cls(record["kind"], things, record["relation"], Background(**record["background"]))
 
     def captions(self, exact: bool = False) -> list[str]:
-        """Return three to five captions, the plainest full one first; `exact` as in `ldm.data.scenes.captions`."""
+        """Return three to five captions; the first is the simplest complete one.
+
+        For `exact` see `ldm.data.scenes.captions`.
+        """
         return captions_of.captions(self, exact)
 
     def labels(self) -> list[str]:

@@ -41,7 +41,7 @@ def make_sampler(name: str, eta: float | None = None) -> Sampler:
     if not sampler.any_eta:
         raise UserError(f"sampler {name} has eta {own:g}, not {eta:g}: for other values use sampler ddim")
     if not 0 <= eta <= 1:
-        raise UserError(f"eta {eta:g} is not between 0 (no fresh noise) and 1 (that of DDPM)")
+        raise UserError(f"eta {eta:g} is not between 0 (no fresh noise) and 1 (as much as DDPM)")
     return replace(sampler, eta=eta)
 
 

@@ -19,11 +19,11 @@ class FirstOrder:
     """DDIM at `eta` 0, DDPM with the small variance at 1 (Song et al. 2021, eq. 12 and 16); one call per step.
 
     In k-diffusion's variables x / alpha and sigma / alpha these are Euler's method on the probability flow (Karras et
-    al. 2022, algorithm 1 without its churn) and Euler-ancestral. With variance "large", the noise of a step is that of
-    q(x_t | x_s) (Ho et al. 2020, section 3.2; sigma-hat of Song et al. 2021) around the same mean, except in the last
-    step, which adds none. With the small variance at eta 1, a variance of the denoiser replaces it, except in DDIM.
-    DDIM keeps the noise of the unclipped image where the denoiser clips its images, as in diffusers; DDPM follows the
-    posterior of the clipped one (Ho et al. 2020, eq. 7).
+    al. 2022, algorithm 1 without its churn) and Euler-ancestral. With variance "large", a step adds noise with the
+    variance of q(x_t | x_s) (Ho et al. 2020, section 3.2; sigma-hat of Song et al. 2021) to the same mean, except in
+    the last step, which adds no noise. At eta 1, a variance that the denoiser predicts replaces the small variance,
+    except in DDIM. DDIM keeps the noise of the unclipped image where the denoiser clips its images, as in diffusers;
+    DDPM follows the posterior of the clipped one (Ho et al. 2020, eq. 7).
     """
 
     eta: float = 0.0

@@ -1,6 +1,6 @@
-"""`config.json` of diffusers' autoencoders <-> our configuration, and statistics folded into the weights.
+"""Convert between `config.json` of diffusers' autoencoders and our configuration; fold statistics into the weights.
 
-The fields that differ between the classes belong to the bottlenecks.
+Each bottleneck converts the fields that only its diffusers class has.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def nearest(points: Tensor, codebook: Tensor) -> Tensor:
 
 
 class VQBottleneck(Bottleneck):
-    """A codebook, whose vectors the decoder sees; diffusers' `VQModel`."""
+    """The VQ bottleneck of diffusers' `VQModel`: the decoder receives the nearest codebook vectors."""
 
     section = VQConfig
     has_codebook = True

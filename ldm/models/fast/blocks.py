@@ -155,7 +155,10 @@ class PreparedSpatialTransformer(SpatialTransformer):
 
 
 class PreparedUpsample(Upsample):
-    """Convolves before it repeats: each of the four new positions sees 2x2 old ones, with summed weights."""
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution, as four 2x2 convolutions of the small map.
+
+    Each output position sees only 2x2 input positions, so the 3x3 weights for the same input are summed.
+    """
 
     def __init__(self, original: Upsample, exact: Upsample) -> None:
         """Take the layers of `original`; `exact` is the same block before conversion to another dtype."""

@@ -1,1 +1,1 @@
-"""U-Net."""
+"""The U-Net denoiser."""

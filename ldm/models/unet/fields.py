@@ -1,4 +1,4 @@
-"""`config.json` of diffusers' UNet2DConditionModel and UNet2DModel <-> the section `unet`."""
+"""Convert between `config.json` of diffusers' UNet2DConditionModel or UNet2DModel and the section `unet`."""
 
 from __future__ import annotations
 

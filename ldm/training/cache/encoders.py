@@ -37,7 +37,7 @@ def load_encoders(model: str, config: Config, own: bool) -> Encoders:
     """
     folder = find_autoencoder(model)
     if config.text_2 is not None:
-        raise UserError("ldm cache is for train-unet, which trains models with one text encoder")
+        raise UserError("text_2 is set, but ldm cache and train-unet support only one text encoder: set text_2=null")
     text = _frozen_text(folder.parent, model, config, own)
     return Encoders(Autoencoder.from_pretrained(folder).eval(), text, classes=config.uses_labels)
 

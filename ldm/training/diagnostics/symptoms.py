@@ -21,7 +21,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Name and place."""
+        """The name and, if known, the place, such as `KL collapse in channel 2`."""
         return f"{self.name} in {self.place}" if self.place else self.name
 
 

@@ -26,7 +26,7 @@ ADAPTIVE_LIMIT = 1e4  # of the adaptive weight in the published code
 
 
 class AdversarialLossConfig(DiscriminatorConfig):
-    """A patch discriminator (Isola et al. 2017) and its part in the loss (Esser et al. 2021)."""
+    """Options of the patch discriminator (Isola et al. 2017) and the adversarial loss (Esser et al. 2021)."""
 
     weight: float = Field(0.5, ge=0)
     # Hinge (Lim and Ye 2017) and vanilla as in VQGAN, or non-saturating as in Goodfellow et al. (2014, section 3).

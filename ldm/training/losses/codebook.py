@@ -80,7 +80,7 @@ class CodebookTerm(LossTerm):
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Return True: commitment loss and usage statistics remain without the codebook's loss."""
+        """Return True, because commitment loss and usage statistics are computed without the codebook loss, too."""
         return True
 
     @staticmethod
@@ -119,7 +119,7 @@ class CodebookTerm(LossTerm):
         return self.trainer.update([batch.output.terms["codebook"] for batch in seen], slots, step), {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the ages of the codebook vectors and their averages."""
+        """Return for each codebook vector the number of steps since its last use, and its moving averages."""
         return self.trainer.state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ class EquivarianceTerm(LossTerm):
 
     @classmethod
     def check(cls, name: str, config: Config) -> None:
-        """Raise ValueError if latents cannot be divided into squares."""
+        """Raise ValueError if the side of the latents is not a multiple of `factor`."""
         section, side = getattr(config.loss, name), config.data.size // config.autoencoder.downsampling_factor
         if section.weight and side % section.factor:
             raise ValueError(f"loss.{name}.factor {section.factor} does not divide the {side}x{side} latents")

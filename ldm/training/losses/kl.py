@@ -45,7 +45,7 @@ class KLTerm(LossTerm):
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Return True: the divergence is logged with a weight of 0, too."""
+        """Return True, because the divergence is logged even if its weight is 0."""
         return True
 
     @staticmethod

@@ -41,7 +41,7 @@ class ReconstructionTerm(LossTerm):
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Return True: the other distances are added to this one."""
+        """Return True, because the other distances are added to this one."""
         return True
 
     @staticmethod

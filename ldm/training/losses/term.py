@@ -132,7 +132,7 @@ class LossTerm:
 def total_loss(terms: Sequence[LossTerm], images: Tensor, output: Output) -> Losses:
     """Return the scalars to log, with `nll` and the `total` that is minimized.
 
-    `nll` is the likelihood of the sum of all distances; further terms are added to it.
+    `nll` is the negative log-likelihood of the image for the sum of all distances; `total` adds the other terms to it.
     """
     losses: Losses = {}
     distance: Tensor | None = None

@@ -74,7 +74,7 @@ class Run:
         return load_json(path) if path.is_file() else {}
 
     def best(self) -> Path | None:
-        """Return the step of the lowest validation loss, the oldest of equal ones; None if there is no validation."""
+        """Return the step with the lowest validation loss, the first of equal ones; None without validation."""
         losses = {folder: self.facts(folder).get("validation_loss") for folder in self.steps()}
         measured = {folder: float(loss) for folder, loss in losses.items() if loss is not None}
         return min(measured, key=measured.__getitem__) if measured else None

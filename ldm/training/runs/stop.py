@@ -59,7 +59,7 @@ class Stop:
     def reason(self) -> str | None:
         """Return `signal`, `time` or None, the same in all processes; call this once in every step.
 
-        Several processes exchange their reasons during the next step and agree after it, so that none waits.
+        Several processes exchange their reasons during the next step and agree after it, so that no process waits.
         """
         reason = 2 if self.signals else 1 if time.monotonic() > self.deadline else 0
         if self._group is not None:

@@ -61,7 +61,7 @@ class Reconstruction(nn.Module):
 
 
 class AutoencoderStage(Stage):
-    """Trains an autoencoder on the terms of its loss."""
+    """Train an autoencoder to minimize the sum of the configured loss terms."""
 
     name = "autoencoder"
     config: AutoencoderStageConfig

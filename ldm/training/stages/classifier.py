@@ -33,7 +33,7 @@ KEPT = 0.9  # decay of the counts of a band from step to step
 
 
 class ClassifierStage(LatentStage):
-    """Trains a classifier with the cross-entropy of the class at random levels of a schedule."""
+    """Train a classifier on latents at random noise levels, with the cross-entropy of the class."""
 
     name = "classifier"
     config: ClassifierStageConfig
