@@ -27,7 +27,7 @@ NUMBERED = re.compile(r"-(\d{1,9})$")  # the end of a stem
 def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> list[Path]:
     """Return the files of the images in order; makes the folder if `out` is one.
 
-    Numbers in a folder continue after those of the files that are there.
+    Numbers in a folder continue after the highest existing one.
     """
     count = 1 if grid else len(prompts) * num
     if names_file(out):

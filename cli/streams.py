@@ -1,4 +1,4 @@
-"""Standard output and standard error that outlive their readers, such as `head` or a `tee` that Ctrl-C ends."""
+"""Keep writing after the reader of standard output or error exits, such as `head`, or `tee` at Ctrl-C."""
 
 from __future__ import annotations
 

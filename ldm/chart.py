@@ -1,4 +1,4 @@
-"""Line charts as PNG files, drawn with matplotlib."""
+"""Line charts as PNG files, plotted with matplotlib."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DPI = 100
 
 @dataclass(frozen=True)
 class Line:
-    """A named line; `smooth` draws a moving average over the pale raw values, which suits noisy ones."""
+    """A named line; `smooth` plots a moving average over the pale raw values, which suits noisy ones."""
 
     name: str
     points: Sequence[Point]

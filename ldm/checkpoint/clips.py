@@ -64,7 +64,7 @@ def _open_clip(architecture: str, weights: str | None) -> Clip:
     side = network.visual.image_size
     if isinstance(side, tuple):
         if side[0] != side[1]:
-            raise UserError(f"CLIP {architecture} takes images of {side[1]}x{side[0]}; ldm shows it squares")
+            raise UserError(f"CLIP {architecture} takes images of {side[1]}x{side[0]}, but ldm supports only squares")
         side = side[0]
 
     def read(texts: list[str]) -> Tensor:

@@ -133,7 +133,9 @@ class ClassConditioning(Conditioning):
             raise UserError(f"the run {where} has no classes, which the configuration describes")
         if names != found.names:
             new = [name for name in names if name not in found.names][:3]
-            raise UserError(f"the classes of the data are not those of {where}{': ' + ', '.join(new) if new else ''}")
+            raise UserError(
+                f"the classes of the data differ from those of {where}{': ' + ', '.join(new) if new else ''}"
+            )
         dropout = config.training.unet.condition_dropout
         if (found.empty is None) == bool(dropout):
             has = "no" if found.empty is None else "an"

@@ -201,6 +201,6 @@ def _is_section(annotation: Any) -> bool:
 
 
 def check_divisible(name: str, value: int, by_name: str, by: int) -> None:
-    """Raise ValueError, which names both options, unless `by` divides `value`."""
+    """Raise a ValueError that names both options unless `by` divides `value`."""
     if by < 1 or value < 1 or value % by:
         raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")

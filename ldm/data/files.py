@@ -27,7 +27,7 @@ class MissingError(UserError):
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is a URL, and not that of a local file or folder."""
+    """Return whether a name is a URL and not a local file or folder."""
     return "://" in name and not os.path.exists(name)
 
 
@@ -141,7 +141,7 @@ def _retried(url: str, ask: Callable[[Any, str], T], failed: Callable[[], None] 
             return ask(*_file_system(url))
         except UserError:
             raise
-        except Exception as error:  # libraries behind fsspec raise types of their own
+        except Exception as error:  # libraries behind fsspec raise other types
             _wait_or_give_up(url, error, attempt)
             failed()
     raise AssertionError("the last attempt returns or raises")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchShare:
-    """The part of each global batch that one process takes, divided into micro-batches."""
+    """The part of each global batch that one process loads, divided into micro-batches."""
 
     batch_size: int  # of all processes and micro-batches together
     rank: int = 0

@@ -21,7 +21,7 @@ EXAMPLES = 3
 def require_captions(source: Source) -> None:
     """Check that the data of a text model has captions, in samples spread over it.
 
-    Issues a note if some of the samples have none.
+    Issue a note if some of the samples have none.
 
     Raises:
         UserError: if no sample has a caption; names the likely cause.

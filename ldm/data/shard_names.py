@@ -1,4 +1,4 @@
-"""Names of a shard's members: the key that the members of a sample share, and the suffix that tells them apart.
+"""Names of a shard's members: the key that the members of a sample share, and the suffix that distinguishes them.
 
 WebDataset ends the key at the first dot of the file name: `photo.v0.png` and `photo.v1.png` are one sample to it.
 Here it ends before the last extensions, of which a name may have several, such as `photo.v0.map.png`.

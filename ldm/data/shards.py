@@ -106,7 +106,7 @@ class Shards(Source):
                 for sample in _grouped(file, url):
                     if found == count:
                         raise UserError(
-                            f"{url} holds more than the {count} samples that {shard_index.INDEX} beside it says: "
+                            f"{url} holds more than the {count} samples that {shard_index.INDEX} next to it states: "
                             "delete the index or write it again"
                         )
                     yield Packed(start + found, f"{url}:{sample.pop('__key__')}", sample)

@@ -173,7 +173,7 @@ class Source(ABC):
 
     @abstractmethod
     def class_fingerprint(self, block: Block) -> str:
-        """Digest the classes of a block."""
+        """Return a digest of the classes of a block of samples."""
 
     @abstractmethod
     def held_out(self, config: DataConfig) -> np.ndarray:

@@ -26,7 +26,7 @@ def local_files(paths: Sequence[str]) -> DataFilesDict:
 
 
 def _without_chain(path: str) -> str:
-    """Return a path that fsspec does not split: that of a link, in the cache, if necessary."""
+    """Return a path that fsspec does not split: if necessary, a link in the cache."""
     if CHAIN not in path:
         return path
     folder = default_cache() / "links"

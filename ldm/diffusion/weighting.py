@@ -18,7 +18,7 @@ from ldm.registry import WEIGHTINGS
 
 
 class Weighting:
-    """Every level counts the same; the base class of other weightings."""
+    """Weight all levels equally; the base class of other weightings."""
 
     section: ClassVar[type[WeightingConfig]] = WeightingConfig
     needs_bound: ClassVar[bool] = False  # whether it is defined by steps between discrete timesteps

@@ -85,7 +85,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """Results, how they were measured, and an image of samples beside their nearest neighbours in the data."""
+    """Results, how they were measured, and an image of samples next to their nearest neighbours in the data."""
 
     results: dict[str, float]
     settings: dict[str, Any]

@@ -75,7 +75,7 @@ def load_statistics(path: Path, origin: FeatureOrigin) -> FeatureSet:
         )
     tensors = load_tensors(path)
     if tensors.keys() != TENSORS:
-        raise UserError(f"{path} is damaged, tensors are missing: remove it to compute them again")
+        raise UserError(f"{path} lacks tensors and is damaged: remove it to compute the statistics again")
     return FeatureSet(tensors["features"], Moments(tensors["mean"], tensors["covariance"]))
 
 

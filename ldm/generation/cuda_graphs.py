@@ -30,7 +30,7 @@ def require_gpu(device: torch.device) -> None:
     """Raise UserError for a device without CUDA graphs."""
     if device.type != "cuda":
         raise UserError(
-            f"compiling is for GPUs, not for {device}: leave it out, networks are prepared for inference without it"
+            f"compiling is for GPUs, not for {device}: leave it out, because networks are prepared for inference anyway"
         )
 
 

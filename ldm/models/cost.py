@@ -101,7 +101,7 @@ def image_memory(
 
 
 def decoder_width(config: AutoencoderConfig, backward: bool = False) -> float:
-    """Return the values that the decoder holds per latent position: the widest map, or all maps."""
+    """Return the decoder's values in memory per latent position: its largest feature map or, for `backward`, all."""
     channels, factor = config.block_out_channels, config.downsampling_factor
     inputs = (*channels[1:], channels[-1])  # a level receives the channels of the coarser one
     maps = [width * (factor / 2**level) ** 2 for level, width in enumerate(inputs)]

@@ -73,5 +73,5 @@ def test_an_index_that_knows_fewer_samples_than_a_shard_holds_is_an_error(tmp_pa
     content = {"shardlist": [{"url": "0.tar", "nsamples": 1}]}
     (tmp_path / "index.json").write_text(json.dumps(content))
     source = opened(tmp_path / "0.tar", {"a.v0.png": png(0), "a.v1.png": png(1)})
-    with pytest.raises(UserError, match=r"holds more than the 1 samples that index\.json beside it says: delete"):
+    with pytest.raises(UserError, match=r"holds more than the 1 samples that index\.json next to it states: delete"):
         list(source.read(source.blocks(1)[0]))

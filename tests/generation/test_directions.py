@@ -81,7 +81,7 @@ def test_a_file_keeps_the_direction_and_its_way(pipe: TextToImage, tmp_path: Pat
     wide = Direction(torch.zeros(4, 8, 8), WAY)
     with pytest.raises(UserError, match=r"has latents \(4, 8, 8\), this model \(4, 16, 16\)"):
         moved(pipe, scenes(1, 0)[0], wide, [1.0])
-    with pytest.raises(UserError, match="groups of 0 and 1 images"):
+    with pytest.raises(UserError, match="groups have 0 and 1 images"):
         find(pipe, [], scenes(1, 0), WAY)
 
 

@@ -299,7 +299,7 @@ def test_published_weights_that_cannot_be_had_and_pickles_of_code_are_one_line_e
     for section, message in (
         (whole, r"'laion2b_s32b_b79k' of open_clip's ViT-H-14 is not in the cache and cannot be fetched"),
         (whole.model_copy(update={"source": "best"}), r"'best' is neither a file nor .* those are: laion2b_s32b_b79k"),
-        (whole.model_copy(update={"source": str(tmp_path / "bad.pt")}), r"bad.pt is no file of weights alone"),
+        (whole.model_copy(update={"source": str(tmp_path / "bad.pt")}), r"bad.pt contains more than weights"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             load_open_clip(section)

@@ -47,7 +47,7 @@ UNSUPPORTED = {
 def read_folder(folder: Path) -> SingleFile:
     """Read the networks of a pipeline, or of one network's folder, in the widest precision that there is.
 
-    Raises UserError if it is neither, is incomplete, or needs an unsupported feature.
+    Raise UserError if it is neither, is incomplete, or needs an unsupported feature.
     """
     if (folder / "model_index.json").is_file():
         return _of_pipeline(load_pipeline(folder, _stored_dtype(folder)))

@@ -96,7 +96,7 @@ class Group:
             self.left.pop(name, None)
 
     def finish(self) -> None:
-        """Raise UserError for a parameter that was not read."""
+        """Raise an error for a parameter that was not read."""
         if self.left:
             name, value = next(iter(self.left.items()))
             raise UserError(f"{self.where}.{name} is {value!r}: ldm does not support this parameter")

@@ -62,7 +62,7 @@ def load_image_config(folder: Path) -> ImageSection:
     if isinstance(fields.get("vision_config"), dict):  # a whole CLIP
         fields = fields["vision_config"] | {"projection_dim": fields.get("projection_dim", 512)}
     elif fields.get("model_type") != "clip_vision_model":
-        raise UserError(f"{path} is of a {fields.get('model_type')}; ldm loads a clip_vision_model or a clip here")
+        raise UserError(f"{path} has model_type {fields.get('model_type')}: choose a clip_vision_model or a clip")
     check_fixed(fields, CLIP_FIXED, path)
     known = {name: fields.get(name, default) for name, default in CLIP_DEFAULTS.items()}
     config = parse(known, CLIPImageConfig, str(path))

@@ -33,7 +33,7 @@ def load_text_config(folder: Path) -> TextSection:
 def load_text_encoder(
     folder: Path, dtype: torch.dtype = torch.float32, config: TextSection | None = None
 ) -> TextEncoder:
-    """Load a text encoder that transformers or `save_text_encoder` wrote; UserError if it is incomplete.
+    """Load a text encoder that transformers or `save_text_encoder` wrote; raise UserError if it is incomplete.
 
     `config` replaces what `config.json` says: another layer, no projection, fewer positions.
     """

@@ -64,7 +64,7 @@ FORMAT = Format(
 
 
 class T5TextEncoder(TextEncoder):
-    """Knows positions by their distances alone, so that texts may have any length."""
+    """The text encoder of T5: its position embeddings are relative, so texts may have any length."""
 
     section = T5Config
     format = FORMAT

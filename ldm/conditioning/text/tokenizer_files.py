@@ -148,7 +148,7 @@ def _read_word_pieces(folder: Path) -> tokenizers.Tokenizer:
     try:
         return word_pieces({piece: number for number, piece in enumerate(pieces)})
     except (KeyError, ValueError) as error:
-        raise UserError(f"{folder / 'vocab.txt'} is no vocabulary of a BERT: {error}") from error
+        raise UserError(f"{folder / 'vocab.txt'} is not a BERT vocabulary: {error}") from error
 
 
 def _read_byte_pairs(folder: Path) -> tokenizers.Tokenizer:

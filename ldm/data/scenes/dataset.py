@@ -109,7 +109,7 @@ class ScenesDataset(IndexedSource):
         return cls(config.scenes, config.size, split, map_classes=config.map_classes)
 
     def other_scenes(self, config: DataConfig) -> ScenesDataset | None:
-        """Return scenes of another seed, from 500 scenes on; training uses all scenes of its own."""
+        """Return scenes of another seed, if there are at least 500; training keeps all its scenes."""
         count = held_out_count(len(self), config)
         if not count:
             return None

@@ -48,7 +48,7 @@ class Part:
 
 
 def union(boxes: Sequence[Box]) -> Box:
-    """Bounding box of all boxes."""
+    """Return the bounding box of all boxes."""
     low, high = np.array(boxes)[:, :2].min(0), np.array(boxes)[:, 2:].max(0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 

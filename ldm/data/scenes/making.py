@@ -55,7 +55,7 @@ class ScenesSpec:
 def make_all(
     spec: ScenesSpec, processes: int | None, draw: Callable[[Scene, int], Rendered]
 ) -> Iterator[tuple[Scene, Rendered]]:
-    """Yield each scene with `draw(scene, size)`; `processes` None: one a core, or none for a few scenes."""
+    """Yield each scene with `draw(scene, size)`; by default use one process per core, or none for a few scenes."""
     spec.check()
     yield from make_many(partial(_make, spec, draw), spec.num, processes)
 

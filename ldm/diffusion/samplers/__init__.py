@@ -12,8 +12,8 @@
 | dpmpp-2m-sde | n | each step, except one that ends without noise |
 | lcm | n | each step except the last |
 
-euler is ddim and euler-ancestral is ddpm in other variables: people know them under both names, and they differ only if
-given different grids. `inversion.invert` runs in the other direction.
+euler equals ddim, and euler-ancestral equals ddpm, in other variables; they differ only if given different grids.
+`inversion.invert` runs in the other direction.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class _Held:
 
 
 class Watch:
-    """Diagnoses the reports of a run, including those in the log of a resumed run."""
+    """Diagnose problems in the reports of a run, including the reports in the log of a resumed run."""
 
     def __init__(self, log: Log, stage: str, config: Config, path: Path) -> None:
         self.log, self.stage, self.config = log, stage, config

@@ -67,7 +67,7 @@ class ClassifierStage(LatentStage):
     def build(
         cls, config: Config, source: Source, accelerator: Accelerator, run: Run, start: StartingPoint
     ) -> ClassifierStage:
-        """Build a new classifier, or that of `start` or of the run, on the latents of an autoencoder."""
+        """Build a new classifier on an autoencoder's latents, or load the one of `start` or of the run."""
         trained = initial_classifier(config, source, run, start.vae, start.init)
         cache = cls.open_cache(config, Encoders(trained.autoencoder), source, accelerator, run)
         return cls(trained, config, accelerator, cache)

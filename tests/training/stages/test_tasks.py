@@ -139,7 +139,7 @@ def test_a_run_keeps_its_classes(vae: str, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"condition_dropout is 0, but the run has an empty class: keep it"):
         make("token", tmp_path, None, "training.unet.condition_dropout=0")
     monkeypatch.setattr(Kinds, "class_names", ("ant", "bee", "cow", "eel"))
-    with pytest.raises(UserError, match=r"the classes of the data are not those of .*: eel"):
+    with pytest.raises(UserError, match=r"the classes of the data differ from those of .*: eel"):
         make("token", tmp_path, None)
 
 
