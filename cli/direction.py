@@ -104,7 +104,7 @@ def _images(folder: Path) -> list[Image.Image]:
     from ldm.data.images import read_image
 
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}")
+        raise UserError(f"{folder} is not a folder: give a folder of images")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")

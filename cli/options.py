@@ -26,7 +26,7 @@ def options() -> dict[str, tuple[Option, Any]]:
 
 
 def takes_request(names: Collection[str] | None = None) -> Callable[[F], F]:
-    """Give a command with `**options` the options of a request, all or some; those not given are None."""
+    """Add the options of a request, all or some, to a command with `**options`; omitted options are None."""
 
     def decorate(command: F) -> F:
         signature = inspect.signature(command, eval_str=True)

@@ -27,7 +27,7 @@ _rooms = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public classes when they are first asked for, so that `import ldm` stays instant."""
+    """Import the public classes on first access, so that `import ldm` is fast."""
     if name in _rooms:
         return getattr(importlib.import_module(_rooms[name]), name)
     raise AttributeError(f"module 'ldm' has no attribute {name!r}")

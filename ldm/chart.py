@@ -35,7 +35,7 @@ class Panel:
 
 
 def write_chart(path: Path, panels: Sequence[Panel], size: tuple[int, int] = (900, 420)) -> None:
-    """Write panels beside each other as a PNG; `size` is the width and height of each in pixels."""
+    """Write panels side by side as a PNG; `size` is the width and height of each in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Devices: which one networks run on, what it can compute, and the meta device, on which networks take no memory."""
+"""Select devices, query their instructions, and create networks without memory on the meta device."""
 
 from __future__ import annotations
 

@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 
+from ldm import devices
 from ldm.devices import computes_bfloat16
 from ldm.errors import UserNote
-from ldm.generation import TextToImage, text_to_image
+from ldm.generation import TextToImage
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ def test_older_pytorch_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch, 
 def test_a_model_loaded_in_bfloat16_for_a_processor_without_it_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, there: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(text_to_image, "computes_bfloat16", lambda device: there)
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda device: there)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         TextToImage.from_pretrained("emoji", dtype, "cpu")

@@ -15,7 +15,7 @@ SIDES = ("ours", "theirs", "tuned", "theirs_bf16", "tiled")  # in the order of t
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One piece of work and the sides that do it, on the same weights and inputs."""
+    """One measured task and its implementations (ldm, diffusers), on the same weights and inputs."""
 
     ours: Run
     theirs: Run | None = None  # diffusers at its defaults, in float32

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SegmentationMapConfig(SpatialSection):
-    """A class map, halved `stages` times and projected to `channels` by a 1x1 convolution."""
+    """A segmentation map, downsampled by 2 in each of `stages` and projected to `channels` by a 1x1 convolution."""
 
     kind: Literal["segmentation_map"] = "segmentation_map"  # in_channels is the number of classes
     stages: int = Field(0, ge=0)
@@ -120,7 +120,7 @@ class SegmentationMap(SpatialConditioning):
         if layout.mode not in ("L", "P"):
             raise UserError(f"the layout has mode {layout.mode}: give a PNG of class numbers, grey or with a palette")
         if (highest := int(np.asarray(layout).max())) >= count:
-            raise UserError(f"the layout has class {highest}: this model has {classes}")
+            raise UserError(f"the layout has class {highest}, but this model has {classes}")
         return request
 
     def channels(self, request: Request, size: tuple[int, int], pipeline: Pipeline) -> Tensor:

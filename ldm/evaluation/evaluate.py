@@ -135,7 +135,7 @@ class _Evaluation:
         return results if captions is None else results | {"clip": float(np.mean(captions.gathered(self.share)))}
 
     def neighbours(self) -> Image.Image:
-        """Return the first samples beside the images of the data that are nearest in pixels, then in features."""
+        """Return the first samples, each next to its nearest images of the data by pixels and by features."""
         assert self.features is not None
         assert self.reference is not None
         shown = np.stack(self.shown.gathered(self.share))

@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def references(self) -> int:
-        """Number of images of the data that samples and reconstructions are compared with."""
+        """The number of reference images, from the data, for samples and reconstructions."""
         return self.samples if self.images is None else self.images
 
     @property

@@ -47,7 +47,7 @@ class Order:
 
 
 def make(order: Order, times: Timetable) -> bool:
-    """Do what is missing; return False if the time of this command ended before the work."""
+    """Run the missing parts; return False if this command's time ended first."""
     rendering: Rendering | None = None
     try:
         with times.part("autoencoder"):

@@ -39,7 +39,7 @@ class Cell:
 
 
 class Scores:
-    """Measured cells in a file, one JSON line each, which are not measured again."""
+    """Finished measurements in a file, one JSON line each; they are not repeated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Curves:
-    """The cells to measure: over guidance, then the test, then over steps."""
+    """The measurements, in order: over guidance scales, on the test scenes, over steps."""
 
     samples: int  # of the test
     curve_samples: int  # of each other cell
@@ -82,7 +82,7 @@ class Curves:
         ]
 
     def best_guidance(self, scores: Scores) -> float:
-        """Return the guidance scale of the highest score, the smallest of equal ones."""
+        """Return the guidance scale with the highest score, the smallest if several are equal."""
         return max(self.over_guidance(), key=lambda cell: (scores.score(cell), -cell.guidance)).guidance
 
     def missing(self, scores: Scores) -> Iterator[Cell]:

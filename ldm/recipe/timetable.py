@@ -52,7 +52,7 @@ class Timetable:
         return sum(self.spent.values()) + now
 
     def budget(self, name: str, trained: float) -> float | None:
-        """Return the seconds of training of a part in total, of which `trained` are done; None: its steps decide.
+        """Return the total seconds of training of a part, including `trained`; None: its steps decide.
 
         Call this when training begins, since preparation counts towards the part's time.
         """

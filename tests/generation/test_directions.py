@@ -107,7 +107,7 @@ def test_the_command_finds_and_applies(here: Command, pipe: TextToImage, tmp_pat
     here("direction", "apply", tmp_path / "d.safetensors", images[1], "--out", alone, *model)
     assert Image.open(alone).tobytes() == Image.open(sheet).crop((68, 34, 100, 66)).tobytes()
     (tmp_path / "empty").mkdir()
-    for bad, message in (("empty", "contains no images"), ("none", "no folder")):
+    for bad, message in (("empty", "contains no images"), ("none", "none is not a folder")):
         done = here("direction", "find", tmp_path / bad, tmp_path / "b", check=False)
         assert done.returncode == 2
         assert message in done.stderr

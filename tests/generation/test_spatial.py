@@ -147,7 +147,7 @@ def test_a_small_image_has_as_many_pixels_as_there_are_latents(
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "it does not use layout": ("text", {"layout": classes(32, 32)}),
     "generates from a class map: give a PNG of 5 classes: background, dog, cat": ("layout", {}),
-    "the layout has class 7: this model has 5 classes": (
+    "the layout has class 7, but this model has 5 classes": (
         "layout",
         {"layout": Image.new("L", (32, 32), 7)},
     ),

@@ -80,7 +80,7 @@ class CodebookTerm(LossTerm):
 
     @classmethod
     def is_enabled(cls, config: Any) -> bool:
-        """Return True, because commitment loss and usage statistics are computed without the codebook loss, too."""
+        """Return True: the commitment loss and the usage statistics are computed even if the codebook loss is off."""
         return True
 
     @staticmethod

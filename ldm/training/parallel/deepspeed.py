@@ -74,7 +74,7 @@ def _check(config: Mapping[str, Any], stage: int, settings: StageConfig) -> None
         if section is not None and (
             not isinstance(section, dict) or section.get("enabled", True) not in (False, "auto")
         ):
-            raise UserError(f"DeepSpeed's configuration sets {name!r}, which training.STAGE decides: remove it")
+            raise UserError(f"DeepSpeed's configuration sets {name!r}, which training.STAGE sets: remove it")
     for name in ("offload_optimizer", "offload_param"):
         device = (config["zero_optimization"].get(name) or {}).get("device", "none")
         if device not in ("none", None):

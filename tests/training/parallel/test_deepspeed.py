@@ -39,8 +39,8 @@ def test_batch_accumulation_clipping_and_precision_are_those_of_the_stage() -> N
     ("stage", "section", "settings", "said"),
     [
         (0, {}, {}, "zero_stage 0 shards nothing"),
-        (2, {"optimizer": {"type": "Adam"}}, {}, "sets 'optimizer', which training.STAGE decides"),
-        (2, {"bf16": {"enabled": True}}, {}, "sets 'bf16', which training.STAGE decides"),
+        (2, {"optimizer": {"type": "Adam"}}, {}, "sets 'optimizer', which training.STAGE sets"),
+        (2, {"bf16": {"enabled": True}}, {}, "sets 'bf16', which training.STAGE sets"),
         (
             3,
             {"zero_optimization": {"offload_param": {"device": "cpu"}}},

@@ -213,7 +213,7 @@ def test_what_is_logged_and_sampled_goes_to_the_tracker(tmp_path: Path, monkeypa
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Spy)
     monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TENSORBOARD])
-    asked = settings("training.trackers=[tensorboard]", "training.autoencoder.max_steps=2")
+    asked = settings("training.trackers=[tensorboard]", "training.autoencoder.max_steps=2", "data.validation=0.5")
     AcceleratorState._reset_state(True)
     accelerator = start_accelerator(asked.training.autoencoder, 0, asked.training.trackers, tmp_path)
     stage = AutoencoderStage.build(asked, Grey(), accelerator)
