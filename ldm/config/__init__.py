@@ -1,8 +1,8 @@
 """Configuration: one YAML file read into nested, frozen, typed sections.
 
-A file names only what differs from the defaults. An unknown key is an error that names its path and the nearest known
-key. Sections are defined beside the components that they configure; `root.Config` combines them when it is first used,
-so that components can import `ldm.config.section`.
+A file contains only options that differ from the defaults. An unknown key is an error that names its path and the
+nearest known key. Sections are defined next to the components they configure; `root.Config` combines them when it is
+first used, so that components can import `ldm.config.section`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def choose_fields(columns: Iterable[str], asked: tuple[str, ...], data: str) -> 
 
 
 def usual_field(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the first name of `USUAL` among field names, as it is written there; () if there is none."""
+    """Return the first name of `USUAL` among field names, in the same case; () if there is none."""
     found = {name.strip().lower(): name for name in reversed(list(names))}
     return tuple(found[name] for name in USUAL if name in found)[:1]
 

@@ -40,7 +40,7 @@ class CroppedImage:
     crop: tuple[int, int]  # top and left of the crop in the resized image
 
     def flipped(self) -> CroppedImage:
-        """Flip left to right, with `crop` as of the flipped image."""
+        """Flip left to right; `crop` is then the crop position in the flipped image."""
         top, left = self.crop
         crop = (top, self.resized[1] - self.pixels.shape[1] - left)
         return CroppedImage(self.pixels[:, ::-1], self.original, self.resized, crop)

@@ -62,7 +62,7 @@ def grid_at(schedule: TableSchedule, timesteps: Sequence[float]) -> Grid:
     check_timesteps(timesteps)
     last = schedule.config.num_train_timesteps - 1
     if timesteps[0] > last:
-        raise UserError(f"timestep {timesteps[0]:g}: the model was trained with 0 to {last}")
+        raise UserError(f"timestep {timesteps[0]:g} is out of range: the model was trained with 0 to {last}")
     whole = all(float(t).is_integer() for t in timesteps)
     t = torch.tensor(timesteps, dtype=torch.int64 if whole else torch.float64)
     return _grid(schedule, _at(schedule, t))

@@ -1,4 +1,4 @@
-"""Guidance: functions from denoisers to denoisers, which samplers need not know about."""
+"""Guidance: functions from denoisers to a guided denoiser, which works with every sampler."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class MinSNRConfig(WeightingConfig):
 
 
 class MinSNR(SNRWeighting):
-    """min(SNR, gamma) on x0 (Hang et al. 2023, section 3.4)."""
+    """Weight the error of x0 by min(SNR, gamma) (Hang et al. 2023, section 3.4)."""
 
     section = MinSNRConfig
 

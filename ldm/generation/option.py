@@ -42,7 +42,7 @@ def option(default: Any, text: str, kind: Any = None, **more: Any) -> Any:
 
 
 def takes_fields(of: Any, besides: Sequence[str] = ()) -> Callable[[F], F]:
-    """Show the fields of a dataclass, but some, as keywords in the signature of a function with `**options`."""
+    """Add fields of a dataclass as keywords to the signature of a function with `**options`."""
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)

@@ -113,7 +113,7 @@ def test_a_list_of_timesteps_is_taken_as_it_is() -> None:
         ([3, -0.5], "none below 0"),
         ([math.nan], "timesteps nan"),
         ([math.inf, 3], "timesteps inf, 3"),
-        ([1000, 3], "timestep 1000: the model was trained with 0 to 999"),
+        ([1000, 3], "timestep 1000 is out of range: the model was trained with 0 to 999"),
     ],
 )
 def test_a_list_that_cannot_be_walked_raises_an_error(timesteps: list[float], message: str) -> None:

@@ -175,7 +175,10 @@ def test_networks_in_bfloat16_generate_nearly_the_same_image(pipe: TextToImage) 
         ({"timesteps": ()}, "timesteps : give at least one"),
         ({"timesteps": (500, 500)}, "timesteps 500, 500: give at least one, in decreasing order"),
         ({"timesteps": (500, -1)}, "timesteps 500, -1: give at least one, in decreasing order"),
-        ({"timesteps": (1000.0, 3.5), "num_inference_steps": 2}, "timestep 1000: the model was trained with 0 to 999"),
+        (
+            {"timesteps": (1000.0, 3.5), "num_inference_steps": 2},
+            "timestep 1000 is out of range: the model was trained with 0 to 999",
+        ),
         ({"timesteps": (9, 8, 7)}, "4 steps, but 3 timesteps"),
         ({"timesteps": (9, 8, 7, 6), "spacing": "karras"}, "spacing karras and timesteps are given"),
         ({"guidance_scale": float("nan")}, "guidance scale nan"),

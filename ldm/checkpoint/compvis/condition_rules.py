@@ -47,10 +47,10 @@ LDM_BERT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
 
 
 def condition_rules(config: Section, where: str) -> Rules:
-    """Return rules of a text encoder, a class table or a segmentation map.
+    """Return the renaming rules of a text encoder, a class table or a segmentation map.
 
     Raises:
-        UserError: for what the original lacks.
+        UserError: if the original has no such conditioning.
     """
     make = MAKERS.get(type(config))
     if make is None:

@@ -1,4 +1,4 @@
-"""Captions of a scene: short, in a small vocabulary, and true."""
+"""Captions of a scene: short and correct, with a small vocabulary."""
 
 from __future__ import annotations
 

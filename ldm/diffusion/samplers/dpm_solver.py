@@ -80,7 +80,7 @@ def dpmpp_2s(denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterato
 def extrapolated(earlier: Seen, newest: Seen, following: Level) -> Tensor:
     """Extrapolate two images linearly in log alpha / sigma to the middle of the step to `following`.
 
-    After a first level without signal, which is infinitely far away, the result is the newest image.
+    If the first level has no signal, its log alpha / sigma is infinite, and the result is the newest image.
     """
     start = newest.level.log_snr
     share = (following.log_snr - start) / (start - earlier.level.log_snr) / 2

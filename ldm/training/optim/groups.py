@@ -28,7 +28,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
         for name in _matching(pattern, list(weights), "freeze"):
             weights[name].requires_grad_(False)
     if not any(weight.requires_grad for weight in network.parameters()):
-        raise UserError("freeze leaves no weight to train")
+        raise UserError("freeze matches all weights, so that none is trained: remove a pattern")
 
 
 def parameter_groups(

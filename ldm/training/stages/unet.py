@@ -72,7 +72,7 @@ class UNetStage(LatentStage):
 
     @classmethod
     def complete(cls, config: Config, run: Path) -> Config:
-        """Return the configuration with the options that follow from sources of its conditionings."""
+        """Return the configuration with the options that its conditionings read from their sources."""
         return complete_config(config, run)
 
     @classmethod

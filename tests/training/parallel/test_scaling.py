@@ -140,7 +140,7 @@ def test_the_last_pattern_that_names_a_weight_sets_its_rate(measured: Path) -> N
     ("option", "said"),
     [
         ("freeze=[unett]", "'unett' matches no trainable weight; the parts are text_encoder, unet"),
-        ("freeze=[unet, text]", "leaves no weight to train"),
+        ("freeze=[unet, text]", "freeze matches all weights"),
         ("learning_rates={encoder: 1.0}", "'encoder' matches no trainable weight"),
     ],
 )
