@@ -100,11 +100,13 @@ SPATIAL = Registry(  # conditionings of the section `spatial`, by its kind
         "segmentation_map": "ldm.conditioning.segmentation_map:SegmentationMap",
         "inpainting": "ldm.conditioning.inpainting:Inpainting",
         "low_resolution": "ldm.conditioning.low_resolution:LowResolution",
+        "image_edit": "ldm.conditioning.image_edit:ImageEdit",
     },
 )
-CONDITIONINGS = Registry(
+CONDITIONINGS = Registry(  # the first one resolves a request first
     "conditioning",
     {
+        "guidance": "ldm.conditioning.guidance:GuidanceEmbedding",
         "text": "ldm.conditioning.text.conditioning:TextConditioning",
         "classes": "ldm.conditioning.classes:ClassTokens",
         "image": "ldm.conditioning.image.conditioning:ImageEmbedding",

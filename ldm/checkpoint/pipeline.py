@@ -125,7 +125,8 @@ class Pipeline:
             _require_finite(other or Conditions(), each)
             cond, uncond = cond.merge(own), uncond if other is None else uncond.merge(other)
             guided = guided or (each.guides and other is not None)
-        return cond, uncond if guided else None
+        embedded = any(each.replaces_guidance for each in self.conditionings.values())
+        return cond, uncond if guided and not embedded else None
 
     def length(self, subject: Subject, request: Request) -> int:
         """Return the number of text windows of a subject; only subjects of equal length share a batch."""

@@ -45,8 +45,9 @@ class Conditions:
     context: Tensor | None = None  # (B, L, D), for cross-attention
     classes: Tensor | None = None  # (B,), for the denoiser's class embedding
     pooled: Tensor | None = None  # (B, P), pooled text for SDXL's added embedding
-    sizes: Tensor | None = None  # (B, 6), sizes and crop for SDXL's added embedding, in pixels
+    sizes: Tensor | None = None  # (B, 5 or 6), sizes and crop for SDXL's added embedding; see `Added`
     concat: Tensor | None = None  # (B, C, h, w), concatenated to the latents
+    guidance: Tensor | None = None  # (B,), the guidance scale, for denoisers that embed it
 
     @property
     def added(self) -> Added | None:
@@ -57,6 +58,11 @@ class Conditions:
     def in_time(self) -> Conditions:
         """The inputs that are added to the time embedding."""
         return replace(self, context=None, concat=None)
+
+    @property
+    def time_inputs(self) -> tuple[Tensor | None, Added | None, Tensor | None]:
+        """Arguments of `DenoiserNetwork.embed_time` after the times."""
+        return self.classes, self.added, self.guidance
 
     @property
     def count(self) -> int:
@@ -193,7 +199,9 @@ class ConditionalDenoiser(nn.Module):
         conditions = Conditions(**given)
         noisy = noisy if conditions.concat is None else torch.cat([noisy, conditions.concat], dim=1)
         denoiser = getattr(self, self.denoiser_name)
-        return denoiser(noisy, t, conditions.context, conditions.classes, conditions.added), observed
+        return denoiser(
+            noisy, t, conditions.context, conditions.classes, conditions.added, conditions.guidance
+        ), observed
 
 
 class Conditioning(ABC):
@@ -210,6 +218,8 @@ class Conditioning(ABC):
     data_options: ClassVar[frozenset[str]] = frozenset()  # of `data`, that only some kinds use
     uses_labels: ClassVar[bool] = False  # training needs the class of each image
     guides: ClassVar[bool] = True  # guidance can move away from its unconditional row
+    replaces_guidance: ClassVar[bool] = False  # the denoiser itself takes the guidance scale
+    starts_from_image: ClassVar[bool] = True  # sampling starts from the image of a request, if it has one
 
     # --- configuration -----------------------------------------------------------------------------------------------
 

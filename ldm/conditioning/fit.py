@@ -56,7 +56,7 @@ def check_fit(sections: Sections, name: str) -> None:
         raise ValueError(f"the pixels of images have {latent} channels, but only images with {PIXELS} are supported")
     _check_context(denoiser, context, name)
     pooled = next((each.pooled for each in inputs if each.pooled is not None), None)
-    if denoiser.pooled_width not in (None, pooled):
+    if denoiser.pooled_width is not None and (pooled is None or denoiser.added_numbers(pooled) is None):
         raise ValueError(
             f"{name} expects pooled text of width {denoiser.pooled_width}, but projection_dim of the last text encoder "
             f"is {pooled}: they must be equal"

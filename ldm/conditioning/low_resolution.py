@@ -35,6 +35,7 @@ class LowResolution(SpatialConditioning):
     name = "low_resolution"
     section = LowResolutionConfig
     data_options = frozenset({"low_res_noise_std"})
+    starts_from_image = False
 
     @classmethod
     def check_data(cls, spatial: Any, sections: Sections) -> None:

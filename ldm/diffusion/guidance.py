@@ -50,6 +50,37 @@ def classifier_free(
     return denoise
 
 
+def text_and_image(
+    condition: Callable[..., Denoiser],
+    both: C,
+    image: C,
+    neither: C,
+    prediction: Prediction,
+    scale: float,
+    image_scale: float,
+    rescale: float = 0.0,
+) -> Denoiser:
+    """Guide by a text and an image with a scale each (Brooks et al. 2023, eq. 3).
+
+    output = neither + image_scale * (image - neither) + scale * (both - image). The three conditionings, of B samples
+    each, share one network call. A learned variance is that of `both`. `rescale` as in `classifier_free`.
+    """
+    if image_scale == 1:
+        return classifier_free(condition, both, image, prediction, scale, rescale)
+    everything = condition(neither, image, both)
+
+    def denoise(x: Tensor, level: Level) -> Denoised:
+        denoised = everything(torch.cat([x, x, x]), level)
+        without, of_image, of_both = denoised.output.chunk(3)
+        output = without + image_scale * (of_image - without) + scale * (of_both - of_image)
+        if rescale:
+            output = _rescaled(output, of_both, rescale)
+        log_variance = None if denoised.log_variance is None else denoised.log_variance.chunk(3)[2]
+        return Denoised(prediction.to_x0(x, output, level), output, log_variance)
+
+    return denoise
+
+
 def composed(
     condition: Callable[..., Denoiser],
     parts: C,

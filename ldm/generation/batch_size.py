@@ -70,6 +70,8 @@ def _rows(subject: Subject, request: Request) -> int:
     """Return the rows of an image in the U-Net's batch: one for each text, and one to guide away from."""
     if isinstance(subject, Composed):
         return len(subject.parts) + 1
+    if request.image_guidance_scale not in (None, 1):
+        return 3
     return 1 if request.guidance_scale == 1 else 2
 
 

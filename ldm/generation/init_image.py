@@ -13,7 +13,6 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import keeping
 from ldm.diffusion.level import Grid
 from ldm.generation.request import Request
-from ldm.generation.sizes import enlarges
 from ldm.models import tiling
 from ldm.models.autoencoder.autoencoder import Autoencoder
 
@@ -78,7 +77,7 @@ def make_init_image(
     request: Request, pipeline: Pipeline, autoencoder: Autoencoder, size: tuple[int, int], tile: int | None
 ) -> InitImage | None:
     """Encode the image that sampling starts from; None if the model only takes it as a condition."""
-    if request.image is None or enlarges(pipeline):
+    if request.image is None or not all(each.starts_from_image for each in pipeline.conditionings.values()):
         return None
     given = request.image, request.mask, size, request.size is not None, autoencoder, pipeline.device, tile
     if "inpainting" in pipeline.conditionings:

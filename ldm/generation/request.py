@@ -80,6 +80,10 @@ class Request:
         group=PROMPT,
     )
     size_conditioning: SizeConditioning | None = option(None, "SDXL size and crop conditioning; None: the whole image.")
+    aesthetic_score: float = option(6.0, "Aesthetic score of the images, for SDXL's refiner.", float, group=PROMPT)
+    negative_aesthetic_score: float = option(
+        2.5, "Aesthetic score to guide away from, for SDXL's refiner.", float, group=PROMPT
+    )
     guidance_scale: float | None = option(
         None,
         "Classifier-free guidance scale; 1 is off.",
@@ -87,6 +91,14 @@ class Request:
         flag="--cfg",
         group=GUIDANCE,
         shown="3; 1 for unconditional models",
+    )
+    image_guidance_scale: float | None = option(
+        None,
+        "Guidance scale of the image to edit (InstructPix2Pix); --cfg is that of the instruction.",
+        float,
+        flag="--image-cfg",
+        group=GUIDANCE,
+        shown="1.5",
     )
     guidance_rescale: float = option(
         0.0,
@@ -243,6 +255,8 @@ class Request:
     def _check_guidance(self) -> None:
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance scale {self.guidance_scale} is not a finite number")
+        if self.image_guidance_scale is not None and not math.isfinite(self.image_guidance_scale):
+            raise UserError(f"image guidance scale {self.image_guidance_scale} is not a finite number")
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"guidance_rescale {self.guidance_rescale} is not between 0 (off) and 1")
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:

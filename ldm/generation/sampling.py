@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ldm.conditioning.base import Conditions
 from ldm.conditioning.text.composition import Mixture
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
-from ldm.diffusion.guidance import classifier_free, composed, thresholded, within
+from ldm.diffusion.guidance import classifier_free, composed, text_and_image, thresholded, within
 from ldm.diffusion.level import Grid
 from ldm.diffusion.posterior import Posteriors
 from ldm.diffusion.samplers.step import Step
@@ -60,7 +61,7 @@ def conditional_denoiser(
     repeated = in_time.map(lambda tensor: tensor.repeat(len(grid), *[1] * (tensor.ndim - 1)))
     device = next(unet.parameters()).device
     t = grid.t.to(device).repeat_interleave(rows)  # (steps * B)
-    embedded = unet.embed_time(t, repeated.classes, repeated.added).split(rows)  # (B or 1, E) for each step
+    embedded = unet.embed_time(t, *repeated.time_inputs).split(rows)  # (B or 1, E) for each step
     embeddings = dict(zip(grid.t.tolist(), embedded, strict=True))
     cached = DeepCacheUNet(unet, grid, deepcache) if deepcache > 1 else None
     replayed = pipe.prepared_unet.replayed(unet)
@@ -122,16 +123,23 @@ def guided_denoiser(
     """
     denoiser_of = partial(conditional_denoiser, pipe, grid, request.deepcache, request.dtype)
 
-    def by_conditions(scale: float | None) -> Denoiser:
+    def by_conditions(scale: float | None, image_scale: float | None = None) -> Denoiser:
         if negative is None:
             return denoiser_of(condition)
         assert scale is not None, "resolve the request first"
+        if mixture is None and image_scale is not None:
+            assert negative.concat is not None  # of the models that have this scale
+            neither = replace(negative, concat=torch.zeros_like(negative.concat))
+            rows = condition, negative, neither
+            return text_and_image(denoiser_of, *rows, pipe.prediction, scale, image_scale, request.guidance_rescale)
         if mixture is None:
             return classifier_free(denoiser_of, condition, negative, pipe.prediction, scale, request.guidance_rescale)
-        rows = mixture.to(pipe.device)
-        return composed(denoiser_of, condition, *rows, negative, pipe.prediction, scale, request.guidance_rescale)
+        assert mixture is not None
+        return composed(
+            denoiser_of, condition, *mixture.to(pipe.device), negative, pipe.prediction, scale, request.guidance_rescale
+        )
 
-    denoiser = by_conditions(request.guidance_scale)
+    denoiser = by_conditions(request.guidance_scale, request.image_guidance_scale)
     if request.needs_gradients:
         denoiser = guide_by_gradients(denoiser, request, pipe.pipeline, subjects, seeds)
     if request.guidance_interval is not None:

@@ -19,7 +19,9 @@ class Added(NamedTuple):
     """SDXL's conditioning of the time embedding (Podell et al. 2023, section 2.2)."""
 
     text: Tensor  # pooled text, (B, P)
-    sizes: Tensor  # (B, 6): original height and width, top and left of the crop, target height and width, in pixels
+    # (B, 6): original height and width, top and left of the crop, target height and width, in pixels; or (B, 5) with
+    # an aesthetic score in place of the target (SDXL's refiner)
+    sizes: Tensor
 
 
 class DenoiserConfig(Section):
@@ -49,6 +51,15 @@ class DenoiserConfig(Section):
         """Width P of the pooled text in `Added`; None: the network takes no such conditioning."""
         return None
 
+    def added_numbers(self, pooled: int) -> int | None:
+        """Count the numbers in `Added` beside pooled text of a width; None: the network does not take that width."""
+        return 6 if pooled == self.pooled_width else None
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input."""
+        return False
+
     def activations(self, backward: bool = False) -> float:
         """Estimate the values held per position of the latents in a forward pass, or for a backward pass."""
         return 4096.0 if backward else 1024.0
@@ -71,8 +82,14 @@ class DenoiserNetwork(Network):
         return tuple((cls.library, name) for name in cls.class_names())
 
     @abstractmethod
-    def embed_time(self, t: Tensor, classes: Tensor | None = None, added: Added | None = None) -> Tensor:
-        """Embed times t (B,), with classes and sizes if the network takes them; (B, E).
+    def embed_time(
+        self,
+        t: Tensor,
+        classes: Tensor | None = None,
+        added: Added | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Embed times t (B,), with classes, sizes and guidance scales (B,) if the network takes them; (B, E).
 
         Raises:
             ValueError: if conditioning is missing, or given to a network that does not take it.
@@ -104,9 +121,10 @@ class DenoiserNetwork(Network):
         context: Tensor | None = None,
         classes: Tensor | None = None,
         added: Added | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Predict the output (B, C', h, w) for noisy latents (B, C, h, w) at times t (B,) and a context (B, L, D)."""
-        return self.denoise(latents, self.embed_time(t, classes, added), self.project_context(context))
+        return self.denoise(latents, self.embed_time(t, classes, added, guidance), self.project_context(context))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,4 +141,6 @@ class DenoiserNetwork(Network):
             inputs["classes"] = torch.empty(1, dtype=torch.int64)
         if config.pooled_width is not None:
             inputs["added"] = Added(torch.empty(1, config.pooled_width), torch.empty(1, 6))
+        if config.embeds_guidance:
+            inputs["guidance"] = torch.empty(1)
         return inputs

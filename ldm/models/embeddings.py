@@ -10,16 +10,21 @@ from torch.nn import functional as F
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with a SiLU between them."""
+    """Two linear layers with a SiLU between them, and a projection of a condition that is added to their input."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, condition_channels: int | None = None) -> None:
         super().__init__()
+        if condition_channels is not None:
+            self.cond_proj = nn.Linear(condition_channels, in_channels, bias=False)
         self.linear_1 = nn.Linear(in_channels, channels)
         self.linear_2 = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, C) to (B, channels)."""
-        return self.linear_2(F.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map x (B, C) and a condition (B, D), if the layer has a projection of it, to (B, channels)."""
+        x = x.to(self.linear_1.weight.dtype)
+        if condition is not None:
+            x = x + self.cond_proj(condition.to(x.dtype))
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 def sinusoids(t: Tensor, channels: int, cosines_first: bool = True, freq_shift: float = 0.0) -> Tensor:

@@ -35,6 +35,9 @@ FIRST_STAGES = {
     "sd2-base": "kl-f8",
     "sd2-v": "kl-f8",
     "sdxl-base": "kl-f8",
+    **dict.fromkeys(
+        ("sd1-inpainting", "sd2-inpainting", "sdxl-inpainting", "sdxl-refiner", "instruct-pix2pix"), "kl-f8"
+    ),
 }
 
 

@@ -25,7 +25,9 @@ class ConvNet(DenoiserNetwork):
         self.inner = nn.Conv2d(config.in_channels, config.hidden_channels, 3, padding=1)
         self.outer = nn.Conv2d(config.hidden_channels, config.out_channels, 3, padding=1)
 
-    def embed_time(self, t: Tensor, classes: Tensor | None = None, added: Added | None = None) -> Tensor:
+    def embed_time(
+        self, t: Tensor, classes: Tensor | None = None, added: Added | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         return self.time(t.to(self.dtype)[:, None] / 1000)
 
     def denoise(self, latents: Tensor, embedding: Tensor, context: list[object]) -> Tensor:

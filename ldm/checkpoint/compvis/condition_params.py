@@ -10,11 +10,13 @@ from ldm.checkpoint.compvis.params import Group, Params, Target, inexpressible, 
 from ldm.conditioning.classes import ClassesConfig
 from ldm.conditioning.low_resolution import LowResolutionConfig
 from ldm.conditioning.segmentation_map import SegmentationMapConfig
+from ldm.conditioning.spatial import MASK, PIXELS
 from ldm.conditioning.text.clip import CLIPConfig
 from ldm.conditioning.text.ldm_bert import LDMBertConfig
 from ldm.conditioning.text.open_clip import OpenCLIPConfig
 from ldm.config.section import Section, parse
 from ldm.errors import UserError
+from ldm.registry import SPATIAL
 
 MODULES = "ldm.modules.encoders.modules"
 TRAINING = ("device", "freeze", "version")  # the weights that training began with
@@ -35,6 +37,25 @@ def condition_from_target(target: Target, joined: int) -> dict[str, Section]:
     sections: dict[str, Section] = target.need(READERS)(target.params, joined)
     target.params.finish()
     return sections
+
+
+def spatial_beside_text(joined: int, latent_channels: int, where: str) -> dict[str, Section]:
+    """Return the section of `joined` channels that are concatenated to the latents of a model of text.
+
+    Raises:
+        UserError: unless they are a mask and masked latents, or the latents of an image to edit.
+    """
+    if not joined:
+        return {}
+    kinds = {latent_channels: ("image_edit", PIXELS), latent_channels + MASK: ("inpainting", MASK)}
+    if joined not in kinds:
+        raise UserError(
+            f"{where}: {joined} channels are concatenated to the latents; ldm supports {latent_channels + MASK} "
+            f"(inpainting) and {latent_channels} (InstructPix2Pix)"
+        )
+    kind, channels = kinds[joined]
+    tree = {"kind": kind, "in_channels": channels, "channels": joined}
+    return {"spatial": parse(tree, SPATIAL[kind].section, where)}
 
 
 def _clip(params: Group, joined: int) -> dict[str, Section]:

@@ -91,6 +91,11 @@ class Contents(Section):
         return names + ["spatial"] * (self.spatial is not None and self.spatial.kind == "segmentation_map")
 
     @property
+    def is_sdxl(self) -> bool:
+        """Whether the model is of SDXL's kind, base or refiner, which `sgm` configures."""
+        return self.unet is not None and self.unet.addition_embed_type == "text_time" and self.text is not None
+
+    @property
     def networks(self) -> list[str]:
         """Names of the sections that are networks with weights in the file."""
         return [name for name in ("unet", "autoencoder") if getattr(self, name) is not None] + self.conditions
@@ -129,9 +134,9 @@ class Contents(Section):
         return found | self._condition_prefixes()
 
     def _condition_prefixes(self) -> dict[str, str]:
-        """Return the prefixes of conditions: models with several of them number them (SDXL), the others have one."""
+        """Return the prefixes of conditions: models of `sgm` (SDXL) number them, the others have one."""
         names = self.conditions
-        if "text_2" not in names:
+        if not self.is_sdxl:
             return dict.fromkeys(names, CONDITION)
         return {name: f"{CONDITIONS}{number}." for number, name in enumerate(names)}
 

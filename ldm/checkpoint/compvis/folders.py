@@ -20,6 +20,7 @@ from ldm.checkpoint.families import unsupported_folder
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.base import Conditioning
 from ldm.conditioning.classes import ClassTable, ClassTokens
+from ldm.conditioning.guidance import GuidanceEmbedding
 from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.conditioning.text.tokenizers import Tokenizer
 from ldm.conditioning.unconditional import Unconditional
@@ -40,7 +41,6 @@ TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}  # our section -> th
 MODULES = {"text": "text_encoder", "text_2": "text_encoder_2"}  # section -> module of a pipeline, if named otherwise
 UNSUPPORTED = {
     "image": "this model generates variations of an image: CompVis files have no such model, only folders do",
-    "inpainting": "CompVis files have latents before the mask of inpainting, ours and diffusers' have them after it",
 }
 
 
@@ -90,6 +90,10 @@ def _of_pipeline(pipeline: Pipeline) -> SingleFile:
     for name in pipeline.conditionings:
         if name in UNSUPPORTED:
             raise UserError(UNSUPPORTED[name])
+    if "inpainting" in pipeline.conditionings and "text" not in pipeline.conditionings:
+        raise UserError(
+            "CompVis files of inpainting without text have latents before the mask, ours have them after it"
+        )
     if pipeline.denoiser_name != "unet":
         raise UserError(f"CompVis files have U-Nets only, but the denoiser of this model is {pipeline.denoiser_name}")
     modules = pipeline.modules
@@ -106,7 +110,7 @@ def _of_pipeline(pipeline: Pipeline) -> SingleFile:
 
 def _to_pipeline(file: SingleFile, source: str | None) -> Pipeline:
     contents, networks = file.contents, file.networks
-    if contents.spatial is not None and contents.spatial.kind == "inpainting":
+    if contents.text is None and contents.spatial is not None and contents.spatial.kind == "inpainting":
         raise _no_place("the original's inpainting, with latents before a mask of -1 and 1,")
     found: list[Conditioning] = []
     encoders = [(networks[name], _tokenizer(file, name, source)) for name in ("text", "text_2") if name in networks]
@@ -120,6 +124,8 @@ def _to_pipeline(file: SingleFile, source: str | None) -> Pipeline:
     unet, autoencoder = cast(UNet, networks["unet"]), cast(Autoencoder, networks["autoencoder"])
     if unet.config.num_class_embeds is not None:
         found.append(ClassTable())
+    if unet.config.embeds_guidance:
+        found.append(GuidanceEmbedding())
     named = {each.name: each for each in found or [Unconditional()]}
     return Pipeline(autoencoder, unet, contents.diffusion or DiffusionConfig(), named)
 

@@ -51,7 +51,8 @@ class Layout:
     @property
     def copies(self) -> dict[str, str]:
         """Names of a condition stage that is a copy of the first stage -> names of the first stage."""
-        if self.contents.spatial is None or self.contents.spatial.kind != "inpainting":
+        spatial = self.contents.spatial
+        if self.contents.text is not None or spatial is None or spatial.kind != "inpainting":
             return {}
         known = self.rules["autoencoder"].known
         return {CONDITION + name.removeprefix(FIRST_STAGE): name for name in known}

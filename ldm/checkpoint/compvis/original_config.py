@@ -12,7 +12,7 @@ from ldm.checkpoint.compvis.autoencoder_params import (
     autoencoder_to_target,
     kinds_of_autoencoders,
 )
-from ldm.checkpoint.compvis.condition_params import condition_from_target, condition_to_target
+from ldm.checkpoint.compvis.condition_params import condition_from_target, condition_to_target, spatial_beside_text
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
 from ldm.checkpoint.compvis.sgm_config import diffusion_engine, diffusion_engine_to_target
@@ -53,7 +53,23 @@ TRAINING = [
     "reset_ema",
     "reset_num_ema_updates",
     "keep_num_ema_updates",
+    "load_ema",
+    "finetune_keys",
+    "keep_finetune_dims",
+    "masked_image_key",
+    "c_concat_log_start",
+    "c_concat_log_end",
 ]
+BESIDE_TEXT = ("inpainting", "image_edit")  # kinds of `spatial` that models of text have
+MASK_KEYS = ["mask", "masked_image"]  # the order of the channels of inpainting models
+# Models of the original that ldm does not have.
+FAMILIES = {
+    "LatentDepth2ImageDiffusion": "Stable Diffusion 2 with a depth map",
+    "LatentUpscaleDiffusion": "the x4 upscaler of Stable Diffusion 2",
+    "LatentUpscaleFinetuneDiffusion": "the x4 upscaler of Stable Diffusion 2",
+    "ImageEmbeddingConditionedLatentDiffusion": "Stable unCLIP",
+    "ControlLDM": "a ControlNet",
+}
 
 
 def contents_from_original(tree: Any, where: str) -> Contents:
@@ -67,6 +83,8 @@ def contents_from_original(tree: Any, where: str) -> Contents:
     model = Target(tree["model"], f"{where}: model")
     if model.kind in kinds_of_autoencoders():
         return Contents(autoencoder=autoencoder_from_target(model))
+    if model.kind in FAMILIES:
+        raise UserError(f"{where}: model.target {model.kind} is {FAMILIES[model.kind]}, which ldm does not support")
     contents: Contents = model.need(MODELS)(model.params)
     model.params.finish()
     return contents
@@ -84,7 +102,8 @@ def _latent_diffusion(params: Group) -> Contents:
     network.need({"UNetModel": None})
     unet, heads_first = unet_from_params(network.params)
     unet = unet.model_copy(update={"sample_size": params.number("image_size", unet.sample_size)})
-    params.choose("conditioning_key", dict.fromkeys((None, "None", "crossattn", "concat")), None)
+    params.choose("conditioning_key", dict.fromkeys((None, "None", "crossattn", "concat", "hybrid")), None)
+    params.expect(concat_keys=MASK_KEYS)
     joined = unet.in_channels - autoencoder.latent_channels
     conditions = _conditions(params, joined, autoencoder.latent_channels)
     return Contents(
@@ -117,11 +136,13 @@ def _conditions(params: Group, joined: int, latent_channels: int) -> dict[str, A
         params.skip("cond_stage_config")
         tree = {"in_channels": joined - latent_channels, "channels": joined}
         return {"spatial": parse(tree, InpaintingConfig, f"{params.where}.cond_stage_config")}
-    return condition_from_target(params.target("cond_stage_config"), joined)
+    sections = condition_from_target(params.target("cond_stage_config"), joined)
+    return sections | (spatial_beside_text(joined, latent_channels, params.where) if "text" in sections else {})
 
 
 MODELS = {
     "LatentDiffusion": _latent_diffusion,
+    "LatentInpaintDiffusion": _latent_diffusion,
     "Layout2ImgDiffusion": _latent_diffusion,
     "DiffusionEngine": diffusion_engine,
 }
@@ -136,9 +157,7 @@ def original_from_contents(contents: Contents) -> Params:
     if contents.autoencoder is None or contents.unet is None:
         return {"model": _network_to_target(contents)}
     return {
-        "model": diffusion_engine_to_target(contents)
-        if contents.text_2 is not None
-        else _latent_diffusion_to_target(contents)
+        "model": diffusion_engine_to_target(contents) if contents.is_sdxl else _latent_diffusion_to_target(contents)
     }
 
 
@@ -178,7 +197,14 @@ def _latent_diffusion_to_target(contents: Contents) -> Params:
         "first_stage_config": autoencoder_to_target(contents.autoencoder),
         "cond_stage_config": _condition_to_target(contents),
     }
-    return {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+    return {"target": f"ldm.models.diffusion.{_model(contents)}", "params": params}
+
+
+def _model(contents: Contents) -> str:
+    kind = None if contents.text is None or contents.spatial is None else contents.spatial.kind
+    return {"inpainting": "ddpm.LatentInpaintDiffusion", "image_edit": "ddpm_edit.LatentDiffusion"}.get(
+        kind or "", "ddpm.LatentDiffusion"
+    )
 
 
 def _schedule_to_params(diffusion: DiffusionConfig) -> Params:
@@ -201,13 +227,15 @@ def _schedule_to_params(diffusion: DiffusionConfig) -> Params:
 
 def _conditioning_key(contents: Contents) -> str | None:
     attends = contents.text is not None or contents.classes is not None
+    if contents.text is not None and contents.spatial is not None and contents.spatial.kind in BESIDE_TEXT:
+        return "hybrid"
     if attends and contents.spatial is not None:
         raise inexpressible("spatial", contents.spatial.kind, "null with text or classes")
     return "crossattn" if attends else None if contents.spatial is None else "concat"
 
 
 def _condition_to_target(contents: Contents) -> Params | str:
-    if contents.spatial is not None and contents.spatial.kind == "inpainting":
+    if contents.text is None and contents.spatial is not None and contents.spatial.kind == "inpainting":
         return FIRST_STAGE
     for name in ("text", "classes", "spatial"):
         section = getattr(contents, name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ldm.checkpoint.compvis.autoencoder_params import autoencoder_from_target, autoencoder_to_target
-from ldm.checkpoint.compvis.condition_params import condition_from_target, condition_to_target
+from ldm.checkpoint.compvis.condition_params import condition_from_target, condition_to_target, spatial_beside_text
 from ldm.checkpoint.compvis.contents import Contents
 from ldm.checkpoint.compvis.params import Group, Params, Target, expect_options, inexpressible, refused
 from ldm.checkpoint.compvis.unet_params import unet_from_params, unet_to_params
@@ -11,7 +13,9 @@ from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import Section, parse
 
 PREDICTIONS = {"EpsScaling": "eps", "VScaling": "v"}
+# Numbers that are embedded, and text encoders: of SDXL base and of its refiner.
 SIZES = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+SCORES = (*SIZES[:2], "aesthetic_score")
 EMBEDDERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder2")
 TRAINING = [
     "optimizer_config",
@@ -30,12 +34,14 @@ TRAINING = [
     "en_and_decode_n_samples_a_time",
 ]
 MODULES = "sgm.modules"
+MODELS = ((EMBEDDERS, SIZES), (EMBEDDERS[1:], SCORES))
 
 
 def diffusion_engine(params: Group) -> Contents:
-    """Convert the parameters of SDXL, the only supported model of `sgm`."""
+    """Convert the parameters of SDXL, base or refiner, the only supported models of `sgm`."""
+    where = params.where
     params.skip(*TRAINING)
-    text, text_2, size_width = _conditions(params.target("conditioner_config"))
+    texts, size_width = _conditions(params.target("conditioner_config"))
     network = params.target("network_config")
     network.need({"UNetModel": None})
     unet, _ = unet_from_params(network.params, size_width)
@@ -45,14 +51,14 @@ def diffusion_engine(params: Group) -> Contents:
         autoencoder=autoencoder,
         unet=unet,
         diffusion=diffusion,
-        text=text,
-        text_2=text_2,
-        zeros_for_empty_prompt=True,  # as in its sampling script
+        zeros_for_empty_prompt="text_2" in texts,  # as in its sampling script
+        **texts,
+        **spatial_beside_text(unet.in_channels - autoencoder.latent_channels, autoencoder.latent_channels, where),
     )
 
 
-def _conditions(conditioner: Target) -> tuple[Section, Section, int]:
-    """Return both text encoders, and the width of the embedding of each size."""
+def _conditions(conditioner: Target) -> tuple[dict[str, Section], int]:
+    """Return the sections of the text encoders, and the width of the embedding of each number."""
     conditioner.need({"GeneralConditioner": None})
     where = f"{conditioner.where}.params.emb_models"
     trees = conditioner.params.take("emb_models")
@@ -61,13 +67,23 @@ def _conditions(conditioner: Target) -> tuple[Section, Section, int]:
         raise refused(where, trees)
     models = [Target(tree, where) for tree in trees]
     found = [(model.kind, tree.get("input_key")) for model, tree in zip(models, trees, strict=True)]
-    if found != [*((kind, "txt") for kind in EMBEDDERS), *(("ConcatTimestepEmbedderND", name) for name in SIZES)]:
+    kinds = {tuple(_embedders(texts, numbers)): len(texts) for texts, numbers in MODELS}
+    if tuple(found) not in kinds:
         raise refused(where, found)
-    text, text_2 = (condition_from_target(model, 0)["text"] for model in models[:2])
-    widths = [model.params.number("outdim") for model in models[2:]]
+    count = kinds[tuple(found)]
+    texts = {
+        name: condition_from_target(model, 0)["text"]
+        for name, model in zip(("text", "text_2"), models[:count], strict=False)
+    }
+    widths = [model.params.number("outdim") for model in models[count:]]
     if len(set(widths)) != 1:
         raise refused(f"{where}.outdim", widths)
-    return text, text_2, widths[0]
+    return texts, widths[0]
+
+
+def _embedders(texts: Sequence[str], numbers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return class and input of each embedder."""
+    return [*((kind, "txt") for kind in texts), *(("ConcatTimestepEmbedderND", name) for name in numbers)]
 
 
 def _diffusion(denoiser: Target) -> DiffusionConfig:
@@ -98,11 +114,14 @@ def diffusion_engine_to_target(contents: Contents) -> Params:
     unet, autoencoder = contents.unet, contents.autoencoder
     assert unet is not None
     assert autoencoder is not None
-    texts = [condition_to_target(getattr(contents, name), name) for name in ("text", "text_2")]
+    names = [name for name in ("text", "text_2") if getattr(contents, name) is not None]
+    texts = [condition_to_target(getattr(contents, name), name) for name in names]
     outdim = {"outdim": unet.addition_time_embed_dim}
     embedder = {"target": f"{MODULES}.encoders.modules.ConcatTimestepEmbedderND", "params": outdim}
     models = [{"is_trainable": False, "input_key": "txt", **text} for text in texts]
-    models += [{"is_trainable": False, "input_key": name, **embedder} for name in SIZES]
+    models += [
+        {"is_trainable": False, "input_key": name, **embedder} for name in (SIZES if len(names) == 2 else SCORES)
+    ]
     network = {"target": f"{MODULES}.diffusionmodules.openaimodel.UNetModel", "params": unet_to_params(unet)}
     params: Params = {
         "scale_factor": autoencoder.scaling_factor or 1.0,

@@ -57,10 +57,14 @@ def unet_from_params(params: Group, size_width: int | None = None) -> tuple[UNet
         "dropout": params.take("dropout", 0.0),
         "time_scale_shift": params.take("use_scale_shift_norm", False),
         "resnet_resampling": params.take("resblock_updown", False),
+        "time_cond_proj_dim": params.take("time_cond_proj_dim", None),  # of LCMs; the first releases have none
         **_labels(params, size_width),
     }
-    if isinstance(tree["cross_attention_dim"], list) and len(tree["cross_attention_dim"]) == 1:
-        [tree["cross_attention_dim"]] = tree["cross_attention_dim"]
+    width = tree["cross_attention_dim"]
+    if (
+        isinstance(width, list) and width and all(other == width[0] for other in width)
+    ):  # one for each transformer block
+        tree["cross_attention_dim"] = width[0]
     heads_first = not params.take("use_new_attention_order", False)
     params.finish()
     return parse(tree, UNetConfig, params.where), heads_first
@@ -131,6 +135,7 @@ def unet_to_params(config: UNetConfig) -> Params:
         "use_scale_shift_norm": config.time_scale_shift,
         "resblock_updown": config.resamples[0],
         "dropout": config.dropout,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
     }
     return params | {name: value for name, value in flags.items() if value}
 

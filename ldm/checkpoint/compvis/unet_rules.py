@@ -49,6 +49,8 @@ class _UNetRules:
 
     def rules(self) -> Iterator[Rule]:
         yield from layers("time_embed", "time_embedding", {"0": "linear_1", "2": "linear_2"})
+        if self.config.embeds_guidance:
+            yield from layer("time_embed.cond_proj", "time_embedding.cond_proj", bias=False)
         yield from self._labels()
         yield from layer("input_blocks.0.0", "conv_in")
         yield from self._encoder()

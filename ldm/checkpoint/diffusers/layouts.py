@@ -47,6 +47,9 @@ class Layout:
     ignored: tuple[str, ...] = ()  # parts that do not affect the images
     statistics: Statistics = "factor"  # fields of the autoencoder's latent statistics that the class uses
     implied: str | None = None  # a conditioning without parts that the class implies
+    absent: tuple[str, ...] = ()  # folders of other layouts that this one must not have
+    read: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # supported values of fields that are not written
+    optional: frozenset[str] = frozenset()  # conditionings without parts or fields that the class supports
     accepts: Callable[[Pipeline], bool] = lambda pipeline: True  # further assumptions
 
     def expresses(self, pipeline: Pipeline, parts: Mapping[str, Part]) -> bool:
@@ -54,7 +57,8 @@ class Layout:
         if self.conditionings is not None:
             own = {part for each in pipeline.conditionings.values() if each.name == self.implied for part in each.parts}
             parts = {part: kind for part, kind in parts.items() if part not in own}
-            if set(pipeline.conditionings) != self.conditionings or parts.keys() != self.folders.keys():
+            found = set(pipeline.conditionings) - self.optional
+            if found != self.conditionings - self.optional or parts.keys() != self.folders.keys():
                 return False
         known = known_parts()
         if any(kind not in self.kinds.get(part, known[part]) for part, kind in parts.items()):
@@ -82,6 +86,21 @@ def _is_super_resolution(pipeline: Pipeline) -> bool:
     return plain and halves and _leaves_unscaled(pipeline)
 
 
+def _sees_mask(pipeline: Pipeline) -> bool:
+    return bool(pipeline.denoiser.config.in_channels == 4 + MASK + 4)
+
+
+def _sees_image(pipeline: Pipeline) -> bool:
+    """Whether the latents of an image are concatenated, which these classes do not scale or shift."""
+    return bool(pipeline.denoiser.config.in_channels == 4 + 4)
+
+
+def _numbers(pipeline: Pipeline) -> int | None:
+    """How many numbers SDXL's U-Nets embed: six, or the refiner five."""
+    text: Any = pipeline.conditionings["text"]
+    return text.added_numbers(pipeline.denoiser.config)
+
+
 def _folders(**names: str) -> dict[str, str]:
     return names | {"unet": "unet", "scheduler": "scheduler"}
 
@@ -90,8 +109,24 @@ _TEXT = {"text_encoder": "text_encoder", "tokenizer": "tokenizer"}
 _TWO_TEXTS = {name + end: name + end for name in _TEXT for end in ("", "_2")}
 _SD_KINDS = {"autoencoder": KL, "unet": CONDITIONAL, "text_encoder": (BERT, CLIP, T5)}
 _CHECKER = {"requires_safety_checker": (False, True, None)}
+_XL_KINDS = {"autoencoder": KL, "unet": CONDITIONAL, "text_encoder": (CLIP,), "text_encoder_2": (POOLED,)}
+_XL_OPTIONS = {"text_encoder": PENULTIMATE | {"projection_dim": None}, "text_encoder_2": PENULTIMATE}
+_XL_FIELDS = {ZEROS: (True, False), "add_watermarker": (None, False)}
+_XL_IMAGES = ("image_encoder", "feature_extractor")
+_NO_SCORE = {"requires_aesthetics_score": (False,)}
+_GUIDANCE = frozenset({"guidance"})
 
 LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is written
+    "LatentConsistencyModelPipeline": Layout(
+        frozenset({"text"}),
+        _folders(autoencoder="vae", **_TEXT),
+        kinds=_SD_KINDS,
+        options={"text_encoder": LAST},
+        fields=_CHECKER,
+        ignored=OPTIONAL,
+        optional=_GUIDANCE,
+        accepts=lambda pipeline: False,  # it is written as a StableDiffusionPipeline, which has the same parts
+    ),
     "StableDiffusionPipeline": Layout(
         frozenset({"text"}),
         _folders(autoencoder="vae", **_TEXT),
@@ -99,6 +134,7 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is
         options={"text_encoder": LAST},
         fields=_CHECKER,
         ignored=OPTIONAL,
+        optional=_GUIDANCE,
     ),
     "StableDiffusionInpaintPipeline": Layout(
         frozenset({"text", "inpainting"}),
@@ -108,17 +144,64 @@ LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is
         fields=_CHECKER,
         ignored=OPTIONAL,
         implied="inpainting",
-        accepts=lambda pipeline: pipeline.denoiser.config.in_channels == 4 + MASK + 4,
+        optional=_GUIDANCE,
+        accepts=_sees_mask,
+    ),
+    "StableDiffusionInstructPix2PixPipeline": Layout(
+        frozenset({"text", "image_edit"}),
+        _folders(autoencoder="vae", **_TEXT),
+        kinds=_SD_KINDS,
+        options={"text_encoder": LAST},
+        fields=_CHECKER,
+        ignored=OPTIONAL,
+        implied="image_edit",
+        accepts=_sees_image,
     ),
     "StableDiffusionXLPipeline": Layout(
         frozenset({"text"}),
         _folders(autoencoder="vae", **_TWO_TEXTS),
-        kinds={"autoencoder": KL, "unet": CONDITIONAL, "text_encoder": (CLIP,), "text_encoder_2": (POOLED,)},
-        options={"text_encoder": PENULTIMATE | {"projection_dim": None}, "text_encoder_2": PENULTIMATE},
-        fields={ZEROS: (True, False), "add_watermarker": (None, False)},
-        ignored=("image_encoder", "feature_extractor"),
+        kinds=_XL_KINDS,
+        options=_XL_OPTIONS,
+        fields=_XL_FIELDS,
+        read=_NO_SCORE,
+        ignored=_XL_IMAGES,
         statistics="channels",
-        accepts=lambda pipeline: pipeline.denoiser.config.addition_embed_type is not None,
+        optional=_GUIDANCE,
+        accepts=lambda pipeline: _numbers(pipeline) == 6,
+    ),
+    "StableDiffusionXLInpaintPipeline": Layout(
+        frozenset({"text", "inpainting"}),
+        _folders(autoencoder="vae", **_TWO_TEXTS),
+        kinds=_XL_KINDS,
+        options=_XL_OPTIONS,
+        fields=_XL_FIELDS,
+        read=_NO_SCORE,
+        ignored=_XL_IMAGES,
+        statistics="channels",
+        implied="inpainting",
+        optional=_GUIDANCE,
+        accepts=lambda pipeline: _sees_mask(pipeline) and _numbers(pipeline) == 6,
+    ),
+    "StableDiffusionXLInstructPix2PixPipeline": Layout(
+        frozenset({"text", "image_edit"}),
+        _folders(autoencoder="vae", **_TWO_TEXTS),
+        kinds=_XL_KINDS,
+        options=_XL_OPTIONS,
+        fields=_XL_FIELDS | {"is_cosxl_edit": (False,)},
+        statistics="channels",
+        implied="image_edit",
+        accepts=lambda pipeline: _sees_image(pipeline) and _numbers(pipeline) == 6,
+    ),
+    "StableDiffusionXLImg2ImgPipeline": Layout(  # the refiner
+        frozenset({"text"}),
+        _folders(autoencoder="vae", text_encoder="text_encoder_2", tokenizer="tokenizer_2"),
+        kinds={"autoencoder": KL, "unet": CONDITIONAL, "text_encoder": (POOLED,)},
+        options={"text_encoder": PENULTIMATE},
+        fields={ZEROS: (False, True), "add_watermarker": (None, False), "requires_aesthetics_score": (True,)},
+        ignored=_XL_IMAGES,
+        statistics="channels",
+        absent=("text_encoder", "tokenizer"),
+        accepts=lambda pipeline: _numbers(pipeline) == 5,
     ),
     "StableDiffusionImageVariationPipeline": Layout(
         frozenset({"image"}),
@@ -167,6 +250,7 @@ SAME_COMPONENTS = {
         "StableDiffusionPipeline",
     ),
     "StableDiffusionXLPAGPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
     "TextToVideoZeroSDXLPipeline": "StableDiffusionXLPipeline",
     "DDIMPipeline": "DDPMPipeline",
     "PNDMPipeline": "DDPMPipeline",
@@ -222,7 +306,7 @@ def make_index(pipeline: Pipeline) -> Fields:
         "_class_name": name,
         "_diffusers_version": DIFFUSERS_VERSION,
         **{folder: list(parts[part]) for part, folder in folders_of(layout, parts).items() if part in parts},
-        **{part: [None, None] for part in layout.ignored},
+        **{part: [None, None] for part in (*layout.absent, *layout.ignored)},
         **values,
     }
 
@@ -234,13 +318,7 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Part], dic
         UserError: for a class, part or field that is not supported.
     """
     index, old_folders = current_index(index)
-    name = index.get("_class_name")
-    name = SAME_COMPONENTS.get(name, name) if isinstance(name, str) else name
-    if not isinstance(name, str) or name not in LAYOUTS:
-        family = class_family(name)
-        of = f", which belongs to the family {family}" if family else ""
-        raise UserError(f"{where} describes a {name}{of}: ldm loads {', '.join(LAYOUTS)}")
-    layout, parts, known = LAYOUTS[name], {}, known_parts()
+    layout, parts, known = _layout_of(index, where), {}, known_parts()
     folders = folders_of(layout, dict.fromkeys(known, ("", "")))
     for part, folder in folders.items():
         found, allowed = index.get(folder), layout.kinds.get(part, known[part])
@@ -251,10 +329,24 @@ def read_index(index: Fields, where: Path) -> tuple[Layout, dict[str, Part], dic
             raise UserError(f"{where}: the part {folder} is {found}: ldm loads {classes}")
         parts[part] = (found[0], found[1])
     for option, value in index.items():
-        if option in layout.fields and value not in layout.fields[option]:
+        allowed_values = {**layout.fields, **layout.read}.get(option)
+        if allowed_values is not None and value not in allowed_values:
             raise refused(option, value, where)
-        supported = {*folders.values(), *layout.fields, *layout.facts, *layout.ignored}
+        supported = {*folders.values(), *layout.fields, *layout.read, *layout.facts, *layout.ignored, *layout.absent}
         if option not in supported and not option.startswith("_"):
             raise UserError(f"{where}: the part {option} is not supported")
     places = {part: where.parent / old_folders.get(folders[part], folders[part]) for part in parts}
     return layout, parts, places, {option: allowed[0] for option, allowed in layout.fields.items()} | index
+
+
+def _layout_of(index: Fields, where: Path) -> Layout:
+    """Return the layout of a class, or of another class with the same parts if there is a part that must be absent."""
+    name = index.get("_class_name")
+    layout = LAYOUTS.get(name) if isinstance(name, str) else None
+    if layout is None or any(index.get(part) not in (None, [None, None]) for part in layout.absent):
+        layout = LAYOUTS.get(SAME_COMPONENTS.get(str(name), ""), layout)
+    if layout is None:
+        family = class_family(name)
+        of = f", which belongs to the family {family}" if family else ""
+        raise UserError(f"{where} describes a {name}{of}: ldm loads {', '.join(LAYOUTS)}")
+    return layout

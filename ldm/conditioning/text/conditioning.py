@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 ZEROS = "force_zeros_for_empty_prompt"  # in `model_index.json`
 SECTIONS = ("text", "text_2")
 ENDINGS = ("", "_2")  # of the parts of each encoder
+WITH_SCORE = 5  # numbers beside the pooled text of SDXL's refiner, of which the last is an aesthetic score
+SCORES = (6.0, 2.5)  # defaults of the scores of a request
 Encoders = Sequence[tuple[TextEncoder, Tokenizer]]
 
 
@@ -67,7 +69,10 @@ class TextConditioning(Conditioning):
         "text_2": (TextConfig | None, None),
     }
     training_options = frozenset({"text_learning_rate", "condition_dropout", "sample_prompts", "sample_guidance_scale"})
-    request_options = frozenset({"prompts", "negative_prompt", "prompt_syntax", "long_prompts", "size_conditioning"})
+    request_options = frozenset(
+        {"prompts", "negative_prompt", "prompt_syntax", "long_prompts", "size_conditioning"}
+        | {"aesthetic_score", "negative_aesthetic_score"}
+    )
 
     def __init__(self, encoders: Encoders, zeros_for_empty_prompt: bool = False) -> None:
         """`zeros_for_empty_prompt`: guidance without a negative prompt moves away from zeros, as in SDXL."""
@@ -101,6 +106,12 @@ class TextConditioning(Conditioning):
                 raise UserError(f"{name}.frozen is {text.frozen}, but {own.frozen} in the run: it cannot change")
             found[name] = adopt(text, own or source_config(text)).model_dump()
         return parse(config.model_dump() | found, type(config), "text.source") if found else config
+
+    def added_numbers(self, denoiser: Any) -> int | None:
+        """Count the numbers that the denoiser of a section embeds beside the pooled text; None: it embeds none."""
+        pooled = getattr(self.encoders[-1][0].config, "projection_dim", None)
+        count: int | None = None if denoiser.pooled_width is None else denoiser.added_numbers(pooled)
+        return count
 
     # --- modules and files
 
@@ -178,6 +189,12 @@ class TextConditioning(Conditioning):
 
     @classmethod
     def check_training(cls, config: Config, new: bool) -> None:
+        pooled = cls.denoiser_inputs(config.sections).pooled
+        if _needs_pooled(config) and pooled is not None and config.denoiser.added_numbers(pooled) == WITH_SCORE:
+            raise UserError(
+                "the U-Net embeds an aesthetic score of each image (SDXL's refiner), which no data source has: such "
+                "models can be loaded and converted, but not trained"
+            )
         for name, text in _sections(config).items():
             TEXT_ENCODERS[text.kind].check_training(text, name, new)
             if text.frozen and config.training.unet.text_learning_rate is not None:
@@ -299,8 +316,11 @@ class TextConditioning(Conditioning):
     def resolve(self, request: Request, pipeline: Pipeline) -> Request:
         if not request.prompts:
             raise UserError("this model generates from text: give a PROMPT, or several")
-        if request.size_conditioning is not None and not _has_added(pipeline):
+        count = self.added_numbers(pipeline.denoiser.config)
+        if request.size_conditioning is not None and count is None:
             raise UserError("this model has no size and crop conditioning (SDXL): leave size_conditioning out")
+        if count != WITH_SCORE and (request.aesthetic_score, request.negative_aesthetic_score) != SCORES:
+            raise UserError("this model has no aesthetic score (SDXL's refiner has): leave aesthetic_score out")
         self.prompts.warn_of_cuts(request)
         return request if request.guidance_scale is not None else replace(request, guidance_scale=GUIDANCE_SCALE)
 
@@ -311,16 +331,18 @@ class TextConditioning(Conditioning):
         texts = [str(subject) for subject in (*subjects, request.negative_prompt)]
         unique = list(dict.fromkeys(texts))  # each text is encoded once
         encoded = self.prompts.encode(unique, request)
-        found = Conditions(encoded.context)
-        if _has_added(pipeline):
-            sizes = (request.size_conditioning or SizeConditioning()).sizes(size)
-            numbers = torch.tensor(sizes, dtype=torch.float32, device=encoded.context.device)  # (6,)
-            found = replace(found, pooled=encoded.pooled, sizes=numbers.expand(len(unique), -1))
+        found = Conditions(encoded.context, pooled=encoded.pooled if _has_added(pipeline) else None)
         rows = found.rows([unique.index(text) for text in texts])
         cond, uncond = rows.rows(slice(len(subjects))), rows.rows(slice(len(subjects), None))
         if self.zeros_for_empty_prompt and not request.negative_prompt:
-            uncond = replace(uncond.map(torch.zeros_like), sizes=uncond.sizes)
-        return cond, uncond
+            uncond = uncond.map(torch.zeros_like)
+        if (count := self.added_numbers(pipeline.denoiser.config)) is None:
+            return cond, uncond
+        sizes = (request.size_conditioning or SizeConditioning()).sizes(size)
+        scores = request.aesthetic_score, request.negative_aesthetic_score
+        numbers = [sizes if count == len(sizes) else [*sizes[:4], score] for score in scores]
+        own, other = encoded.context.new_tensor(numbers, dtype=torch.float32)  # (6,) or (5,) each
+        return replace(cond, sizes=own.expand(len(subjects), -1)), replace(uncond, sizes=other[None])
 
     def length(self, subject: Subject, request: Request) -> int:
         """Return the windows of the longest of its texts and the negative prompt; the others are padded."""

@@ -34,6 +34,7 @@ DEFAULTS: Fields = COMMON_DEFAULTS | {
     "projection_class_embeddings_input_dim": None,
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
+    "time_cond_proj_dim": None,
     "addition_embed_type_num_heads": 64,  # used by other values of addition_embed_type
     "upcast_attention": False,  # the fused kernels sum in float32 anyway
 }
@@ -54,7 +55,6 @@ FIXED: Fixed = COMMON_FIXED | {
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
-    "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "timestep_post_act": (None,),
 }
@@ -83,6 +83,7 @@ def to_fields(config: UNetConfig) -> Fields:
         "projection_class_embeddings_input_dim": config.projection_class_embeddings_input_dim,
         "addition_embed_type": config.addition_embed_type,
         "addition_time_embed_dim": config.addition_time_embed_dim,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
     }
 
 

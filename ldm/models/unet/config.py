@@ -38,6 +38,9 @@ class UNetConfig(DenoiserConfig):
     addition_embed_type: Literal["text_time"] | None = None  # SDXL: pooled text, original size, crop and target size
     addition_time_embed_dim: Width | None = None  # width of the embedding of each of these six numbers
 
+    # The guidance scale as an input of models distilled from guided ones (Meng et al. 2023): width of its embedding.
+    time_cond_proj_dim: Width | None = None
+
     @model_validator(mode="after")
     def _check_levels(self) -> UNetConfig:
         levels = len(self.block_out_channels)
@@ -115,10 +118,21 @@ class UNetConfig(DenoiserConfig):
 
     @property
     def pooled_width(self) -> int | None:
-        """Width P of the pooled text."""
+        """Width P of the pooled text beside six numbers."""
         if self.addition_embed_type is None:
             return None
         return (self.projection_class_embeddings_input_dim or 0) - 6 * (self.addition_time_embed_dim or 0)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the U-Net takes the guidance scale."""
+        return self.time_cond_proj_dim is not None
+
+    def added_numbers(self, pooled: int) -> int | None:
+        """Count the numbers beside pooled text of a width: six, or five for SDXL's refiner."""
+        rest = (self.projection_class_embeddings_input_dim or 0) - pooled
+        width = self.addition_time_embed_dim or 1
+        return rest // width if rest in (5 * width, 6 * width) else None
 
     def activations(self, backward: bool = False) -> float:
         """Estimate the values held per position of the latents: skip connections and the widest map, or all maps."""

@@ -48,6 +48,8 @@ def to_fields(config: UNetConfig) -> Fields:
         raise inexpressible(NAME, "class_embed_type", config.class_embed_type, "does not project classes")
     if config.addition_embed_type is not None:
         raise inexpressible(NAME, "addition_embed_type", config.addition_embed_type, "takes no text")
+    if config.embeds_guidance:
+        raise inexpressible(NAME, "time_cond_proj_dim", config.time_cond_proj_dim, "takes no guidance scale")
     halving, doubling = resampling_of_attending_levels(config)
     if len(halving) == 2 or len(doubling) == 2:
         why = "resamples all levels with attention in the same way"

@@ -40,7 +40,7 @@ class UNet(DenoiserNetwork):
             config.norm_num_groups, config.norm_eps, channels, config.dropout, config.time_scale_shift
         )
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], channels)
+        self.time_embedding = TimestepEmbedding(widths[0], channels, config.time_cond_proj_dim)
         self.class_embedding = self._class_embedding(channels)
         self.add_embedding = None
         if config.addition_embed_type is not None:
@@ -54,12 +54,19 @@ class UNet(DenoiserNetwork):
         self.shift_channels = [block.shift_channels for block in self._resnets]
         self._initialize()
 
-    def embed_time(self, t: Tensor, classes: Tensor | None = None, added: Added | None = None) -> Tensor:
+    def embed_time(
+        self,
+        t: Tensor,
+        classes: Tensor | None = None,
+        added: Added | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """Compute what all ResNet blocks add at times t (B,), concatenated in running order: (B, sum of their widths).
 
         Args:
             classes: integers (B,), or vectors (B, D) for `class_embed_type` identity and both projections.
             added: pooled text and sizes, for `addition_embed_type` text_time.
+            guidance: guidance scales (B,), with `time_cond_proj_dim`.
 
         One time is broadcast to many classes, and one class to many times.
 
@@ -68,7 +75,12 @@ class UNet(DenoiserNetwork):
         """
         config = self.config
         waves = partial(sinusoids, cosines_first=config.flip_sin_to_cos, freq_shift=config.freq_shift)
-        embedding = self.time_embedding(waves(t, config.block_out_channels[0]))  # (B, 4 C0)
+        _check("guidance scale", guidance, config.embeds_guidance)
+        # Kingma et al. 2021 embed logarithms of the SNR in this way, Luo et al. 2023 scale - 1
+        scales = (
+            None if guidance is None else sinusoids(1000 * (guidance - 1), config.time_cond_proj_dim or 0, False, 1)
+        )
+        embedding = self.time_embedding(waves(t, config.block_out_channels[0]), scales)  # (B, 4 C0)
         _check("classes", classes, self.class_embedding is not None)
         _check("pooled text and sizes", added, self.add_embedding is not None)
         if self.class_embedding is not None and classes is not None:
@@ -77,7 +89,7 @@ class UNet(DenoiserNetwork):
             classes = classes if config.num_class_embeds is not None else classes.to(self.dtype)
             embedding = embedding + self.class_embedding(classes)
         if self.add_embedding is not None and added is not None:
-            sizes = waves(added.sizes.flatten(), config.addition_time_embed_dim or 0)  # (6B, D)
+            sizes = waves(added.sizes.flatten(), config.addition_time_embed_dim or 0)  # (N B, D)
             vectors = torch.cat([added.text, sizes.reshape(len(added.sizes), -1)], dim=1)
             embedding = embedding + self.add_embedding(vectors)
         embedding = F.silu(embedding)

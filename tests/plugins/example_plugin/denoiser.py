@@ -32,7 +32,9 @@ class ConvNet(DenoiserNetwork):
         self.inner = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
 
-    def embed_time(self, t: Tensor, classes: Tensor | None = None, added: Added | None = None) -> Tensor:
+    def embed_time(
+        self, t: Tensor, classes: Tensor | None = None, added: Added | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         return self.time(t.to(self.dtype)[:, None] / 1000)
 
     def project_context(self, context: Tensor | None = None) -> list[Any]:
