@@ -117,16 +117,6 @@ _NO_SCORE = {"requires_aesthetics_score": (False,)}
 _GUIDANCE = frozenset({"guidance"})
 
 LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is written
-    "LatentConsistencyModelPipeline": Layout(
-        frozenset({"text"}),
-        _folders(autoencoder="vae", **_TEXT),
-        kinds=_SD_KINDS,
-        options={"text_encoder": LAST},
-        fields=_CHECKER,
-        ignored=OPTIONAL,
-        optional=_GUIDANCE,
-        accepts=lambda pipeline: False,  # it is written as a StableDiffusionPipeline, which has the same parts
-    ),
     "StableDiffusionPipeline": Layout(
         frozenset({"text"}),
         _folders(autoencoder="vae", **_TEXT),
@@ -236,6 +226,8 @@ SAME_COMPONENTS = {
     **dict.fromkeys(
         (
             "StableDiffusionImg2ImgPipeline",
+            "LatentConsistencyModelPipeline",
+            "LatentConsistencyModelImg2ImgPipeline",
             "StableDiffusionInpaintPipelineLegacy",
             "StableDiffusionPAGPipeline",
             "StableDiffusionPAGImg2ImgPipeline",
