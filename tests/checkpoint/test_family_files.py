@@ -57,6 +57,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contents", FAMILIES.values(), ids=FAMILIES)
 def test_a_file_becomes_a_folder_and_the_same_file_again(contents: Contents, tmp_path: Path) -> None:
     file = with_weights(contents)

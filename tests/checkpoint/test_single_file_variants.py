@@ -80,6 +80,7 @@ UNUSED = {  # names in files that people share
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNUSED)
 def test_tensors_that_no_network_uses_are_passed_over(kind: str, tmp_path: Path) -> None:
     parts = written(kind, tmp_path)
