@@ -5,21 +5,24 @@ from __future__ import annotations
 import colorsys
 import io
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ldm.data.broken import UnreadableError
+from ldm.data.metadata import without_metadata
 
 if TYPE_CHECKING:
     from ldm.config.data import Size
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
 # Raster formats only: Pillow would run Ghostscript for a file with PostScript content, whatever its suffix.
@@ -28,6 +31,15 @@ RESIZING = "shorter side by Pillow's Lanczos filter, antialiased, then the middl
 # Of the first classes in a map that is shown.
 CLASS_COLOURS = ["FFFFFF", "A3D977", "E4572E", "9B5DE5", "F6AE2D", "2F4858", "33A1FD", "F26CA7", "2E933C", "8D8D8D"]
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+TURNS = {  # from EXIF orientations to upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -61,50 +73,71 @@ def decode(content: bytes | Path, name: str) -> Image.Image:
     Raises:
         UnreadableError: also for truncated files, and for more than 179 megapixels (decompression bombs).
     """
-    with _opened(content, name) as image:
-        return to_rgb(image)
+    return _read(content, name, to_rgb)
 
 
 def decode_as_is(content: bytes | Path, name: str) -> Image.Image:
     """Decode the first frame upright, in the file's own mode and with its transparency; see `decode` for errors."""
-    with _opened(content, name) as image:
-        return ImageOps.exif_transpose(image)
+    return _read(content, name, upright)
 
 
 def decode_map(content: bytes | Path, name: str) -> Image.Image:
     """Decode a map of class numbers from a PNG's file or bytes, in mode L; UnreadableError if that fails."""
-    with _opened(content, name) as image:
-        if image.mode not in ("L", "P"):
-            raise ValueError(f"a map must be of mode L or P (class numbers), this is of mode {image.mode}")
-        return Image.fromarray(np.asarray(image))
+    return _read(content, name, _class_numbers)
 
 
 def header_size(content: bytes | Path, name: str) -> Size:
     """Read height and width of the upright image from its header; UnreadableError if that fails."""
-    with _opened(content, name) as image:
-        width, height = image.size
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-    return (width, height) if sideways else (height, width)
+    return _read(content, name, _upright_size)
 
 
-@contextmanager
-def _opened(content: bytes | Path, name: str) -> Iterator[Image.Image]:
+def _read(content: bytes | Path, name: str, use: Callable[[Image.Image], T]) -> T:
+    """Return what `use` makes of an opened file; where that fails, of the file without its metadata."""
     Image.init()
     formats = [form for form in FORMATS if form in Image.OPEN]  # AVIF and JPEG 2000 are optional in Pillow
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and damaged metadata
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about large images and damaged metadata
+        try:
             with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as image:
-                yield image
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableError(name, "it is empty or not an image") from error
-    except Exception as error:  # decoders raise any type for damaged input
-        raise UnreadableError(name, error) from error
+                return use(image)
+        except Exception as error:  # decoders raise any type for damaged input
+            with suppress(Exception):
+                bare = without_metadata(content if isinstance(content, bytes) else content.read_bytes())
+                if bare is not None:
+                    with Image.open(io.BytesIO(bare), formats=formats) as image:
+                        return use(image)
+            empty = isinstance(error, Image.UnidentifiedImageError)
+            raise UnreadableError(name, "it is empty or not an image" if empty else error) from error
+
+
+def _upright_size(image: Image.Image) -> Size:
+    width, height = image.size
+    return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
+
+
+def _class_numbers(image: Image.Image) -> Image.Image:
+    if image.mode not in ("L", "P"):
+        raise ValueError(f"a map must be of mode L or P (class numbers), this is of mode {image.mode}")
+    return Image.fromarray(np.asarray(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says; damaged EXIF is ignored."""
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parser raises any type for damaged EXIF
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to upright RGB; transparent parts become white, 16 bits are rounded to 8."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I"):
         image = _rounded(image)
     if image.mode == "F":
