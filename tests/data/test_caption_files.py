@@ -126,6 +126,7 @@ def test_images_without_captions_among_others_are_counted_in_a_note(tmp_path: Pa
         require_captions(opened(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_before_training_without_captions(
     tmp_path: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

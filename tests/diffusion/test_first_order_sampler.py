@@ -67,6 +67,7 @@ def test_ddim_converges_with_order_1_to_the_exact_path() -> None:
     assert orders == pytest.approx([1.0, 1.0], abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_samples_from_zero_signal_have_the_datas_mean_and_variance(eta: float) -> None:
     config = schedule_config(spacing="trailing", set_alpha_to_one=True, zero_terminal_snr=True)

@@ -38,6 +38,7 @@ def options(script: ModuleType, folder: Path, study: str, *words: str) -> argpar
     return script.parser().parse_args([study, *places, *sizes, *words])
 
 
+@pytest.mark.slow
 def test_the_table_is_measured_cell_by_cell_and_resumed(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

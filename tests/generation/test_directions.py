@@ -28,6 +28,7 @@ def scenes(count: int, seed: int) -> list[Image.Image]:
     return [Image.fromarray(generator.integers(256, size=(32, 32, 3), dtype=np.uint8)) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_a_direction_is_the_difference_of_the_means_at_the_noisy_end(pipe: TextToImage) -> None:
     first, second = scenes(10, 0), scenes(3, 1)  # more than go together
     found = find(pipe, first, second, WAY)

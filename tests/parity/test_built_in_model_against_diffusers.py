@@ -10,7 +10,7 @@ from ldm.checkpoint.find import find_model
 PROMPT, NEGATIVE = "a corgi playing a trumpet", "a cat"
 
 
-@pytest.mark.parametrize("steps", [20, 25])
+@pytest.mark.parametrize("steps", [20, pytest.param(25, marks=pytest.mark.slow)])
 def test_stable_diffusion_pipeline_generates_the_same_image(steps: int) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -56,6 +56,7 @@ def folder(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_half_precision_and_shards_is_one_of_diffusers(pipeline: Pipeline, tmp_path: Path) -> None:
     TextToImage(pipeline).save_pretrained(tmp_path, torch.float16, max_shard_size=20_000)
     files = list(tmp_path.rglob("*.safetensors"))

@@ -22,6 +22,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "ROWS", {"nothing": maker})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 def test_json_is_a_list_of_rows_and_alone_has_no_columns_of_diffusers(here: Command) -> None:
     [beside] = json.loads(here("bench", "--against", "diffusers", "--json").stdout)

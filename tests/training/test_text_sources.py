@@ -247,6 +247,7 @@ def open_clip_section(**changes: object) -> TextSection:
     return OpenCLIPConfig(**OPEN | {"max_length": 24, "num_hidden_layers": 3, "num_attention_heads": 4} | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
 def test_an_open_clip_comes_from_a_file_of_weights_and_goes_with_the_run(
     open_clip_file: Path, name: str, vae: Path

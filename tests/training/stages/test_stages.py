@@ -147,6 +147,7 @@ def test_text_encoder_and_unet_are_trained_together_and_averaged(measured: Path)
     assert all(weight.grad is None for weight in stage.pipeline.autoencoder.parameters())
 
 
+@pytest.mark.slow
 def test_the_configured_share_of_captions_is_dropped(measured: Path) -> None:
     for share in (0.0, 0.5, 1.0):
         stage = unet_stage(measured, f"training.unet.condition_dropout={share}")
