@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,8 @@ def interpolate(
     if kind == "prompts":
         images = interpolate.between_prompts(pipe, first, second, frames, request)
     elif kind == "seeds":
-        images = interpolate.between_seeds(pipe, prompt or "", int(first), int(second), frames, request)
+        start_seed, end_seed = (replace(request, seed=int(end)).seed for end in (first, second))  # checks their range
+        images = interpolate.between_seeds(pipe, prompt or "", start_seed, end_seed, frames, request)
     else:
         start, end = (read_image(Path(path)) for path in (first, second))
         images = interpolate.between_images(pipe, prompt or "", start, end, frames, request)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -62,7 +64,7 @@ def main() -> NoReturn:
     command = typer.main.get_command(app)
     _prepare_help(command)
     try:
-        status = command(standalone_mode=False, prog_name="ldm")
+        status = command(_expand_home(sys.argv[1:]), standalone_mode=False, prog_name="ldm")
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
@@ -94,6 +96,11 @@ def _usage_hint(command: Any, error: Any) -> str:
         options = [each for each in getattr(named, "params", ()) if error.option_name in each.opts]
         return "".join(f" {each.help}" for each in options if each.help)
     return ""
+
+
+def _expand_home(words: list[str]) -> list[str]:
+    """Expand `~/` in paths that the shell left alone: `--out=~/a`, `@~/prompts.txt` and quoted words."""
+    return [re.sub(r"^(@|--[a-z-]+=|)~/", lambda match: f"{match[1]}{Path.home()}/", word) for word in words]
 
 
 def _prepare_help(command: Any) -> None:

@@ -32,6 +32,10 @@ def output_paths(out: Path, prompts: Sequence[str], num: int, grid: bool) -> lis
     count = 1 if grid else len(prompts) * num
     if names_file(out):
         return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
+    if re.fullmatch(r"\.[A-Za-z]{3,4}", out.suffix) and not out.is_dir():
+        raise UserError(
+            f"--out {out}: {out.suffix} is not supported: use {' '.join(IMAGE_SUFFIXES)}, or create the folder first"
+        )
     make_folder(out)
     if grid:
         return [out / "grid.png"]

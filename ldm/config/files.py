@@ -14,6 +14,7 @@ from ldm.config.root import Config
 from ldm.config.section import parse
 from ldm.errors import UserError
 from ldm.storage.renames import current_config
+from ldm.storage.text import read_text
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -72,7 +73,7 @@ def _others(path: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.storage.text import decode_text
 
 # Names of caption fields in any case; the first that exists is used if no field is configured.
 USUAL = ("captions", "text", "caption", "prompt", "description", "alt_text", "alt")
@@ -52,10 +53,10 @@ def of_contents(text: bytes | None, record: bytes | None, asked: tuple[str, ...]
         ValueError: for text that is not UTF-8 or not a JSON object, and for missing fields that are asked for.
     """
     try:
-        decoded = None if text is None else text.decode("utf-8-sig")
+        decoded = None if text is None else decode_text(text, "its caption")
         return _of_sidecars(decoded, None if record is None else _parse_record(record), asked)
-    except UnicodeDecodeError as error:
-        raise ValueError("its caption is not in UTF-8") from error
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def field_of(record: bytes | None, field: str) -> Any:
@@ -77,7 +78,7 @@ def _of_sidecars(text: str | None, record: Mapping[str, Any] | None, asked: tupl
 
 def _parse_record(content: bytes) -> Mapping[str, Any]:
     try:
-        record = json.loads(content.decode("utf-8-sig"))
+        record = json.loads(decode_text(content, "its .json"))
     except json.JSONDecodeError as error:
         raise ValueError(f"its .json is not JSON: {error}") from error
     if not isinstance(record, dict):

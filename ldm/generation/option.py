@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldm.errors import UserError
+from ldm.storage.text import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -106,11 +107,7 @@ def parse_prompts(arguments: Sequence[str]) -> list[str]:
             prompts.append(argument)
             continue
         path = Path(argument[1:])
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read prompts from {path}: {getattr(error, 'strerror', None) or error}") from None
-        found = [line.strip() for line in lines if line.strip()]
+        found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not found:
             raise UserError(f"{path} has no prompts: write one prompt per line")
         prompts += found

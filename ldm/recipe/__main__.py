@@ -12,6 +12,7 @@ from ldm.evaluation.plan import Plan
 from ldm.recipe.build_model import Order, make
 from ldm.recipe.sweep import Curves
 from ldm.recipe.timetable import Timetable
+from ldm.storage.text import read_text
 from ldm.training.runs.stop import parse_duration
 
 
@@ -37,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create the folder {arguments.out}: {error.strerror}") from error
-    prompts = () if arguments.prompts is None else tuple(arguments.prompts.read_text(encoding="utf-8").splitlines())
+    prompts = () if arguments.prompts is None else tuple(read_text(arguments.prompts).splitlines())
     curves = Curves(arguments.samples, arguments.curve_samples, tuple(arguments.metrics.split(",")))
     Plan(metrics=curves.metrics, samples=curves.samples)  # raises for invalid metrics before anything is trained
     config = configuration.load(arguments.config, arguments.settings)

@@ -25,6 +25,7 @@ from ldm.config.files import find, load
 from ldm.errors import UserError
 from ldm.models.autoencoder.fields import fold_statistics
 from ldm.storage.store import save_tensors
+from ldm.storage.text import read_text
 from ldm.storage.weights import build
 
 OLD_CLIP = re.compile(
@@ -84,7 +85,7 @@ def read_config(config: str | Path) -> Contents:
 def read_original(path: Path) -> Contents | None:
     """Read a YAML file of the original; None for a file in another format, such as ours."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
