@@ -167,7 +167,7 @@ ConditioningFn = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 def pass_on(name: str) -> ConditioningFn:
-    """Return a conditioning function that hands a ready tensor on as the input `name`."""
+    """Return a conditioning function that passes a prepared tensor on as the input `name`."""
     return lambda network, tensor: ({name: tensor}, {})
 
 

@@ -70,7 +70,7 @@ class Curves:
         return [Cell("guidance", scale, 30, "ddim", self.curve_samples, CHOOSING_SEED) for scale in GUIDANCE]
 
     def test(self, guidance: float) -> Cell:
-        """Return the cell of the test."""
+        """Return the measurement on the test split."""
         return Cell("test", guidance, 30, "ddim", self.samples, TEST_SEED, self.metrics)
 
     def over_steps(self, guidance: float) -> list[Cell]:

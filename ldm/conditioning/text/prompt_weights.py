@@ -1,8 +1,8 @@
-"""Weights in a prompt, as AUTOMATIC1111's web interface made them known: `(word)`, `[word]`, `(word:1.3)`.
+"""Weights in a prompt, in the syntax of AUTOMATIC1111's web interface: `(word)`, `[word]`, `(word:1.3)`.
 
-Round brackets multiply the weight of what they hold by 1.1, or by the number after a colon; square ones divide it by
-1.1. They nest. A backslash makes a bracket, or another backslash, mean itself. A bracket that is never closed holds all
-that follows, one that was never opened means itself.
+Round brackets multiply the weight of their content by 1.1, or by the number after a colon; square brackets divide it by
+1.1. Brackets nest. A backslash before a bracket or a backslash makes it an ordinary character. A bracket that is never
+closed extends to the end of the prompt; one that was never opened is an ordinary character.
 """
 
 from __future__ import annotations
