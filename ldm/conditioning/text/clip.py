@@ -214,7 +214,7 @@ class CLIPTextEncoder(TextEncoder):
 
     @classmethod
     def saved_section(cls, section: Any) -> TextSection:
-        """Return the section without the last layer if the penultimate layer's normalized output is the context (SD 2)."""
+        """Return the section, without the last layer if the context is the penultimate output (SD 2)."""
         config: CLIPConfig = section
         if config.layer == "penultimate" and config.final_norm and config.projection_dim is None:
             return config.model_copy(update={"num_hidden_layers": config.num_hidden_layers - 1, "layer": "last"})
