@@ -169,12 +169,12 @@ def test_a_grid_of_one_image_a_prompt_is_as_square_as_fills_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": ["@missing.txt"]}, "cannot read prompts from missing.txt: No such file"),
+        ({"prompts": ["@missing.txt"]}, "cannot read missing.txt: No such file"),
         ({"prompts": ["@empty.txt"]}, "empty.txt has no prompts"),
-        ({"prompts": ["@binary.txt"]}, "cannot read prompts from binary.txt"),
+        ({"prompts": ["@binary.txt"]}, "binary.txt is not in UTF-8"),
         ({"out": Path("no/such/x.png")}, "cannot write to no/such: No such file or directory"),
         ({"out": Path("empty.txt/x.png")}, "cannot write to empty.txt: Not a directory"),
-        ({"out": Path("empty.txt")}, "cannot make the folder empty.txt: File exists"),
+        ({"out": Path("empty.txt")}, ".txt is not supported: use .png"),
         ({"out": Path("folder.png")}, "cannot write folder.png: it is a folder"),
         ({"size": "64"}, "--size 64: give width and height such as 96x64"),
         ({"size": "-8x8"}, "--size -8x8"),
