@@ -23,7 +23,7 @@ from ldm.bench.networks import (
 )
 from ldm.bench.workload import Run, Workload
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.conditioning.base import Conditions
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.unconditional import Unconditional
 from ldm.config.root import Config
 from ldm.devices import find_device

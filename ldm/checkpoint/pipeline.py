@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ldm.conditioning.base import Conditioning, Conditions, Subject
+from ldm.conditioning.base import Conditioning, Subject
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.fit import all_conditionings, check_fit
 from ldm.config.diffusion import DiffusionConfig
 from ldm.config.section import Section

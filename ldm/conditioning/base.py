@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.conditioning.conditional_denoiser import ConditioningFn
+from ldm.conditioning.conditions import Conditions
 from ldm.config.section import Section
 from ldm.data.random import StepRandom
 from ldm.devices import moved
 from ldm.errors import UserError
-from ldm.models.denoiser import Added
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,66 +37,6 @@ Subject = Any  # what one image of a request shows: a prompt, a class, or None
 Generate = Callable[..., list[Image.Image]]  # keywords of `TextToImage.__call__` -> images
 
 GUIDANCE_SCALE = 3.0  # of requests that leave it open, for models with something to guide away from
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Inputs of a denoiser other than latents and level, with one row per image; None: no such input."""
-
-    context: Tensor | None = None  # (B, L, D), for cross-attention
-    classes: Tensor | None = None  # (B,), for the denoiser's class embedding
-    pooled: Tensor | None = None  # (B, P), pooled text for SDXL's added embedding
-    sizes: Tensor | None = None  # (B, 5 or 6), sizes and crop for SDXL's added embedding; see `Added`
-    concat: Tensor | None = None  # (B, C, h, w), concatenated to the latents
-    guidance: Tensor | None = None  # (B,), the guidance scale, for denoisers that embed it
-
-    @property
-    def added(self) -> Added | None:
-        """Inputs of SDXL's added embedding."""
-        return None if self.pooled is None or self.sizes is None else Added(self.pooled, self.sizes)
-
-    @property
-    def in_time(self) -> Conditions:
-        """The inputs that are added to the time embedding."""
-        return replace(self, context=None, concat=None)
-
-    @property
-    def time_inputs(self) -> tuple[Tensor | None, Added | None, Tensor | None]:
-        """Arguments of `DenoiserNetwork.embed_time` after the times."""
-        return self.classes, self.added, self.guidance
-
-    @property
-    def count(self) -> int:
-        """Number of rows, 0 without any input."""
-        return max((len(tensor) for tensor in vars(self).values() if tensor is not None), default=0)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
-        """Apply a function to every tensor."""
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Conditions(**{name: tensor if tensor is None else change(tensor) for name, tensor in found.items()})
-
-    def rows(self, at: slice | list[int]) -> Conditions:
-        """Select rows."""
-        return self.map(lambda tensor: tensor[at])
-
-    def expand(self, count: int) -> Conditions:
-        """Repeat a single row `count` times, without copying."""
-        return self.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
-
-    def merge(self, other: Conditions) -> Conditions:
-        """Combine the inputs of two conditionings."""
-        return replace(self, **{name: tensor for name, tensor in vars(other).items() if tensor is not None})
-
-    def lerp(self, other: Conditions, weight: float) -> Conditions:
-        """Interpolate linearly between two conditions of the same kind."""
-        pairs = {name: (mine, getattr(other, name)) for name, mine in vars(self).items() if mine is not None}
-        return Conditions(**{name: torch.lerp(mine, theirs, weight) for name, (mine, theirs) in pairs.items()})
-
-    @staticmethod
-    def cat(conditions: Sequence[Conditions]) -> Conditions:
-        """Concatenate the rows of several batches."""
-        columns = {each.name: [getattr(c, each.name) for c in conditions] for each in fields(Conditions)}
-        return Conditions(**{name: None if found[0] is None else torch.cat(found) for name, found in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -160,48 +101,6 @@ class TrainingContext:
         """Choose the samples that lose their condition, for classifier-free guidance (Ho and Salimans 2022)."""
         numbers = self.random.uniform("condition", batch.step, batch.slots).tolist()
         return [number < self.settings.condition_dropout for number in numbers]
-
-
-# (the `ConditionalDenoiser`, training inputs) -> tensors by the names of `Conditions`, and what is observed of them
-ConditioningFn = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
-
-
-def pass_on(name: str) -> ConditioningFn:
-    """Return a conditioning function that passes a prepared tensor on as the input `name`."""
-    return lambda network, tensor: ({name: tensor}, {})
-
-
-class ConditionalDenoiser(nn.Module):
-    """A denoiser and the modules that are trained together with it, as one network with one forward pass.
-
-    Its children have the names that they have in saved states: the denoiser's (`unet`), `text_encoder`, ...
-    """
-
-    def __init__(
-        self, denoiser: nn.Module, name: str, modules: Mapping[str, nn.Module], functions: Sequence[ConditioningFn]
-    ) -> None:
-        super().__init__()
-        self.denoiser_name = name
-        for child, module in {name: denoiser, **modules}.items():
-            self.add_module(child, module)
-        self.functions = tuple(functions)
-
-    def forward(self, noisy: Tensor, t: Tensor, *inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predict from noisy latents (B, C, h, w) at `t` (B,) and the training inputs of each conditioning.
-
-        Returns the denoiser's output (B, C', h, w), and scalars that conditionings observe.
-        """
-        given: dict[str, Tensor] = {}
-        observed: dict[str, Tensor] = {}
-        for function, tensors in zip(self.functions, inputs, strict=True):
-            found, seen = function(self, *tensors)
-            given, observed = given | found, observed | seen
-        conditions = Conditions(**given)
-        noisy = noisy if conditions.concat is None else torch.cat([noisy, conditions.concat], dim=1)
-        denoiser = getattr(self, self.denoiser_name)
-        return denoiser(
-            noisy, t, conditions.context, conditions.classes, conditions.added, conditions.guidance
-        ), observed
 
 
 class Conditioning(ABC):

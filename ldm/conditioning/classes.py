@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from ldm.conditioning.base import (
     GUIDANCE_SCALE,
     Conditioning,
-    ConditioningFn,
-    Conditions,
     DenoiserInputs,
     Meta,
     Part,
@@ -29,8 +27,9 @@ from ldm.conditioning.base import (
     StoredPipeline,
     Subject,
     TrainingContext,
-    pass_on,
 )
+from ldm.conditioning.conditional_denoiser import ConditioningFn, pass_on
+from ldm.conditioning.conditions import Conditions
 from ldm.config.compatibility import differing
 from ldm.config.section import Section, Width
 from ldm.errors import UserError

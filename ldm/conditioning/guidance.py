@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ldm.conditioning.base import (
-    Conditioning,
-    ConditioningFn,
-    Conditions,
-    Meta,
-    Sections,
-    StoredPipeline,
-    Subject,
-    TrainingContext,
-    pass_on,
-)
+from ldm.conditioning.base import Conditioning, Meta, Sections, StoredPipeline, Subject, TrainingContext
+from ldm.conditioning.conditional_denoiser import ConditioningFn, pass_on
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.text.composition import Composed
 from ldm.errors import UserError
 

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.conditioning.base import ConditioningFn, Meta, Sections, TrainingContext
+from ldm.conditioning.base import Meta, Sections, TrainingContext
+from ldm.conditioning.conditional_denoiser import ConditioningFn
 from ldm.conditioning.spatial import SpatialConditioning, SpatialSection
 from ldm.data.fitting import fit_to
 from ldm.data.images import paint

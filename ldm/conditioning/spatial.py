@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from ldm.conditioning.base import (
     Conditioning,
-    ConditioningFn,
-    Conditions,
     DenoiserInputs,
     Generate,
     Part,
@@ -24,8 +22,9 @@ from ldm.conditioning.base import (
     StoredPipeline,
     Subject,
     TrainingContext,
-    pass_on,
 )
+from ldm.conditioning.conditional_denoiser import ConditioningFn, pass_on
+from ldm.conditioning.conditions import Conditions
 from ldm.config.compatibility import check_same
 from ldm.config.section import ByKind, Section
 from ldm.data.images import to_bytes

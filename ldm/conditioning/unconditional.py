@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from ldm.conditioning.base import (
-    Conditioning,
-    ConditioningFn,
-    Conditions,
-    Sections,
-    StoredPipeline,
-    Subject,
-    TrainingContext,
-)
+from ldm.conditioning.base import Conditioning, Sections, StoredPipeline, Subject, TrainingContext
+from ldm.conditioning.conditional_denoiser import ConditioningFn
+from ldm.conditioning.conditions import Conditions
 from ldm.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.conditioning.base import Conditions
+from ldm.conditioning.conditions import Conditions
 from ldm.diffusion.samplers.inversion import invert
 from ldm.errors import UserError
 from ldm.generation import batch_size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldm.conditioning.base import Conditions
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.text.composition import Mixture
 from ldm.diffusion.denoiser import Denoiser, make_denoiser
 from ldm.diffusion.guidance import classifier_free, composed, text_and_image, thresholded, within

@@ -16,7 +16,7 @@ from ldm.checkpoint.diffusers.pipeline import load_pipeline, save_pipeline
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.checkpoint.vae import with_autoencoder
-from ldm.conditioning.base import Conditions
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.text.composition import Composed, Prompt, spread
 from ldm.data.images import to_bytes
 from ldm.devices import computes_bfloat16, find_device, warn_of_slow_dtype

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.base import ConditionalDenoiser
+from ldm.conditioning.conditional_denoiser import ConditionalDenoiser
 from ldm.config.losses import loss_networks
 from ldm.config.root import Config
 from ldm.config.training import ClassifierStageConfig, StageConfig, UNetStageConfig

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ldm.checkpoint.clips import load_clip
 from ldm.cli.generate import generate
-from ldm.conditioning.base import Conditions
+from ldm.conditioning.conditions import Conditions
 from ldm.errors import UserError, UserNote
 from ldm.generation import ClassifierGuidance, ClipGuidance, Composed, Request, SeededNoise, TextToImage, batch_size
 from ldm.models.cost import image_memory

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from ldm.conditioning.base import (
     GUIDANCE_SCALE,
     Conditioning,
-    ConditioningFn,
-    Conditions,
     DenoiserInputs,
     Meta,
     Part,
@@ -24,6 +22,8 @@ from ldm.conditioning.base import (
     Subject,
     TrainingContext,
 )
+from ldm.conditioning.conditional_denoiser import ConditioningFn
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.image import files
 from ldm.conditioning.image.encoders import ImageConfig, ImageEncoder, ImageSection, make_image_encoder
 from ldm.config.compatibility import check_same

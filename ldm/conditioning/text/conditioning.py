@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from ldm.conditioning.base import (
     GUIDANCE_SCALE,
     Conditioning,
-    ConditioningFn,
-    Conditions,
     DenoiserInputs,
     Meta,
     Part,
@@ -22,8 +20,9 @@ from ldm.conditioning.base import (
     StoredPipeline,
     Subject,
     TrainingContext,
-    pass_on,
 )
+from ldm.conditioning.conditional_denoiser import ConditioningFn, pass_on
+from ldm.conditioning.conditions import Conditions
 from ldm.conditioning.size_conditioning import SizeConditioning
 from ldm.conditioning.text import files, tokenizer_files
 from ldm.conditioning.text.bert import BertConfig

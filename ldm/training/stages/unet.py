@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ldm.checkpoint.diffusers.pipeline import save_pipeline
 from ldm.checkpoint.find import find_model
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.conditioning.base import ConditionalDenoiser, TrainingContext
+from ldm.conditioning.base import TrainingContext
+from ldm.conditioning.conditional_denoiser import ConditionalDenoiser
 from ldm.conditioning.fit import all_conditionings
 from ldm.conditioning.text.conditioning import TextConditioning
 from ldm.config.root import Config
