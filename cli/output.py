@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import tempfile
@@ -72,16 +71,16 @@ def new_file(path: Path) -> Path:
     Raises:
         UserError: if it cannot be written.
     """
-    for number in itertools.count():
-        new = path if not number else path.with_stem(f"{path.stem}-{number}")
+    new, number = path, 0
+    while True:
         try:
             new.touch(exist_ok=False)
+            return new
         except FileExistsError:
-            continue
+            number += 1
+            new = path.with_stem(f"{path.stem}-{number}")
         except OSError as error:
             raise UserError(f"cannot write {new}: {error.strerror or error}") from None
-        return new
-    raise AssertionError("unreachable")
 
 
 def slug(prompt: str) -> str:

@@ -59,6 +59,8 @@ def likely_cause(source: Source) -> str:
     wanted = "write image.txt next to image.png, or metadata.jsonl with the fields file_name and text"
     if ".json" in others:
         return f"the .json files have no usual field: name theirs in data.caption_fields, or {wanted}"
+    if tables and PurePosixPath(tables[0]).stem != "metadata":
+        return f"{tables[0]} is not read: rename it to metadata{PurePosixPath(tables[0]).suffix}, or {wanted}"
     if tables:
         return f"{tables[0]} has no usual column: name its column in data.caption_fields, or {wanted}"
     found = ", ".join(f"{count} {suffix or 'files without a suffix'}" for suffix, count in others.most_common(3))

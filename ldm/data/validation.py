@@ -37,7 +37,7 @@ def held_out_count(images: int, config: DataConfig) -> int:
 
 @lru_cache(maxsize=4)
 def held_out(source: IndexedSource, config: DataConfig) -> np.ndarray:
-    """Return the indices (n,), ascending, of the images held out of training: those of the smallest hashes of keys.
+    """Return the indices (n,), ascending, of the images held out of training: the smallest hashes of keys.
 
     The choice depends on neither the seed nor the order of the images, so that autoencoder and denoiser hold out the
     same ones, and an image that is added takes the place of at most one other.

@@ -15,7 +15,7 @@ from ldm.diffusion.prediction import Prediction
 class Denoised(NamedTuple):
     """The prediction for a noisy `x`: the image, and the network's output from which it was computed.
 
-    Samplers read `x0`; guidance may change it without changing the output. `log_variance` is that of the noise in a
+    Samplers read `x0`; guidance may change it without changing the output. `log_variance` describes the noise in a
     step of DDPM, from networks that learn it and for models with the large variance. `unclipped` is the image before
     clipping, whose noise DDIM keeps.
     """

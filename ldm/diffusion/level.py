@@ -85,7 +85,7 @@ class Grid:
         return replace(self, levels=self.levels[len(self) - steps :])
 
     def at_ratio(self, ratio: Tensor) -> Level:
-        """Return the schedule's level with a given sigma / alpha, (), between those of the grid."""
+        """Return the schedule's level with a given sigma / alpha, (), between the grid's levels."""
         assert self.by_ratio is not None, "this grid was made without a schedule"
         return self.by_ratio(ratio)
 

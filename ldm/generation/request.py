@@ -94,7 +94,7 @@ class Request:
     )
     image_guidance_scale: float | None = option(
         None,
-        "Guidance scale of the image to edit (InstructPix2Pix); --cfg is that of the instruction.",
+        "Guidance scale of the image to edit (InstructPix2Pix); --cfg guides by the instruction.",
         float,
         flag="--image-cfg",
         group=GUIDANCE,

@@ -1,4 +1,4 @@
-"""Names and objects that single files in circulation hold besides those of the release."""
+"""Names and objects that single files in circulation hold and the release does not."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_captions_in_shards_may_have_the_suffix_caption(tmp_path: Path) -> None:
         ("", "", r"write image\.txt next to image\.png.*other files there: none"),
         ("a.md", "x", r"other files there: 1 \.md"),
         ("a.json", '{"label_text": "x"}', r"the \.json files have no usual field: name theirs in data\.caption_fields"),
-        ("captions.csv", "image,label\na.png,x\n", r"captions\.csv has no usual column"),
+        ("captions.csv", "image,label\na.png,x\n", r"captions\.csv is not read: rename it to metadata\.csv"),
         ("metadata.csv", "file_name,label_text\na.png,x\n", r"metadata\.csv has no usual column"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
+from pipeline_pairs import both, psnr, random_image
 
 from ldm.checkpoint.pipeline import Pipeline
 from ldm.conditioning.guidance import GuidanceEmbedding
@@ -56,22 +57,6 @@ def certain(pipeline: Pipeline) -> Pipeline:
     return pipeline
 
 
-def both(pipeline: Pipeline, name: str, folder: Path) -> tuple[TextToImage, Any]:
-    TextToImage(certain(pipeline)).save_pretrained(folder)
-    theirs = getattr(diffusers, name).from_pretrained(folder)
-    theirs.set_progress_bar_config(disable=True)
-    return TextToImage.from_pretrained(folder, device="cpu"), theirs
-
-
-def random_image(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
-
-
-def psnr(image: Image.Image, expected: Image.Image) -> float:
-    error = (np.asarray(image).astype(float) - np.asarray(expected)) / 255
-    return float(10 * np.log10(1 / max(np.square(error).mean(), 1e-12)))
-
-
 def noise(height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -86,7 +71,7 @@ EDITS = {
 @pytest.mark.parametrize("name", EDITS)
 def test_an_instruction_edits_an_image_alike(name: str, scales: tuple[float, float | None], tmp_path: Path) -> None:
     pipeline = tiny.with_spatial(EDITS[name](), kind="image_edit", channels=4)
-    ours, theirs = both(pipeline, name, tmp_path)
+    ours, theirs = both(certain(pipeline), name, tmp_path)
     image, (scale, image_scale) = random_image(32, 32), scales
     options: dict[str, Any] = {"guidance_scale": scale, "latents": noise(), "num_inference_steps": 5}
     [found] = ours(PROMPT, image=image, **options, image_guidance_scale=image_scale)
@@ -98,7 +83,7 @@ def test_an_instruction_edits_an_image_alike(name: str, scales: tuple[float, flo
 
 def test_sdxl_fills_what_a_mask_hides_alike(tmp_path: Path) -> None:
     pipeline = tiny.with_spatial(tiny.sdxl(), kind="inpainting", in_channels=1, channels=5)
-    ours, theirs = both(pipeline, "StableDiffusionXLInpaintPipeline", tmp_path)
+    ours, theirs = both(certain(pipeline), "StableDiffusionXLInpaintPipeline", tmp_path)
     image, hole = random_image(32, 32), np.zeros((32, 32), dtype=np.uint8)
     hole[5:21, 7:30] = 255
     options: dict[str, Any] = {"guidance_scale": 4.0, "latents": noise(), "num_inference_steps": 5, "strength": 1.0}
@@ -139,7 +124,7 @@ def test_a_consistency_model_rejects_what_needs_classifier_free_guidance() -> No
 
 
 def test_the_refiner_continues_from_an_image_alike(tmp_path: Path) -> None:
-    ours, theirs = both(refiner(), "StableDiffusionXLImg2ImgPipeline", tmp_path)
+    ours, theirs = both(certain(refiner()), "StableDiffusionXLImg2ImgPipeline", tmp_path)
     assert theirs.config.requires_aesthetics_score
     image, seed = random_image(32, 32), 0
     options: dict[str, Any] = {"guidance_scale": 4.0, "num_inference_steps": 10, "strength": 0.5}
@@ -166,7 +151,7 @@ def test_the_refiner_continues_from_an_image_alike(tmp_path: Path) -> None:
     ],
 )
 def test_what_diffusers_saves_is_the_same_model_here(make: Any, name: str, tmp_path: Path) -> None:
-    ours, theirs = both(make(), name, tmp_path / "ours")
+    ours, theirs = both(certain(make()), name, tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = TextToImage.from_pretrained(tmp_path / "theirs", device="cpu").pipeline
     assert loaded.sections == ours.pipeline.sections

@@ -1,4 +1,4 @@
-"""Fields that real folders have besides ours: latent statistics, missing convolutions, other pipeline classes, EMA."""
+"""Fields that real folders have and ours do not: latent statistics, missing convolutions, pipeline classes, EMA."""
 
 from __future__ import annotations
 

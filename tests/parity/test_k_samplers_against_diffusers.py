@@ -21,6 +21,8 @@ from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.samplers.multistep import LinearMultistep
 from ldm.diffusion.samplers.step import Sampler
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of NumPy, in their schedulers
+
 # Their module imports torchsde, of which only its own noise needs anything.
 sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
 DPMSolverSDEScheduler = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler

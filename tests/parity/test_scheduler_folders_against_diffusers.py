@@ -61,7 +61,7 @@ TABLES = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", *DISTILLED]
 
 
 def scheduler_class(name: str) -> Any:
-    """Return a class of diffusers; that of the SDE imports torchsde, of which only its noise needs anything."""
+    """Return a class of diffusers; the SDE's imports torchsde, of which only its noise needs anything."""
     sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
     if name == "DPMSolverSDEScheduler":
         return importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
+from pipeline_pairs import both, psnr, random_image
 
 from ldm.checkpoint.diffusers.pipeline import load_pipeline
 from ldm.checkpoint.pipeline import Pipeline
-from ldm.generation import TextToImage
 
 STEPS = 5
 PROMPT = "a red dog"
@@ -25,24 +24,8 @@ PIPELINES: dict[str, Callable[[], Pipeline]] = {
 }
 
 
-def both(name: str, folder: Path) -> tuple[TextToImage, Any]:
-    TextToImage(PIPELINES[name]()).save_pretrained(folder)
-    theirs = getattr(diffusers, name).from_pretrained(folder)
-    theirs.set_progress_bar_config(disable=True)
-    return TextToImage.from_pretrained(folder, device="cpu"), theirs
-
-
-def random_image(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
-
-
-def psnr(image: Image.Image, expected: Image.Image) -> float:
-    error = (np.asarray(image).astype(float) - np.asarray(expected)) / 255
-    return float(10 * np.log10(1 / max(np.square(error).mean(), 1e-12)))
-
-
 def test_what_a_mask_hides_is_filled_alike(tmp_path: Path) -> None:
-    ours, theirs = both("StableDiffusionInpaintPipeline", tmp_path)
+    ours, theirs = both(tiny.inpainting(), "StableDiffusionInpaintPipeline", tmp_path)
     image, hole = random_image(48, 32), np.zeros((32, 48), dtype=np.uint8)
     hole[5:21, 7:30], hole[20:, 40:] = 255, 128  # white from the middle grey on
     mask = Image.fromarray(hole)
@@ -58,7 +41,7 @@ def test_what_a_mask_hides_is_filled_alike(tmp_path: Path) -> None:
 
 
 def test_a_small_image_becomes_the_same_large_one(tmp_path: Path) -> None:
-    ours, theirs = both("LDMSuperResolutionPipeline", tmp_path)
+    ours, theirs = both(tiny.super_resolution(), "LDMSuperResolutionPipeline", tmp_path)
     image = random_image(64, 32)
     noise = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(5))
     [generated] = ours(image=image, latents=noise, num_inference_steps=STEPS)
@@ -71,7 +54,7 @@ def test_a_small_image_becomes_the_same_large_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_what_diffusers_saves_is_the_same_model_here(name: str, tmp_path: Path) -> None:
-    ours, theirs = both(name, tmp_path / "ours")
+    ours, theirs = both(PIPELINES[name](), name, tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = load_pipeline(tmp_path / "theirs")
     assert loaded.modules["spatial"].config == ours.pipeline.modules["spatial"].config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,72 +116,51 @@ _XL_IMAGES = ("image_encoder", "feature_extractor")
 _NO_SCORE = {"requires_aesthetics_score": (False,)}
 _GUIDANCE = frozenset({"guidance"})
 
+_SD = Layout(
+    frozenset({"text"}),
+    _folders(autoencoder="vae", **_TEXT),
+    kinds=_SD_KINDS,
+    options={"text_encoder": LAST},
+    fields=_CHECKER,
+    ignored=OPTIONAL,
+    optional=_GUIDANCE,
+)
+_XL = Layout(
+    frozenset({"text"}),
+    _folders(autoencoder="vae", **_TWO_TEXTS),
+    kinds=_XL_KINDS,
+    options=_XL_OPTIONS,
+    fields=_XL_FIELDS,
+    read=_NO_SCORE,
+    ignored=_XL_IMAGES,
+    statistics="channels",
+    optional=_GUIDANCE,
+    accepts=lambda pipeline: _numbers(pipeline) == 6,
+)
+
+
+def _with_image(layout: Layout, kind: str, sees: Callable[[Pipeline], bool], **changes: Any) -> Layout:
+    """Return the layout of the same model with a spatial conditioning that follows from the class."""
+    accepts = layout.accepts
+    return replace(
+        layout,
+        conditionings=frozenset({"text", kind}),
+        implied=kind,
+        accepts=lambda pipeline: sees(pipeline) and accepts(pipeline),
+        **changes,
+    )
+
+
+_EDIT: dict[str, Any] = {"optional": frozenset()}
+_XL_EDIT = _EDIT | {"fields": _XL_FIELDS | {"is_cosxl_edit": (False,)}, "read": {}, "ignored": ()}
+
 LAYOUTS: dict[str, Layout] = {  # the first that expresses a pipeline is what is written
-    "StableDiffusionPipeline": Layout(
-        frozenset({"text"}),
-        _folders(autoencoder="vae", **_TEXT),
-        kinds=_SD_KINDS,
-        options={"text_encoder": LAST},
-        fields=_CHECKER,
-        ignored=OPTIONAL,
-        optional=_GUIDANCE,
-    ),
-    "StableDiffusionInpaintPipeline": Layout(
-        frozenset({"text", "inpainting"}),
-        _folders(autoencoder="vae", **_TEXT),
-        kinds=_SD_KINDS,
-        options={"text_encoder": LAST},
-        fields=_CHECKER,
-        ignored=OPTIONAL,
-        implied="inpainting",
-        optional=_GUIDANCE,
-        accepts=_sees_mask,
-    ),
-    "StableDiffusionInstructPix2PixPipeline": Layout(
-        frozenset({"text", "image_edit"}),
-        _folders(autoencoder="vae", **_TEXT),
-        kinds=_SD_KINDS,
-        options={"text_encoder": LAST},
-        fields=_CHECKER,
-        ignored=OPTIONAL,
-        implied="image_edit",
-        accepts=_sees_image,
-    ),
-    "StableDiffusionXLPipeline": Layout(
-        frozenset({"text"}),
-        _folders(autoencoder="vae", **_TWO_TEXTS),
-        kinds=_XL_KINDS,
-        options=_XL_OPTIONS,
-        fields=_XL_FIELDS,
-        read=_NO_SCORE,
-        ignored=_XL_IMAGES,
-        statistics="channels",
-        optional=_GUIDANCE,
-        accepts=lambda pipeline: _numbers(pipeline) == 6,
-    ),
-    "StableDiffusionXLInpaintPipeline": Layout(
-        frozenset({"text", "inpainting"}),
-        _folders(autoencoder="vae", **_TWO_TEXTS),
-        kinds=_XL_KINDS,
-        options=_XL_OPTIONS,
-        fields=_XL_FIELDS,
-        read=_NO_SCORE,
-        ignored=_XL_IMAGES,
-        statistics="channels",
-        implied="inpainting",
-        optional=_GUIDANCE,
-        accepts=lambda pipeline: _sees_mask(pipeline) and _numbers(pipeline) == 6,
-    ),
-    "StableDiffusionXLInstructPix2PixPipeline": Layout(
-        frozenset({"text", "image_edit"}),
-        _folders(autoencoder="vae", **_TWO_TEXTS),
-        kinds=_XL_KINDS,
-        options=_XL_OPTIONS,
-        fields=_XL_FIELDS | {"is_cosxl_edit": (False,)},
-        statistics="channels",
-        implied="image_edit",
-        accepts=lambda pipeline: _sees_image(pipeline) and _numbers(pipeline) == 6,
-    ),
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _with_image(_SD, "inpainting", _sees_mask),
+    "StableDiffusionInstructPix2PixPipeline": _with_image(_SD, "image_edit", _sees_image, **_EDIT),
+    "StableDiffusionXLPipeline": _XL,
+    "StableDiffusionXLInpaintPipeline": _with_image(_XL, "inpainting", _sees_mask),
+    "StableDiffusionXLInstructPix2PixPipeline": _with_image(_XL, "image_edit", _sees_image, **_XL_EDIT),
     "StableDiffusionXLImg2ImgPipeline": Layout(  # the refiner
         frozenset({"text"}),
         _folders(autoencoder="vae", text_encoder="text_encoder_2", tokenizer="tokenizer_2"),

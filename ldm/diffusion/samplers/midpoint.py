@@ -29,7 +29,7 @@ def _ancestral(level: Level, following: Level) -> tuple[Tensor, Tensor]:
 class KDPM2:
     """DPM-Solver-2 (Lu et al. 2022a, algorithm 1) in k-diffusion's variables; two network calls per step.
 
-    The noise predicted at the middle of a step, to which Euler's method leads, is that of the whole step. With
+    The noise predicted at the middle of a step, to which Euler's method leads, is used for the whole step. With
     `ancestral` the step ends at a lower level, and noise leads up from there. Steps that end at the image itself or
     start from a level without signal are Euler's, with one call.
     """
@@ -59,7 +59,7 @@ def dpmpp_sde(denoiser: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterat
     """DPM-Solver++ (SDE) of k-diffusion with its middle at half of a step; two network calls per step.
 
     Both parts of a step are Euler-ancestral steps from its start; the second one takes the image predicted at the
-    middle. Their noise is that of one Brownian path over sigma / alpha, so `noise` is called twice in such a step.
+    middle. Their noise belongs to one Brownian path over sigma / alpha, so `noise` is called twice in such a step.
     Steps that end at the image itself, have no length or start from a level without signal are Euler's.
     """
     for level, following in grid.steps():

@@ -1,7 +1,7 @@
 """3x3 convolutions by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and Gray 2016), for float32 on a CPU.
 
 A tile of 4x4 outputs takes 36 products instead of 144. The polynomials are evaluated at 0, +-1/sqrt(2), +-sqrt(2) and
-infinity: the error is at most twice that of a direct sum; the usual points 0, 1, -1, 2, -2 have three times this error.
+infinity: the error is at most twice a direct sum's; the usual points 0, 1, -1, 2, -2 have three times this error.
 """
 
 from __future__ import annotations

@@ -202,10 +202,10 @@ def test_many_matrices_are_orthogonalized_in_parts(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-TOLD = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 8}
+CONDITIONED = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 8}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "unet": (lambda: UNet(configuration.load("emoji").denoiser), {"conv_in", "conv_out"}),
-    "class numbers": (lambda: UNet(UNetConfig(**TOLD)), {"conv_in", "conv_out", "class_embedding"}),
+    "class numbers": (lambda: UNet(UNetConfig(**CONDITIONED)), {"conv_in", "conv_out", "class_embedding"}),
     "classifier": (lambda: Classifier(configuration.load("classifier").need_classifier()), {"conv_in", "head"}),
     "BERT": (lambda: make_text_encoder(BertConfig()), set()),
     "own image encoder": (lambda: make_image_encoder(OwnImageConfig()), {"conv_in"}),

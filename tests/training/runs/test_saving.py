@@ -33,6 +33,15 @@ def train(run: Path, *more: str, held_out: float | None = None) -> None:
     loop.train(stage, Grey(), asked, folder, Limits())
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Let SIGHUP end processes, also if the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
@@ -70,6 +79,7 @@ def test_a_closed_terminal_is_ignored_under_nohup(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_all_processes_finds_the_data_still_being_loaded(tmp_path: Path, number: signal.Signals) -> None:
     options = [*OPTIONS[2:], "log_every=1", "max_steps=100000"]
